@@ -1,0 +1,60 @@
+"""Where a model runs, in which dtype, and a name for its weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+_SAMPLES_PER_TENSOR = 1024
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device that `device` means; "auto" is CUDA where it is present, else the CPU.
+
+    Raises:
+        ValueError: a CUDA device was named and this machine has none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r} was asked for, but torch sees no CUDA device here"
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The floating dtype that `dtype` means; "auto" is bfloat16 on a GPU, float32 on a CPU.
+
+    Raises:
+        ValueError: `dtype` names no floating-point dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(
+            f"dtype={dtype!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
+        )
+    return resolved
+
+
+@torch.no_grad()
+def fingerprint(module: nn.Module, *settings: str) -> str:
+    """A short name (32 hex digits) for a module's weights and the settings it is used with.
+
+    Hashes every tensor's name, shape and 1,024 evenly spaced values in float32, so it takes
+    milliseconds even for a large model, and any training step changes it. Two dtypes of the same
+    weights differ, as their outputs do.
+    """
+    digest = hashlib.sha256("\0".join(settings).encode())
+    for name, tensor in module.state_dict().items():
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+        sample = flat[::step][:_SAMPLES_PER_TENSOR].float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
