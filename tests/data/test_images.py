@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageFile
+
+from ragvl.data.images import FORMATS, ImageError, load_image
+
+RAMP = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17  # 0, 17, ..., 255
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixels(source, **options) -> np.ndarray:
+    image = load_image(source, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
+
+
+def photo(size: tuple[int, int] = (48, 32)) -> Image.Image:
+    """Red above, blue below, so that a wrong turn or a wrong colour shows."""
+    image = Image.new("RGB", size, (200, 30, 30))
+    image.paste((30, 30, 200), (0, size[1] // 2, *size))
+    return image
+
+
+class TestSources:
+    def test_path_string_bytes_and_image_agree(self, tmp_path):
+        path = tmp_path / "photo.png"
+        photo().save(path)
+        for source in (path, str(path), path.read_bytes(), photo()):
+            np.testing.assert_array_equal(pixels(source), np.asarray(photo()))
+
+    @pytest.mark.parametrize("format", [f for f in FORMATS if f != "MPO"])
+    def test_every_format(self, format):
+        # JPEG and the like are lossy: within a few grey levels away from the edge
+        result = pixels(encoded(photo(), format))
+        assert np.abs(result[:8].astype(int) - (200, 30, 30)).max() < 12
+        assert np.abs(result[-8:].astype(int) - (30, 30, 200)).max() < 12
+
+    @pytest.mark.parametrize("source", [None, 3, ["a.png"], bytearray(b"x")])
+    def test_other_types_are_refused(self, source):
+        with pytest.raises(TypeError, match=type(source).__name__):
+            load_image(source)
+
+    def test_callers_image_is_left_alone(self):
+        image = photo()
+        result = load_image(image)
+        result.putpixel((0, 0), (1, 2, 3))
+        assert image.getpixel((0, 0)) == (200, 30, 30)
+
+
+class TestModes:
+    def test_cmyk_jpeg(self):
+        result = pixels(encoded(photo().convert("CMYK"), "JPEG", quality=95))
+        assert np.abs(result[:8].astype(int) - (200, 30, 30)).max() < 12
+        assert np.abs(result[-8:].astype(int) - (30, 30, 200)).max() < 12
+
+    def test_palette(self):
+        result = pixels(encoded(photo().quantize(4), "PNG"))
+        np.testing.assert_array_equal(result, np.asarray(photo()))
+
+    def test_palette_with_a_transparent_entry_is_white_there(self):
+        image = photo().quantize(2)
+        index = image.getpixel((0, 0))
+        result = pixels(encoded(image, "PNG", transparency=index))
+        assert (result[:16] == 255).all()
+        assert (result[16:] == (30, 30, 200)).all()
+
+    def test_palette_with_graded_transparency(self):
+        image = Image.new("P", (2, 1))
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        image.putpixel((1, 0), 1)
+        result = pixels(encoded(image, "PNG", transparency=bytes([0, 128])))
+        np.testing.assert_array_equal(result[0], [[255, 255, 255], [255, 127, 127]])
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+    def test_alpha_is_laid_on_white(self, mode):
+        image = Image.new("RGBA" if mode.startswith("RGB") else "LA", (2, 1))
+        image.putalpha(Image.fromarray(np.uint8([[0, 255]])))  # clear black, opaque black
+        if mode == "PA":  # converting to it would drop the alpha
+            palette = Image.new("PA", (2, 1))
+            palette.putalpha(image.getchannel("A"))
+            image = palette
+        np.testing.assert_array_equal(pixels(image.convert(mode)), grey([[255, 0]]))
+
+    @pytest.mark.parametrize(("mode", "key"), [("RGB", (200, 30, 30)), ("L", 85)])
+    def test_colour_key_is_white(self, mode, key):
+        image = photo().convert(mode)
+        image.putpixel((0, 0), key)
+        result = pixels(encoded(image, "PNG", transparency=key))
+        assert (result[0, 0] == 255).all()
+        assert (result[-1, -1] != 255).any()
+
+    def test_one_bit(self):
+        image = Image.fromarray(RAMP > 127)
+        assert image.mode == "1"
+        np.testing.assert_array_equal(pixels(encoded(image, "PNG")), grey((RAMP > 127) * 255))
+
+    @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+    def test_16_bit_keeps_its_brightness(self, format):
+        # 257 * v is the 16-bit value of the same brightness as the 8-bit v
+        image = Image.fromarray(RAMP.astype(np.uint16) * 257)
+        np.testing.assert_array_equal(pixels(encoded(image, format)), grey(RAMP))
+
+    def test_16_bit_rounds_to_the_nearest(self):
+        values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+        expected = np.rint(values.astype(np.float64) / 257)
+        np.testing.assert_array_equal(pixels(Image.fromarray(values)), grey(expected))
+
+    def test_16_bit_big_endian_tiff(self):
+        image = Image.frombytes("I;16B", (4, 4), (RAMP.astype(">u2") * 257).tobytes())
+        np.testing.assert_array_equal(pixels(encoded(image, "TIFF")), grey(RAMP))
+
+    def test_16_bit_colour_key_is_white(self):
+        image = Image.fromarray(RAMP.astype(np.uint16) * 257)
+        result = pixels(encoded(image, "PNG", transparency=17 * 257))
+        np.testing.assert_array_equal(result, grey(np.where(RAMP == 17, 255, RAMP)))
+
+    def test_32_bit_integers_within_16_bits(self):
+        image = Image.fromarray(RAMP.astype(np.int32) * 257)
+        assert image.mode == "I"
+        np.testing.assert_array_equal(pixels(image), grey(RAMP))
+
+    @pytest.mark.parametrize("value", [-1, 65536])
+    def test_32_bit_integers_without_a_defined_brightness(self, value):
+        with pytest.raises(ImageError, match="16 bits"):
+            load_image(Image.fromarray(np.full((2, 2), value, np.int32)))
+
+    def test_float_tiff(self):
+        image = Image.fromarray(RAMP.astype(np.float32) / 255)
+        np.testing.assert_array_equal(pixels(encoded(image, "TIFF")), grey(RAMP))
+
+    @pytest.mark.parametrize(("mode", "tolerance"), [("YCbCr", 2), ("HSV", 2), ("LAB", 16)])
+    def test_other_colour_spaces(self, mode, tolerance):
+        # LAB in 8 bits is coarse, and out of sRGB's gamut here: measured 13 levels
+        result = pixels(photo().convert(mode))
+        assert np.abs(result.astype(int) - np.asarray(photo())).max() <= tolerance
+
+    def test_a_closed_image_is_an_image_error(self, tmp_path):
+        path = tmp_path / "photo.png"
+        photo().save(path)
+        with Image.open(path) as image:
+            pass
+        with pytest.raises(ImageError, match="a PIL image"):
+            load_image(image)
+
+
+class TestAnimations:
+    @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+    def test_first_frame(self, format):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.n_frames == 3
+        assert (pixels(data) == (255, 0, 0)).all()
+
+    def test_callers_image_stays_at_its_frame(self):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+        data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        with Image.open(io.BytesIO(data)) as image:
+            image.seek(2)
+            assert (pixels(image) == (0, 0, 255)).all()
+            assert image.tell() == 2
+
+
+class TestOrientation:
+    # what undoes each orientation, written with numpy; PIL's own table is what is tested
+    UPRIGHT: ClassVar = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("format", ["PNG", "TIFF"])
+    def test_all_eight(self, orientation, format):
+        stored = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(Image.fromarray(stored), format, exif=exif)
+        np.testing.assert_array_equal(pixels(data), self.UPRIGHT[orientation](stored))
+
+    def test_jpeg(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored on its side: turn it clockwise
+        image = load_image(encoded(photo(), "JPEG", exif=exif))
+        assert image.size == (32, 48)
+        red, blue = image.getpixel((28, 24)), image.getpixel((3, 24))
+        assert red[0] > 150 > red[2]
+        assert blue[2] > 150 > blue[0]
+
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+    def test_garbled_exif_does_not_cost_the_picture(self):
+        data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xffgarbage")
+        assert load_image(data).size == (48, 32)
+
+
+class TestBadFiles:
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"])
+    def test_truncated(self, format, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        data = encoded(Image.fromarray(noise), format)
+        path = tmp_path / "cut.img"
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(ImageError, match=r"cut\.img"):
+            load_image(path)
+
+    def test_empty_file_and_empty_bytes(self, tmp_path):
+        path = tmp_path / "empty.png"
+        path.touch()
+        for source in (path, b""):
+            with pytest.raises(ImageError, match="0 bytes"):
+                load_image(source)
+
+    def test_text_named_png(self, tmp_path):
+        path = tmp_path / "notes.png"
+        path.write_text("not a picture")
+        with pytest.raises(ImageError, match=r"notes\.png.*not a picture"):
+            load_image(path)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(ImageError, match=r"gone\.png.*no such file"):
+            load_image(tmp_path / "gone.png")
+
+    def test_directory_and_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path, tmp_path / "pipe"):
+            with pytest.raises(ImageError, match="not a file"):
+                load_image(path)
+
+    def test_formats_that_start_a_program_are_not_opened(self):
+        data = encoded(photo(), "EPS")
+        with pytest.raises(ImageError, match="not a picture"):
+            load_image(data)
+
+    def test_name_is_used(self, tmp_path):
+        with pytest.raises(ImageError, match=r"^document 'x' cannot"):
+            load_image(tmp_path / "gone.png", name="document 'x'")
+
+    @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_damaged_bytes_give_a_picture_or_an_image_error(self, data):
+        format = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]))
+        damaged = bytearray(encoded(photo(), format))
+        places = st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255))
+        for place, value in data.draw(st.lists(places, min_size=1, max_size=8)):
+            damaged[place] = value
+        damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
+        try:
+            image = load_image(bytes(damaged), max_pixels=10**6)
+        except ImageError:
+            return
+        assert image.mode == "RGB"
+        assert min(image.size) > 0
+
+
+class TestPixelLimit:
+    @staticmethod
+    def bomb(width: int, height: int) -> bytes:
+        """A PNG whose header claims the size, with next to no data behind it."""
+
+        def chunk(kind: bytes, body: bytes) -> bytes:
+            checksum = struct.pack(">I", zlib.crc32(kind + body))
+            return struct.pack(">I", len(body)) + kind + body + checksum
+
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        data = chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+    def test_header_alone_is_enough_to_refuse(self):
+        for size in ((100_000, 100_000), (2**31 - 1, 2**31 - 1)):
+            with pytest.raises(ImageError, match="pixels"):
+                load_image(self.bomb(*size))
+
+    def test_our_limit_is_checked_before_decoding(self):
+        with pytest.raises(ImageError, match=r"5000x5000.*1,000 pixels"):
+            load_image(self.bomb(5000, 5000), max_pixels=1000)
+
+    def test_limit_is_inclusive_and_holds_for_every_source(self):
+        image = photo((10, 10))
+        for source in (image, np.asarray(image), encoded(image, "PNG")):
+            assert load_image(source, max_pixels=100).size == (10, 10)
+            with pytest.raises(ImageError, match="10x10"):
+                load_image(source, max_pixels=99)
+
+
+class TestAspectRatio:
+    # CLIP resizes the shorter side to 224: a 1 x 1,000,000 picture would become gigabytes
+    def test_limit_is_inclusive(self):
+        assert load_image(np.zeros((1, 200), np.uint8)).size == (200, 1)
+        for shape in ((1, 201), (201, 1)):
+            with pytest.raises(ImageError, match="200 times"):
+                load_image(np.zeros(shape, np.uint8))
+
+
+class TestArrays:
+    @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1)])
+    def test_grey(self, shape):
+        np.testing.assert_array_equal(pixels(RAMP.reshape(shape)), grey(RAMP))
+
+    @given(
+        hnp.arrays(
+            np.uint8,
+            st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)),
+        )
+    )
+    def test_rgb_comes_back_as_it_is(self, array):
+        np.testing.assert_array_equal(pixels(array), array)
+        np.testing.assert_array_equal(pixels(array[::-1]), array[::-1])  # not contiguous
+
+    def test_rgba_is_laid_on_white(self):
+        np.testing.assert_array_equal(pixels(np.zeros((2, 2, 4), np.uint8)), grey([[255] * 2] * 2))
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_float(self, dtype):
+        np.testing.assert_array_equal(pixels((RAMP / 255).astype(dtype)), grey(RAMP))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -0.01, 1.01, 200.0])
+    def test_float_outside_the_unit_interval(self, value):
+        array = np.full((2, 2), 0.5)
+        array[0, 0] = value
+        with pytest.raises(ImageError, match=r"\[0, 1\]"):
+            load_image(array)
+
+    @pytest.mark.parametrize("shape", [(), (4,), (3, 4, 5), (4, 4, 2), (1, 4, 4, 3)])
+    def test_other_shapes(self, shape):
+        with pytest.raises(ImageError, match=r"expected the shape"):
+            load_image(np.zeros(shape, np.uint8))
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int64, bool, complex, object])
+    def test_other_dtypes(self, dtype):
+        with pytest.raises(ImageError, match="expected the dtype"):
+            load_image(np.zeros((2, 2), dtype))
+
+    @pytest.mark.parametrize("shape", [(0, 4), (4, 0, 3)])
+    def test_no_pixels(self, shape):
+        with pytest.raises(ImageError, match="no pixels"):
+            load_image(np.zeros(shape, np.uint8))
+
+
+def test_no_pixels_in_a_pil_image():
+    with pytest.raises(ImageError, match="no pixels"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+class TestThreads:
+    def test_many_threads_agree_and_pil_settings_stay(self, tmp_path):
+        before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        path = tmp_path / "noise.png"
+        Image.fromarray(noise).save(path)
+        broken = path.read_bytes()[:500]
+
+        def load(i: int) -> bool:
+            if i % 3 == 0:
+                with pytest.raises(ImageError):
+                    load_image(broken)
+                return True
+            return bool((pixels(path) == noise).all())
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(load, range(200)))
+        assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+
+    def test_one_lazily_opened_image_shared_by_threads(self):
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        data = encoded(Image.fromarray(noise), "PNG")
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(10):
+                with Image.open(io.BytesIO(data)) as shared:
+                    results = list(pool.map(pixels, [shared] * 8))
+                assert all((result == noise).all() for result in results)
