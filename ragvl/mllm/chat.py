@@ -1,0 +1,103 @@
+"""A checkpoint's chat template, and text from outside made safe to put into it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from transformers.processing_utils import ProcessorMixin
+
+from ragvl.mllm.inputs import common_prefix_length
+from ragvl.mllm.loading import UnsupportedModelError
+
+IMAGE = "<image>"  # in ragvl's own templates, whatever a model's placeholder is
+_PROBE = "Probe"
+
+
+class Chat:
+    """Turns a template and its fields into a prompt for one model.
+
+    Attributes:
+        image_placeholder: what stands for one picture in this model's prompts, with the marks
+            that its chat template puts around it; a picture's expansion later takes the place of
+            the processor's image token within it.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self._processor = processor
+        # Some checkpoints keep the template with the tokenizer; None is the processor's own
+        tokenizer = processor.tokenizer
+        self._has_turns = bool(processor.chat_template or tokenizer.chat_template)
+        needs_tokenizers = self._has_turns and not processor.chat_template
+        self._template = tokenizer.get_chat_template() if needs_tokenizers else None
+        self.image_placeholder = self._find_placeholder()
+        self._control_token = self._find_control_tokens()
+
+    def render(self, template: str, **fields: str) -> str:
+        """One user turn holding `template`, filled in, up to where the answer starts.
+
+        `template` is trusted: each `<image>` in it becomes a picture, each `{name}` the field of
+        that name. A field is data, and goes through `escape`.
+
+        Raises:
+            ValueError: the template names a field that was not given.
+            TypeError: a field is not a string.
+        """
+        for name, value in fields.items():
+            if not isinstance(value, str):
+                raise TypeError(f"field {name!r} must be a string, got {type(value).__name__}")
+        safe = {name: self.escape(value) for name, value in fields.items()}
+        # Braces in a placeholder would otherwise be taken for fields
+        placeholder = self.image_placeholder.replace("{", "{{").replace("}", "}}")
+        try:
+            text = template.replace(IMAGE, placeholder).format(**safe)
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"the template needs a field {error}, and got {sorted(fields)}: {template!r}"
+            ) from None
+        return self._turn([{"type": "text", "text": text}])
+
+    def escape(self, text: str) -> str:
+        """`text` with a space after the first character of every control token spelled in it.
+
+        So a caption `<image>` stays a caption (`< image>`), and `<|im_end|>` does not end a turn.
+        Control tokens are those the tokenizer calls special, those that stand for pictures,
+        videos or sound, and whatever added tokens the chat template itself writes. Words that a
+        template uses for its roles, such as LLaVA's `ASSISTANT:`, are ordinary text to the model
+        and stay.
+        """
+        return self._control_token.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def _turn(self, content: list[dict[str, str]]) -> str:
+        if not self._has_turns:  # a model without turns, such as PaliGemma, reads bare text
+            return "".join(part.get("text", self._processor.image_token) for part in content)
+        return self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+
+    def _find_placeholder(self) -> str:
+        """What a picture before a text adds to a turn, without the white space around it."""
+        text = {"type": "text", "text": _PROBE}
+        alone, both = self._turn([text]), self._turn([{"type": "image"}, text])
+        start = common_prefix_length(alone, both)
+        end = common_prefix_length(alone[start:][::-1], both[start:][::-1])
+        placeholder = both[start : len(both) - end].strip()
+        if placeholder.count(self._processor.image_token) != 1 or alone.count(_PROBE) != 1:
+            raise UnsupportedModelError(
+                f"the chat template renders a picture and the text {_PROBE!r} as {both!r}, and the "
+                f"text alone as {alone!r}: expected {self._processor.image_token!r} for the "
+                "picture, once, and the text word for word"
+            )
+        return placeholder
+
+    def _find_control_tokens(self) -> re.Pattern[str]:
+        written = self._turn([{"type": "image"}, {"type": "text", "text": _PROBE}])
+        added: list[Any] = list(self._processor.tokenizer.added_tokens_decoder.values())
+        tokens = {token.content for token in added if token.special or token.content in written}
+        tokens.update(self._processor.all_special_multimodal_tokens)
+        # Some vocabularies hold runs of white space as added tokens: they control nothing
+        spelled = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")

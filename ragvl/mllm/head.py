@@ -1,0 +1,138 @@
+"""What comes after a decoder's last layer: its final norm, and rows of its language-model head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ragvl.mllm.loading import UnsupportedModelError
+
+_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f")
+_EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
+
+
+@dataclass(frozen=True, eq=False)
+class FinalNorm:
+    """A decoder's final norm as plain numbers.
+
+    "rms": `x / sqrt(mean(x**2) + eps) * weight`;
+    "layer": `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
+
+    Attributes:
+        kind: which of the two.
+        weight: (D,) float32; a norm that multiplies by `1 + w` has the 1 in it already.
+        bias: (D,) float32, or None.
+        eps: added to the mean square or variance.
+    """
+
+    kind: Literal["rms", "layer"]
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., D) float32 from `hidden` (..., D) of any floating dtype."""
+        hidden = hidden.float()
+        size = self.weight.shape
+        if self.kind == "rms":
+            return F.rms_norm(hidden, size, self.weight, self.eps)
+        return F.layer_norm(hidden, size, self.weight, self.bias, self.eps)
+
+
+class Head:
+    """Reads a model's final norm and language-model head.
+
+    Which kind of norm it is gets found out by trying, since the many norm classes of Hugging Face
+    share no field that says so.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder = model.get_decoder()
+        norms = (getattr(decoder, name, None) for name in _NORM_NAMES)
+        norm = next((module for module in norms if isinstance(module, nn.Module)), None)
+        if norm is None:
+            raise UnsupportedModelError(
+                f"the decoder {type(decoder).__name__} has no final norm under any of the names "
+                f"{', '.join(_NORM_NAMES)}"
+            )
+        self.norm_module: nn.Module = norm
+        output = model.get_output_embeddings()
+        if output is None:
+            raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
+        self._output: Any = output
+        text_config = model.config.get_text_config()
+        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        # Granite divides its logits by one, Cohere multiplies them by the other
+        self._scale = getattr(text_config, "logit_scale", None) or 1.0
+        self._scale /= getattr(text_config, "logits_scaling", None) or 1.0
+        self._variant = self._find_variant()
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        """The final norm, with the weights it has now."""
+        return self._norm_as(*self._variant)
+
+    def rows(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The head's rows (R, D) and biases (R,), float32, any constant logit scale folded in."""
+        index = torch.tensor(list(token_ids), device=self._output.weight.device)
+        bias = getattr(self._output, "bias", None)
+        return (
+            self._output.weight[index].float() * self._scale,
+            None if bias is None else bias[index].float() * self._scale,
+        )
+
+    def logits(self, hidden: Tensor, token_ids: Sequence[int]) -> Tensor:
+        """(..., R) float32 logits of `token_ids` from un-normed `hidden` (..., D)."""
+        rows, bias = self.rows(token_ids)
+        logits = F.linear(self.final_norm(hidden), rows, bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def _norm_as(self, kind: Literal["rms", "layer"], one_plus: bool) -> FinalNorm:
+        module: Any = self.norm_module
+        eps = next(getattr(module, name) for name in _EPS_NAMES if hasattr(module, name))
+        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps  # as torch does
+        bias = getattr(module, "bias", None)
+        weight = module.weight.float() + float(one_plus)
+        return FinalNorm(kind, weight, None if bias is None else bias.float(), eps)
+
+    @torch.no_grad()
+    def _find_variant(self) -> tuple[Literal["rms", "layer"], bool]:
+        module: Any = self.norm_module
+        weight = getattr(module, "weight", None)
+        if weight is not None and any(hasattr(module, name) for name in _EPS_NAMES):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+            row = (3 * noise + 1).to(weight)  # off centre, so that a mean taken off shows
+            expected = module(row[None])[0].float()
+            variants: list[tuple[Literal["rms", "layer"], bool]] = [
+                ("rms", False),
+                ("rms", True),
+                ("layer", False),
+            ]
+            for variant in variants:
+                if same(self._norm_as(*variant)(row), expected, rounding(weight.dtype)):
+                    return variant
+        raise UnsupportedModelError(
+            f"the final norm {type(module).__name__} is neither an RMS norm nor a layer norm"
+        )
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative error that a few operations in `dtype` may make; float32 may mean TF32."""
+    return 2e-3 if dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def same(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two computations agree: `||found - expected|| <= tolerance * ||expected||`.
+
+    Values that are NaN or infinite in `expected` are left out: bad weights are not told apart
+    from bad code here.
+    """
+    finite = expected.isfinite()
+    error = (found.float() - expected.float())[finite].norm()
+    return bool(error <= tolerance * expected[finite].float().norm())

@@ -1,0 +1,92 @@
+"""What goes into a model: pictures and prompts, each prepared alone, and how they are batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInputs:
+    """One picture, ready for any number of prompts.
+
+    Attributes:
+        tensors: what the processor made of it, on the CPU, by the model's argument names. Each
+            has a leading dimension along which pictures are concatenated.
+        expansion: the text that stands for it in a prompt, one image token per visual token.
+        num_tokens: how many visual tokens it becomes.
+    """
+
+    tensors: dict[str, Tensor]
+    expansion: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A tokenised prompt with its pictures, in order.
+
+    The token ids of two prompts with the same picture and the same beginning share a prefix, and
+    what the model computes for that prefix is the same in both, unless `MLLM.prefix_sees_suffix`.
+    """
+
+    input_ids: list[int]
+    images: tuple[ImageInputs, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class PromptTooLongError(ValueError):
+    """A prompt has more tokens than the model's context; `index` is its place in the batch."""
+
+    def __init__(self, index: int, length: int, max_length: int) -> None:
+        super().__init__(
+            f"prompt {index} has {length} tokens and the model's context holds {max_length}: "
+            "shorten its text, or use fewer or smaller pictures"
+        )
+        self.index = index
+        self.length = length
+        self.max_length = max_length
+
+
+def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many items the two sequences share from their start."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def pad_ids(prompts: Sequence[Prompt], pad_id: int, padding_side: str) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` (B, T) int64, the short prompts filled up to the longest."""
+    ids = [torch.tensor(prompt.input_ids) for prompt in prompts]
+    ones = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, True, pad_id, padding_side),
+        "attention_mask": pad_sequence(ones, True, 0, padding_side),
+    }
+
+
+def join_images(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+    """The pictures' tensors, concatenated along dimension 0; empty for no pictures.
+
+    Where other dimensions differ (models that cut a picture into as many tiles as it needs), the
+    smaller ones get zeros at their ends. Such models know the true number of tiles themselves.
+    """
+    names = images[0].tensors if images else ()
+    return {name: _pad_and_cat([image.tensors[name] for image in images]) for name in names}
+
+
+def _pad_and_cat(tensors: Sequence[Tensor]) -> Tensor:
+    target = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        # F.pad counts dimensions from the last to the first, a pair (before, after) for each
+        missing = [size - own for size, own in zip(target, tensor.shape[1:], strict=True)]
+        pads = [value for amount in reversed(missing) for value in (0, amount)]
+        padded.append(F.pad(tensor, pads) if any(pads) else tensor)
+    return torch.cat(padded)

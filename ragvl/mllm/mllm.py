@@ -1,0 +1,433 @@
+"""One view of any Hugging Face image-text-to-text model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import cached_property
+from pathlib import Path
+from sys import maxsize
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from ragvl.mllm.answers import answer_token_ids
+from ragvl.mllm.chat import IMAGE, Chat
+from ragvl.mllm.head import FinalNorm, Head, rounding, same
+from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_images, pad_ids
+from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
+from ragvl.runtime import fingerprint, resolve_device, resolve_dtype
+
+_TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
+_TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
+_NOT_OF_IMAGES = (*_TEXT_INPUTS, "labels", "text_replacement_offsets")
+
+# Where the norm's hook leaves the hidden states that `hidden_states` asked for. One per thread.
+_captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
+
+
+class MLLM:
+    """A multimodal LLM taken apart into what reranking and generation need.
+
+    A prompt is made in three steps, of which the first two are independent of each other:
+    `render` fills in a template, `encode_image` prepares a picture once for any number of
+    prompts, `encode_prompt` tokenises the one with the other. The ids are those that the model's
+    own processor gives.
+
+    Nothing here depends on the model's name: what differs between architectures is read from the
+    processor and the modules, or found out with a small probe while loading.
+
+    Attributes:
+        model: the Hugging Face model, in eval mode.
+        processor: its processor; `tokenizer` is the processor's.
+        architecture: the `model_type` of its configuration, for display.
+
+    Raises:
+        UnsupportedModelError: the model is built in a way that would give wrong scores here.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        if not hasattr(processor, "image_token") or not hasattr(model.config, "image_token_id"):
+            raise UnsupportedModelError(
+                f"{type(processor).__name__} and {type(model.config).__name__} do not both name an "
+                "image token, so pictures have no place among this model's tokens"
+            )
+        self.model = model
+        self.processor = processor
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self.architecture: str = model.config.model_type
+        self._chat = Chat(processor)
+        self._head = Head(model)
+        self._head.norm_module.register_forward_pre_hook(_hand_over)
+        self._image_token_id: int = model.config.image_token_id
+        self._image_token: str = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
+        self._image_token_runs = re.compile(f"(?:{re.escape(self._image_token)})+")
+        # For each kind of type ids that the model wants, the tokens of type 1; the rest are 0
+        self._marked_tokens: dict[str, list[int]] = {}
+        self._check_processor()
+        self._check_logits()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> MLLM:
+        """Loads a folder or a hub id.
+
+        Args:
+            path: a folder in Hugging Face format, or a hub id such as
+                "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
+            device: "auto" is CUDA where it is present, else the CPU.
+            dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
+            revision: branch, tag or commit of a hub repository.
+            trust_remote_code: lets Python code that comes with the checkpoint run.
+            attn_implementation: passed to Hugging Face: "sdpa", "eager", "flash_attention_2".
+
+        Raises:
+            FileNotFoundError: the folder, or safetensors weights in it, are not there.
+            UnsupportedModelError: not an image-text-to-text model, incomplete, or built in a way
+                that ragvl does not understand.
+        """
+        on = resolve_device(device)
+        model, processor = load_checkpoint(
+            path,
+            dtype=resolve_dtype(dtype, on),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+        )
+        return cls(model.to(on), processor)
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        return self.model.dtype
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a prompt may have."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return min(positions or maxsize, self.tokenizer.model_max_length)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights, their dtype and every setting that shapes an input to them."""
+        settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
+        chat = self.render(f"{IMAGE}{{text}}", text="")
+        return fingerprint(self.model, str(self.dtype), *settings, chat)
+
+    @cached_property
+    def prefix_sees_suffix(self) -> bool:
+        """Whether a token's hidden state depends on tokens after it.
+
+        So it is in PaliGemma, whose prompts attend in both directions. Found by turning round what
+        comes after the picture in a prompt.
+        """
+        prompt = self.encode_prompt(
+            self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
+        )
+        ids = prompt.input_ids
+        split = len(ids) - ids[::-1].index(self._image_token_id)
+        turned = Prompt([*ids[:split], *ids[: split - 1 : -1]], prompt.images)
+        with torch.inference_mode():
+            one, other = self.hidden_states(self.collate([prompt, turned]))[:, :split]
+        # Rows of one batch are rounded alike, so a small difference is one already
+        return not same(one, other, tolerance=1e-3)
+
+    # --- prompts --------------------------------------------------------------------------------
+
+    @property
+    def image_placeholder(self) -> str:
+        """What stands for one picture in a rendered prompt."""
+        return self._chat.image_placeholder
+
+    def render(self, template: str, **fields: str) -> str:
+        r"""The prompt that `template` makes with `fields`, up to where the answer starts.
+
+        Args:
+            template: a user's turn, with `<image>` where pictures go and `{name}` for a field.
+            fields: text from outside. It cannot become a picture or a control token: see
+                `escape`.
+
+        Example:
+            >>> mllm.render("<image>\nImage Caption: {caption}", caption="A <image> of a mill")
+            'USER: <image>\nImage Caption: A < image> of a mill ASSISTANT:'
+        """
+        return self._chat.render(template, **fields)
+
+    def escape(self, text: str) -> str:
+        """`text` with the control tokens spelled in it broken up by a space each."""
+        return self._chat.escape(text)
+
+    def encode_image(self, image: Image.Image) -> ImageInputs:
+        """Prepares one picture. Thread-safe, and by far the slowest step before the model.
+
+        The result does not depend on the prompts it goes into. (LLaVA-OneVision's own chat
+        processor cuts a picture into fewer tiles where it is one of several.)
+
+        Raises:
+            ValueError: the processor refuses it, as Qwen-VL's does a strip 200 times as long as
+                wide.
+        """
+        encoded = self.processor(
+            images=[image.convert("RGB")],
+            text=[self.processor.image_token],
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+        )
+        if not (offsets := encoded.get("text_replacement_offsets")):
+            raise UnsupportedModelError(
+                f"{type(self.processor).__name__} does not tell which text stands for a picture"
+            )
+        tensors = {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
+        num_tokens = int((encoded["input_ids"] == self._image_token_id).sum())
+        return ImageInputs(tensors, offsets[0][0]["replacement"], num_tokens)
+
+    def encode_prompt(self, prompt: str, images: Sequence[ImageInputs] = ()) -> Prompt:
+        """Tokenises a rendered prompt with `images` in the place of its placeholders, in order.
+
+        Raises:
+            ValueError: the prompt has more or fewer placeholders than there are images.
+        """
+        # Only PaliGemma's processor adds to the text here; the pictures are for counting
+        blanks = [Image.new("RGB", (1, 1))] * len(images) or None
+        _, laid_out, *_ = self.processor.prepare_inputs_layout(images=blanks, text=[prompt])
+        parts = laid_out[0].split(self.processor.image_token)
+        if len(parts) != len(images) + 1:
+            raise ValueError(
+                f"the prompt has {len(parts) - 1} places for images and {len(images)} came with it"
+            )
+        expansions = [image.expansion for image in images]
+        text = "".join(
+            piece for pair in zip(parts, [*expansions, ""], strict=True) for piece in pair
+        )
+        input_ids = self._tokenize(text)
+        expected = sum(image.num_tokens for image in images)
+        if input_ids.count(self._image_token_id) != expected:
+            raise ValueError(
+                f"the prompt has {input_ids.count(self._image_token_id)} image tokens and its "
+                f"images have {expected}: put text into prompts through render()'s fields"
+            )
+        return Prompt(input_ids, tuple(images))
+
+    def collate(
+        self, prompts: Sequence[Prompt], *, padding_side: Literal["left", "right"] = "right"
+    ) -> dict[str, Tensor]:
+        """A batch on the model's device: the keyword arguments of its forward.
+
+        `input_ids` and `attention_mask` (B, T) int64, token types where the model wants them, and
+        the tensors of all the pictures, in order.
+
+        Raises:
+            ValueError: no prompts.
+            PromptTooLongError: a prompt does not fit into the model's context.
+        """
+        if not prompts:
+            raise ValueError("a batch needs at least one prompt")
+        for i, prompt in enumerate(prompts):
+            if len(prompt) > self.max_length:
+                raise PromptTooLongError(i, len(prompt), self.max_length)
+        batch = pad_ids(prompts, self.tokenizer.pad_token_id or 0, padding_side)
+        for name, marked in self._marked_tokens.items():
+            is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))
+            batch[name] = is_marked * batch["attention_mask"]
+        batch |= join_images([image for prompt in prompts for image in prompt.images])
+        return {name: self._placed(tensor) for name, tensor in batch.items()}
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, D): what the last decoder layer gives, before the final norm.
+
+        The norm and the head are not computed. Thread-safe; records gradients if the caller does.
+        """
+        captured: list[Tensor] = []
+        token = _captured.set(captured)
+        try:
+            self.model.base_model(**batch, use_cache=False)
+        finally:
+            _captured.reset(token)
+        return captured[0]
+
+    def image_features(self, images: Sequence[ImageInputs]) -> list[Tensor]:
+        """For each picture, its visual tokens (num_tokens, D) as they enter the decoder."""
+        tensors = {name: self._placed(x) for name, x in join_images(images).items()}
+        features = self._features(tensors) if images else torch.empty(0)
+        return list(features.split([image.num_tokens for image in images]))
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, D): the token embeddings, with visual tokens in the place of image tokens."""
+        is_image = batch["input_ids"] == self._image_token_id
+        # In some models the image token lies past the end of the embedding table
+        embeds = self.model.get_input_embeddings()(batch["input_ids"].masked_fill(is_image, 0))
+        tensors = {name: x for name, x in batch.items() if name not in _TEXT_INPUTS}
+        if not tensors:
+            return embeds
+        features = self._features(tensors).to(embeds)
+        return embeds.masked_scatter(is_image[..., None], features)
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        """The norm between `hidden_states` and the head, as plain numbers."""
+        return self._head.final_norm
+
+    @property
+    def softcap(self) -> float | None:
+        """The bound that the model squeezes its logits into with tanh, or None."""
+        return self._head.softcap
+
+    def head_rows(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Rows (R, D) and biases (R,) or None of the language-model head, float32.
+
+        The logits of `token_ids` are `final_norm(hidden) @ rows.T + bias`, then bounded by
+        `softcap` where the model has one: `softcap * tanh(logits / softcap)`.
+        """
+        return self._head.rows(token_ids)
+
+    def answer_token_ids(self, *words: str) -> list[list[int]]:
+        """For each word, the ids of the tokens with which it starts as an answer.
+
+        Several where the tokenizer tells "Yes" from " Yes"; no two words share one.
+
+        Raises:
+            AnswerTokenError: a word has no token, or two words share one.
+
+        Example:
+            >>> yes_token_ids, no_token_ids = mllm.answer_token_ids("Yes", "No")
+        """
+        return answer_token_ids(self.tokenizer, self.render(""), words)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[str]:
+        """The greedy answers to a batch of prompts, without white space around them.
+
+        Not to be run beside another call on the same model: Qwen-VL keeps the positions of the
+        batch it is generating for in the module.
+        """
+        batch = self.collate(prompts, padding_side="left")
+        # Sampling settings of the checkpoint are unset: greedy search would warn about them
+        output = self.model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        new = output[:, batch["input_ids"].shape[1] :]
+        answers = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _tokenize(self, text: str) -> list[int]:
+        """The ids that the tokenizer gives for `text`, sooner.
+
+        It would take milliseconds over thousands of image tokens. As each is a token of its own
+        whatever stands beside it, the tokenizer gets one of each run, and the rest follow here.
+        """
+        runs: list[int] = []
+
+        def shorten(run: re.Match[str]) -> str:
+            runs.append(len(run[0]) // len(self._image_token))
+            return self._image_token
+
+        short = self._image_token_runs.sub(shorten, text)
+        add_bos = self._lacks_bos(text)
+        lengths = iter(runs)
+        full: list[int] = []
+        for token in self.tokenizer(short, add_special_tokens=add_bos, verbose=False).input_ids:
+            full += [token] * (next(lengths, 1) if token == self._image_token_id else 1)
+        return full
+
+    def _lacks_bos(self, text: str) -> bool:
+        """Whether the tokenizer is to add its special tokens; some templates write the first.
+
+        Hugging Face's apply_chat_template decides it in the same way.
+        """
+        bos = self.tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype, non_blocking=True)
+
+    def _features(self, tensors: dict[str, Tensor]) -> Tensor:
+        """(visual tokens, D) of all the pictures in `tensors`."""
+        output = self.model.base_model.get_image_features(**tensors, return_dict=True)
+        features = output.pooler_output
+        parts = [features] if isinstance(features, Tensor) else features
+        return torch.cat([part.flatten(0, -2) for part in parts])
+
+    def _check_processor(self) -> None:
+        """Finds the token types the model wants, and that our ids are the processor's."""
+        text = self.render(f"{IMAGE}\n{{text}}", text="Is it a mill?")
+        image = _probe_image()
+        theirs: dict[str, Any] = self.processor(
+            images=[image], text=[text], add_special_tokens=self._lacks_bos(text)
+        )
+        ids = list(theirs["input_ids"][0])
+        ours = self.encode_prompt(text, [self.encode_image(image)]).input_ids
+        if ours != ids:
+            raise UnsupportedModelError(
+                f"{type(self.processor).__name__} puts pictures into a prompt in a way of its own: "
+                f"it gives {len(ids)} tokens where {len(ours)} were expected"
+            )
+        for name in _TYPE_IDS:
+            if name in theirs:
+                pairs = zip(ids, theirs[name][0], strict=True)
+                self._marked_tokens[name] = sorted({token for token, kind in pairs if kind})
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        """Makes sure that norm, head rows, scale and softcap give the model's own logits.
+
+        Whether the model obeys the softcap in its configuration is found out here: PaliGemma in
+        transformers 5.17 does not.
+        """
+        batch = self.collate([self.encode_prompt(self.render("Yes or No?"))])
+        expected = self.model(**batch, use_cache=False).logits[0, -1].float()
+        token_ids = range(0, len(expected), max(1, len(expected) // 64))
+        hidden = self.hidden_states(batch)[0, -1]
+        for softcap in (self._head.softcap, None):
+            self._head.softcap = softcap
+            found = self._head.logits(hidden, token_ids)
+            if same(found, expected[list(token_ids)], rounding(self.dtype)):
+                return
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__} computes its logits in a way of its own, not as "
+            "head(norm(hidden)) with a scale or a softcap"
+        )
+
+
+def _hand_over(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Takes a norm's input for `hidden_states`, and leaves the norm one row to work on."""
+    captured = _captured.get()
+    if captured is None or captured:  # not asked for, or handed over by another MLLM's hook
+        return None
+    captured.append(args[0])
+    return (args[0][:1, :1], *args[1:])
+
+
+def _probe_image() -> Image.Image:
+    return Image.new("RGB", (64, 48), (200, 120, 40))

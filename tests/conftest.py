@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tiny_models import build_tiny
+
+from ragvl.mllm import MLLM
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model("llava")` is the folder of a tiny random checkpoint; do not write into it."""
+
+    @cache
+    def folder(architecture: str) -> Path:
+        try:
+            return build_tiny(architecture, tmp_path_factory.mktemp(architecture))
+        except ImportError as error:  # in transformers 5.17, Idefics3's image processor
+            if "torchvision" in str(error).lower():
+                pytest.skip(f"{architecture} needs torchvision in this version of transformers")
+            raise
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_mllm(tiny_model: Callable[[str], Path]) -> Callable[[str], MLLM]:
+    """`tiny_mllm("llava")` is that checkpoint loaded, in float32 on the CPU; do not change it."""
+
+    @cache
+    def load(architecture: str) -> MLLM:
+        return MLLM.from_pretrained(tiny_model(architecture), device="cpu", dtype="float32")
+
+    return load

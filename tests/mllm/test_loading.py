@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ragvl.mllm import MLLM, UnsupportedModelError
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model("llava"), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "path", ["no/such/folder", "/no/such", "./such", "~/no-such", Path("such")]
+)
+def test_missing_folder(path):
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+        MLLM.from_pretrained(path)
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json, so it is no model folder"):
+        MLLM.from_pretrained(tmp_path)
+
+
+def test_pickled_weights_are_never_read(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Pickled weights .* save_pretrained"):
+        MLLM.from_pretrained(folder)
+
+
+def test_a_model_without_pictures(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        UnsupportedModelError, match="a 'llama' model, which does not read pictures"
+    ):
+        MLLM.from_pretrained(tmp_path)
+
+
+def test_missing_weights_are_not_made_up(folder):
+    weights = load_file(folder / "model.safetensors")
+    (name,) = [name for name in weights if "lm_head" in name]
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"lacks 1 weights.*lm_head\.weight"):
+        MLLM.from_pretrained(folder)
+
+
+def test_code_in_a_checkpoint_is_not_run_unasked(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        MLLM.from_pretrained(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_device_and_dtype(folder):
+    mllm = MLLM.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    assert (mllm.device, mllm.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert {parameter.dtype for parameter in mllm.model.parameters()} == {torch.bfloat16}
+    assert MLLM.from_pretrained(folder, device="cpu").dtype == torch.float32
+    assert not mllm.model.training
+
+
+def test_attention_implementation_is_passed_on(folder):
+    mllm = MLLM.from_pretrained(str(folder), device="cpu", attn_implementation="eager")
+    assert mllm.model.config.get_text_config()._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_5_vl", "gemma3"])
+def test_loading_and_scoring_warn_of_nothing(architecture, tiny_model, caplog):
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mllm = MLLM.from_pretrained(tiny_model(architecture), device="cpu")
+            mllm.generate([mllm.encode_prompt(mllm.render("What is it?"))], max_new_tokens=2)
+    finally:
+        library.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.parametrize(
+    ("positions", "tokenizer_length", "expected"),
+    [(1024, 300, 300), (200, 1024, 200), (200, int(1e30), 200)],
+)
+def test_max_length_is_the_shorter_of_the_two(positions, tokenizer_length, expected, folder):
+    for name, key, value in (
+        ("config.json", None, positions),
+        ("tokenizer_config.json", "model_max_length", tokenizer_length),
+    ):
+        settings = json.loads((folder / name).read_text())
+        if key is None:
+            settings["text_config"]["max_position_embeddings"] = value
+        else:
+            settings[key] = value
+        (folder / name).write_text(json.dumps(settings))
+    assert MLLM.from_pretrained(folder, device="cpu").max_length == expected
+
+
+def test_a_processor_without_an_image_token_is_refused(tiny_mllm):
+    mllm = tiny_mllm("llava")
+    with pytest.raises(UnsupportedModelError, match="do not both name an image token"):
+        MLLM(mllm.model, mllm.tokenizer)

@@ -1,0 +1,55 @@
+"""The plain way to a relevance score, as the paper's release has it: what ragvl must reproduce.
+
+One prompt at a time through the model's own processor, `generate` for one token, and the logits of
+that first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ragvl.mllm import MLLM
+
+Images = Image.Image | Sequence[Image.Image]  # a prompt's pictures; one may stand by itself
+
+
+def plain_inputs(mllm: MLLM, images: Images, prompt: str) -> dict[str, Tensor]:
+    bos = mllm.tokenizer.bos_token
+    inputs = mllm.processor(
+        images=[images] if isinstance(images, Image.Image) else list(images) or None,
+        text=[prompt],
+        add_special_tokens=bos is None or not prompt.startswith(bos),
+        return_tensors="pt",
+    )
+    inputs.pop("labels", None)  # PaliGemma's processor is made for training too
+    return inputs.to(mllm.device, mllm.dtype)
+
+
+@torch.inference_mode()
+def plain_logits(mllm: MLLM, images: Images, prompt: str) -> Tensor:
+    """(vocabulary,) float32: the logits of the first token of the answer."""
+    output = mllm.model.generate(
+        **plain_inputs(mllm, images, prompt),
+        max_new_tokens=1,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return output.logits[0][0].float()
+
+
+def plain_relevance(
+    mllm: MLLM,
+    images: Images,
+    prompt: str,
+    yes_token_ids: Sequence[int],
+    no_token_ids: Sequence[int],
+) -> float:
+    """The probability of Yes against No, each summed over its spellings."""
+    logits = plain_logits(mllm, images, prompt)
+    yes, no = (logits[list(ids)].logsumexp(0) for ids in (yes_token_ids, no_token_ids))
+    return torch.sigmoid(yes - no).item()
