@@ -1,0 +1,96 @@
+"""Retrieve, rerank, answer: the whole of RagVL behind one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ragvl.generator import Generator
+from ragvl.reranker import RankedDocument, Reranker, Threshold
+from ragvl.retriever import RetrievedDocument, Retriever
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered, and from what.
+
+    Attributes:
+        text: the answer.
+        evidence: the documents it was given, the most relevant first.
+        grounded: False when no document passed the filter, so that the generator answered from
+            the question alone.
+        retrieved: what the retriever found, in its order.
+        ranked: the same, reranked.
+        timings: milliseconds of each stage: retrieve, rerank, generate.
+    """
+
+    text: str
+    evidence: list[RankedDocument]
+    grounded: bool
+    retrieved: list[RetrievedDocument]
+    ranked: list[RankedDocument]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class RagVL:
+    """The pipeline of RagVL (arXiv 2407.21439, section 3).
+
+    Args:
+        retriever: finds candidates.
+        reranker: orders them and drops what is not relevant.
+        generator: answers from what is left.
+        num_candidates: how many documents the retriever hands over (the paper: 20).
+        top_k: how many the generator sees at most (the paper: 2 on WebQA, 1 on MultimodalQA).
+        threshold: the relevance that a document must reach; the reranker's own if None.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        reranker: Reranker,
+        generator: Generator,
+        *,
+        num_candidates: int = 20,
+        top_k: int = 2,
+        threshold: Threshold | None = None,
+    ) -> None:
+        if num_candidates < 1 or top_k < 1:
+            raise ValueError(f"num_candidates={num_candidates}, top_k={top_k}: at least 1 each")
+        self.retriever = retriever
+        self.reranker = reranker
+        self.generator = generator
+        self.num_candidates = num_candidates
+        self.top_k = top_k
+        self.threshold = threshold
+
+    def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:
+        """Answers `question` from the retriever's documents.
+
+        Raises:
+            ValueError: the question is empty, or the retriever holds no documents.
+        """
+        timings: dict[str, float] = {}
+        with _timed(timings, "retrieve"):
+            retrieved = self.retriever.retrieve(question, self.num_candidates)
+        with _timed(timings, "rerank"):
+            ranked = self.reranker.rank(
+                question,
+                [candidate.document for candidate in retrieved],
+                threshold=self.threshold,
+                progress=False,
+            )
+        evidence = [document for document in ranked[: self.top_k] if document.kept]
+        with _timed(timings, "generate"):
+            text = self.generator.answer(
+                question, [e.document for e in evidence], max_new_tokens=max_new_tokens
+            )
+        return Answer(text, evidence, bool(evidence), retrieved, ranked, timings)
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[stage] = 1e3 * (time.perf_counter() - started)

@@ -1,0 +1,15 @@
+"""The second stage: relevance of documents to a query, by an MLLM's Yes and No."""
+from __future__ import annotations
+
+from ragvl.reranker.reranker import RankedDocument, Reranker
+from ragvl.reranker.templates import TEMPLATES, PromptTemplate
+from ragvl.reranker.thresholds import Threshold, resolve_threshold
+
+__all__ = [
+    "TEMPLATES",
+    "PromptTemplate",
+    "RankedDocument",
+    "Reranker",
+    "Threshold",
+    "resolve_threshold",
+]

@@ -1,0 +1,56 @@
+"""The reranker's prompts.
+
+`caption`, `plain` and `retrieval` are the paper's, word for word (arXiv 2407.21439, appendix),
+since trained checkpoints depend on them. Everything before the query is the same for every query,
+so a document's prefix can be computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt with one picture: `<image>`, `{query}` and, if it needs one, `{caption}`.
+
+    Raises:
+        ValueError: the text has not exactly one `<image>` and one `{query}`.
+    """
+
+    name: str
+    text: str
+
+    def __post_init__(self) -> None:
+        for part in ("<image>", "{query}"):
+            if self.text.count(part) != 1:
+                raise ValueError(f"template {self.name!r} must hold {part} exactly once")
+
+    @property
+    def needs_caption(self) -> bool:
+        """Whether a document without a caption cannot be put into it."""
+        return "{caption}" in self.text
+
+
+CAPTION = PromptTemplate(
+    "caption",
+    "<image>\nImage Caption: {caption}\nQuestion: {query}\n"
+    "Based on the image and its caption, is the image relevant to the question? "
+    "Answer 'Yes' or 'No'.",
+)
+PLAIN = PromptTemplate(
+    "plain",
+    "<image>\nQuestion: {query}\nIs this image relevant to the question? Answer 'Yes' or 'No'.",
+)
+RETRIEVAL = PromptTemplate(
+    "retrieval",
+    "<image>\nImage Caption: {query}\nIs the image relevant to the caption? Answer 'Yes' or 'No'.",
+)
+INSTRUCTION_FIRST = PromptTemplate(
+    "instruction-first",
+    "<image>\nImage Caption: {caption}\n"
+    "Based on the image and its caption, is the image relevant to the question? "
+    "Answer 'Yes' or 'No'.\nQuestion: {query}",
+)
+
+TEMPLATES = {template.name: template for template in (CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST)}

@@ -1,0 +1,76 @@
+"""The generator decodes greedily what the model itself would, in batches of mixed evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plain import plain_inputs
+from tiny_models import ARCHITECTURES
+
+from ragvl import Document, Generator
+from ragvl.generator import generator_prompt
+
+
+def picture(seed: int, width: int = 50, height: int = 50) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+EVIDENCE = [
+    [Document(picture(0), caption="A barn"), Document(picture(1, 80, 40), caption="A mill")],
+    [],
+    [Document(picture(2, 40, 80))],
+]
+QUERIES = ["What color is the roof of the barn?", "Why?", "How many windows are there?"]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def generator(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Generator:
+    return Generator.from_pretrained(tiny_model(request.param), device="cpu", dtype="float32")
+
+
+def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> None:
+    mllm = generator.mllm
+    expected = []
+    for query, documents in zip(QUERIES, EVIDENCE, strict=True):
+        template, fields = generator_prompt(query, [d.caption for d in documents])
+        images = [document.load() for document in documents]
+        inputs = plain_inputs(mllm, images, mllm.render(template, **fields))
+        with torch.inference_mode():
+            ids = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        expected.append(mllm.tokenizer.decode(new, skip_special_tokens=True).strip())
+    assert len(set(expected)) > 1, "the inputs must give different answers to prove anything"
+    batched = generator.answer_batch(QUERIES, EVIDENCE, max_new_tokens=6)
+    assert batched == expected
+    assert generator.answer_batch(QUERIES, EVIDENCE, max_new_tokens=6, batch_size=2) == expected
+    assert generator.answer(QUERIES[0], EVIDENCE[0], max_new_tokens=6) == expected[0]
+
+
+def test_the_prompt_puts_pictures_first_and_works_without_any() -> None:
+    template, fields = generator_prompt("Why?", ["A barn", None])
+    assert template.format(**fields) == (
+        "<image>\nImage Caption: A barn\n<image>\nQuestion: Why?\n"
+        "Answer the question in one word or a short phrase."
+    )
+    template, fields = generator_prompt("Why?", [])
+    assert template.format(**fields).startswith("Question: Why?")
+    # braces in user text are text
+    template, fields = generator_prompt("{caption_0}?", ["{query}"])
+    assert "Image Caption: {query}\nQuestion: {caption_0}?" in template.format(**fields)
+
+
+def test_bad_arguments_are_refused(tiny_model: Callable[[str], Path]) -> None:
+    generator = Generator.from_pretrained(tiny_model(ARCHITECTURES[0]), device="cpu")
+    with pytest.raises(ValueError, match="2 queries, but documents for 1"):
+        generator.answer_batch(["a", "b"], [[]])
+    with pytest.raises(ValueError, match="query 1 is empty"):
+        generator.answer_batch(["a", " "], [[], []])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        generator.answer_batch(["a"], [[]], batch_size=0)
+    assert generator.answer_batch([], []) == []

@@ -1,0 +1,230 @@
+"""Scores equal the plain way's on every architecture, at any batch size and in any order."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plain import plain_relevance
+from tiny_models import ARCHITECTURES
+
+from ragvl import Document, RankedDocument, Reranker, fast_rerank
+from ragvl.data.images import ImageError
+from ragvl.mllm import PromptTooLongError
+from ragvl.reranker import PromptTemplate
+
+QUERY = "What color is the roof?"
+TINY = ARCHITECTURES[0]
+
+
+def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def ragged_pairs() -> list[tuple[str, Document]]:
+    """Pictures of several sizes, captions and queries of several lengths, one document twice."""
+    documents = [
+        Document(picture(0), caption="A barn"),
+        Document(picture(1, 40, 90), caption="The lighthouse of Velmora, photographed in 1987"),
+        Document(picture(2, 100, 40), caption=""),
+        Document(picture(3, 48, 48), caption="Ünïcödé 塔 🗼 ..."),
+        Document(picture(4, 64, 64)),
+    ]
+    pairs = [(QUERY, document) for document in documents]
+    pairs += [("Is it by the sea, or is it in the forest behind the old mill?", documents[1])]
+    return [*pairs, ("Why?", documents[4])]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def reranker(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Reranker:
+    return Reranker.from_pretrained(tiny_model(request.param), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny_reranker(tiny_model: Callable[[str], Path]) -> Reranker:
+    return Reranker.from_pretrained(tiny_model(TINY), device="cpu", dtype="float32")
+
+
+def plain_scores(reranker: Reranker, pairs: list[tuple[str, Document]]) -> list[float]:
+    return [
+        plain_relevance(
+            reranker.mllm,
+            document.load(),
+            reranker.prompt(query, document),
+            reranker.yes_token_ids,
+            reranker.no_token_ids,
+        )
+        for query, document in pairs
+    ]
+
+
+def test_scores_equal_the_plain_way_at_any_batch_size_and_in_any_order(reranker: Reranker) -> None:
+    pairs = ragged_pairs()
+    expected = np.array(plain_scores(reranker, pairs))
+    assert np.ptp(expected) > 1e-3, "the inputs must give different scores to prove anything"
+    order = np.random.default_rng(0).permutation(len(pairs))
+    for batch_size in (1, 3, 32):
+        scores = reranker.score(pairs, batch_size=batch_size)
+        assert scores.dtype == torch.float32
+        np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
+        shuffled = reranker.score([pairs[i] for i in order], batch_size=batch_size)
+        np.testing.assert_allclose(shuffled.numpy(), expected[order], atol=1e-5, rtol=0)
+
+
+def test_the_prompt_splits_exactly_where_the_query_begins_to_matter(reranker: Reranker) -> None:
+    document = Document(picture(1, 40, 90), caption="The lighthouse of Velmora")
+    prefix, suffix = reranker.split_prompt(QUERY, document)
+    other_prefix, other_suffix = reranker.split_prompt("Is it white?", document)
+    assert prefix == other_prefix
+    assert suffix != other_suffix
+    image = reranker.mllm.encode_image(document.load())
+    whole = reranker.mllm.encode_prompt(reranker.prompt(QUERY, document), [image])
+    assert prefix + suffix == whole.input_ids
+    # the picture and the caption are in the prefix, the query is not
+    tokenizer = reranker.mllm.tokenizer
+    assert "lighthouse" in tokenizer.decode(prefix)
+    assert "roof" not in tokenizer.decode(prefix)
+    assert "roof" in tokenizer.decode(suffix)
+    assert len(suffix) < len(prefix)
+
+
+def test_rank_sorts_cuts_and_keeps(tiny_reranker: Reranker) -> None:
+    documents = [document for _, document in ragged_pairs()[:5]]
+    scores = tiny_reranker.score([(QUERY, document) for document in documents]).tolist()
+    limit = sorted(scores)[2]
+    ranked = tiny_reranker.rank(QUERY, documents, threshold=limit)
+    assert [r.score for r in ranked] == sorted(scores, reverse=True)
+    assert all(r.document is documents[r.index] and r.score == scores[r.index] for r in ranked)
+    assert [r.kept for r in ranked] == [True, True, True, False, False]
+    assert tiny_reranker.rank(QUERY, documents, top_k=2, threshold=limit) == ranked[:2]
+    assert len(tiny_reranker.rank(QUERY, documents, top_k=99)) == 5
+
+
+def test_equal_scores_keep_the_given_order(tiny_reranker: Reranker) -> None:
+    same = [Document(picture(0), caption="A barn") for _ in range(4)]
+    assert [r.index for r in tiny_reranker.rank(QUERY, same)] == [0, 1, 2, 3]
+
+
+def test_bare_pictures_paths_and_bytes_are_documents(
+    tiny_reranker: Reranker, tmp_path: Path
+) -> None:
+    image = picture(5)
+    image.save(tmp_path / "a.png")
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    forms = [
+        image,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        encoded.getvalue(),
+        np.asarray(image),
+    ]
+    scores = tiny_reranker.score([(QUERY, form) for form in forms])
+    np.testing.assert_allclose(scores.numpy(), scores[0].item(), atol=1e-6)
+
+
+def test_the_cross_encoder_dialect(tiny_reranker: Reranker) -> None:
+    pairs = ragged_pairs()
+    predicted = tiny_reranker.predict(pairs)
+    assert isinstance(predicted, np.ndarray)
+    np.testing.assert_array_equal(predicted, tiny_reranker.score(pairs).numpy())
+    hit = tiny_reranker.rank(QUERY, [document for _, document in pairs])[0]
+    assert hit["corpus_id"] == hit.index
+    assert hit["score"] == hit.score
+    with pytest.raises(KeyError, match="corpus_id"):
+        hit["text"]
+
+
+def test_fast_rerank_is_rank(tiny_model: Callable[[str], Path], tiny_reranker: Reranker) -> None:
+    documents = [document for _, document in ragged_pairs()[:4]]
+    expected = tiny_reranker.rank(QUERY, documents, top_k=3)
+    by_folder = fast_rerank(QUERY, documents, model=tiny_model(TINY), top_k=3, device="cpu")
+    by_object = fast_rerank(QUERY, documents, model=tiny_reranker, top_k=3)
+    assert by_object == expected
+    assert [(r.index, r.kept) for r in by_folder] == [(r.index, r.kept) for r in expected]
+    assert all(isinstance(r, RankedDocument) for r in by_folder)
+
+
+def test_templates_choose_themselves_or_are_chosen(
+    tiny_model: Callable[[str], Path], tiny_reranker: Reranker
+) -> None:
+    with_caption, without = Document(picture(0), caption="A barn"), Document(picture(0))
+    assert "Image Caption: A barn" in tiny_reranker.prompt(QUERY, with_caption)
+    assert "Image Caption" not in tiny_reranker.prompt(QUERY, without)
+    strict = Reranker(tiny_reranker.mllm, template="caption")
+    with pytest.raises(ValueError, match=r"no caption.*'caption' needs one"):
+        strict.rank(QUERY, [with_caption, without])
+    mine = PromptTemplate("mine", "<image>\nDoes it show {query}? Yes or No.")
+    assert "Does it show a mill?" in Reranker(tiny_reranker.mllm, template=mine).prompt(
+        "a mill", without
+    )
+    with pytest.raises(ValueError, match="unknown template 'captoin'; known: auto, caption"):
+        Reranker.from_pretrained(tiny_model(TINY), template="captoin", device="cpu")
+
+
+def test_a_broken_picture_is_named_or_skipped(tiny_reranker: Reranker, tmp_path: Path) -> None:
+    bad = tmp_path / "broken.png"
+    bad.write_bytes(b"\x89PNG not really")
+    documents = [Document(picture(0)), Document(bad, id="page-7"), Document(picture(1))]
+    with pytest.raises(ImageError, match="page-7"):
+        tiny_reranker.rank(QUERY, documents)
+    ranked = tiny_reranker.rank(QUERY, documents, on_error="skip", threshold=0.0)
+    assert [r.index for r in ranked][-1] == 1
+    assert np.isnan(ranked[-1].score)
+    assert not ranked[-1].kept
+    alone = tiny_reranker.rank(QUERY, [documents[0], documents[2]])
+    np.testing.assert_allclose([r.score for r in ranked[:2]], [r.score for r in alone], atol=1e-6)
+
+
+@pytest.mark.parametrize("query", ["", "  \n"])
+def test_an_empty_query_is_refused(query: str, tiny_reranker: Reranker) -> None:
+    with pytest.raises(ValueError, match="query is empty"):
+        tiny_reranker.rank(query, [picture(0)])
+
+
+def test_other_bad_arguments_are_refused(tiny_reranker: Reranker) -> None:
+    with pytest.raises(ValueError, match="documents is empty"):
+        tiny_reranker.rank(QUERY, [])
+    with pytest.raises(ValueError, match="top_k=0"):
+        tiny_reranker.rank(QUERY, [picture(0)], top_k=0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        tiny_reranker.score([(QUERY, picture(0))], batch_size=0)
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        tiny_reranker.score([(QUERY, picture(0))], on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a string, not int"):
+        tiny_reranker.score([(3, picture(0))])  # type: ignore[list-item]
+    assert tiny_reranker.score([]).shape == (0,)
+
+
+def test_a_prompt_longer_than_the_context_is_named(tiny_reranker: Reranker) -> None:
+    long = "word " * 5000
+    with pytest.raises(PromptTooLongError, match="tokens"):
+        tiny_reranker.rank(QUERY, [Document(picture(0), caption=long)])
+    ranked = tiny_reranker.rank(
+        QUERY, [Document(picture(0), caption=long), picture(1)], on_error="skip"
+    )
+    assert [r.index for r in ranked] == [1, 0]
+
+
+def test_nan_weights_are_an_error_and_not_a_score(tiny_reranker: Reranker) -> None:
+    with torch.no_grad():
+        next(tiny_reranker.mllm.model.parameters()).fill_(torch.nan)
+        tiny_reranker.mllm.model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"'page-1' .* is NaN"):
+        tiny_reranker.rank(QUERY, [Document(picture(0), id="page-1")])
+
+
+def test_more_pairs_than_one_window(tiny_reranker: Reranker) -> None:
+    """Windows of prepared pictures hand over correctly: scores do not depend on them."""
+    documents = [Document(picture(i, 40 + i, 48), caption="x" * i) for i in range(9)]
+    pairs = [
+        (query, document) for query in (QUERY, "Why?", "Where is it?") for document in documents
+    ]
+    small = tiny_reranker.score(pairs, batch_size=1)  # windows of 8
+    np.testing.assert_allclose(small.numpy(), tiny_reranker.score(pairs).numpy(), atol=1e-5)
