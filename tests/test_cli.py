@@ -1,0 +1,76 @@
+"""The `ragvl` command: help, rerank, and errors that a person can act on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_models import ARCHITECTURES
+from typer.testing import CliRunner
+
+from ragvl.cli import app
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = []
+    for name, color in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (48, 48), color).save(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    return paths
+
+
+def test_help_names_every_command() -> None:
+    outcome = CliRunner().invoke(app, ["--help"])
+    assert outcome.exit_code == 0
+    for command in ("demo", "rerank", "doctor"):
+        assert command in outcome.output
+
+
+def test_rerank_prints_each_picture_with_its_relevance(
+    tiny_model: Callable[[str], Path], pictures: list[str]
+) -> None:
+    model = str(tiny_model(ARCHITECTURES[0]))
+    command = ["rerank", "Is it red?", *pictures, "--model", model, "--device", "cpu"]
+    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert outcome.exit_code == 0, outcome.output
+    lines = [line for line in outcome.output.splitlines() if ".png" in line]
+    assert len(lines) == 2
+    assert {Path(path).name for path in pictures} == {"red.png", "blue.png"}
+    assert all(any(Path(path).name in line for line in lines) for path in pictures)
+
+
+def test_rerank_errors_are_one_line(tiny_model: Callable[[str], Path], pictures: list[str]) -> None:
+    model = str(tiny_model(ARCHITECTURES[0]))
+    missing = CliRunner().invoke(
+        app, ["rerank", "q", "nowhere.png", "--model", model, "--device", "cpu"]
+    )
+    assert missing.exit_code == 1
+    assert "nowhere.png" in missing.output
+    no_model = CliRunner().invoke(app, ["rerank", "q", *pictures, "--model", "/no/such/folder"])
+    assert no_model.exit_code == 1
+    assert "/no/such/folder" in no_model.output
+    assert "Traceback" not in missing.output + no_model.output
+
+
+def test_import_is_light_and_the_function_wins_over_its_module() -> None:
+    code = (
+        "import sys, ragvl; assert 'torch' not in sys.modules, 'torch was imported';"
+        "from ragvl.fast_rerank import fast_rerank as f; from ragvl import fast_rerank as g;"
+        "import ragvl.fast_rerank; assert callable(f) and f is g is ragvl.fast_rerank;"
+        "assert ragvl.Document.__name__ == 'Document'; assert 'Reranker' in dir(ragvl);"
+        "print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    import ragvl
+
+    with pytest.raises(AttributeError, match="no attribute 'slow_rerank'"):
+        ragvl.slow_rerank  # noqa: B018

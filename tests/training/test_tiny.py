@@ -1,0 +1,133 @@
+"""The recipe of the demo's models: packing changes nothing, and training learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPModel, PreTrainedTokenizerFast
+
+from ragvl.data.synthetic import write_world
+from ragvl.mllm import MLLM
+from ragvl.training import tiny
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    return write_world(folder, places={"train": 40, "val": 20}, questions_per_place=12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data(world: Path) -> tiny.TrainingSet:
+    return tiny.TrainingSet.read(world, "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data: tiny.TrainingSet) -> PreTrainedTokenizerFast:
+    return tiny.train_tokenizer(data)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast, data: tiny.TrainingSet) -> torch.nn.Module:
+    retriever, _ = tiny.train_retriever(data, tokenizer, steps=1, seed=0)
+    mllm, _ = tiny.new_mllm(tokenizer, retriever, seed=0)
+    return mllm.eval()
+
+
+def test_a_name_is_spelled_by_syllables_known_or_not(tokenizer: PreTrainedTokenizerFast) -> None:
+    for name in ("Bodalin", "Zuvipor"):
+        pieces = tokenizer.tokenize(f" {name}")
+        assert len(pieces) == 4
+        assert tokenizer.decode(tokenizer(f" {name}")["input_ids"]) == f" {name}"
+    for word in ("Yes", "No", "red", "zoo", "pointed"):
+        assert len(tokenizer(word)["input_ids"]) == 1, word
+
+
+@pytest.mark.parametrize(
+    "task", [tiny.DESCRIBE, tiny.RELEVANCE, tiny.ANSWER], ids=lambda t: t.draw.__name__
+)
+def test_packed_prompts_predict_what_separate_ones_do(
+    task: tiny.Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    data: tiny.TrainingSet,
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = [task.draw(data, rng) for _ in range(4)]
+    alone = [tiny.Group(group.rows, (turn,)) for group in groups for turn in group.turns]
+
+    def answers(packed: list[tiny.Group]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, labels, is_answer = tiny.encode(packed, tokenizer, data)
+        with torch.no_grad():
+            return model(**batch).logits[is_answer], labels[is_answer]
+
+    logits, labels = answers(groups)
+    expected_logits, expected_labels = answers(alone)
+    assert labels.tolist() == expected_labels.tolist()
+    torch.testing.assert_close(logits, expected_logits, atol=2e-5, rtol=0)
+    spelled = tokenizer(["".join(f"{answer}{tiny.END}" for g in groups for _, answer in g.turns)])
+    assert labels.tolist() == spelled["input_ids"][0]
+
+
+def test_relevance_groups_are_right_and_balanced(data: tiny.TrainingSet) -> None:
+    rng = np.random.default_rng(1)
+    said: list[str] = []
+    for _ in range(200):
+        group = tiny.relevance_group(data, rng)
+        (row,) = group.rows
+        for prompt, answer in group.turns:
+            query = prompt.split("Question: ")[1].split("\n")[0]
+            is_gold = any(question.text == query for question in data.gold_of[row])
+            assert (answer == "Yes") == is_gold
+            assert f"Image Caption: {data.captions[row]}\n" in prompt
+            said.append(answer)
+    assert 0.35 < said.count("Yes") / len(said) < 0.65
+
+
+def test_every_stage_runs_and_its_folders_load(tmp_path: Path) -> None:
+    """Two steps a stage: the command writes Hugging Face folders, and learns the constant parts."""
+    tiny.main(
+        out=tmp_path / "assets",
+        work=tmp_path / "work",
+        places=20,
+        retriever_steps=2,
+        describe_steps=2,
+        base_steps=2,
+        reranker_steps=2,
+        generator_steps=2,
+    )
+    for name in ("base", "reranker", "generator"):
+        folder = tmp_path / "assets" / f"tiny-{name}"
+        assert MLLM.from_pretrained(folder, device="cpu").architecture == "llava"
+    assert (
+        CLIPModel.from_pretrained(tmp_path / "assets" / "tiny-retriever").config.projection_dim
+        == 128
+    )
+
+
+def test_a_few_steps_lower_the_loss(
+    tokenizer: PreTrainedTokenizerFast, data: tiny.TrainingSet, model: torch.nn.Module
+) -> None:
+    import copy
+
+    student = copy.deepcopy(model)
+
+    def loss_of(network: torch.nn.Module) -> float:
+        rng = np.random.default_rng(5)
+        batch, labels, is_answer = tiny.encode(
+            [tiny.relevance_group(data, rng) for _ in range(4)], tokenizer, data
+        )
+        with torch.no_grad():
+            logits = network(**batch).logits
+        return torch.nn.functional.cross_entropy(logits[is_answer], labels[is_answer]).item()
+
+    before = loss_of(student)
+    task = tiny.Task(tiny.relevance_group, batch_size=4, share=1.0)
+    tiny.train_mllm(
+        student, tokenizer, data, [task], steps=16, learning_rate=1e-3, text_weight=0.0,
+        seed=0, name="test", validation=data,
+    )  # fmt: skip
+    assert loss_of(student) < before / 2
