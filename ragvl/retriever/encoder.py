@@ -1,0 +1,241 @@
+"""Pictures and texts as unit vectors of one space, by a CLIP-style dual encoder."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+
+# From its own module: at the top level transformers 5.17 hides it where torchvision is absent.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from ragvl.data.document import Document, DocumentLike
+from ragvl.runtime import fingerprint, resolve_device, resolve_dtype
+
+_PREPARE_THREADS = 4
+_BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
+_PROBE = "Which 3 caf\u00e9s does the picture show?"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class DualEncoder:
+    """A model of the CLIP or SigLIP family: two towers into one space.
+
+    Encoding is thread-safe.
+
+    Args:
+        model: has `get_image_features` and `get_text_features`; it is moved, and put in eval mode.
+        image_processor: turns a picture into the model's inputs.
+        tokenizer: turns a text into the model's inputs.
+        device: "auto", "cpu", "cuda", ...
+        dtype: "auto", "float32", "bfloat16", ...
+
+    Attributes:
+        dim: length of the vectors.
+        fingerprint: a name for the weights as given (before `dtype` is applied), the image
+            processor's settings and the tokenizer. Vectors of encoders with the same fingerprint
+            can be compared.
+
+    Raises:
+        ValueError: the model is not a dual encoder, or a setting is not valid.
+        FloatingPointError: it gives NaN or infinite vectors.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        for method in ("get_image_features", "get_text_features"):
+            if not hasattr(model, method):
+                raise ValueError(
+                    f"a {model.config.model_type!r} model has no {method}(), so it is not a dual "
+                    "encoder; use a model of the CLIP or SigLIP family"
+                )
+        self.fingerprint = fingerprint(
+            model,
+            image_processor.to_json_string(),
+            json.dumps(tokenizer.get_vocab(), sort_keys=True),
+            json.dumps(tokenizer(_PROBE)["input_ids"]),  # tells normalizers and end tokens apart
+        )
+        self.device = resolve_device(device)
+        self.model = model.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        # SigLIP reads a text at the last of a fixed number of positions, padding included.
+        self._padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
+        self._max_length = min(
+            tokenizer.model_max_length, model.config.get_text_config().max_position_embeddings
+        )
+        self._tokenizer_lock = threading.Lock()  # it keeps the padding of a call in itself
+        self.dim = self.encode_texts([_PROBE]).shape[1]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> DualEncoder:
+        """Loads a folder or hub id; the weights from safetensors only.
+
+        Raises:
+            OSError: there is no such checkpoint, or it has no safetensors, tokenizer or image
+                processor.
+            ValueError: it is not a dual encoder, or lacks weights.
+        """
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        model, info = AutoModel.from_pretrained(
+            path, use_safetensors=True, dtype="auto", output_loading_info=True, **options
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{path} lacks {len(missing)} of the model's weights, which would be random: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            )
+        # The PIL processors even where torchvision is installed: it resizes a little differently,
+        # and an index must not depend on what else was installed when it was built.
+        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
+
+    def encode_images(
+        self, images: Sequence[DocumentLike], *, batch_size: int = 32, progress: bool = True
+    ) -> np.ndarray:
+        """L2-normalised vectors of pictures, which are decoded in threads ahead of the model.
+
+        Args:
+            images: documents, or bare pictures.
+            batch_size: pictures per forward pass; it changes the speed, not the vectors.
+            progress: show a progress bar when it takes more than a second.
+
+        Returns:
+            (n, dim) float32.
+
+        Raises:
+            ImageError: a picture cannot be used; the message names its document.
+            TypeError: an item is neither a document nor a picture.
+            ValueError: `batch_size` is below 1.
+            FloatingPointError: a vector is not finite.
+        """
+        documents = [Document.of(image) for image in images]
+        vectors = np.empty((len(documents), self.dim), dtype=np.float32)
+        batches = _batches(documents, batch_size)
+        bar = tqdm(
+            total=len(documents), desc="encode", unit="image", delay=1.0, disable=not progress
+        )
+        ahead = _BATCHES_AHEAD * batch_size
+        with bar, closing(_map_ahead(self._prepare, documents, ahead=ahead)) as prepared:
+            for start, batch in batches:
+                inputs = [next(prepared) for _ in batch]
+                features = self._forward(
+                    self.model.get_image_features,
+                    {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]},
+                )
+                for row, document in zip(features, batch, strict=True):
+                    if not np.isfinite(row).all():
+                        raise FloatingPointError(_not_finite(document.name))
+                vectors[start : start + len(batch)] = features
+                bar.update(len(batch))
+        return vectors
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """L2-normalised vectors of texts; a text is cut at the length that the model reads.
+
+        Returns:
+            (n, dim) float32.
+
+        Raises:
+            TypeError: `texts` is a single string, or an item is not a string.
+            ValueError: a text is empty, or `batch_size` is below 1.
+            FloatingPointError: a vector is not finite.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, not one string; write [text]")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {i} must be a string, not {type(text).__name__}")
+            if not text.strip():
+                raise ValueError(f"text {i} is empty")
+        parts = []
+        for _, batch in _batches(texts, batch_size):
+            with self._tokenizer_lock:
+                inputs = self.tokenizer(
+                    list(batch),
+                    padding=self._padding,
+                    truncation=True,
+                    max_length=self._max_length,
+                    return_tensors="pt",
+                )
+            parts.append(self._forward(self.model.get_text_features, dict(inputs)))
+        vectors = np.concatenate(parts) if parts else np.empty((0, self.dim), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            if not np.isfinite(row).all():
+                raise FloatingPointError(_not_finite(f"the text {text!r}"))
+        return vectors
+
+    def _prepare(self, document: Document) -> dict[str, Tensor]:
+        return dict(self.image_processor(document.load(), return_tensors="pt"))
+
+    @torch.inference_mode()
+    def _forward(self, tower: Callable[..., object], inputs: dict[str, Tensor]) -> np.ndarray:
+        dtype = self.model.dtype
+        on_device = {
+            name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
+        features: Tensor = tower(**on_device).pooler_output  # type: ignore[attr-defined]
+        return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, Sequence[Item]]]:
+    """(index of the first item, items), batch after batch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+    return ((i, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
+
+
+def _map_ahead(
+    function: Callable[[Item], Result], items: Sequence[Item], *, ahead: int
+) -> Generator[Result]:
+    """Results in order, computed in threads, never more than `ahead` before they are taken."""
+    with ThreadPoolExecutor(_PREPARE_THREADS) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _not_finite(name: str) -> str:
+    return (
+        f"the vector of {name} is not finite: the weights hold NaN, or activations overflow in "
+        "this dtype (try dtype='float32')"
+    )

@@ -1,0 +1,363 @@
+"""Vectors with string ids, searched by inner product through FAISS."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from ragvl.retriever.storage import IndexFileError, load_state, save_state
+
+IndexKind = Literal["exact", "hnsw", "ivfpq"]
+SearchDevice = Literal["auto", "cpu", "cuda"]
+
+# HNSW: links per vector, and how many candidates are held while adding and searching.
+_HNSW_LINKS = 32
+_HNSW_EF_CONSTRUCTION = 200
+_HNSW_EF_SEARCH = 128
+# HNSW cannot drop a vector: removed ones are skipped, and it is rebuilt once they are this share.
+_HNSW_MAX_REMOVED = 0.25
+
+# IVF-PQ: 8-bit codes, so 256 centroids, and FAISS asks for 39 training vectors for each.
+_PQ_CENTROIDS = 256
+_TRAINING_PER_CENTROID = 39
+MIN_IVFPQ_VECTORS = _PQ_CENTROIDS * _TRAINING_PER_CENTROID
+# The share of lists that a search looks into, and the least number of them.
+_IVF_PROBED_SHARE = 1 / 16
+_IVF_MIN_PROBED = 8
+# Sub-vector counts that FAISS's GPU search knows too; the first that divides `dim` is taken.
+_PQ_SUBVECTORS = (96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
+_PQ_MIN_SUBVECTOR_DIM = 4
+
+_GPU_SCRATCH_BYTES = 256 << 20
+_GPU_MAX_K = 2048  # FAISS's limit
+
+
+class VectorIndex:
+    """Finds the vectors with the largest inner product with a query.
+
+    Searches may run in several threads at once, but not while something is added or removed.
+
+    Args:
+        dim: length of the vectors.
+        kind: "exact" compares with every vector. "hnsw" walks a graph: fast with millions of
+            vectors, a little more memory. "ivfpq" keeps at most 96 bytes of a vector: smallest,
+            with approximate scores, so that the order within a cluster blurs; its codebook is
+            learned from the first `add`, which needs at least 9,984 vectors.
+        encoder_fingerprint: names the encoder that makes the vectors; saved with them.
+        device: where to search. "auto" takes a GPU if faiss-gpu and a GPU are there ("exact" and
+            "ivfpq" only; "hnsw" always searches on the CPU).
+
+    Raises:
+        ImportError: FAISS is not installed.
+        ValueError: an argument is not valid, or `device="cuda"` cannot be had.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kind: IndexKind = "exact",
+        encoder_fingerprint: str = "",
+        device: SearchDevice = "auto",
+    ) -> None:
+        if dim < 1:
+            raise ValueError(f"dim={dim}: it must be at least 1")
+        if kind not in get_args(IndexKind):
+            raise ValueError(f"kind={kind!r}: it must be one of {', '.join(get_args(IndexKind))}")
+        self.dim = dim
+        self.kind = kind
+        self.encoder_fingerprint = encoder_fingerprint
+        self._on_gpu = _use_gpu(device, kind)
+        # A vector's label is its place in `_ids`, for good; None once it is removed.
+        self._ids: list[str | None] = []
+        self._labels: dict[str, int] = {}
+        self._index = _new_index(dim, kind)
+        self._hidden: Any = None  # the selector that keeps removed vectors out of "hnsw" searches
+        self._gpu_copy: Any = None  # made at the first search after a change
+        self._gpu_lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._labels
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids, in the order in which they were added."""
+        return list(self._labels)
+
+    def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Adds vectors under new ids; all of them, or on an error none.
+
+        Args:
+            ids: one for each vector.
+            vectors: (n, dim), floating.
+
+        Raises:
+            TypeError: an id is not a string.
+            ValueError: an id is there already, or twice in `ids`; the vectors have another shape,
+                or are not finite; too few to learn an "ivfpq" codebook from.
+        """
+        vectors = self._checked(vectors, "vectors")
+        if len(ids) != len(vectors):
+            raise ValueError(f"{len(ids)} ids for {len(vectors)} vectors")
+        self.check_new(ids)
+        if len(ids) == 0:
+            return
+        if not self._index.is_trained:
+            self._index = _new_index(self.dim, self.kind, _num_lists(len(vectors)))
+            self._index.train(vectors)
+        first = len(self._ids)
+        labels = np.arange(first, first + len(ids), dtype=np.int64)
+        self._index.add_with_ids(vectors, labels)
+        self._ids.extend(ids)
+        self._labels.update(zip(ids, labels.tolist(), strict=True))
+        self._gpu_copy = None
+
+    def check_new(self, ids: Sequence[str]) -> None:
+        """Raises what `add` would raise about `ids`, before there are vectors for them."""
+        check_ids(ids)
+        if taken := [id for id in ids if id in self._labels]:
+            raise ValueError(f"already there: {_some(taken)}; remove them first, or use other ids")
+        if not self._index.is_trained and 0 < len(ids) < MIN_IVFPQ_VECTORS:
+            raise ValueError(
+                f"kind='ivfpq' learns its codebook from the first vectors that are added, and "
+                f"needs at least {MIN_IVFPQ_VECTORS:,} of them; got {len(ids):,}. Add more at "
+                "once, or use kind='exact', which is fast for so few"
+            )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Removes vectors; all of them, or on an error none.
+
+        Raises:
+            TypeError: `ids` is a single string.
+            ValueError: an id is not there.
+        """
+        if isinstance(ids, str):
+            raise TypeError("ids must be a sequence of strings, not one string; write [id]")
+        if unknown := [id for id in ids if id not in self._labels]:
+            raise ValueError(f"not in the index: {_some(unknown)}")
+        labels = [self._labels.pop(id) for id in dict.fromkeys(ids)]
+        for label in labels:
+            self._ids[label] = None
+        if self.kind != "hnsw":
+            self._index.remove_ids(np.array(labels, dtype=np.int64))
+        else:
+            self._forget_in_hnsw()
+        self._gpu_copy = None
+
+    def search(self, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+        """The `k` best ids for each query with their scores, the best first.
+
+        There are fewer than `k` where the index holds fewer; "hnsw" and "ivfpq" may also miss some.
+
+        Args:
+            queries: (n, dim), floating.
+            k: how many; past the end is fine.
+
+        Raises:
+            ValueError: `k` is below 1, or the queries have another shape or are not finite.
+        """
+        queries = self._checked(queries, "queries")
+        if k < 1:
+            raise ValueError(f"k={k}: it must be at least 1")
+        if len(self) == 0 or len(queries) == 0:
+            return [[] for _ in queries]
+        k = min(k, len(self))
+        if self._on_gpu and k <= _GPU_MAX_K:
+            distances, labels = self._search_gpu(queries, k)
+        else:
+            distances, labels = self._index.search(queries, k, params=self._search_parameters(k))
+        return [
+            [
+                (self._ids[label], distance)
+                for label, distance in zip(*row, strict=True)
+                if label >= 0
+            ]
+            for row in zip(labels.tolist(), distances.tolist(), strict=True)
+        ]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        attachments: Mapping[str, Callable[[Path], object]] | None = None,
+    ) -> None:
+        """Saves vectors, ids and the encoder's fingerprint; what was there stays until it is done.
+
+        Args:
+            folder: made if it is not there.
+            attachments: further files to save in the same step, by name: what writes each.
+        """
+        faiss = _faiss()
+        save_state(
+            folder,
+            {
+                "kind": self.kind,
+                "dim": self.dim,
+                "encoder_fingerprint": self.encoder_fingerprint,
+                "num_vectors": len(self),
+            },
+            {
+                "index.faiss": lambda path: faiss.write_index(self._index, str(path)),
+                "ids.json": lambda path: path.write_text(json.dumps(self._ids)),
+                **(attachments or {}),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: SearchDevice = "auto") -> VectorIndex:
+        """Loads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no saved index in `folder`.
+            IndexFileError: it is damaged.
+        """
+        return cls.from_state(*load_state(folder), device=device)
+
+    @classmethod
+    def from_state(
+        cls, metadata: Mapping[str, Any], state: Path, *, device: SearchDevice = "auto"
+    ) -> VectorIndex:
+        """The index in a folder that `load_state` has checked."""
+        index = cls(
+            metadata["dim"],
+            kind=metadata["kind"],
+            encoder_fingerprint=metadata["encoder_fingerprint"],
+            device=device,
+        )
+        index._index = _faiss().read_index(str(state / "index.faiss"))
+        index._ids = json.loads((state / "ids.json").read_text())
+        index._labels = {id: label for label, id in enumerate(index._ids) if id is not None}
+        if (index._index.d, len(index)) != (metadata["dim"], metadata["num_vectors"]):
+            raise IndexFileError(f"the files in {state} do not belong together; build it again")
+        if index.kind == "hnsw":
+            index._forget_in_hnsw()
+        return index
+
+    def _checked(self, vectors: np.ndarray, name: str) -> np.ndarray:
+        if not isinstance(vectors, np.ndarray) or not np.issubdtype(vectors.dtype, np.floating):
+            raise TypeError(f"{name} must be a floating numpy array")
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"{name} must be of shape (n, {self.dim}), not {vectors.shape}")
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            raise ValueError(f"{name} must be finite; row {bad[0]} is not")
+        return vectors
+
+    def _forget_in_hnsw(self) -> None:
+        """Hides the removed vectors from searches, or rebuilds the graph when they are many."""
+        faiss = _faiss()
+        labels = faiss.vector_to_array(self._index.id_map)
+        removed = np.array([self._ids[label] is None for label in labels.tolist()], dtype=bool)
+        self._hidden = None
+        if removed.sum() > _HNSW_MAX_REMOVED * len(labels):
+            vectors = self._index.index.reconstruct_n(0, len(labels))
+            self._index = _new_index(self.dim, "hnsw")
+            if not removed.all():
+                self._index.add_with_ids(vectors[~removed], labels[~removed])
+        elif removed.any():
+            self._hidden = faiss.IDSelectorNot(faiss.IDSelectorBatch(labels[removed]))
+
+    def _search_parameters(self, k: int) -> Any:
+        faiss = _faiss()
+        if self.kind == "hnsw":
+            breadth = max(_HNSW_EF_SEARCH, 2 * k)
+            return faiss.SearchParametersHNSW(efSearch=breadth, sel=self._hidden)
+        if self.kind == "ivfpq":
+            num_lists = self._index.nlist
+            for_k = math.ceil(2 * k * num_lists / len(self))  # lists that hold 2k vectors together
+            probed = max(_IVF_MIN_PROBED, math.ceil(num_lists * _IVF_PROBED_SHARE), for_k)
+            return faiss.SearchParametersIVF(nprobe=min(num_lists, probed))
+        return None
+
+    def _search_gpu(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._gpu_lock:  # FAISS's GPU indexes take one search at a time
+            if self._gpu_copy is None:
+                faiss = _faiss()
+                resources = faiss.StandardGpuResources()
+                resources.setTempMemory(_GPU_SCRATCH_BYTES)
+                gpu = torch.cuda.current_device()
+                self._gpu_copy = faiss.index_cpu_to_gpu(resources, gpu, self._index)
+            return self._gpu_copy.search(queries, k, params=self._search_parameters(k))
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Refuses ids that are not strings, or occur twice.
+
+    Raises:
+        TypeError: an id is not a string, or `ids` is a single string.
+        ValueError: an id occurs twice.
+    """
+    if isinstance(ids, str):
+        raise TypeError("ids must be a sequence of strings, not one string; write [id]")
+    for id in ids:
+        if not isinstance(id, str):
+            raise TypeError(f"an id must be a string; {id!r} is of type {type(id).__name__}")
+    if twice := [id for id, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"given more than once: {_some(twice)}; ids must be unique")
+
+
+def _some(ids: Sequence[str]) -> str:
+    """The first few of `ids`, for a message."""
+    rest = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return ", ".join(repr(id) for id in ids[:3]) + rest
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "the retriever needs FAISS: pip install 'ragvl[cpu]', or 'ragvl[gpu]' for a GPU"
+        ) from error
+    return faiss
+
+
+def _use_gpu(device: SearchDevice, kind: IndexKind) -> bool:
+    if device not in get_args(SearchDevice):
+        raise ValueError(
+            f"device={device!r}: it must be one of {', '.join(get_args(SearchDevice))}"
+        )
+    faiss = _faiss()
+    present = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device == "cuda" and kind == "hnsw":
+        raise ValueError("kind='hnsw' searches on the CPU only; use 'exact' or 'ivfpq' on a GPU")
+    if device == "cuda" and not present:
+        raise ValueError(
+            "device='cuda', but this FAISS sees no GPU; it takes pip install 'ragvl[gpu]' "
+            "(instead of faiss-cpu) and a CUDA device"
+        )
+    return present and device != "cpu" and kind != "hnsw"
+
+
+def _num_lists(num_vectors: int) -> int:
+    """How many lists "ivfpq" spreads its vectors over; each has enough to place its centroid."""
+    return min(round(4 * math.sqrt(num_vectors)), num_vectors // _TRAINING_PER_CENTROID)
+
+
+def _new_index(dim: int, kind: IndexKind, num_lists: int = 1) -> Any:
+    """An empty FAISS index; "ivfpq" is still to be trained."""
+    faiss = _faiss()
+    if kind == "exact":
+        return faiss.IndexIDMap(faiss.IndexFlatIP(dim))
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
+        return faiss.IndexIDMap(graph)
+    num_subvectors = next(
+        (m for m in _PQ_SUBVECTORS if dim % m == 0 and dim // m >= _PQ_MIN_SUBVECTOR_DIM), 1
+    )
+    bits = int(math.log2(_PQ_CENTROIDS))
+    coarse = faiss.IndexFlatIP(dim)
+    metric = faiss.METRIC_INNER_PRODUCT
+    return faiss.IndexIVFPQ(coarse, dim, num_lists, num_subvectors, bits, metric)

@@ -1,0 +1,126 @@
+"""A folder that changes from one whole state to the next, and knows when it is damaged.
+
+    folder/ragvl_index.json     which state is current: its files, their sizes and SHA-256
+    folder/state-<hex>/...      that state's files
+
+A new state is written beside the old one; replacing `ragvl_index.json`, one atomic rename, makes it
+the current one. Until then a reader sees the old state, whatever happens to the writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "ragvl_index.json"
+FORMAT_VERSION = 1
+
+_STATE_NAME = re.compile(r"state-[0-9a-f]{16}")
+
+
+class IndexFileError(ValueError):
+    """A saved index is damaged, incomplete, or something else altogether."""
+
+
+def save_state(
+    folder: str | Path, metadata: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]
+) -> None:
+    """Makes `metadata` and `files` the state of `folder`, all at once or not at all.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        metadata: anything that JSON can hold.
+        files: writes the file of that name to the path it is given.
+
+    Raises:
+        OSError: `folder` is a file, or cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / f"state-{secrets.token_hex(8)}"
+    state.mkdir()
+    draft = state / MANIFEST
+    try:
+        entries = {}
+        for name, write in files.items():
+            write(state / name)
+            _flush(state / name)
+            entries[name] = {"bytes": (state / name).stat().st_size, "sha256": _hash(state / name)}
+        body = {
+            "format": FORMAT_VERSION,
+            "metadata": dict(metadata),
+            "state": state.name,
+            "files": entries,
+        }
+        draft.write_text(json.dumps({**body, "sha256": _hash_json(body)}, indent=2) + "\n")
+        _flush(draft)
+        _flush(state)
+        os.replace(draft, folder / MANIFEST)
+    except BaseException:
+        shutil.rmtree(state, ignore_errors=True)
+        raise
+    _flush(folder)
+    for other in folder.iterdir():
+        if _STATE_NAME.fullmatch(other.name) and other.name != state.name:
+            shutil.rmtree(other)
+
+
+def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
+    """A folder's metadata, and where its files are, after checking every byte of them.
+
+    Raises:
+        FileNotFoundError: there is no saved index in `folder`.
+        IndexFileError: it is damaged, or of a newer version.
+    """
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{folder} holds no saved index (there is no {MANIFEST} in it)")
+    try:
+        body = json.loads(manifest.read_bytes())
+        checksum = body.pop("sha256")
+        version = body["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexFileError(f"{manifest} is damaged, or not written by ragvl") from error
+    if version != FORMAT_VERSION:
+        raise IndexFileError(
+            f"{manifest} has format {version!r} and this ragvl reads {FORMAT_VERSION}; "
+            "use the ragvl that wrote it, or build the index again"
+        )
+    if checksum != _hash_json(body):
+        raise IndexFileError(f"{manifest} is damaged: its checksum does not match")
+    if not _STATE_NAME.fullmatch(body["state"]):
+        raise IndexFileError(f"{manifest} was not written by ragvl")
+    state = folder / body["state"]
+    for name, entry in body["files"].items():
+        path = state / name
+        if not path.is_file():
+            raise IndexFileError(f"{path} is missing; build the index again")
+        if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
+            raise IndexFileError(f"{path} is damaged: its checksum does not match")
+    return body["metadata"], state
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_json(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that a rename that follows cannot overtake it in a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
