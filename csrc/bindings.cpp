@@ -1,0 +1,114 @@
+// ragvl._C: every compiled operation, and the only file that knows Python. Tensors arrive as
+// addresses, checked by ragvl/ops/<op>.py; nothing here links against libtorch, so one build serves
+// every torch. An operation is bound as its params struct, built by name, and one function a
+// device.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "relevance_head.h"
+#ifdef RAGVL_CUDA_ARCHITECTURES
+#include "cuda_status.h"
+#else
+#define RAGVL_CUDA_ARCHITECTURES ""
+#define RAGVL_WITHOUT_CUDA
+#endif
+
+namespace py = pybind11;
+using namespace ragvl;
+
+namespace {
+
+using Address = uintptr_t;  // tensor.data_ptr(), or 0 for an absent tensor
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+DType dtype_of(const std::string& name) {
+  if (name == "float32") return DType::float32;
+  if (name == "bfloat16") return DType::bfloat16;
+  if (name == "float16") return DType::float16;
+  throw std::invalid_argument("dtype " + name + ": expected float32, bfloat16 or float16");
+}
+
+Norm norm_of(const std::string& name) {
+  if (name == "none") return Norm::none;
+  if (name == "rms") return Norm::rms;
+  if (name == "layer") return Norm::layer;
+  throw std::invalid_argument("norm " + name + ": expected none, rms or layer");
+}
+
+void throw_if(const char* error) {
+  if (error) throw std::runtime_error(error);
+}
+
+void bind_relevance_head(py::module_& m) {
+  py::class_<RelevanceHeadParams>(m, "RelevanceHeadParams")
+      .def(py::init([](Address hidden, int64_t row_stride, Address last_index, Address norm_weight,
+                       Address norm_bias, Address head_rows, Address head_bias, Address logits,
+                       Address relevance, int64_t rows, int64_t batch, int64_t dim,
+                       int64_t num_head_rows, int64_t num_yes, float eps, float softcap,
+                       const std::string& dtype, const std::string& norm) {
+             return RelevanceHeadParams{pointer<void>(hidden),
+                                        row_stride,
+                                        pointer<int64_t>(last_index),
+                                        pointer<float>(norm_weight),
+                                        pointer<float>(norm_bias),
+                                        pointer<float>(head_rows),
+                                        pointer<float>(head_bias),
+                                        pointer<float>(logits),
+                                        pointer<float>(relevance),
+                                        rows,
+                                        batch,
+                                        dim,
+                                        num_head_rows,
+                                        num_yes,
+                                        eps,
+                                        softcap,
+                                        dtype_of(dtype),
+                                        norm_of(norm)};
+           }),
+           py::kw_only(), py::arg("hidden"), py::arg("row_stride"), py::arg("last_index"),
+           py::arg("norm_weight"), py::arg("norm_bias"), py::arg("head_rows"), py::arg("head_bias"),
+           py::arg("logits"), py::arg("relevance"), py::arg("rows"), py::arg("batch"),
+           py::arg("dim"), py::arg("num_head_rows"), py::arg("num_yes"), py::arg("eps"),
+           py::arg("softcap"), py::arg("dtype"), py::arg("norm"));
+
+  m.def("relevance_head_cpu", [](const RelevanceHeadParams& params, int threads) {
+    const auto kernel = RAGVL_CPU_KERNEL(relevance_head);
+    py::gil_scoped_release unlocked;
+    kernel(params, threads);
+  });
+#ifndef RAGVL_WITHOUT_CUDA
+  m.def("relevance_head_cuda", [](const RelevanceHeadParams& params, Address stream) {
+    py::gil_scoped_release unlocked;
+    throw_if(relevance_head_cuda(params, pointer<void>(stream)));
+  });
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("cuda_architectures") = RAGVL_CUDA_ARCHITECTURES;
+#ifndef RAGVL_WITHOUT_CUDA
+  m.def("cuda_problem", [] {
+    const char* problem = cuda_problem();
+    return problem ? py::object(py::str(problem)) : py::object(py::none());
+  });
+#endif
+  m.def("cpu_isa", [] { return isa_name(chosen_isa()); });
+  m.def("cpu_isas", [] {
+    std::vector<std::string> names;
+    for (Isa isa : available_isas()) names.push_back(isa_name(isa));
+    return names;
+  });
+  bind_relevance_head(m);
+}

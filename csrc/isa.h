@@ -1,0 +1,43 @@
+// Which instruction set the CPU kernels use. CMake compiles csrc/<op>.cpp once for each.
+#pragma once
+
+#include <vector>
+
+namespace ragvl {
+
+enum class Isa { baseline, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+
+// What both this build and this CPU have, slowest first.
+std::vector<Isa> available_isas();
+
+// The one that $RAGVL_CPU_ISA names, else the fastest available; std::invalid_argument where the
+// variable names one that is not available.
+Isa chosen_isa();
+
+}  // namespace ragvl
+
+// Declares `void op(const Params&, int threads)` of every instruction set.
+#ifdef RAGVL_X86
+#define RAGVL_DECLARE_CPU_KERNEL(op, Params) \
+  namespace baseline {                       \
+  void op(const Params&, int threads);       \
+  }                                          \
+  namespace avx2 {                           \
+  void op(const Params&, int threads);       \
+  }                                          \
+  namespace avx512 {                         \
+  void op(const Params&, int threads);       \
+  }
+#define RAGVL_CPU_KERNEL(op)                                   \
+  (::ragvl::chosen_isa() == ::ragvl::Isa::avx512 ? &avx512::op \
+   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx2 ? &avx2::op   \
+                                                 : &baseline::op)
+#else
+#define RAGVL_DECLARE_CPU_KERNEL(op, Params) \
+  namespace baseline {                       \
+  void op(const Params&, int threads);       \
+  }
+#define RAGVL_CPU_KERNEL(op) (&baseline::op)
+#endif

@@ -1,0 +1,56 @@
+// Element types and conversions shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define RAGVL_HD __host__ __device__
+#else
+#define RAGVL_HD
+#endif
+
+namespace ragvl {
+
+enum class DType { float32, bfloat16, float16 };
+
+// Unnamed on purpose, here and around every function that a kernel header defines: the CPU kernels
+// are compiled once per instruction set, and of equal inline functions the linker keeps just one.
+// Were that the AVX-512 one, the baseline kernels would crash on an older CPU.
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+RAGVL_HD inline float float_of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+RAGVL_HD inline uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+RAGVL_HD inline float to_float(float value) { return value; }
+
+RAGVL_HD inline float to_float(BFloat16 value) { return float_of_bits(uint32_t{value.bits} << 16); }
+
+// Branch-free, so that it vectorises without F16C: move the bits to float32's places, correct the
+// exponent's bias (15 there, 127 here) by a product, and restore what was infinite or NaN.
+RAGVL_HD inline float to_float(Float16 value) {
+  const uint32_t magnitude = (value.bits & 0x7fffu) << 13;
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t not_finite = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  const float rebiased = float_of_bits(magnitude) * 0x1p112f;
+  return float_of_bits(bits_of_float(rebiased) | not_finite | sign);
+}
+
+}  // namespace
+}  // namespace ragvl

@@ -1,0 +1,92 @@
+"""What ragvl found on this machine: versions, devices, and each operation's backend."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ragvl.ops.backends import OPERATIONS, BackendUnavailableError, choose, compiled
+
+# A purpose and the distributions that serve it, any one of which is enough.
+_PACKAGES = {
+    "ragvl": ("ragvl",),
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+    "triton": ("triton",),
+    "faiss": ("faiss-cpu", "faiss-gpu"),
+    "flash-attn": ("flash-attn",),
+}
+
+
+def versions() -> dict[str, str]:
+    """The version of Python and of each package that matters, or "not installed"."""
+    found = {"python": platform.python_version()}
+    for purpose, names in _PACKAGES.items():
+        found[purpose] = "not installed"
+        for name in names:
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            found[purpose] = version if name == purpose else f"{version} ({name})"
+    return found
+
+
+def machine() -> dict[str, str]:
+    """The processor and the GPUs, and what the compiled kernels use of them."""
+    found = {
+        "cpu": _cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
+    try:
+        kernels = compiled()
+    except BackendUnavailableError as error:
+        found["cpu kernels"] = found["cuda kernels"] = str(error)
+    else:
+        try:
+            found["cpu kernels"] = kernels.cpu_isa()
+        except ValueError as error:  # RAGVL_CPU_ISA names what this CPU lacks
+            found["cpu kernels"] = str(error)
+        architectures = kernels.cuda_architectures
+        found["cuda kernels"] = f"for {architectures}" if architectures else "not compiled"
+    found["cuda in torch"] = torch.version.cuda or "none (a CPU build of torch)"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found["gpu"] = ", ".join(gpus) or "none"
+    return found
+
+
+def doctor() -> None:
+    """Prints versions, the machine, and which backend each operation would use and why."""
+    console = Console()
+    facts = Table("", "found here", title="ragvl")
+    for name, value in (versions() | machine()).items():
+        facts.add_row(name, escape(value))
+    console.print(facts)
+
+    table = Table("operation", "device", "backend", "why", title="backends")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    for operation in OPERATIONS:
+        for device in devices:
+            try:
+                backend, why = choose(operation, "auto", torch.device(device))
+            except (BackendUnavailableError, ValueError) as error:  # what RAGVL_BACKEND asks for
+                backend, why = "refused", str(error)
+            table.add_row(operation, device, backend, escape(why))
+    console.print(table)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

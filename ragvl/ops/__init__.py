@@ -1,0 +1,8 @@
+"""Operations: each has a reference in PyTorch and faster backends that agree with it."""
+
+from __future__ import annotations
+
+from ragvl.ops.backends import Backend, BackendUnavailableError
+from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
+
+__all__ = ["Backend", "BackendUnavailableError", "relevance_head", "relevance_head_reference"]

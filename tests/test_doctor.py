@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+
+from ragvl import _C
+from ragvl.doctor import doctor, machine, versions
+from ragvl.ops.backends import OPERATIONS
+
+
+@pytest.fixture(autouse=True)
+def _wide_and_as_installed(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("RAGVL_BACKEND", raising=False)
+    monkeypatch.delenv("RAGVL_CPU_ISA", raising=False)
+
+
+def test_versions_name_what_is_and_what_is_not_installed():
+    found = versions()
+    assert found["torch"] == importlib.metadata.version("torch")
+    assert found["faiss"].endswith(("(faiss-cpu)", "(faiss-gpu)"))
+    try:
+        assert found["flash-attn"] == importlib.metadata.version("flash-attn")
+    except importlib.metadata.PackageNotFoundError:
+        assert found["flash-attn"] == "not installed"
+
+
+def test_machine_names_the_instruction_set_and_the_cuda_build(monkeypatch):
+    assert machine()["cpu kernels"] == _C.cpu_isas()[-1]
+    assert (machine()["cuda kernels"] == "not compiled") == (not _C.cuda_architectures)
+    monkeypatch.setenv("RAGVL_CPU_ISA", "baseline")
+    assert machine()["cpu kernels"] == "baseline"
+
+
+def test_doctor_shows_every_operation_on_every_device(capsys):
+    doctor()
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.split("│")[1:2]]
+    for operation in OPERATIONS:
+        shown = [row for row in rows if operation in row]
+        assert len(shown) == 1 + torch.cuda.device_count()
+        assert "the fastest here" in shown[0]
+
+
+def test_doctor_explains_settings_that_cannot_be_met(capsys, monkeypatch):
+    monkeypatch.setenv("RAGVL_BACKEND", "cuda")
+    monkeypatch.setenv("RAGVL_CPU_ISA", "[mmx]")
+    doctor()
+    out = capsys.readouterr().out
+    assert "RAGVL_BACKEND='cuda' cannot run on cpu: it takes CUDA tensors" in out
+    assert "RAGVL_CPU_ISA=[mmx] is not available on this CPU" in out

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragvl import _C
+from ragvl.ops.backends import OPERATIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_extension_imports_without_torch():
+    code = "import sys, ragvl._C as c; print(c.cpu_isa(), 'torch' in sys.modules)"
+    assert run(sys.executable, "-c", code).split() == [_C.cpu_isa(), "False"]
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_the_extension_links_against_neither_torch_nor_cuda():
+    lines = run("readelf", "--dynamic", _C.__file__).splitlines()
+    needed = [line.rsplit("[")[-1].rstrip("]") for line in lines if "(NEEDED)" in line]
+    assert any(name.startswith("libc.so") for name in needed)
+    assert [name for name in needed if name.startswith(("libtorch", "libc10", "libcud"))] == []
+
+
+def test_the_instruction_sets_of_this_cpu():
+    isas = _C.cpu_isas()
+    assert isas == ["baseline", "avx2", "avx512"][: len(isas)]
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert ("avx512" in isas) == ({"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags))
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_cuda_is_compiled_where_nvcc_is():
+    assert _C.cuda_architectures
+    for operation, backends in OPERATIONS.items():
+        if "cuda" in backends:
+            assert hasattr(_C, f"{operation}_cuda")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_has_one_name_everywhere(operation):
+    stems = {
+        "reference": [f"ragvl/ops/{operation}.py"],
+        "cpu": [f"csrc/{operation}.h", f"csrc/{operation}.cpp"],
+        "triton": [f"kernels/{operation}.py"],
+        "cuda": [f"csrc/{operation}.h", f"csrc/{operation}.cu"],
+    }
+    expected = [path for backend in OPERATIONS[operation] for path in stems[backend]]
+    expected += [f"tests/ops/test_{operation}.py", f"benchmarks/bench_{operation}.py"]
+    assert [path for path in expected if not (ROOT / path).exists()] == []
+
+
+def test_kernels_do_not_shadow_the_package_of_that_name():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    where = "import importlib.util as u; print(u.find_spec('ragvl.kernels.relevance_head').origin)"
+    assert Path(run(sys.executable, "-c", where).strip()).name == "relevance_head.py"
