@@ -1,0 +1,56 @@
+# `make demo` and `make test` need Python 3.11+, a C++17 compiler and the package registries.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+
+# What pip builds the extension with is pinned as well.
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-all lint format bench tables clean
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.demo: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[cpu]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -e ".[cpu,test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) -e ".[cpu,test,dev,bench]"
+	@touch $@
+
+demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pictures
+	$(BIN)/ragvl demo
+
+test: $(VENV)/.test ## Install, then run the test suite
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev ## ruff, mypy on the package, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror csrc/*
+
+format: $(VENV)/.dev ## Format every source file
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
+	$(BIN)/python benchmarks/bench_fast_rerank.py
+	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
+	$(MAKE) tables
+
+tables: $(VENV)/.dev ## Render benchmarks/results into the documents
+	$(BIN)/python benchmarks/render_tables.py
+
+tiny-models: $(VENV)/.demo ## Train the demo's tiny models again (about an hour on two cores)
+	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets
+
+clean: ## Remove what was built and installed
+	rm -rf $(VENV) build dist
