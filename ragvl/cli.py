@@ -71,7 +71,7 @@ def rerank(
             device=device,
             dtype=dtype,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         typer.echo(f"ragvl rerank: {error}", err=True)
         sys.exit(1)
     table = Table("picture", "relevance", "kept")
