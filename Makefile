@@ -11,18 +11,21 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --dis
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.demo: $(SOURCES)
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of extras; a larger set holds the smaller ones.
+$(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[cpu]"
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[cpu,test]"
-	@touch $@
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
+	$(PIP) -e ".[test]"
+	@touch $(VENV)/.demo $@
 
-$(VENV)/.dev: $(VENV)/.test
-	$(PIP) -e ".[cpu,test,dev,bench]"
-	@touch $@
+$(VENV)/.dev: $(SOURCES) | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	@touch $(VENV)/.demo $(VENV)/.test $@
 
 demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pictures
 	$(BIN)/ragvl demo
@@ -42,6 +45,7 @@ format: $(VENV)/.dev ## Format every source file
 	$(BIN)/clang-format -i csrc/*
 
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
+	$(BIN)/python benchmarks/bench_relevance_head.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
 	$(MAKE) tables
