@@ -1,0 +1,42 @@
+"""One candidate at a time through `generate`: how RagVL's release scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from ragvl import Document, Reranker
+
+
+class SerialGenerate:
+    """Generates one token for each document and reads Yes and No from its scores."""
+
+    def __init__(self, folder: Path, reranker: Reranker) -> None:
+        self.reranker = reranker
+        self.processor = reranker.mllm.processor
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=reranker.mllm.dtype)
+        self.model = model.to(reranker.mllm.device).eval()
+
+    @torch.inference_mode()
+    def score(self, query: str, documents: Sequence[Document]) -> list[float]:
+        return [self._score(query, document) for document in documents]
+
+    def _score(self, query: str, document: Document) -> float:
+        inputs = self.processor(
+            images=document.load(),
+            text=self.reranker.prompt(query, document),
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=1,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        yes, no = self.reranker.yes_token_ids, self.reranker.no_token_ids
+        answers = output.scores[0][0, yes + no].float().softmax(0)
+        return answers[: len(yes)].sum().item()

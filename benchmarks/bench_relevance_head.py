@@ -1,0 +1,121 @@
+"""relevance_head against what it replaces: the last position's vocabulary product, and eager code.
+
+As a script it prints a table and writes benchmarks/results; under pytest it is a pytest-benchmark
+suite of the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import pytest
+import torch
+import torch.nn.functional as F
+import typer
+from common import compare, save, time_in_turn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ragvl.ops import BackendUnavailableError, relevance_head
+from ragvl.ops.backends import OPERATIONS, choose
+
+OPERATION = "relevance_head"
+VOCABULARY = 32_000  # LLaMA's; newer models' are up to eight times as large
+TOKENS = 16  # per prompt: the rows between those that are gathered
+BASELINE = "vocabulary product"
+CASES = [(1, 2048), (20, 896), (20, 4096), (100, 4096)]  # (batch, hidden size)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Method = Callable[[], Tensor]
+
+
+def methods(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Method]:
+    """What to compare, by name: the ways without the operation, then each backend that is here."""
+    rng = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, device=device, dtype=dtype)
+
+    hidden, norm_weight = normal(batch * TOKENS, dim), normal(dim)
+    vocabulary = normal(VOCABULARY, dim) / dim**0.5
+    answers = torch.tensor([9583, 3869], device=device)
+    last_index = torch.arange(1, batch + 1, device=device) * TOKENS - 1
+    head_rows = vocabulary[answers]
+    # What a model keeps for the operation, whose C++ kernels read float32.
+    parameters = norm_weight.float(), head_rows.float()
+
+    def normed() -> Tensor:
+        return F.rms_norm(hidden[last_index], (dim,), norm_weight, 1e-6)
+
+    def vocabulary_product() -> Tensor:
+        return (normed() @ vocabulary.T)[:, answers].float().softmax(-1)[:, 0]
+
+    def two_rows() -> Tensor:
+        return (normed() @ head_rows.T).float().softmax(-1)[:, 0]
+
+    found: dict[str, Method] = {BASELINE: vocabulary_product, "eager, two rows": two_rows}
+    for backend in OPERATIONS[OPERATION]:
+        if backend == "triton" and device.type == "cpu":
+            continue  # interpreted: for tests
+        try:
+            choose(OPERATION, backend, device, dtype)
+        except BackendUnavailableError:
+            continue
+
+        def fused(backend: str = backend) -> Tensor:
+            return relevance_head(hidden, last_index, *parameters, backend=backend)[1]
+
+        found[backend] = fused
+    return found
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("method", methods(1, 8, torch.float32, DEVICE))
+def test_relevance_head(benchmark, method: str, case: tuple[int, int], dtype: str) -> None:
+    everyone = methods(*case, DTYPES[dtype], DEVICE)
+    result = benchmark(everyone[method])
+    torch.testing.assert_close(result, everyone["reference"](), rtol=0, atol=2e-2)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Samples of each method.")] = 15,
+    threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
+) -> None:
+    """Measure, print a table and write benchmarks/results/relevance_head_{cpu,cuda}.json."""
+    torch.set_num_threads(threads)
+    table = Table("batch", "hidden", "dtype", "method", "us", "speedup", title=str(DEVICE))
+    cases = []
+    for batch, dim in CASES:
+        for dtype_name, dtype in DTYPES.items():
+            with torch.inference_mode():
+                samples = time_in_turn(
+                    methods(batch, dim, dtype, DEVICE),
+                    rounds=rounds,
+                    warmup=3,
+                    sample_ms=20,
+                    device=DEVICE,
+                )
+            compared = compare(samples, BASELINE)
+            cases.append(
+                {"batch": batch, "hidden_size": dim, "dtype": dtype_name, "methods": compared}
+            )
+            for name, figures in compared.items():
+                us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
+                table.add_row(
+                    str(batch), str(dim), dtype_name, name, f"{us:.0f}", f"{speedup:.1f}x"
+                )
+    result = {"rounds": rounds, "vocabulary": VOCABULARY, "baseline": BASELINE, "cases": cases}
+    path = save(f"{OPERATION}_{DEVICE.type}", result, DEVICE)
+    console = Console()
+    console.print(table)
+    console.print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,110 @@
+"""What every benchmark shares: fair timing, and a JSON that says what was measured and where."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ragvl.doctor import machine, versions
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def spread(samples: list[float]) -> dict[str, float]:
+    """Median, interquartile range, lowest and highest of at least two samples."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return {"median": median, "iqr": high - low, "min": min(samples), "max": max(samples)}
+
+
+def time_in_turn(
+    methods: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    sample_ms: float = 0.0,
+    device: torch.device | None = None,
+) -> dict[str, list[float]]:
+    """Milliseconds per call of each method in each round.
+
+    The methods take turns within a round, so that what else the machine does in a while hits them
+    alike and their ratio round by round is fair.
+
+    Args:
+        methods: a name and what to call for each.
+        rounds: how many samples each method gets.
+        warmup: calls of each method before the first round, not measured.
+        sample_ms: about how long one sample should last; a method that takes microseconds is
+            called as often as that needs. 0: one call.
+        device: where the work is done; a GPU is waited for before the clock is read.
+    """
+
+    def wait() -> None:
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def time_calls(method: Callable[[], Any], calls: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            method()
+        wait()
+        return (time.perf_counter() - start) * 1e3 / calls
+
+    calls = {}
+    for name, method in methods.items():
+        for _ in range(warmup):
+            method()
+        calls[name] = 1 + int(sample_ms / time_calls(method, 1)) if sample_ms else 1
+    samples: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(rounds):
+        for name, method in methods.items():
+            samples[name].append(time_calls(method, calls[name]))
+    return samples
+
+
+def compare(samples: dict[str, list[float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """For each method its milliseconds and its speedup over `baseline`, as spreads over rounds."""
+    return {
+        name: {
+            "ms": spread(times),
+            "speedup": spread([b / t for b, t in zip(samples[baseline], times, strict=True)]),
+        }
+        for name, times in samples.items()
+    }
+
+
+def save(name: str, result: dict[str, Any], device: torch.device) -> Path:
+    """Writes `result`, with machine, versions and commit, to benchmarks/results/<name>.json."""
+    facts = machine()
+    where = facts["gpu"] if device.type == "cuda" else f"{facts['cpu']}, {facts['cores']} cores"
+    record = {
+        **result,
+        "machine": {"device": where, **facts},
+        "versions": versions(),
+        "commit": _commit(),
+    }
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _commit() -> str:
+    """The commit measured, "+changes" where the working tree differs; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

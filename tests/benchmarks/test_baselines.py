@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
+from models import SIZES, write_llava
+from workload import QUESTIONS, write_documents
+
+from ragvl import Document, Reranker
+
+BASELINES = [SerialGenerate, PaddedBatch, CrossEncoderBaseline]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llava")
+    write_llava(folder, SIZES["tiny"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """Ragged captions, one of them with what Jinja and str.format would read as their own."""
+    drawn = write_documents(tmp_path_factory.mktemp("pictures"), 5)
+    odd = Document(drawn[0].image, caption="A {{ mill }} {% at %} <image> 'noon'\n in {1950} ö ")
+    return [*drawn, odd]
+
+
+def assert_same_scores(
+    baseline: type, folder: Path, documents: list[Document], query: str = QUESTIONS[0]
+) -> None:
+    reranker = Reranker.from_pretrained(folder, device="cpu", dtype="float32")
+    expected = reranker.score([(query, document) for document in documents], progress=False)
+    assert expected.std() > 1e-3, "scores that are all alike would agree whatever was computed"
+    scores = baseline(folder, reranker).score(query, documents)
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_same_scores_as_the_reranker(
+    baseline: type, checkpoint: Path, documents: list[Document]
+) -> None:
+    assert_same_scores(baseline, checkpoint, documents)
+    assert_same_scores(baseline, checkpoint, documents[::-1], query="Is {{ it }} <image> 'so'?")
+
+
+@pytest.mark.parametrize("baseline", [SerialGenerate, PaddedBatch])
+def test_several_spellings_of_an_answer_add_up(
+    baseline: type, tiny_model: Callable[[str], Path], documents: list[Document]
+) -> None:
+    folder = tiny_model("internvl")  # its tokenizer has "Yes" and " Yes"
+    assert len(Reranker.from_pretrained(folder).yes_token_ids) == 2
+    assert_same_scores(baseline, folder, documents)
+
+
+def test_cross_encoder_takes_one_spelling(tiny_model: Callable[[str], Path]) -> None:
+    folder = tiny_model("internvl")
+    with pytest.raises(ValueError, match="one token id for each answer"):
+        CrossEncoderBaseline(folder, Reranker.from_pretrained(folder))
+
+
+def test_cross_encoder_batches_do_not_change_scores(
+    checkpoint: Path, documents: list[Document]
+) -> None:
+    reranker = Reranker.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    alone, together = (
+        CrossEncoderBaseline(checkpoint, reranker, batch_size=size).score(QUESTIONS[1], documents)
+        for size in (1, 20)
+    )
+    assert alone == pytest.approx(together, abs=1e-5)
