@@ -1,4 +1,5 @@
 """The whole of RagVL in a few minutes on a CPU: `ragvl demo`."""
+
 from __future__ import annotations
 
 from ragvl.demo.report import print_result, write_page

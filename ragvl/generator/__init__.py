@@ -1,4 +1,5 @@
 """The third stage: an answer from the kept pictures."""
+
 from __future__ import annotations
 
 from ragvl.generator.generator import Generator

@@ -1,4 +1,5 @@
 """The second stage: relevance of documents to a query, by an MLLM's Yes and No."""
+
 from __future__ import annotations
 
 from ragvl.reranker.reranker import RankedDocument, Reranker
