@@ -99,9 +99,9 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         "--html",
         str(files[1]),
     ]
-    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert outcome.exit_code == 0, outcome.output
-    for word in ("recall@2", "precision", "retriever", "reranked", "gold", "threshold", "answer"):
+    for word in ("R@2", "prec.", "F1", "retriever", "reranked", "gold", "threshold", "answer"):
         assert word in outcome.output
     assert json.loads(files[0].read_text())["num_questions"] == 4
     assert files[1].stat().st_size > 10_000

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,25 +23,30 @@ _SHOWN_CANDIDATES = 5
 def print_result(result: DemoResult, console: Console) -> None:
     """The table of figures, and a few questions with their pictures and answers."""
     figures = result.figures
-    columns = [*(f"recall@{k}" for k in (*RECALL_AT, NUM_CANDIDATES)), "precision", "f1"]
-    table = Table(title="Retrieval and reranking, %", title_justify="left")
-    for name in ("pool", "documents", "order"):
-        table.add_column(name)
-    for name in [*columns, "answers right"]:
-        table.add_column(name, justify="right")
+    # eighty columns wide, so the heads are short
+    columns = {f"recall@{k}": f"R@{k}" for k in (*RECALL_AT, NUM_CANDIDATES)}
+    columns |= {"precision": "prec.", "f1": "F1"}
+    title = "Recall@k, precision, F1 and right answers, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for name in ("pool", "order"):
+        table.add_column(name, no_wrap=True)
+    for head in [*columns.values(), "answers"]:
+        table.add_column(head, justify="right", no_wrap=True)
     for pool in POOLS:
         measured = figures["pools"][pool]
         accuracy = measured["answer_accuracy"]
         for order, key in (("retriever", "without_reranking"), ("reranked", "with_reranking")):
             row = [_percent(measured[order][column]) for column in columns]
-            size = str(figures["num_documents"][pool])
-            table.add_row(pool, size, order, *row, _percent(accuracy[key]))
+            table.add_row(pool, order, *row, _percent(accuracy[key]))
     console.print(table)
+    sizes = ", ".join(f"{pool}: {count}" for pool, count in figures["num_documents"].items())
+    console.print(f"pictures in the pool: {sizes}\n", highlight=False)
 
-    latency = Table(title="Milliseconds per question, median", title_justify="left")
+    latency = Table(box=box.SIMPLE)
+    latency.add_column("ms per question, median")
     for stage in figures["latency_ms"]:
         latency.add_column(stage, justify="right")
-    latency.add_row(*(f"{value:.1f}" for value in figures["latency_ms"].values()))
+    latency.add_row("", *(f"{value:.1f}" for value in figures["latency_ms"].values()))
     console.print(latency)
     for example in pick_examples(result.examples, NUM_IN_TERMINAL):
         _print_example(example, result.threshold, console)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from ragvl.data.document import Document
 from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import Pool, Question, WebQA
@@ -87,6 +89,7 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Demo
     if num_questions is not None and num_questions < 1:
         raise ValueError(f"num_questions={num_questions}: it must be at least 1")
     started = time.perf_counter()
+    transformers_logging.disable_progress_bar()  # loading tiny models takes no time
     with tempfile.TemporaryDirectory() as folder, as_file(files("ragvl") / "assets") as assets:
         write_world(folder, places={"test": NUM_PLACES}, seed=WORLD_SEED)
         dataset = WebQA(folder, split="test")
@@ -98,7 +101,9 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Demo
         )
     questions = dataset.questions[:num_questions]
     retrievers = {
-        pool: Retriever(stages.encoder, [documents[i] for i in dataset.document_ids(pool)])
+        pool: Retriever(
+            stages.encoder, [documents[i] for i in dataset.document_ids(pool)], progress=progress
+        )
         for pool in POOLS
     }
     found = {

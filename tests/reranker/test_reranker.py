@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
 from ragvl.data.images import ImageError
-from ragvl.mllm import PromptTooLongError
+from ragvl.mllm import Prompt, PromptTooLongError
 from ragvl.reranker import PromptTemplate
 
 QUERY = "What color is the roof?"
@@ -69,7 +69,7 @@ def test_scores_equal_the_plain_way_at_any_batch_size_and_in_any_order(reranker:
     expected = np.array(plain_scores(reranker, pairs))
     assert np.ptp(expected) > 1e-3, "the inputs must give different scores to prove anything"
     order = np.random.default_rng(0).permutation(len(pairs))
-    for batch_size in (1, 3, 32):
+    for batch_size in (1, 3, 32, None):
         scores = reranker.score(pairs, batch_size=batch_size)
         assert scores.dtype == torch.float32
         np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
@@ -222,9 +222,22 @@ def test_nan_weights_are_an_error_and_not_a_score(tiny_reranker: Reranker) -> No
 
 def test_more_pairs_than_one_window(tiny_reranker: Reranker) -> None:
     """Windows of prepared pictures hand over correctly: scores do not depend on them."""
-    documents = [Document(picture(i, 40 + i, 48), caption="x" * i) for i in range(9)]
-    pairs = [
-        (query, document) for query in (QUERY, "Why?", "Where is it?") for document in documents
-    ]
-    small = tiny_reranker.score(pairs, batch_size=1)  # windows of 8
-    np.testing.assert_allclose(small.numpy(), tiny_reranker.score(pairs).numpy(), atol=1e-5)
+    documents = [Document(picture(i, 40 + i, 48), caption="x" * i) for i in range(45)]
+    queries = [QUERY, "Why?", "Where is it?", "When?", "How?", "Who built it?"]
+    pairs = [(query, document) for query in queries for document in documents]
+    assert len(pairs) > 256
+    scores = tiny_reranker.score(pairs, progress=False)
+    for query, start in zip(queries, range(0, len(pairs), 45), strict=True):
+        ranked = tiny_reranker.rank(query, documents, batch_size=7, progress=False)
+        alone = torch.tensor([r.score for r in sorted(ranked, key=lambda r: r.index)])
+        torch.testing.assert_close(scores[start : start + 45], alone, atol=1e-5, rtol=0)
+
+
+def test_a_batch_on_a_cpu_is_bounded_by_tokens(tiny_reranker: Reranker) -> None:
+    image = tiny_reranker.mllm.encode_image(picture(0))
+    lengths = [300, 300, 300, 300, 2000, 5000]
+    window = [(i, Prompt([1] * length, (image,))) for i, length in enumerate(lengths)]
+    batches = [[i for i, _ in batch] for batch in tiny_reranker._batches(window, None)]
+    assert batches == [[0, 1, 2], [3], [4], [5]]
+    batches = [[i for i, _ in batch] for batch in tiny_reranker._batches(window, 4)]
+    assert batches == [[0, 1, 2, 3], [4, 5]]
