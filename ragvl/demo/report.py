@@ -27,7 +27,9 @@ def print_result(result: DemoResult, console: Console) -> None:
     columns = {f"recall@{k}": f"R@{k}" for k in (*RECALL_AT, NUM_CANDIDATES)}
     columns |= {"precision": "prec.", "f1": "F1"}
     title = "Recall@k, precision, F1 and right answers, %"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True
+    )
     for name in ("pool", "order"):
         table.add_column(name, no_wrap=True)
     for head in [*columns.values(), "answers"]:
