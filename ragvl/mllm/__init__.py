@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from ragvl.mllm.answers import AnswerTokenError
+from ragvl.mllm.decoder import Prefilled
 from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, common_prefix_length
 from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.mllm import MLLM
+from ragvl.mllm.pages import (
+    PAGE_TOKENS,
+    Compression,
+    KvLayout,
+    PagePool,
+    PoolFullError,
+    num_pages,
+    page_table,
+)
 
 __all__ = [
     "MLLM",
+    "PAGE_TOKENS",
     "AnswerTokenError",
+    "Compression",
     "FinalNorm",
     "ImageInputs",
+    "KvLayout",
+    "PagePool",
+    "PoolFullError",
+    "Prefilled",
     "Prompt",
     "PromptTooLongError",
     "UnsupportedModelError",
     "common_prefix_length",
+    "num_pages",
+    "page_table",
 ]

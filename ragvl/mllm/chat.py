@@ -33,11 +33,12 @@ class Chat:
         self.image_placeholder = self._find_placeholder()
         self._control_token = self._find_control_tokens()
 
-    def render(self, template: str, **fields: str) -> str:
+    def render(self, template: str, /, *, system_turn: str | None = None, **fields: str) -> str:
         """One user turn holding `template`, filled in, up to where the answer starts.
 
-        `template` is trusted: each `<image>` in it becomes a picture, each `{name}` the field of
-        that name. A field is data, and goes through `escape`.
+        A system turn comes before it if one is given; else whatever the checkpoint's chat template
+        puts there. `template` is trusted: each `<image>` in it becomes a picture, each `{name}` the
+        field of that name. A field is data, and goes through `escape`.
 
         Raises:
             ValueError: the template names a field that was not given.
@@ -55,7 +56,7 @@ class Chat:
             raise ValueError(
                 f"the template needs a field {error}, and got {sorted(fields)}: {template!r}"
             ) from None
-        return self._turn([{"type": "text", "text": text}])
+        return self._turn([{"type": "text", "text": text}], system_turn)
 
     def escape(self, text: str) -> str:
         """`text` with a space after the first character of every control token spelled in it.
@@ -68,11 +69,17 @@ class Chat:
         """
         return self._control_token.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    def _turn(self, content: list[dict[str, str]]) -> str:
+    def _turn(self, content: list[dict[str, str]], system_turn: str | None = None) -> str:
         if not self._has_turns:  # a model without turns, such as PaliGemma, reads bare text
+            if system_turn is not None:
+                raise ValueError("the template has a system turn and this model knows no turns")
             return "".join(part.get("text", self._processor.image_token) for part in content)
+        messages = [{"role": "user", "content": content}]
+        if system_turn is not None:
+            text = {"type": "text", "text": system_turn}
+            messages.insert(0, {"role": "system", "content": [text]})
         return self._processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+            messages,
             chat_template=self._template,
             add_generation_prompt=True,
             tokenize=False,

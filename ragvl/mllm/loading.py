@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def load_checkpoint(
     revision: str | None,
     trust_remote_code: bool,
     attn_implementation: str | None,
+    processor_settings: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, in eval mode on the CPU, and its processor.
 
@@ -63,7 +65,7 @@ def load_checkpoint(
             f"{path} lacks {len(missing)} weights, which would be random: {', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}; save the whole model into the folder"
         )
-    return model.eval(), _load_processor(path, config, source)
+    return model.eval(), _load_processor(path, config, source, processor_settings)
 
 
 def _checked_path(path: str | Path) -> str:
@@ -85,18 +87,20 @@ def _checked_path(path: str | Path) -> str:
     return path
 
 
-def _load_processor(path: str, config: PretrainedConfig, source: dict[str, Any]) -> ProcessorMixin:
+def _load_processor(
+    path: str, config: PretrainedConfig, source: dict[str, Any], settings: Mapping[str, Any]
+) -> ProcessorMixin:
     """The checkpoint's processor, without its half for videos.
 
     That half needs torchvision, and nothing here uses it.
     """
-    settings, _ = ProcessorMixin.get_processor_dict(path, revision=source["revision"])
-    processor_class = getattr(transformers, settings.get("processor_class", ""), None)
+    found, _ = ProcessorMixin.get_processor_dict(path, revision=source["revision"])
+    processor_class = getattr(transformers, found.get("processor_class", ""), None)
     if processor_class is None and type(config) in PROCESSOR_MAPPING:
         processor_class = PROCESSOR_MAPPING[type(config)]
     if processor_class is None or processor_class.get_attributes()[-1] != "video_processor":
-        return AutoProcessor.from_pretrained(path, **source)
-    return without_video(processor_class).from_pretrained(path, **source)
+        return AutoProcessor.from_pretrained(path, **source, **settings)
+    return without_video(processor_class).from_pretrained(path, **source, **settings)
 
 
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from sys import maxsize
@@ -12,23 +11,24 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_flash_attn_2_available
 
 from ragvl.mllm.answers import answer_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
+from ragvl.mllm.decoder import Decoder, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, Head, rounding, same
 from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_images, pad_ids
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
+from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
+from ragvl.ops import PrefixBatch
 from ragvl.runtime import fingerprint, resolve_device, resolve_dtype
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
 _NOT_OF_IMAGES = (*_TEXT_INPUTS, "labels", "text_replacement_offsets")
-
-# Where the norm's hook leaves the hidden states that `hidden_states` asked for. One per thread.
-_captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
 
 
 class MLLM:
@@ -63,7 +63,8 @@ class MLLM:
         self.architecture: str = model.config.model_type
         self._chat = Chat(processor)
         self._head = Head(model)
-        self._head.norm_module.register_forward_pre_hook(_hand_over)
+        self._decoder = Decoder(model, self._head.norm_module)
+        self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._image_token_id: int = model.config.image_token_id
         self._image_token: str = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
         self._image_token_runs = re.compile(f"(?:{re.escape(self._image_token)})+")
@@ -82,6 +83,7 @@ class MLLM:
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        processor_settings: Mapping[str, Any] | None = None,
     ) -> MLLM:
         """Loads a folder or a hub id.
 
@@ -92,7 +94,11 @@ class MLLM:
             dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
             revision: branch, tag or commit of a hub repository.
             trust_remote_code: lets Python code that comes with the checkpoint run.
-            attn_implementation: passed to Hugging Face: "sdpa", "eager", "flash_attention_2".
+            attn_implementation: passed to Hugging Face: "sdpa", "eager", "flash_attention_2". By
+                default the last where flash-attn is installed and the model can use it, else
+                "sdpa".
+            processor_settings: what to change in the checkpoint's processor, such as
+                `{"max_pixels": 1 << 20}` for a Qwen-VL.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there.
@@ -100,12 +106,14 @@ class MLLM:
                 that ragvl does not understand.
         """
         on = resolve_device(device)
+        resolved = resolve_dtype(dtype, on)
         model, processor = load_checkpoint(
             path,
-            dtype=resolve_dtype(dtype, on),
+            dtype=resolved,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
+            attn_implementation=attn_implementation or _best_attention(on, resolved),
+            processor_settings=processor_settings or {},
         )
         return cls(model.to(on), processor)
 
@@ -127,12 +135,19 @@ class MLLM:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return min(positions or maxsize, self.tokenizer.model_max_length)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Names the weights, their dtype and every setting that shapes an input to them."""
-        settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
-        chat = self.render(f"{IMAGE}{{text}}", text="")
-        return fingerprint(self.model, str(self.dtype), *settings, chat)
+        """Names the weights, their dtype and every setting that shapes an input to them.
+
+        Computed once, and again when a weight has been written to, as training does.
+        """
+        versions = tuple(parameter._version for parameter in self.model.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
+            chat = self.render(f"{IMAGE}{{text}}", text="")
+            name = fingerprint(self.model, str(self.dtype), *settings, chat)
+            self._fingerprint = versions, name
+        return self._fingerprint[1]
 
     @cached_property
     def prefix_sees_suffix(self) -> bool:
@@ -152,6 +167,40 @@ class MLLM:
         # Rows of one batch are rounded alike, so a small difference is one already
         return not same(one, other, tolerance=1e-3)
 
+    @cached_property
+    def kv_layout(self) -> KvLayout:
+        """What the decoder keeps of each token of a prefix.
+
+        Raises:
+            UnsupportedModelError: its layers differ in that.
+        """
+        shapes: list[tuple[int, int, int]] = []
+
+        def note(layer: int, keys: Tensor, values: Tensor) -> None:
+            heads, _, dim = keys.shape
+            if layer != len(shapes) or keys.shape != values.shape:
+                raise UnsupportedModelError("its layers' keys and values differ in shape or order")
+            shapes.append((layer, heads, dim))
+
+        self.prefill(self.encode_prompt(self.render("Yes or No?")), note)
+        (_, heads, dim), *_ = shapes
+        if len({shape[1:] for shape in shapes}) > 1:
+            raise UnsupportedModelError("its layers' keys differ in shape")
+        return KvLayout(len(shapes), heads, dim, self.dtype)
+
+    @cached_property
+    def prefix_problem(self) -> str | None:
+        """Why a prefix cannot be computed once and kept, or None where it can.
+
+        Found out by doing it, on a prompt with a picture.
+        """
+        if self.prefix_sees_suffix:
+            return "what it computes for a prompt's beginning depends on what comes after"
+        try:
+            return self._compare_halves()
+        except (UnsupportedModelError, KeyError, TypeError) as error:
+            return f"its decoder is built in a way of its own: {error}"
+
     # --- prompts --------------------------------------------------------------------------------
 
     @property
@@ -159,11 +208,12 @@ class MLLM:
         """What stands for one picture in a rendered prompt."""
         return self._chat.image_placeholder
 
-    def render(self, template: str, **fields: str) -> str:
+    def render(self, template: str, /, *, system_turn: str | None = None, **fields: str) -> str:
         r"""The prompt that `template` makes with `fields`, up to where the answer starts.
 
         Args:
             template: a user's turn, with `<image>` where pictures go and `{name}` for a field.
+            system_turn: the turn before it; None leaves it to the checkpoint's chat template.
             fields: text from outside. It cannot become a picture or a control token: see
                 `escape`.
 
@@ -171,7 +221,7 @@ class MLLM:
             >>> mllm.render("<image>\nImage Caption: {caption}", caption="A <image> of a mill")
             'USER: <image>\nImage Caption: A < image> of a mill ASSISTANT:'
         """
-        return self._chat.render(template, **fields)
+        return self._chat.render(template, system_turn=system_turn, **fields)
 
     def escape(self, text: str) -> str:
         """`text` with the control tokens spelled in it broken up by a space each."""
@@ -210,16 +260,8 @@ class MLLM:
         # Only PaliGemma's processor adds to the text here; the pictures are for counting
         blanks = [Image.new("RGB", (1, 1))] * len(images) or None
         _, laid_out, *_ = self.processor.prepare_inputs_layout(images=blanks, text=[prompt])
-        parts = laid_out[0].split(self.processor.image_token)
-        if len(parts) != len(images) + 1:
-            raise ValueError(
-                f"the prompt has {len(parts) - 1} places for images and {len(images)} came with it"
-            )
-        expansions = [image.expansion for image in images]
-        text = "".join(
-            piece for pair in zip(parts, [*expansions, ""], strict=True) for piece in pair
-        )
-        input_ids = self._tokenize(text)
+        text = self.expand(laid_out[0], [image.expansion for image in images])
+        input_ids = self.tokenize([text])[0]
         expected = sum(image.num_tokens for image in images)
         if input_ids.count(self._image_token_id) != expected:
             raise ValueError(
@@ -227,6 +269,53 @@ class MLLM:
                 f"images have {expected}: put text into prompts through render()'s fields"
             )
         return Prompt(input_ids, tuple(images))
+
+    def expand(self, prompt: str, expansions: Sequence[str]) -> str:
+        """A rendered prompt with its pictures' expansions in the place of the image tokens.
+
+        Raises:
+            ValueError: the prompt has more or fewer places for pictures.
+        """
+        parts = prompt.split(self.processor.image_token)
+        if len(parts) != len(expansions) + 1:
+            raise ValueError(
+                f"the prompt has {len(parts) - 1} places for images and {len(expansions)} came "
+                "with it"
+            )
+        return "".join(
+            piece for pair in zip(parts, [*expansions, ""], strict=True) for piece in pair
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids that the tokenizer gives for expanded prompts, sooner.
+
+        It would take milliseconds over thousands of image tokens. As each is a token of its own
+        whatever stands beside it, the tokenizer gets one of each run, and the rest follow here.
+        """
+        runs: list[int] = []
+
+        def shorten(run: re.Match[str]) -> str:
+            runs.append(len(run[0]) // len(self._image_token))
+            return self._image_token
+
+        by_start: dict[bool, list[int]] = {}
+        short = []
+        lengths = []
+        for i, text in enumerate(texts):
+            runs = []
+            short.append(self._image_token_runs.sub(shorten, text))
+            lengths.append(iter(runs))
+            by_start.setdefault(self._lacks_bos(text), []).append(i)
+        full: list[list[int]] = [[] for _ in texts]
+        for add_bos, indices in by_start.items():
+            found = self.tokenizer(
+                [short[i] for i in indices], add_special_tokens=add_bos, verbose=False
+            ).input_ids
+            for i, ids in zip(indices, found, strict=True):
+                for token in ids:
+                    count = next(lengths[i], 1) if token == self._image_token_id else 1
+                    full[i] += [token] * count
+        return full
 
     def collate(
         self, prompts: Sequence[Prompt], *, padding_side: Literal["left", "right"] = "right"
@@ -259,13 +348,40 @@ class MLLM:
 
         The norm and the head are not computed. Thread-safe; records gradients if the caller does.
         """
-        captured: list[Tensor] = []
-        token = _captured.set(captured)
-        try:
-            self.model.base_model(**batch, use_cache=False)
-        finally:
-            _captured.reset(token)
-        return captured[0]
+        return self._decoder.hidden_states(batch)
+
+    @torch.inference_mode()
+    def prefill(self, prefix: Prompt, write: WriteKv, features: Any = None) -> Prefilled:
+        """Computes a prefix's keys and values; its output is not computed.
+
+        Args:
+            prefix: the beginning of a prompt, its pictures included.
+            write: takes each layer's number, keys and values, (G, T, D) each, in turn.
+            features: of an earlier `Prefilled` of the same pictures, which need not be looked at
+                again then: of the tensors in `prefix.images` only those of whole numbers are read.
+        """
+        return self._decoder.prefill(self.collate([prefix]), write, features)
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        last_rows: Tensor,
+        prefixes: Sequence[PrefixBatch],
+    ) -> Tensor:
+        """(B, D): what `hidden_states` has at the last tokens of B prompts, given their prefixes.
+
+        The suffixes are packed into one list of R tokens. The last layer computes queries, output
+        projection and MLP for the B last tokens only.
+
+        Args:
+            input_ids: (R,) int64 the suffixes' tokens; pictures belong into prefixes.
+            position_ids: (R,) int64 their positions: from `Prefilled.next_position` on.
+            last_rows: (B,) int64 the row of each suffix's last token.
+            prefixes: for each layer what `prefix_attention` takes; see `PagePool.batches`.
+        """
+        return self._decoder.extend(input_ids, position_ids, last_rows, prefixes)
 
     def image_features(self, images: Sequence[ImageInputs]) -> list[Tensor]:
         """For each picture, its visual tokens (num_tokens, D) as they enter the decoder."""
@@ -340,26 +456,6 @@ class MLLM:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _tokenize(self, text: str) -> list[int]:
-        """The ids that the tokenizer gives for `text`, sooner.
-
-        It would take milliseconds over thousands of image tokens. As each is a token of its own
-        whatever stands beside it, the tokenizer gets one of each run, and the rest follow here.
-        """
-        runs: list[int] = []
-
-        def shorten(run: re.Match[str]) -> str:
-            runs.append(len(run[0]) // len(self._image_token))
-            return self._image_token
-
-        short = self._image_token_runs.sub(shorten, text)
-        add_bos = self._lacks_bos(text)
-        lengths = iter(runs)
-        full: list[int] = []
-        for token in self.tokenizer(short, add_special_tokens=add_bos, verbose=False).input_ids:
-            full += [token] * (next(lengths, 1) if token == self._image_token_id else 1)
-        return full
-
     def _lacks_bos(self, text: str) -> bool:
         """Whether the tokenizer is to add its special tokens; some templates write the first.
 
@@ -378,6 +474,37 @@ class MLLM:
         features = output.pooler_output
         parts = [features] if isinstance(features, Tensor) else features
         return torch.cat([part.flatten(0, -2) for part in parts])
+
+    @torch.inference_mode()
+    def _compare_halves(self) -> str | None:
+        """Runs a prompt whole and in two halves; what is wrong if the results differ."""
+        prompt = self.encode_prompt(
+            self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
+        )
+        ids = prompt.input_ids
+        split = len(ids) - ids[::-1].index(self._image_token_id) + 1
+        whole = self.hidden_states(self.collate([prompt]))[0, -1]
+        pool = PagePool(self.kv_layout, num_pages(split), self.device)
+        pages = pool.allocate(split)
+        prefix = Prompt(ids[:split], prompt.images)
+        start = self.prefill(prefix, lambda layer, k, v: pool.write(layer, pages, k, v))
+        suffix = torch.tensor(ids[split:], device=self.device)
+        zero, prefix_length, suffix_length = (
+            torch.tensor([n], dtype=torch.int32, device=self.device)
+            for n in (0, split, len(suffix))
+        )
+        prefixes = pool.batches(
+            page_table([pages], len(pages)).to(self.device),
+            prefix_length,
+            zero,
+            suffix_length,
+            len(suffix),
+        )
+        positions = torch.arange(len(suffix), device=self.device) + start.next_position
+        halves = self.extend(suffix, positions, suffix_length.long() - 1, prefixes)[0]
+        if same(halves, whole, rounding(self.dtype)):
+            return None
+        return "a prompt in two halves gives another result than in one piece"
 
     def _check_processor(self) -> None:
         """Finds the token types the model wants, and that our ids are the processor's."""
@@ -420,13 +547,10 @@ class MLLM:
         )
 
 
-def _hand_over(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Takes a norm's input for `hidden_states`, and leaves the norm one row to work on."""
-    captured = _captured.get()
-    if captured is None or captured:  # not asked for, or handed over by another MLLM's hook
-        return None
-    captured.append(args[0])
-    return (args[0][:1, :1], *args[1:])
+def _best_attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """flash-attn where it is installed and can be used; None leaves it to Hugging Face (SDPA)."""
+    usable = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    return "flash_attention_2" if usable and is_flash_attn_2_available() else None
 
 
 def _probe_image() -> Image.Image:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from ragvl.ops.backends import Backend, BackendUnavailableError
+from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
 
-__all__ = ["Backend", "BackendUnavailableError", "relevance_head", "relevance_head_reference"]
+__all__ = [
+    "Backend",
+    "BackendUnavailableError",
+    "PrefixBatch",
+    "prefix_attention",
+    "prefix_attention_reference",
+    "relevance_head",
+    "relevance_head_reference",
+]

@@ -1,0 +1,326 @@
+"""A model's decoder, run in two halves: a prefix once, then suffixes that attend to what it left.
+
+The layers stay Hugging Face's own. Three small doors are set into them: the attention function,
+which is registered as an implementation of its own and passes every ordinary call on to the one
+that the model had; a hook before the last layer; and a hook before the final norm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.ops import PrefixBatch, prefix_attention
+
+WriteKv = Callable[[int, Tensor, Tensor], None]
+
+_PREFIX = "ragvl_"  # of the names of attention implementations
+
+# Additions to a score that `prefix_attention` does not make
+_UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
+
+
+# What the forward pass that is under way in this thread is for, and where the norm's hook leaves
+# the hidden states that were asked for. A pass touches no other model than its own.
+_pass: ContextVar[_Prefill | _Extend | None] = ContextVar("pass", default=None)
+_captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
+
+
+class _Finished(Exception):
+    """Leaves a forward pass of which all that is needed has been computed."""
+
+
+@dataclass
+class Prefilled:
+    """What prefilling a prefix gave besides its keys and values.
+
+    Attributes:
+        next_position: the position of the token that comes after the prefix.
+        features: what the model's `get_image_features` gave, to prefill from again; None without
+            pictures.
+        seconds: how long the decoder took, the vision tower not counted.
+    """
+
+    next_position: int
+    features: Any
+    seconds: float
+
+
+class Decoder:
+    """The language model inside an MLLM.
+
+    Args:
+        model: the whole model; its decoder's attention is replaced in place.
+        norm: the decoder's final norm.
+
+    Raises:
+        UnsupportedModelError: the decoder has no list of layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, norm: nn.Module) -> None:
+        self._model = model
+        self._decoder: Any = model.get_decoder()
+        layers = getattr(self._decoder, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not layers:
+            raise UnsupportedModelError(f"{type(self._decoder).__name__} has no list of layers")
+        self.num_layers = len(layers)
+        norm.register_forward_pre_hook(_before_norm)
+        layers[-1].register_forward_pre_hook(_before_last_layer, with_kwargs=True)
+        self._decoder.register_forward_pre_hook(_before_decoder, with_kwargs=True)
+        _wrap_attention(self._decoder.config)
+        _wrap_queries(layers[-1])
+        _wrap_image_features(model.base_model)
+
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, T, D): what the last layer gives for whole prompts, before the final norm."""
+        return _capture(self._model.base_model, **batch)
+
+    def prefill(
+        self, batch: Mapping[str, Tensor], write: WriteKv, features: Any = None
+    ) -> Prefilled:
+        """Computes the keys and values of a prefix, and nothing that only its output needs.
+
+        Args:
+            batch: one prefix, as `MLLM.collate` makes it.
+            write: takes a layer's number, its keys and its values, each (G, T, D), positions
+                applied; called once a layer, in order.
+            features: what an earlier prefill of the same picture gave: its vision is not run again.
+        """
+        run = _Prefill(write, self.num_layers - 1, features)
+        token = _pass.set(run)
+        try:
+            with contextlib.suppress(_Finished):
+                self._model.base_model(**batch, use_cache=False)
+        finally:
+            _pass.reset(token)
+        # A prefix must be whole before a pass on another stream reads it
+        finished = _now(self._model.device)
+        next_position = _next_position(run.position_ids, batch["input_ids"].shape[1])
+        return Prefilled(next_position, run.features, finished - run.decoder_start)
+
+    def extend(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        last_rows: Tensor,
+        prefixes: Sequence[PrefixBatch],
+    ) -> Tensor:
+        """(B, D): the last layer's output at the last token of each suffix, before the final norm.
+
+        The last layer computes queries, output projection and MLP for those tokens only.
+
+        Args:
+            input_ids: (R,) the suffixes' tokens, packed.
+            position_ids: (R,) their positions in their prompts.
+            last_rows: (B,) the row of each suffix's last token.
+            prefixes: for each layer, the cached prefixes and which rows are whose.
+        """
+        run = _Extend(prefixes, last_rows, self.num_layers - 1)
+        embeds = self._model.get_input_embeddings()(input_ids)[None]
+        token = _pass.set(run)
+        try:
+            hidden = _capture(
+                self._decoder,
+                inputs_embeds=embeds,
+                position_ids=position_ids[None],
+                # Taken for a finished mask by Hugging Face, and read by nothing
+                attention_mask=embeds.new_zeros(1, 1, 1, 1),
+            )
+        finally:
+            _pass.reset(token)
+        return hidden[0]
+
+
+class _Prefill:
+    """A pass over a prefix that hands out keys and values and stops before the last attention."""
+
+    skips_queries = True
+
+    def __init__(self, write: WriteKv, last_layer: int, features: Any) -> None:
+        self.write = write
+        self.last_layer = last_layer
+        self.features = features
+        self.position_ids: Tensor | None = None
+        self.decoder_start = 0.0
+
+    def attend(
+        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
+    ) -> Tensor | None:
+        self.write(module.layer_idx, key[0], value[0])
+        if module.layer_idx == self.last_layer:
+            raise _Finished
+        return None
+
+
+class _Extend:
+    """A pass over packed suffixes that attend to their prefixes."""
+
+    def __init__(self, prefixes: Sequence[PrefixBatch], last_rows: Tensor, last_layer: int) -> None:
+        self.prefixes = prefixes
+        self.last_rows = last_rows
+        self.last_layer = last_layer
+        self.collecting = False
+        self.collected: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def skips_queries(self) -> bool:
+        return self.collecting
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        if terms := [name for name in _UNSUPPORTED_TERMS if options.get(name) is not None]:
+            raise UnsupportedModelError(f"its attention adds {', '.join(terms)} to the scores")
+        prefix = self.prefixes[module.layer_idx]
+        if self.collecting:
+            self.collected = key, value
+            raise _Finished
+        if module.layer_idx == self.last_layer:
+            assert self.collected is not None
+            key, value = self.collected
+            prefix = replace(prefix, last_only=True)
+        out = prefix_attention(
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            prefix,
+            scale=options["scaling"],
+            sliding_window=options.get("sliding_window"),
+        )
+        return out[None]
+
+
+def _capture(module: nn.Module, **batch: Any) -> Tensor:
+    captured: list[Tensor] = []
+    token = _captured.set(captured)
+    try:
+        module(**batch, use_cache=False)
+    finally:
+        _captured.reset(token)
+    return captured[0]
+
+
+def _before_norm(_norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Takes the norm's input, and leaves the norm one row to work on."""
+    captured = _captured.get()
+    if captured is None or captured:  # not asked for, or there already
+        return None
+    captured.append(args[0])
+    return (args[0][:1, :1], *args[1:])
+
+
+def _before_decoder(_decoder: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    run = _pass.get()
+    if isinstance(run, _Prefill):
+        run.position_ids = kwargs.get("position_ids")
+        run.decoder_start = _now(kwargs["inputs_embeds"].device)
+
+
+def _before_last_layer(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Keys and values of every row first; then the layer runs on the last tokens alone."""
+    run = _pass.get()
+    if not isinstance(run, _Extend) or run.collecting or run.collected:
+        return None
+    run.collecting = True
+    with contextlib.suppress(_Finished):
+        layer(*args, **kwargs)
+    run.collecting = False
+    hidden, *others = args
+    kwargs = {
+        **kwargs,
+        "position_embeddings": tuple(
+            x.index_select(-2, run.last_rows) for x in kwargs["position_embeddings"]
+        ),
+    }
+    if isinstance(kwargs.get("position_ids"), Tensor):
+        kwargs["position_ids"] = kwargs["position_ids"].index_select(-1, run.last_rows)
+    return (hidden.index_select(1, run.last_rows), *others), kwargs
+
+
+def _wrap_attention(config: Any) -> None:
+    usual = config._attn_implementation
+    if usual.startswith(_PREFIX):
+        return
+    name = _PREFIX + usual
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        run = _pass.get()
+        if run is not None:
+            found = run.attend(module, query, key, value, options)
+            if found is not None:
+                return found, None
+        # Each modelling file has an eager attention of its own, under this name
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(usual, eager)
+        return attend(module, query, key, value, mask, **options)
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[usual])
+    config._attn_implementation = name
+
+
+def _wrap_queries(last_layer: nn.Module) -> None:
+    """Lets the last layer's query projection be left out where only keys are wanted.
+
+    A layer that computes queries, keys and values in one product does so as before.
+    """
+    projection = getattr(getattr(last_layer, "self_attn", None), "q_proj", None)
+    if not isinstance(projection, nn.Linear):
+        return
+    project = projection.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        run = _pass.get()
+        if run is None or not run.skips_queries:
+            return project(hidden)
+        return hidden.new_zeros(()).expand(*hidden.shape[:-1], projection.out_features)
+
+    setattr(projection, "forward", forward)  # noqa: B010 (a method, to mypy)
+
+
+def _wrap_image_features(base: Any) -> None:
+    compute = base.get_image_features
+
+    @functools.wraps(compute)  # Hugging Face looks at the names of its arguments
+    def get_image_features(*args: Any, **kwargs: Any) -> Any:
+        run = _pass.get()
+        if not isinstance(run, _Prefill):
+            return compute(*args, **kwargs)
+        if run.features is None:
+            run.features = compute(*args, **kwargs)
+        return run.features
+
+    base.get_image_features = get_image_features
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
+
+
+def _next_position(position_ids: Tensor | None, length: int) -> int:
+    """The position after a prefix of `length` tokens, given what its decoder was called with."""
+    if position_ids is None:
+        return length
+    if position_ids.ndim == 3 and len(position_ids) == 4:  # the first row counts tokens, for masks
+        position_ids = position_ids[1:]
+    return int(position_ids.max()) + 1

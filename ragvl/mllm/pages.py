@@ -1,0 +1,184 @@
+"""Device memory for keys and values, in pages of a few tokens that any prefix may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ragvl.ops import PrefixBatch
+
+# Few enough that half an unused page is little, and one AVX-512 vector of keys
+PAGE_TOKENS = 16
+
+Compression = Literal["int8", "fp8"]
+# The dtype of a compressed number, and the largest that it is scaled to
+_COMPRESSED = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+
+
+class PoolFullError(MemoryError):
+    """There are not enough free pages."""
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """What a decoder keeps of one token: keys and values of `num_heads` heads in each layer."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    def bytes_per_token(self, compression: Compression | None = None) -> int:
+        """Bytes of all layers' keys and values of one token."""
+        numbers = 2 * self.num_layers * self.num_heads
+        if compression is None:
+            return numbers * self.head_dim * self.dtype.itemsize
+        return numbers * (self.head_dim * _COMPRESSED[compression][0].itemsize + 4)  # and a scale
+
+
+def num_pages(num_tokens: int) -> int:
+    """How many pages that many tokens take."""
+    return -(-num_tokens // PAGE_TOKENS)
+
+
+class PagePool:
+    """A fixed number of pages. What is in one is laid out as `prefix_attention` reads it.
+
+    Args:
+        layout: what a token takes.
+        size: how many pages; they are reserved at once. On a CPU the system lends the memory only
+            as it is first written to.
+        device: where.
+        compression: "int8" or "fp8" keeps each number in one byte, with a float32 scale for each
+            token, head and layer; None keeps the decoder's own dtype.
+    """
+
+    def __init__(
+        self,
+        layout: KvLayout,
+        size: int,
+        device: torch.device,
+        compression: Compression | None = None,
+    ) -> None:
+        self.layout = layout
+        self.size = size
+        self.compression = compression
+        dtype = layout.dtype if compression is None else _COMPRESSED[compression][0]
+        shape = (layout.num_layers, size, layout.num_heads)
+        dim, tokens = layout.head_dim, PAGE_TOKENS
+        self._tensors = {
+            "keys": torch.empty(*shape, dim, tokens, dtype=dtype, device=device),
+            "values": torch.empty(*shape, tokens, dim, dtype=dtype, device=device),
+        }
+        if compression is not None:
+            for name in ("key_scales", "value_scales"):
+                self._tensors[name] = torch.empty(*shape, tokens, device=device)
+        self._free = list(range(size - 1, -1, -1))
+        self.device = device
+
+    @property
+    def num_free(self) -> int:
+        """How many pages are free."""
+        return len(self._free)
+
+    def allocate(self, num_tokens: int) -> Tensor:
+        """Pages (n,) int64 for that many tokens, on the pool's device.
+
+        Raises:
+            PoolFullError: fewer are free; none are taken.
+        """
+        count = num_pages(num_tokens)
+        if count > len(self._free):
+            raise PoolFullError(f"{count} pages were asked for and {len(self._free)} are free")
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return torch.tensor(taken, device=self.device)
+
+    def free(self, pages: Tensor) -> None:
+        """Gives pages back."""
+        self._free.extend(pages.tolist())
+
+    def write(self, layer: int, pages: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Puts one layer's keys and values, each (G, T, D), into `pages`."""
+        for name, x in (("key", keys), ("value", values)):
+            padded = F.pad(x, (0, 0, 0, len(pages) * PAGE_TOKENS - x.shape[1]))
+            paged = padded.unflatten(1, (len(pages), PAGE_TOKENS)).transpose(0, 1)  # (n, G, T, D)
+            if self.compression is not None:
+                paged, scales = _compress(paged, self.compression)
+                self._tensors[f"{name}_scales"][layer].index_copy_(0, pages, scales)
+            target = self._tensors[f"{name}s"][layer]
+            if target.dtype == torch.float8_e4m3fn:  # index_copy_ does not know it
+                target, paged = target.view(torch.uint8), paged.view(torch.uint8)
+            target.index_copy_(0, pages, paged.mT if name == "key" else paged)
+
+    def read(self, pages: Tensor) -> dict[str, Tensor]:
+        """Copies of what `pages` hold, on the CPU, for `load`."""
+        return {name: _bits(x)[:, pages].cpu().view(x.dtype) for name, x in self._tensors.items()}
+
+    def load(self, pages: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Puts back what `read` gave, into as many pages, of this pool or one like it.
+
+        Raises:
+            ValueError: the tensors come from a pool of another shape, dtype or compression.
+        """
+        for name, x in self._tensors.items():
+            shape = (x.shape[0], len(pages), *x.shape[2:])
+            found = tensors.get(name)
+            if found is None or found.shape != shape or found.dtype != x.dtype:
+                raise ValueError(f"{name}: expected {shape} {x.dtype}")
+        for name, x in self._tensors.items():
+            _bits(x).index_copy_(1, pages, _bits(tensors[name]).to(self.device))
+
+    def batches(
+        self,
+        page_table: Tensor,
+        prefix_lengths: Tensor,
+        suffix_starts: Tensor,
+        suffix_lengths: Tensor,
+        max_suffix_length: int,
+    ) -> list[PrefixBatch]:
+        """For each layer what `prefix_attention` takes; see `PrefixBatch`."""
+        return [
+            PrefixBatch(
+                self._tensors["keys"][layer],
+                self._tensors["values"][layer],
+                page_table,
+                prefix_lengths,
+                suffix_starts,
+                suffix_lengths,
+                max_suffix_length,
+                key_scales=self._scales("key_scales", layer),
+                value_scales=self._scales("value_scales", layer),
+            )
+            for layer in range(self.layout.num_layers)
+        ]
+
+    def _scales(self, name: str, layer: int) -> Tensor | None:
+        return None if self.compression is None else self._tensors[name][layer]
+
+
+def page_table(pages: Sequence[Tensor], width: int) -> Tensor:
+    """(B, width) int32 on the CPU: each prefix's pages in a row, then zeros."""
+    table = torch.zeros(len(pages), width, dtype=torch.int32)
+    for row, own in zip(table, pages, strict=True):
+        row[: len(own)] = own
+    return table
+
+
+def _compress(x: Tensor, compression: Compression) -> tuple[Tensor, Tensor]:
+    """(n, G, T, D) numbers of one byte, and (n, G, T) float32 scales: x = number * scale."""
+    dtype, largest = _COMPRESSED[compression]
+    x = x.float()
+    scales = x.abs().amax(-1) / largest
+    scaled = x / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scales
+
+
+def _bits(x: Tensor) -> Tensor:
+    """A view of the same bytes in a dtype that can be indexed; fp8 cannot."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x

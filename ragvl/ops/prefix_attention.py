@@ -1,0 +1,422 @@
+"""prefix_attention: suffixes attend to prefixes that lie in pages, without a copy of a prefix.
+
+Reranking asks one question of many candidates. A candidate's prefix (its image and caption) has
+been through the decoder before; its keys and values are kept in pages of fixed size. The question's
+tokens, the suffix, attend to them where they lie, and to themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ragvl.ops.arguments import address, check_tensor
+from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, compiled
+
+_COMPRESSED_DTYPES = (torch.int8, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class PrefixBatch:
+    """One decoder layer's pages, and which pages and which rows belong to which candidate.
+
+    Attributes:
+        key_pages: (P, G, D, T) keys of T tokens and G heads a page; T is a multiple of 16. They are
+            transposed, so that one coordinate of neighbouring keys is one vector.
+        value_pages: (P, G, T, D).
+        page_table: (B, M) int32, the pages of each candidate's prefix, in order. What lies past its
+            length is ignored.
+        prefix_lengths: (B,) int32, how many tokens of the pages count: none, all, or any between.
+        suffix_starts: (B,) int32, the row of k and v where each suffix begins. Suffixes do not
+            overlap; rows may belong to none.
+        suffix_lengths: (B,) int32; 0 for a candidate that only fills up a batch.
+        max_suffix_length: no suffix is longer. A number on the host: a kernel's launch depends on
+            it and must not wait for a GPU.
+        last_only: only each suffix's last token asks.
+        key_scales: (P, G, T) float32 for compressed pages: key = page's number * scale.
+        value_scales: (P, G, T) float32, likewise.
+    """
+
+    key_pages: Tensor
+    value_pages: Tensor
+    page_table: Tensor
+    prefix_lengths: Tensor
+    suffix_starts: Tensor
+    suffix_lengths: Tensor
+    max_suffix_length: int
+    last_only: bool = False
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+
+def prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: PrefixBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """softmax(scale * q [prefix keys, k]ᵀ) [prefix values, v], causal, within each candidate.
+
+    ```
+    keys   = prefix keys, then the candidate's rows of k       # likewise the values
+    p      = prefix_length + t                                 # position of suffix token t
+    seen   = [j for j in positions if p - sliding_window < j <= p]
+    out[t] = softmax(scale * keys[seen] @ q[t]) @ values[seen]
+    ```
+
+    Equivalent to, for each candidate, `scaled_dot_product_attention(q, keys, values, mask,
+    scale=scale, enable_gqa=True)`. Query head h uses head h // (H // G) of the keys. All sums are
+    in float32 (float64 for float64). There is no gradient: asking for one raises RuntimeError;
+    `prefix_attention_reference` has one. With the backends cpu and triton a row's result is bitwise
+    the same in any batch, on any pages, and with `last_only`.
+
+    Args:
+        q: (S, H, D) float32, bfloat16, float16 or (reference only) float64, one query a row; with
+            `prefix.last_only`, (B, H, D). Rows and heads of q, k and v may be strided; the kernels
+            copy where elements within a head are not adjacent.
+        k: (S, G, D) of q's dtype; H is a multiple of G.
+        v: (S, G, D) of q's dtype.
+        prefix: the cached part. Its pages have q's dtype, or are int8 or float8_e4m3fn with scales;
+            they are contiguous (as `pool[layer]` is).
+        scale: what scores are multiplied by, as a rule 1 / sqrt(D).
+        sliding_window: how many keys a token sees, its own among them; None for all.
+        backend: "auto" for the fastest that is present, or a name; see `ragvl.ops.backends`.
+
+    Returns:
+        q's shape and dtype; zeros in rows of no suffix and, with `last_only`, for empty suffixes.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device, layout or number; pages, lengths or rows that do not
+            exist, or suffixes that overlap (of CPU tensors: a GPU's cannot be read without waiting,
+            and must be right).
+        BackendUnavailableError: the backend asked for by name is not available here.
+
+    Source: the split softmax is FlashAttention's, arXiv 2205.14135; the pages are PagedAttention's,
+    arXiv 2309.06180.
+
+    Example:
+        >>> kv = torch.tensor([[1.0, 2.0]]).view(1, 1, 2)  # a suffix of one token, one head
+        >>> pages = torch.zeros(1, 1, 16, 2)
+        >>> pages[0, 0, 0] = torch.tensor([3.0, 4.0])
+        >>> numbers = [torch.tensor([n], dtype=torch.int32) for n in (1, 0, 1)]
+        >>> table = torch.zeros(1, 1, dtype=torch.int32)
+        >>> prefix = PrefixBatch(pages.mT.contiguous(), pages, table, *numbers, 1)
+        >>> prefix_attention(torch.zeros(1, 1, 2), kv, kv, prefix, scale=1.0)
+        tensor([[[2., 3.]]])
+    """
+    _check(q, k, v, prefix, scale, sliding_window)
+    return _prefix_attention(
+        q,
+        k,
+        v,
+        prefix.key_pages,
+        prefix.value_pages,
+        prefix.page_table,
+        prefix.prefix_lengths,
+        prefix.suffix_starts,
+        prefix.suffix_lengths,
+        prefix.max_suffix_length,
+        prefix.last_only,
+        prefix.key_scales,
+        prefix.value_scales,
+        scale,
+        sliding_window,
+        backend,
+    )
+
+
+def prefix_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: PrefixBatch,
+    scale: float,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """`prefix_attention` in plain PyTorch, differentiable: what every other backend must equal."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    kv_heads, page_size = prefix.value_pages.shape[1:3]
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    candidates = zip(
+        prefix.page_table,
+        prefix.prefix_lengths.tolist(),
+        prefix.suffix_starts.tolist(),
+        prefix.suffix_lengths.tolist(),
+        strict=True,
+    )
+    for b, (table, cached, start, length) in enumerate(candidates):
+        if length == 0:
+            continue
+        pages = table[: -(-cached // page_size)]
+        suffix = slice(start, start + length)
+        asking = slice(b, b + 1) if prefix.last_only else suffix
+        # (G, D, tokens) and (G, tokens, D)
+        past_keys = _page_values(prefix.key_pages, prefix.key_scales, pages, -2, dtype)
+        past_keys = past_keys.permute(1, 2, 0, 3).flatten(2)[..., :cached]
+        past_values = _page_values(prefix.value_pages, prefix.value_scales, pages, -1, dtype)
+        past_values = past_values.transpose(0, 1).flatten(1, 2)[:, :cached]
+        keys = torch.cat([past_keys, k[suffix].to(dtype).permute(1, 2, 0)], dim=2)
+        values = torch.cat([past_values, v[suffix].to(dtype).transpose(0, 1)], dim=1)
+        # (G, H / G, asking, D)
+        queries = q[asking].to(dtype).unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+
+        position = torch.arange(cached + length, device=q.device)
+        own = position[-queries.shape[2] :, None]
+        seen = position <= own
+        if sliding_window is not None:
+            seen &= position > own - sliding_window
+        scores = scale * (queries @ keys[:, None])
+        result = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values[:, None]
+        out[asking] = result.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
+    return out
+
+
+def _page_values(
+    pages: Tensor, scales: Tensor | None, which: Tensor, head_dim: int, dtype: torch.dtype
+) -> Tensor:
+    """Some pages in `dtype`; `head_dim` is the dimension along which a scale is the same."""
+    values = pages[which].to(dtype)
+    return values if scales is None else values * scales[which].unsqueeze(head_dim).to(dtype)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: PrefixBatch,
+    scale: float,
+    sliding_window: int | None,
+) -> None:
+    """Everything that can be checked without reading a tensor's values."""
+    check_tensor("k", k, shape=("S", "G", "D"), dtypes=(*KERNEL_DTYPES, torch.float64))
+    (rows, kv_heads, dim), dtype, device = k.shape, k.dtype, k.device
+    if kv_heads == 0 or dim == 0:
+        raise ValueError(f"k must have at least one head and one column, got {tuple(k.shape)}")
+    check_tensor("v", v, shape=(rows, kv_heads, dim), dtypes=(dtype,), device=device)
+
+    int32 = (torch.int32,)
+    check_tensor("page_table", prefix.page_table, shape=("B", "M"), dtypes=int32, device=device)
+    batch = prefix.page_table.shape[0]
+    for name in ("prefix_lengths", "suffix_starts", "suffix_lengths"):
+        check_tensor(name, getattr(prefix, name), shape=(batch,), dtypes=int32, device=device)
+    asking = batch if prefix.last_only else rows
+    check_tensor("q", q, shape=(asking, "H", dim), dtypes=(dtype,), device=device)
+    if q.shape[1] == 0 or q.shape[1] % kv_heads:
+        raise ValueError(f"q's {q.shape[1]} heads must be a multiple of the {kv_heads} heads of k")
+
+    check_tensor(
+        "key_pages",
+        prefix.key_pages,
+        shape=("P", kv_heads, dim, "T"),
+        dtypes=(dtype, *_COMPRESSED_DTYPES),
+        device=device,
+    )
+    num_pages, page_size = prefix.key_pages.shape[0], prefix.key_pages.shape[3]
+    if page_size == 0 or page_size % 16:
+        raise ValueError(f"a page must hold a multiple of 16 tokens, key_pages' hold {page_size}")
+    check_tensor(
+        "value_pages",
+        prefix.value_pages,
+        shape=(num_pages, kv_heads, page_size, dim),
+        dtypes=(prefix.key_pages.dtype,),
+        device=device,
+    )
+    compressed = prefix.key_pages.dtype in _COMPRESSED_DTYPES
+    for kind in ("key", "value"):
+        pages, scales = getattr(prefix, f"{kind}_pages"), getattr(prefix, f"{kind}_scales")
+        if not pages.is_contiguous():
+            raise ValueError(f"{kind}_pages must be contiguous, got strides {pages.stride()}")
+        if compressed != (scales is not None):
+            raise ValueError(
+                f"{kind}_scales must be given with int8 and float8_e4m3fn pages, and only with them"
+            )
+        if scales is not None:
+            check_tensor(
+                f"{kind}_scales",
+                scales,
+                shape=(num_pages, kv_heads, page_size),
+                dtypes=(torch.float32,),
+                device=device,
+            )
+            if not scales.is_contiguous():
+                raise ValueError(f"{kind}_scales must be contiguous, got {scales.stride()}")
+    if prefix.max_suffix_length < 0:
+        raise ValueError(f"max_suffix_length must not be negative, got {prefix.max_suffix_length}")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1, or None for none: {sliding_window}")
+
+
+@torch.library.custom_op("ragvl::prefix_attention", mutates_args=())
+def _prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    prefix_lengths: Tensor,
+    suffix_starts: Tensor,
+    suffix_lengths: Tensor,
+    max_suffix_length: int,
+    last_only: bool,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    scale: float,
+    sliding_window: int | None,
+    backend: str,
+) -> Tensor:
+    """The operation as torch.compile sees it: one node, whatever backend runs it."""
+    prefix = PrefixBatch(
+        key_pages,
+        value_pages,
+        page_table,
+        prefix_lengths,
+        suffix_starts,
+        suffix_lengths,
+        max_suffix_length,
+        last_only,
+        key_scales,
+        value_scales,
+    )
+    if q.device.type == "cpu":
+        _check_values(prefix, k.shape[0])
+    name, _ = choose("prefix_attention", backend, q.device, q.dtype)
+    return _IMPLEMENTATIONS[name](q, k, v, prefix, scale, sliding_window)
+
+
+@_prefix_attention.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _no_gradient(*_: Any) -> None:
+    raise RuntimeError(
+        "prefix_attention has no gradient: it is for inference; "
+        "ragvl.ops.prefix_attention_reference is differentiable"
+    )
+
+
+_prefix_attention.register_autograd(_no_gradient)
+
+
+def _check_values(prefix: PrefixBatch, rows: int) -> None:
+    """The numbers that say which memory is read, of CPU tensors."""
+    # NumPy's calls cost a fraction of torch's on arrays as small as these, once a layer.
+    table, cached, starts, lengths = (
+        tensor.numpy()
+        for tensor in (
+            prefix.page_table,
+            prefix.prefix_lengths,
+            prefix.suffix_starts,
+            prefix.suffix_lengths,
+        )
+    )
+    num_pages, _, page_size, _ = prefix.value_pages.shape
+    wrong = (cached < 0) | (cached > table.shape[1] * page_size)
+    if wrong.any():
+        b = wrong.argmax()
+        raise ValueError(
+            f"prefix_lengths[{b}] is {cached[b]}, but {table.shape[1]} pages of {page_size} tokens "
+            "have room for the prefix"
+        )
+    counts = page_size * np.arange(table.shape[1]) < cached[:, None]
+    wrong = counts & ((table < 0) | (table >= num_pages))
+    if wrong.any():
+        b, m = np.unravel_index(wrong.argmax(), wrong.shape)
+        raise ValueError(f"page_table[{b}, {m}] is {table[b, m]}, but there are {num_pages} pages")
+    wrong = (lengths < 0) | (lengths > prefix.max_suffix_length)
+    if wrong.any():
+        b = wrong.argmax()
+        raise ValueError(
+            f"suffix_lengths[{b}] is {lengths[b]}, but max_suffix_length is "
+            f"{prefix.max_suffix_length}"
+        )
+    wrong = (lengths > 0) & ((starts < 0) | (starts.astype(np.int64) + lengths > rows))
+    if wrong.any():
+        b = wrong.argmax()
+        raise ValueError(
+            f"suffix {b} begins at row {starts[b]} and has {lengths[b]} tokens, but k has {rows} "
+            "rows"
+        )
+    order = np.flatnonzero(lengths)
+    order = order[starts[order].argsort()]
+    overlap = starts[order[1:]] < (starts + lengths)[order[:-1]]
+    if overlap.any():
+        first = overlap.argmax()
+        raise ValueError(f"suffixes {order[first]} and {order[first + 1]} overlap")
+
+
+def _compiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: PrefixBatch,
+    scale: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """csrc/prefix_attention.cpp."""
+    # Named, so that what had to be copied lives until the end.
+    q, k, v = (_with_adjacent_elements(tensor) for tensor in (q, k, v))
+    table, cached, starts, lengths = (
+        tensor.contiguous()
+        for tensor in (
+            prefix.page_table,
+            prefix.prefix_lengths,
+            prefix.suffix_starts,
+            prefix.suffix_lengths,
+        )
+    )
+    out = q.new_zeros(q.shape)
+    (batch, table_width), (_, kv_heads, page_size, dim) = table.shape, prefix.value_pages.shape
+    params = compiled().PrefixAttentionParams(
+        q=(address(q), *q.stride()[:2]),
+        k=(address(k), *k.stride()[:2]),
+        v=(address(v), *v.stride()[:2]),
+        key_pages=address(prefix.key_pages),
+        value_pages=address(prefix.value_pages),
+        key_scales=address(prefix.key_scales),
+        value_scales=address(prefix.value_scales),
+        page_table=address(table),
+        prefix_lengths=address(cached),
+        suffix_starts=address(starts),
+        suffix_lengths=address(lengths),
+        out=address(out),
+        batch=batch,
+        heads=q.shape[1],
+        kv_heads=kv_heads,
+        dim=dim,
+        page_size=page_size,
+        table_width=table_width,
+        max_suffix_length=prefix.max_suffix_length,
+        sliding_window=sliding_window or 1 << 62,
+        scale=scale,
+        last_only=prefix.last_only,
+        dtype=str(q.dtype).removeprefix("torch."),
+        page_format="plain"
+        if prefix.key_scales is None
+        else str(prefix.key_pages.dtype).removeprefix("torch."),
+    )
+    compiled().prefix_attention_cpu(params, max(1, min(torch.get_num_threads(), batch * kv_heads)))
+    return out
+
+
+def _with_adjacent_elements(tensor: Tensor) -> Tensor:
+    """`tensor` as the kernels read it, whatever the strides of rows and heads."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+_IMPLEMENTATIONS = {
+    "reference": prefix_attention_reference,
+    "cpu": _compiled,
+}

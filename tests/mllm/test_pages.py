@@ -1,0 +1,130 @@
+"""Pages hold what was put in, nobody else's, and no more than there is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics import relative_error
+
+from ragvl.mllm import PAGE_TOKENS, KvLayout, PagePool, PoolFullError, num_pages, page_table
+from ragvl.ops import prefix_attention
+
+LAYOUT = KvLayout(num_layers=2, num_heads=3, head_dim=8, dtype=torch.float32)
+CPU = torch.device("cpu")
+
+
+def random_kv(tokens: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each layer, keys and values (G, T, D)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (LAYOUT.num_heads, tokens, LAYOUT.head_dim)
+    return [
+        (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+        for _ in range(LAYOUT.num_layers)
+    ]
+
+
+def fill(pool: PagePool, pages: torch.Tensor, tokens: int, seed: int = 0) -> None:
+    for layer, (keys, values) in enumerate(random_kv(tokens, seed)):
+        pool.write(layer, pages, keys, values)
+
+
+def values_seen(pool: PagePool, pages: torch.Tensor, tokens: int, layer: int) -> torch.Tensor:
+    """What a query of zeros sees: the mean of the values, and of its own, which is zero."""
+    one = torch.ones(1, dtype=torch.int32)
+    zeros = torch.zeros(1, LAYOUT.num_heads, LAYOUT.head_dim)
+    batch = pool.batches(page_table([pages], len(pages)), one * tokens, one * 0, one, 1)[layer]
+    return prefix_attention(zeros, zeros, zeros, batch, scale=1.0, backend="reference")[0]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.data())
+@settings(max_examples=50, deadline=None)
+def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObject) -> None:
+    pool = PagePool(LAYOUT, sum(map(num_pages, lengths)), CPU)
+    held = {}
+    for seed, tokens in enumerate(lengths):
+        held[seed] = pool.allocate(tokens)
+        fill(pool, held[seed], tokens, seed)
+    assert pool.num_free == 0
+    # some go, and others take their pages
+    for seed in data.draw(st.sets(st.sampled_from(range(len(lengths))))):
+        pool.free(held.pop(seed))
+        held[100 + seed] = pool.allocate(lengths[seed])
+        fill(pool, held[100 + seed], lengths[seed], 100 + seed)
+    for seed, pages in held.items():
+        tokens = lengths[seed % 100]
+        for layer, (_, values) in enumerate(random_kv(tokens, seed)):
+            mean = values.sum(1) / (tokens + 1)
+            found = values_seen(pool, pages, tokens, layer)
+            torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
+
+
+def test_a_full_pool_gives_nothing() -> None:
+    pool = PagePool(LAYOUT, 3, CPU)
+    pages = pool.allocate(2 * PAGE_TOKENS)
+    with pytest.raises(PoolFullError, match="2 pages were asked for and 1 are free"):
+        pool.allocate(PAGE_TOKENS + 1)
+    assert pool.num_free == 1
+    pool.free(pages)
+    assert sorted(pool.allocate(3 * PAGE_TOKENS).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("compression", [None, "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dtype) -> None:
+    layout = KvLayout(2, 3, 8, dtype)
+    pool = PagePool(layout, 8, CPU, compression)
+    pages = pool.allocate(37)
+    for layer, (keys, values) in enumerate(random_kv(37)):
+        pool.write(layer, pages, keys.to(dtype), values.to(dtype))
+    copies = pool.read(pages)
+    other = PagePool(layout, 5, CPU, compression)
+    other.allocate(16)
+    target = other.allocate(37)
+    other.load(target, copies)
+    again = other.read(target)
+    assert copies.keys() == again.keys()
+    for name, copy in copies.items():
+        assert torch.equal(copy.view(torch.uint8), again[name].view(torch.uint8))
+        assert copy.dtype == again[name].dtype
+    assert sum(x.nbytes for x in copies.values()) == 3 * PAGE_TOKENS * layout.bytes_per_token(
+        compression
+    )
+
+
+def test_load_refuses_what_another_pool_held() -> None:
+    source = PagePool(LAYOUT, 4, CPU)
+    pages = source.allocate(20)
+    fill(source, pages, 20)
+    copies = source.read(pages)
+    for other in (
+        PagePool(LAYOUT, 4, CPU, "int8"),
+        PagePool(KvLayout(2, 3, 16, torch.float32), 4, CPU),
+        PagePool(KvLayout(2, 3, 8, torch.bfloat16), 4, CPU),
+    ):
+        with pytest.raises(ValueError, match=r"keys|key_scales"):
+            other.load(other.allocate(20), copies)
+
+
+@pytest.mark.parametrize(("compression", "bound"), [("int8", 0.01), ("fp8", 0.04)])
+def test_compression_errs_by_its_rounding(compression: str, bound: float) -> None:
+    exact, compressed = PagePool(LAYOUT, 4, CPU), PagePool(LAYOUT, 4, CPU, compression)
+    one = torch.ones(1, dtype=torch.int32)
+    query, own = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    found = []
+    for pool in (exact, compressed):
+        pages = pool.allocate(50)
+        fill(pool, pages, 50)
+        batch = pool.batches(page_table([pages], 4), 50 * one, 0 * one, one, 1)[1]
+        found.append(prefix_attention(query, own, own, batch, scale=8**-0.5, backend="reference"))
+    error = relative_error(found[1], found[0])
+    assert 0 < error < bound
+
+
+def test_zeros_compress_to_zeros() -> None:
+    pool = PagePool(LAYOUT, 1, CPU, "fp8")
+    pages = pool.allocate(16)
+    zeros = torch.zeros(3, 16, 8)
+    pool.write(0, pages, zeros, zeros)
+    assert not pool.read(pages)["keys"][0].float().any()
