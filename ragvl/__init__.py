@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragvl.data.document import Document
     from ragvl.generator import Generator
     from ragvl.pipeline import Answer, RagVL
+    from ragvl.prefix_cache import PrefixCache
     from ragvl.reranker import RankedDocument, Reranker
     from ragvl.retriever import Retriever
 
@@ -21,6 +22,7 @@ __all__ = [
     "Answer",
     "Document",
     "Generator",
+    "PrefixCache",
     "RagVL",
     "RankedDocument",
     "Reranker",
@@ -33,6 +35,7 @@ _HOME = {
     "Answer": "ragvl.pipeline",
     "Document": "ragvl.data.document",
     "Generator": "ragvl.generator",
+    "PrefixCache": "ragvl.prefix_cache",
     "RagVL": "ragvl.pipeline",
     "RankedDocument": "ragvl.reranker",
     "Reranker": "ragvl.reranker",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -57,20 +57,24 @@ def rerank(
     ] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    preset: Annotated[str, typer.Option(help="What the checkpoint is asked.")] = "ragvl",
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
+    ] = None,
 ) -> None:
     """Order pictures by their relevance to a question."""
-    from ragvl.fast_rerank import fast_rerank
+    from ragvl.prefix_cache import PrefixCache
+    from ragvl.reranker import Reranker
 
     try:
-        ranked = fast_rerank(
-            query,
-            images,
-            model=model,
-            top_k=top_k,
-            threshold=threshold,
+        reranker = Reranker.from_pretrained(
+            model,
+            preset=preset,
             device=device,
             dtype=dtype,
+            prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
+        ranked = reranker.rank(query, images, top_k=top_k, threshold=threshold)
     except (ValueError, OSError, ArithmeticError) as error:
         typer.echo(f"ragvl rerank: {error}", err=True)
         sys.exit(1)
@@ -80,6 +84,61 @@ def rerank(
             str(images[result.index]), f"{result.score:.4f}", "yes" if result.kept else "no"
         )
     Console().print(table)
+
+
+@app.command()
+def warm(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of pictures, a WebQA folder, or a JSONL file.")
+    ],
+    model: Annotated[str, typer.Option(help="A hub id or a folder.")],
+    cache: Annotated[Path, typer.Option(help="The cache's folder.")],
+    preset: Annotated[str, typer.Option(help="What the checkpoint is asked.")] = "ragvl",
+    template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
+    keep: Annotated[
+        Literal["auto", "kv", "features"],
+        typer.Option(help="kv, features, or auto: what measures faster to load."),
+    ] = "auto",
+    compression: Annotated[
+        Literal["int8", "fp8"] | None,
+        typer.Option(help="int8 or fp8 for keys and values; exact without."),
+    ] = None,
+    disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
+    split: Annotated[str, typer.Option(help="Of a WebQA folder.")] = "val",
+    strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+) -> None:
+    """Compute documents' prefixes ahead of the queries, into a cache on disk.
+
+    Stopped in the middle, it goes on where it was when it is run again. A reranker uses the folder
+    with prefix_cache=PrefixCache(folder=...).
+    """
+    from ragvl.data.sources import Documents
+    from ragvl.prefix_cache import PrefixCache, format_bytes
+    from ragvl.reranker import Reranker
+
+    try:
+        documents = Documents(source, split=split)
+        prefix_cache = PrefixCache(
+            "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
+        )
+        reranker = Reranker.from_pretrained(
+            model,
+            preset=preset,
+            template=template,
+            device=device,
+            dtype=dtype,
+            prefix_cache=prefix_cache,
+        )
+        report = reranker.warm(documents, on_error="raise" if strict else "skip")
+    except (ValueError, OSError, ArithmeticError) as error:
+        typer.echo(f"ragvl warm: {error}", err=True)
+        sys.exit(1)
+    typer.echo(
+        f"{report.built} built, {report.known} there already, {report.skipped} skipped; "
+        f"{cache} holds {format_bytes(prefix_cache.statistics()['disk'].bytes)}"
+    )
 
 
 @app.command()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from PIL import Image
 
-from ragvl.data.images import ImageSource, describe, load_image
+from ragvl.data.images import ImageError, ImageSource, describe, load_image
+
+# A file that was written to so recently might be again without a later time on it
+_SETTLED_AFTER = 2.0  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +22,8 @@ class Document:
 
     Attributes:
         image: a file's path, a file's bytes, a PIL image, or an array (see `load_image`). It is
-            read when it is needed, not before.
+            read when it is needed, not before. A file may change; a picture in memory is taken to
+            stay as it is once the document has been used.
         caption: its caption.
         id: its name, unique among the documents of one retriever.
 
@@ -28,13 +35,14 @@ class Document:
     image: ImageSource
     caption: str | None = None
     id: str | None = None
+    _digest: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         describe(self.image)  # refuses what cannot be a picture
-        for field, value in (("caption", self.caption), ("id", self.id)):
+        for name, value in (("caption", self.caption), ("id", self.id)):
             if value is not None and not isinstance(value, str):
                 raise TypeError(
-                    f"{self.name}: {field} must be a string or None, not {type(value).__name__}"
+                    f"{self.name}: {name} must be a string or None, not {type(value).__name__}"
                 )
         if self.id == "":
             raise ValueError("a document's id is empty; give it a name, or None")
@@ -67,5 +75,48 @@ class Document:
         """
         return load_image(self.image, name=self.name)
 
+    def digest(self) -> str:
+        """Names the picture's content: sha256 of the encoded bytes, or else of the pixels.
+
+        Computed once; of a file, again when its size or its time of change is another.
+        Thread-safe.
+
+        Raises:
+            ImageError: the file cannot be read, or the picture in memory cannot be used.
+        """
+        if isinstance(self.image, str | os.PathLike):
+            try:
+                return _file_digest(os.fspath(self.image))
+            except OSError as error:
+                raise ImageError(f"{self.name} cannot be read: {error}") from error
+        if not self._digest:
+            self._digest.append(self._hash_content())
+        return self._digest[0]
+
+    def _hash_content(self) -> str:
+        if isinstance(self.image, bytes):
+            return hashlib.sha256(self.image).hexdigest()
+        picture = self.load()
+        return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+
 
 DocumentLike = Document | ImageSource
+
+
+def _file_digest(path: str) -> str:
+    status = os.stat(path)
+    if time.time() - status.st_mtime < _SETTLED_AFTER:
+        return _hash_file(path)
+    return _settled_file_digest(
+        path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _settled_file_digest(path: str, *_status: int) -> str:
+    return _hash_file(path)
+
+
+def _hash_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

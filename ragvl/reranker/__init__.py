@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from ragvl.reranker.reranker import RankedDocument, Reranker
+from ragvl.reranker.presets import PRESETS, Preset
+from ragvl.reranker.reranker import RankedDocument, Reranker, WarmReport
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
 from ragvl.reranker.thresholds import Threshold, resolve_threshold
 
 __all__ = [
+    "PRESETS",
     "TEMPLATES",
+    "Preset",
     "PromptTemplate",
     "RankedDocument",
     "Reranker",
     "Threshold",
+    "WarmReport",
     "resolve_threshold",
 ]

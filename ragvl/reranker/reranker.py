@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from sys import maxsize
 from typing import Any, Literal
 
 import numpy as np
@@ -16,22 +15,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, ImageInputs, Prompt, PromptTooLongError, common_prefix_length
-from ragvl.ops import relevance_head
-from ragvl.reranker.templates import CAPTION, PLAIN, TEMPLATES, PromptTemplate
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import PrefixCache
+from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.cached_prefixes import CachedPrefixes
+from ragvl.reranker.presets import Preset, resolve_preset
+from ragvl.reranker.prompts import Prompts, split_prompt
+from ragvl.reranker.templates import TEMPLATES, PromptTemplate
 from ragvl.reranker.thresholds import Threshold, resolve_threshold
+from ragvl.reranker.whole_prompts import WholePrompts
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 
-_WINDOW = 256  # pairs are prepared and sorted by length this many at a time
-# On a CPU a larger batch saves nothing and leaves the caches; measured on 44 M parameters.
-_CPU_BATCH_TOKENS = 1024
-_GPU_BATCH_SIZE = 32
 _SHOW_PROGRESS_FROM = 64  # pairs
-_PREPARE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,26 @@ class RankedDocument:
         raise KeyError(f"{key!r}; a ranked document has the keys 'corpus_id' and 'score'")
 
 
+@dataclass(frozen=True)
+class WarmReport:
+    """What `Reranker.warm` did.
+
+    Attributes:
+        built: documents whose prefix was computed.
+        known: documents whose prefix was there already.
+        skipped: documents that cannot be used.
+    """
+
+    built: int
+    known: int
+    skipped: int
+
+
 class Reranker:
     """An MLLM as a reranker: prefill only, nothing is generated (RagVL, arXiv 2407.21439, 3.1).
+
+    Whatever precedes the query in a prompt, picture and caption, is computed once for a document
+    and kept; a later query costs its own tokens only, and its scores are the same.
 
     Args:
         mllm: the model.
@@ -68,9 +84,15 @@ class Reranker:
             document that has a caption, `plain` for one that has none.
         threshold: "natural" (0.5) or a probability; what `rank` keeps unless told otherwise.
         answers: the words for relevant and not relevant that the checkpoint was trained to say.
+        prefix_cache: where documents' prefixes are kept: a `PrefixCache`; memory for one on the
+            model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
+            memory or a quarter of a CPU's; None to keep nothing from call to call.
+        deterministic: a score is bitwise the same alone, in any batch and order, cached or not. On
+            a GPU it makes small batches cost as much as a full one; on a CPU it costs nothing and
+            is always so.
 
     Raises:
-        ValueError: an unknown template or threshold.
+        ValueError: an unknown template or threshold, or a cache that is no size.
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
     """
 
@@ -81,6 +103,8 @@ class Reranker:
         template: PromptTemplate | str = "auto",
         threshold: Threshold = "natural",
         answers: tuple[str, str] = ("Yes", "No"),
+        prefix_cache: PrefixCache | int | str | None = "auto",
+        deterministic: bool = True,
     ) -> None:
         if isinstance(template, str) and template != "auto" and template not in TEMPLATES:
             known = ", ".join(["auto", *TEMPLATES])
@@ -88,8 +112,14 @@ class Reranker:
         self.mllm = mllm
         self.template = TEMPLATES.get(template) if isinstance(template, str) else template
         self.threshold = resolve_threshold(threshold)
+        self._answers = answers
         self.yes_token_ids, self.no_token_ids = mllm.answer_token_ids(*answers)
-        self._head_rows, self._head_bias = mllm.head_rows(self.yes_token_ids + self.no_token_ids)
+        self._prompts = Prompts(mllm, self.template)
+        if not isinstance(prefix_cache, PrefixCache):
+            prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
+        self.prefix_cache = prefix_cache
+        self._deterministic = deterministic
+        self._made: tuple[str, CachedPrefixes | WholePrompts] | None = None
 
     @classmethod
     def from_pretrained(
@@ -98,9 +128,12 @@ class Reranker:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        template: PromptTemplate | str = "auto",
+        preset: Preset | str = "ragvl",
+        template: PromptTemplate | str | None = None,
         threshold: Threshold = "natural",
-        answers: tuple[str, str] = ("Yes", "No"),
+        answers: tuple[str, str] | None = None,
+        prefix_cache: PrefixCache | int | str | None = "auto",
+        deterministic: bool = True,
         **load: Any,
     ) -> Reranker:
         """Loads a reranker from a folder or the hub.
@@ -109,13 +142,28 @@ class Reranker:
             path: a folder in Hugging Face format, or a hub id; any image-text-to-text model.
             device: "auto" is CUDA where it is present.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
-            template: see `Reranker`.
+            preset: what the checkpoint was trained to be asked: a `Preset` or the name of one of
+                `PRESETS`.
+            template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
-            answers: see `Reranker`.
+            answers: see `Reranker`; the preset's by default.
+            prefix_cache: see `Reranker`.
+            deterministic: see `Reranker`.
             load: what else `MLLM.from_pretrained` takes, such as `revision`.
         """
-        mllm = MLLM.from_pretrained(path, device=device, dtype=dtype, **load)
-        return cls(mllm, template=template, threshold=threshold, answers=answers)
+        known = resolve_preset(preset)
+        settings = {**known.processor_settings, **load.pop("processor_settings", {})}
+        mllm = MLLM.from_pretrained(
+            path, device=device, dtype=dtype, processor_settings=settings, **load
+        )
+        return cls(
+            mllm,
+            template=known.template if template is None else template,
+            threshold=threshold,
+            answers=answers or known.answers,
+            prefix_cache=prefix_cache,
+            deterministic=deterministic,
+        )
 
     def rank(
         self,
@@ -135,8 +183,7 @@ class Reranker:
             documents: documents, or bare paths or pictures.
             top_k: how many to return; all by default, and past the end is fine.
             threshold: what `kept` means, if not the reranker's own.
-            batch_size: prompts in one forward pass. By default 32 on a GPU, and on a CPU as many
-                as have about 1,024 tokens together.
+            batch_size: at most so many prompts in one forward pass; as many as pay by default.
             on_error: "raise" at a picture that cannot be read, or "skip" it: it comes last, with
                 a score of NaN.
             progress: show a bar when there are many.
@@ -176,7 +223,7 @@ class Reranker:
     ) -> Tensor:
         """Relevance of each (query, document), any mix of queries and documents.
 
-        A document that stands in several pairs as the same object is read and preprocessed once.
+        A document's prefix is computed once, however many pairs it stands in.
 
         Args:
             pairs: what to score; may be empty.
@@ -203,14 +250,10 @@ class Reranker:
         scores = torch.full((len(checked),), torch.nan)
         hidden = not progress or len(checked) < _SHOW_PROGRESS_FROM
         with tqdm(total=len(checked), desc="rerank", unit="pair", disable=hidden) as bar:
-            for window in self._prepare(checked, on_error):
-                # prompts of like length share a batch, so that little of it is padding
-                window.sort(key=lambda entry: len(entry[1]))
-                for batch in self._batches(window, batch_size):
-                    indices, prompts = zip(*batch, strict=True)
-                    scores[list(indices)] = self._relevance(prompts)
-                    bar.update(len(indices))
-                    _check_finite(scores, indices, checked)
+            for indices, relevance in self._scorer.score(checked, batch_size, on_error):
+                scores[list(indices)] = relevance
+                bar.update(len(indices))
+                _check_finite(scores, indices, checked)
         return scores
 
     def predict(
@@ -223,10 +266,39 @@ class Reranker:
         """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`."""
         return self.score(sentences, batch_size=batch_size, progress=show_progress_bar).numpy()
 
+    def warm(
+        self,
+        documents: Iterable[DocumentLike],
+        *,
+        on_error: OnError = "raise",
+        progress: bool = True,
+    ) -> WarmReport:
+        """Computes documents' prefixes ahead of the queries; those that are there stay.
+
+        Args:
+            documents: documents, or bare paths or pictures; taken one at a time.
+            on_error: "raise" at a document that cannot be used, or "skip" it.
+            progress: show a bar.
+
+        Raises:
+            ImageError: a picture cannot be read; the message names the document.
+            PromptTooLongError: a prefix fills the model's context.
+            ValueError: this model or template has no prefixes that could be reused.
+        """
+        if problem := self._no_reuse():
+            raise ValueError(f"there is nothing to warm: {problem}")
+        assert isinstance(self._scorer, CachedPrefixes)
+        outcomes: Counter[str] = Counter()
+        total = len(documents) if isinstance(documents, Sized) else None
+        with tqdm(total=total, desc="warm", unit="doc", disable=not progress) as bar:
+            for outcome in self._scorer.warm(map(Document.of, documents), on_error):
+                outcomes[outcome] += 1
+                bar.update()
+        return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
+
     def prompt(self, query: str, document: DocumentLike) -> str:
         """The whole prompt as text, chat template included, for one pair."""
-        document = Document.of(document)
-        return self._render(query, document)
+        return self._prompts.text(query, Document.of(document))
 
     def split_prompt(self, query: str, document: DocumentLike) -> tuple[list[int], list[int]]:
         """The prompt's token ids, split where the query begins to matter.
@@ -234,132 +306,35 @@ class Reranker:
         The first part is the same for every query about `document`; the second is all that a new
         query costs once the first is cached. Together they are the whole prompt.
         """
-        document = Document.of(document)
-        image = self._load_image(document)
-        whole = self._encode(query, document, image).input_ids
-        # Prompts of two queries without a common character share what every query's prompt shares.
-        # Token ids of whole prompts: a merge across the boundary costs a token, never correctness.
-        first, second = (self._encode(probe, document, image).input_ids for probe in ("a", "1"))
-        shared = first[: common_prefix_length(first, second)]
-        length = common_prefix_length(whole, shared)
-        return whole[:length], whole[length:]
+        return split_prompt(self.mllm, self._prompts, query, Document.of(document))
 
-    def _batches(
-        self, window: Sequence[tuple[int, Prompt]], batch_size: int | None
-    ) -> Iterator[list[tuple[int, Prompt]]]:
-        """`window`, shortest prompt first, cut into batches."""
-        on_cpu = self.mllm.device.type == "cpu"
-        max_tokens = _CPU_BATCH_TOKENS if batch_size is None and on_cpu else maxsize
-        max_size = batch_size or (maxsize if on_cpu else _GPU_BATCH_SIZE)
-        batch: list[tuple[int, Prompt]] = []
-        for entry in window:
-            size = len(batch) + 1
-            if batch and (size > max_size or size * len(entry[1]) > max_tokens):
-                yield batch
-                batch = []
-            batch.append(entry)
-        if batch:
-            yield batch
+    @property
+    def _scorer(self) -> CachedPrefixes | WholePrompts:
+        fingerprint = self.mllm.fingerprint
+        if self._made is None or self._made[0] != fingerprint:  # the first time, or after training
+            self._made = fingerprint, self._make_scorer()
+        return self._made[1]
 
-    def _prepare(
-        self, pairs: Sequence[tuple[str, Document]], on_error: OnError
-    ) -> Iterator[list[tuple[int, Prompt]]]:
-        """Windows of (index of the pair, its prompt); pictures are prepared one window ahead.
-
-        Pairs are taken document by document, so that each picture is prepared once and held
-        for no longer than its own pairs are at work.
-        """
-        first_seen: dict[int, int] = {}
-        for _, document in pairs:
-            first_seen.setdefault(id(document), len(first_seen))
-        order = sorted(range(len(pairs)), key=lambda i: first_seen[id(pairs[i][1])])
-        windows = [order[i : i + _WINDOW] for i in range(0, len(order), _WINDOW)]
-        pending: dict[int, Future[ImageInputs]] = {}
-        with ThreadPoolExecutor(_PREPARE_THREADS) as pool:
-
-            def submit(window: Sequence[int]) -> None:
-                for i in window:
-                    document = pairs[i][1]
-                    if id(document) not in pending:
-                        pending[id(document)] = pool.submit(self._load_image, document)
-
-            try:
-                for number, window in enumerate(windows):
-                    submit(window)
-                    ahead = windows[number + 1] if number + 1 < len(windows) else []
-                    submit(ahead)
-                    prompts = [
-                        (i, self._prompt_or_none(i, *pairs[i], pending[id(pairs[i][1])], on_error))
-                        for i in window
-                    ]
-                    needed = {id(pairs[i][1]) for i in ahead}
-                    pending = {key: future for key, future in pending.items() if key in needed}
-                    yield [(i, prompt) for i, prompt in prompts if prompt is not None]
-            finally:
-                for future in pending.values():
-                    future.cancel()
-
-    def _load_image(self, document: Document) -> ImageInputs:
-        image = document.load()
-        try:
-            return self.mllm.encode_image(image)
-        except ValueError as error:  # some processors refuse extreme shapes
-            raise ImageError(f"{document.name}: {error}") from error
-
-    def _prompt_or_none(
-        self,
-        index: int,
-        query: str,
-        document: Document,
-        image: Future[ImageInputs],
-        on_error: OnError,
-    ) -> Prompt | None:
-        try:
-            prompt = self._encode(query, document, image.result())
-            if len(prompt) > self.mllm.max_length:
-                raise PromptTooLongError(index, len(prompt), self.mllm.max_length)
-        except (ImageError, PromptTooLongError) as error:
-            if on_error == "raise":
-                raise
-            logger.warning("skipped %s: %s", document.name, error)
-            return None
-        return prompt
-
-    def _encode(self, query: str, document: Document, image: ImageInputs) -> Prompt:
-        return self.mllm.encode_prompt(self._render(query, document), [image])
-
-    def _render(self, query: str, document: Document) -> str:
-        template = self.template or (PLAIN if document.caption is None else CAPTION)
-        fields = {"query": query}
-        if template.needs_caption:
-            if document.caption is None:
-                raise ValueError(
-                    f"{document.name} has no caption and template {template.name!r} needs one; "
-                    "give it one, or use template='auto'"
-                )
-            fields["caption"] = document.caption
-        return self.mllm.render(template.text, **fields)
-
-    @torch.inference_mode()
-    def _relevance(self, prompts: Sequence[Prompt]) -> Tensor:
-        batch = self.mllm.collate(prompts)
-        hidden = self.mllm.hidden_states(batch)
-        size, length, width = hidden.shape
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
-        norm = self.mllm.final_norm
-        _, relevance = relevance_head(
-            hidden.reshape(size * length, width),
-            torch.arange(size, device=hidden.device) * length + lengths - 1,
-            norm.weight,
-            self._head_rows,
-            num_yes=len(self.yes_token_ids),
-            eps=norm.eps,
-            norm=norm.kind,
-            norm_bias=norm.bias,
-            head_bias=self._head_bias,
-            softcap=self.mllm.softcap,
+    def _make_scorer(self) -> CachedPrefixes | WholePrompts:
+        head = AnswerHead(self.mllm, self._answers)
+        if problem := self._no_reuse():
+            logger.warning("prompts are scored whole, nothing is cached: %s", problem)
+            return WholePrompts(self.mllm, self._prompts, head)
+        return CachedPrefixes(
+            self.mllm,
+            self._prompts,
+            head,
+            self.prefix_cache,
+            deterministic=self._deterministic,
         )
-        return relevance.cpu()
+
+    def _no_reuse(self) -> str | None:
+        """Why nothing can be reused from query to query, or None where it can."""
+        if self._prompts.query_first:
+            return "the template puts the query before the picture"
+        if self.mllm.prefix_problem:
+            return f"{self.mllm.architecture}: {self.mllm.prefix_problem}"
+        return None
 
 
 def _checked_query(query: str) -> str:

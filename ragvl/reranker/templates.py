@@ -14,12 +14,20 @@ from dataclasses import dataclass
 class PromptTemplate:
     """A prompt with one picture: `<image>`, `{query}` and, if it needs one, `{caption}`.
 
+    Attributes:
+        name: what it is called.
+        text: the user's turn.
+        system_turn: the turn before it; None leaves it to the checkpoint's chat template.
+        caption_optional: a document without a caption leaves `{caption}` empty.
+
     Raises:
         ValueError: the text has not exactly one `<image>` and one `{query}`.
     """
 
     name: str
     text: str
+    system_turn: str | None = None
+    caption_optional: bool = False
 
     def __post_init__(self) -> None:
         for part in ("<image>", "{query}"):
@@ -29,7 +37,7 @@ class PromptTemplate:
     @property
     def needs_caption(self) -> bool:
         """Whether a document without a caption cannot be put into it."""
-        return "{caption}" in self.text
+        return "{caption}" in self.text and not self.caption_optional
 
 
 CAPTION = PromptTemplate(

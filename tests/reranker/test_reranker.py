@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
 from ragvl.data.images import ImageError
-from ragvl.mllm import Prompt, PromptTooLongError
+from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import PromptTemplate
 
 QUERY = "What color is the roof?"
@@ -231,13 +231,3 @@ def test_more_pairs_than_one_window(tiny_reranker: Reranker) -> None:
         ranked = tiny_reranker.rank(query, documents, batch_size=7, progress=False)
         alone = torch.tensor([r.score for r in sorted(ranked, key=lambda r: r.index)])
         torch.testing.assert_close(scores[start : start + 45], alone, atol=1e-5, rtol=0)
-
-
-def test_a_batch_on_a_cpu_is_bounded_by_tokens(tiny_reranker: Reranker) -> None:
-    image = tiny_reranker.mllm.encode_image(picture(0))
-    lengths = [300, 300, 300, 300, 2000, 5000]
-    window = [(i, Prompt([1] * length, (image,))) for i, length in enumerate(lengths)]
-    batches = [[i for i, _ in batch] for batch in tiny_reranker._batches(window, None)]
-    assert batches == [[0, 1, 2], [3], [4], [5]]
-    batches = [[i for i, _ in batch] for batch in tiny_reranker._batches(window, 4)]
-    assert batches == [[0, 1, 2, 3], [4, 5]]

@@ -1,0 +1,112 @@
+"""Records in this process's memory."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ragvl.prefix_cache.record import PrefixRecord
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class TierStatistics:
+    """What has happened in a tier since it was made.
+
+    Attributes:
+        hits: how often `get` found a record.
+        misses: how often it did not.
+        bytes: held now.
+        evictions: records that were removed to make room.
+        errors: damaged files and failures of the disk.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes: int = 0
+    evictions: int = 0
+    errors: int = 0
+
+
+def check_key(key: str) -> str:
+    """`key`, if it is a SHA-256 in 64 lowercase hexadecimal digits; it can then name a file.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ValueError(f"a key is 64 lowercase hexadecimal digits, not {key!r}")
+    return key
+
+
+class HostTier:
+    """Keeps records in this process's memory, least recently used first to go. Thread-safe.
+
+    Records are kept as they are, not copied. A key that is not a SHA-256 in hexadecimal raises
+    ValueError.
+
+    Args:
+        max_bytes: the budget for the tensors; a record that is larger by itself is not kept.
+
+    Attributes:
+        stats: what has happened so far.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.stats = TierStatistics()
+        self._max_bytes = max_bytes
+        self._records: OrderedDict[str, PrefixRecord] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: str) -> PrefixRecord | None:
+        """The record under `key`, which is then the last one used; None if there is none."""
+        check_key(key)
+        with self._lock:
+            record = self._records.get(key)
+            if record is None:
+                self.stats.misses += 1
+            else:
+                self.stats.hits += 1
+                self._records.move_to_end(key)
+            return record
+
+    def put(self, key: str, record: PrefixRecord) -> None:
+        """Keeps `record` in the place of what was under `key`, and evicts what is over budget."""
+        with self._lock:
+            self.remove(key)
+            if record.nbytes > self._max_bytes:
+                return
+            self._records[key] = record
+            self.stats.bytes += record.nbytes
+            while self.stats.bytes > self._max_bytes:
+                _, evicted = self._records.popitem(last=False)
+                self.stats.bytes -= evicted.nbytes
+                self.stats.evictions += 1
+
+    def remove(self, key: str) -> None:
+        """Forgets the record under `key`, if there is one."""
+        check_key(key)
+        with self._lock:
+            record = self._records.pop(key, None)
+            if record is not None:
+                self.stats.bytes -= record.nbytes
+
+    def clear(self) -> None:
+        """Forgets every record."""
+        with self._lock:
+            self._records.clear()
+            self.stats.bytes = 0
+
+    def keys(self) -> list[str]:
+        """The keys of all records, the least recently used first."""
+        with self._lock:
+            return list(self._records)
+
+    def __contains__(self, key: str) -> bool:
+        return check_key(key) in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)

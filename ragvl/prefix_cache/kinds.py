@@ -1,0 +1,113 @@
+"""What a record below the device holds: keys and values, or the visual tokens they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ragvl.mllm import ImageInputs, Prefilled, Prompt
+from ragvl.prefix_cache.record import PrefixRecord
+
+Kind = Literal["kv", "features"]
+
+# Of what a vision tower gives, the parts that a decoder does not read, and the largest
+_NOT_READ = ("last_hidden_state", "hidden_states", "attentions")
+
+
+def kv_record(prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]) -> PrefixRecord:
+    """A record of what `PagePool.read` gave for a prefix."""
+    return _record("kv", prefix, done, tensors)
+
+
+def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
+    """A record of the visual tokens, and of what else the decoder needs of the picture."""
+    (image,) = prefix.images
+    tensors = {f"features/{path}": x for path, x in _flatten(done.features)}
+    for name, x in image.tensors.items():
+        # Pixels have been looked at; only that there were some is still asked
+        tensors[f"image/{name}"] = x[:0].flatten() if x.is_floating_point() else x
+    owned = {
+        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, x in tensors.items()
+    }
+    return _record("features", prefix, done, owned)
+
+
+def kind_of(record: PrefixRecord) -> str:
+    """Which of the two it is."""
+    return record.info["kind"]
+
+
+def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
+    """The prefix's token ids, its picture's expansion, and the position after it.
+
+    Raises:
+        KeyError: the record lacks one of them.
+    """
+    ids = record.tensors["input_ids"].tolist()
+    return ids, record.info["expansion"], int(record.info["next_position"])
+
+
+def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any]:
+    """What `MLLM.prefill` takes to compute the prefix from its visual tokens."""
+    ids, expansion, _ = prefix_of(record)
+    images = {}
+    features = {}
+    for name, x in record.tensors.items():
+        group, _, path = name.partition("/")
+        if group == "image":
+            images[path] = x
+        elif group == "features":
+            features[path] = x.to(device)
+    image = ImageInputs(images, expansion, int(record.info["num_image_tokens"]))
+    return Prompt(ids, (image,)), SimpleNamespace(**_unflatten(features))
+
+
+def _record(
+    kind: Kind, prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]
+) -> PrefixRecord:
+    (image,) = prefix.images
+    info = {
+        "kind": kind,
+        "expansion": image.expansion,
+        "num_image_tokens": str(image.num_tokens),
+        "next_position": str(done.next_position),
+    }
+    ids = torch.tensor(prefix.input_ids, dtype=torch.int32)
+    return PrefixRecord({"input_ids": ids, **tensors}, info)
+
+
+def _flatten(features: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested outputs and sequences, by its path: "deepstack_features/0"."""
+    if isinstance(features, Tensor):
+        yield path, features
+    elif isinstance(features, (list, tuple)):
+        for i, item in enumerate(features):
+            yield from _flatten(item, f"{path}/{i}")
+    elif features is not None:
+        items = features.items() if hasattr(features, "items") else vars(features).items()
+        for name, item in items:
+            if name not in _NOT_READ:
+                yield from _flatten(item, f"{path}/{name}" if path else name)
+
+
+def _unflatten(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Turns paths back into nested tuples under names."""
+    tree: dict[str, Any] = {}
+    for path, x in tensors.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = x
+    return {name: _as_tuples(node) for name, node in tree.items()}
+
+
+def _as_tuples(node: Any) -> Any:
+    if isinstance(node, Tensor):
+        return node
+    return tuple(_as_tuples(node[key]) for key in sorted(node, key=int))

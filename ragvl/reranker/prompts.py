@@ -1,0 +1,116 @@
+"""From a query and a document to the text of a prompt, and where in it the query begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from ragvl.data.document import Document
+from ragvl.mllm import MLLM, ImageInputs, Prompt, common_prefix_length
+from ragvl.reranker.images import load_image
+from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
+
+# Stands for a query while a prompt is cut at it; no caption holds it by chance
+_MARK = "QUERY-4b1d0c9e"
+_KNOWN_FRAMES = 1 << 14
+# Queries without a common character: what their prompts share, every query's prompt shares
+_PROBES = ("a", "1")
+
+
+class Frame(NamedTuple):
+    """A prompt's text around its query; `before` is the same for every query."""
+
+    before: str
+    after: str
+
+
+class Prompts:
+    """Writes one model's prompts.
+
+    Args:
+        mllm: the model.
+        template: what to write; None is `caption` for a document with a caption, else `plain`.
+    """
+
+    def __init__(self, mllm: MLLM, template: PromptTemplate | None) -> None:
+        self._mllm = mllm
+        self._template = template
+        self._frame = lru_cache(maxsize=_KNOWN_FRAMES)(self._make_frame)
+
+    @property
+    def query_first(self) -> bool:
+        """Whether the query stands before the picture, so that no two queries share a prefix."""
+        text = CAPTION.text if self._template is None else self._template.text
+        return text.index("{query}") < text.index("<image>")
+
+    def text(self, query: str, document: Document) -> str:
+        """The whole prompt, chat template included."""
+        return self._render(query, document.caption, self._template_of(document))
+
+    def frame(self, document: Document) -> Frame:
+        """What stands before and after any query in this document's prompts.
+
+        Raises:
+            ValueError: the template needs a caption and the document has none.
+        """
+        return self._frame(document.caption, self._template_of(document))
+
+    def _framed(self, query: str, document: Document) -> str:
+        """`text`, sooner: a chat template is rendered once for a caption."""
+        if query != query.strip():  # some chat templates trim what they are given
+            return self.text(query, document)
+        before, after = self.frame(document)
+        return before + self._mllm.escape(query) + after
+
+    def tokens(self, asked: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
+        """The token ids of the prompts of (query, document, its picture's expansion)."""
+        texts = [
+            self._mllm.expand(self._framed(query, document), [expansion])
+            for query, document, expansion in asked
+        ]
+        return self._mllm.tokenize(texts)
+
+    def prefix(self, document: Document, image: ImageInputs) -> Prompt:
+        """The tokens that every query's prompt about `document` begins with.
+
+        Found on token ids of whole prompts: a merge across the boundary costs a token, never
+        correctness.
+        """
+        first, second = self.tokens([(probe, document, image.expansion) for probe in _PROBES])
+        return Prompt(first[: common_prefix_length(first, second)], (image,))
+
+    def _template_of(self, document: Document) -> PromptTemplate:
+        template = self._template or (PLAIN if document.caption is None else CAPTION)
+        if template.needs_caption and document.caption is None:
+            raise ValueError(
+                f"{document.name} has no caption and template {template.name!r} needs one; "
+                "give it one, or use template='auto'"
+            )
+        return template
+
+    def _make_frame(self, caption: str | None, template: PromptTemplate) -> Frame:
+        before, _, after = self._render(_MARK, caption, template).partition(_MARK)
+        return Frame(before, after)
+
+    def _render(self, query: str, caption: str | None, template: PromptTemplate) -> str:
+        return self._mllm.render(
+            template.text, system_turn=template.system_turn, query=query, caption=caption or ""
+        )
+
+
+def split_prompt(
+    mllm: MLLM, prompts: Prompts, query: str, document: Document
+) -> tuple[list[int], list[int]]:
+    """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
+    image = load_image(mllm, document)
+    (ids,) = prompts.tokens([(query, document, image.expansion)])
+    shared = shared_length(ids, prompts.prefix(document, image).input_ids)
+    return ids[:shared], ids[shared:]
+
+
+def shared_length(ids: Sequence[int], prefix: Sequence[int]) -> int:
+    """How many tokens a prompt shares with a prefix; its last token is always its own."""
+    if ids[: len(prefix)] == prefix and len(ids) > len(prefix):
+        return len(prefix)
+    return min(common_prefix_length(ids, prefix), len(ids) - 1)

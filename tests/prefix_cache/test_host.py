@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prefix_cache.tools import key, make_record, same
+
+from ragvl.prefix_cache import HostTier, TierStatistics
+
+
+def test_get_and_put():
+    tier, record = HostTier(10_000), make_record(1)
+    assert tier.get(key(1)) is None
+    tier.put(key(1), record)
+    assert tier.get(key(1)) is record
+    assert key(1) in tier
+    assert key(2) not in tier
+    assert tier.stats == TierStatistics(hits=1, misses=1, bytes=1000)
+
+
+def test_the_least_recently_used_goes_first():
+    tier = HostTier(3000)
+    for i in range(3):
+        tier.put(key(i), make_record(i))
+    tier.get(key(0))
+    tier.put(key(3), make_record(3))
+    assert tier.keys() == [key(2), key(0), key(3)]
+    tier.put(key(4), make_record(4, nbytes=2000))
+    assert tier.keys() == [key(3), key(4)]
+    assert tier.stats == TierStatistics(hits=1, bytes=3000, evictions=3)
+
+
+def test_a_record_larger_than_the_budget_is_not_kept():
+    tier = HostTier(1000)
+    tier.put(key(0), make_record(0))
+    tier.put(key(1), make_record(1, nbytes=1004))
+    assert tier.keys() == [key(0)]
+    tier.put(key(0), make_record(0, nbytes=1004))  # and what it was to replace is out of date
+    assert tier.keys() == []
+    assert tier.stats == TierStatistics()
+
+
+def test_a_record_in_the_place_of_another():
+    tier = HostTier(3000)
+    for nbytes in (1000, 2000, 400):
+        tier.put(key(0), make_record(0, nbytes=nbytes))
+        assert tier.stats == TierStatistics(bytes=nbytes)
+
+
+def test_remove_and_clear():
+    tier = HostTier(5000)
+    for i in range(3):
+        tier.put(key(i), make_record(i))
+    tier.remove(key(1))
+    tier.remove(key(1))
+    assert tier.keys() == [key(0), key(2)]
+    assert tier.stats.bytes == 2000
+    tier.clear()
+    assert len(tier) == tier.stats.bytes == 0
+
+
+@pytest.mark.parametrize("wrong", ["", "a", "A" * 64, "0" * 63 + "\n", "../" * 22, None, 7])
+def test_keys_are_checked(wrong):
+    tier = HostTier(1000)
+    for use in (tier.get, tier.remove, tier.__contains__, lambda key: tier.put(key, make_record())):
+        with pytest.raises(ValueError, match="64 lowercase hexadecimal digits"):
+            use(wrong)
+
+
+def test_threads():
+    records = [make_record(i, nbytes=400 + 100 * i) for i in range(10)]
+    tier = HostTier(3000)
+
+    def work(seed: int) -> int:
+        choose, gets = random.Random(seed), 0
+        for _ in range(2000):
+            i = choose.randrange(10)
+            action = choose.choice(["get", "put", "put", "remove"])
+            if action == "get":
+                gets += 1
+                found = tier.get(key(i))
+                assert found is None or found is records[i]
+            elif action == "put":
+                tier.put(key(i), records[i])
+            else:
+                tier.remove(key(i))
+        return gets
+
+    with ThreadPoolExecutor(8) as pool:
+        gets = sum(pool.map(work, range(8)))
+    keys = tier.keys()
+    held = [tier.get(key) for key in keys]
+    assert tier.stats.hits + tier.stats.misses == gets + len(held)
+    assert tier.stats.bytes == sum(record.nbytes for record in held) <= 3000
+    assert all(same(record, records[int(record.info["number"])]) for record in held)
