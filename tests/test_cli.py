@@ -27,7 +27,7 @@ def pictures(tmp_path: Path) -> list[str]:
 def test_help_names_every_command() -> None:
     outcome = CliRunner().invoke(app, ["--help"])
     assert outcome.exit_code == 0
-    for command in ("demo", "rerank", "doctor"):
+    for command in ("demo", "rerank", "warm", "doctor"):
         assert command in outcome.output
 
 
@@ -55,6 +55,47 @@ def test_rerank_errors_are_one_line(tiny_model: Callable[[str], Path], pictures:
     assert no_model.exit_code == 1
     assert "/no/such/folder" in no_model.output
     assert "Traceback" not in missing.output + no_model.output
+
+
+def test_warm_fills_a_cache_that_rerank_uses(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    cache = ["--cache", str(tmp_path / "cache")]
+    folder = str(Path(pictures[0]).parent)
+    first = CliRunner().invoke(app, ["warm", folder, *model, *cache])
+    assert first.exit_code == 0, first.output
+    assert "2 built, 0 there already, 0 skipped" in first.output
+    again = CliRunner().invoke(app, ["warm", folder, *model, *cache])
+    assert "0 built, 2 there already, 0 skipped" in again.output
+    command = ["rerank", "Is it red?", *pictures, *model]
+    outcomes = [
+        CliRunner().invoke(app, [*command, *extra], env={"COLUMNS": "300"}) for extra in ([], cache)
+    ]
+    tables = [outcome.output.partition("┏")[2] for outcome in outcomes]  # after the loading bars
+    assert tables[0] == tables[1]
+    assert tables[0].count(".png") == 2
+
+
+def test_warm_errors_are_one_line(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    cache = ["--cache", str(tmp_path / "cache")]
+    Path(pictures[0]).write_bytes(b"no picture")
+    folder = str(Path(pictures[0]).parent)
+    lenient = CliRunner().invoke(app, ["warm", folder, *model, *cache])
+    assert "1 built, 0 there already, 1 skipped" in lenient.output
+    for command, message in [
+        (["warm", folder, *model, *cache, "--strict"], "is not a picture"),
+        (["warm", str(tmp_path / "nowhere"), *model, *cache], "there is no"),
+        (["warm", folder, *model, "--cache", pictures[1]], "cannot be made"),
+        (["warm", folder, *model, *cache, "--disk", "much"], "much"),
+    ]:
+        failed = CliRunner().invoke(app, command)
+        assert failed.exit_code == 1
+        assert message in failed.output
+        assert "Traceback" not in failed.output
 
 
 def test_import_is_light_and_the_function_wins_over_its_module() -> None:

@@ -98,7 +98,8 @@ class MLLM:
                 default the last where flash-attn is installed and the model can use it, else
                 "sdpa".
             processor_settings: what to change in the checkpoint's processor, such as
-                `{"max_pixels": 1 << 20}` for a Qwen-VL.
+                `{"size": {"shortest_edge": 4096, "longest_edge": 1 << 20}}`, a Qwen-VL's fewest and
+                most pixels.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there.

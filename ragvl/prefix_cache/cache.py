@@ -225,13 +225,13 @@ class PrefixCache:
         with self._lock:
             for entry in entries:
                 entry.users -= 1
+            if self.is_scratch:
+                self._drop_idle()
 
     def clear(self) -> None:
         """Empties the device and host tiers of what is not in use; the disk's stay."""
         with self._lock:
-            for key in [key for key, entry in self._entries.items() if not entry.users]:
-                self._pool.free(self._entries.pop(key).pages)
-            self._count_bytes()
+            self._drop_idle()
             if self._host is not None:
                 self._host.clear()
 
@@ -336,6 +336,11 @@ class PrefixCache:
                 torch.cuda.synchronize(self._pool.device)
         seconds = time.perf_counter() - start
         return "kv" if record is not None and seconds <= decoder_seconds else "features"
+
+    def _drop_idle(self) -> None:
+        for key in [key for key, entry in self._entries.items() if not entry.users]:
+            self._pool.free(self._entries.pop(key).pages)
+        self._count_bytes()
 
     def _count_bytes(self) -> None:
         held = sum(len(entry.pages) for entry in self._entries.values())

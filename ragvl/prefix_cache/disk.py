@@ -195,8 +195,8 @@ class DiskTier:
 
     def _tidy(self) -> None:
         """Counts the folder, evicts what is over the budget and removes what dead writers left."""
+        # Without the lock, two processes would evict for the same lack of room.
         with _locked(self.folder / ".lock") as locked:
-            # Without the lock, two processes would evict for the same lack of room.
             entries = self._entries()
             held = sum(entry.size for entry in entries)
             with self._lock:

@@ -89,20 +89,15 @@ class CachedPrefixes:
             by_document.setdefault(id(document), []).append(i)
         documents = [pairs[indices[0]][1] for indices in by_document.values()]
         asked = list(by_document.values())
-        try:
-            for block in self._blocks(documents, on_error):
-                held = [entry for _, entry in block]
-                try:
-                    suffixes = self._suffixes(
-                        [(i, *pairs[i], entry) for n, entry in block for i in asked[n]], on_error
-                    )
-                    for chunk in self._run.chunks(suffixes, batch_size):
-                        yield [suffix.index for suffix in chunk], self._run(chunk)
-                finally:
-                    self._cache.release(held)
-        finally:
-            if self._cache.is_scratch:
-                self._cache.clear()
+        for block in self._blocks(documents, on_error):
+            try:
+                suffixes = self._suffixes(
+                    [(i, *pairs[i], entry) for n, entry in block for i in asked[n]], on_error
+                )
+                for chunk in self._run.chunks(suffixes, batch_size):
+                    yield [suffix.index for suffix in chunk], self._run(chunk)
+            finally:
+                self._cache.release(entry for _, entry in block)
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
@@ -148,7 +143,7 @@ class CachedPrefixes:
                 full, block = block, []
                 yield full
         finally:  # a document was bad, and the others of its block were not handed over
-            self._cache.release([entry for _, entry in block])
+            self._cache.release(entry for _, entry in block)
 
     def _start(self, documents: Iterable[Document]) -> Iterator[tuple[Document, Known | Pending]]:
         """Every document, with its picture being prepared if its prefix is not known."""

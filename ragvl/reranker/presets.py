@@ -51,7 +51,8 @@ _QWEN3_SYSTEM_TURN = (
 _QWEN3_INSTRUCT = (
     "<Instruct>: Given a search query, retrieve relevant candidates that answer the query."
 )
-_QWEN3_LIMITS = {"min_pixels": 4 * 32 * 32, "max_pixels": 1800 * 32 * 32}
+# In pixels, whatever the names of the keys suggest
+_QWEN3_LIMITS = {"size": {"shortest_edge": 4 * 32 * 32, "longest_edge": 1800 * 32 * 32}}
 
 # https://github.com/QwenLM/Qwen3-VL-Embedding. The query comes before the document: no reuse.
 QWEN3_VL_RERANKER = Preset(

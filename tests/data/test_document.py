@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,47 @@ def test_load(tmp_path):
 def test_load_names_the_document(tmp_path):
     with pytest.raises(ImageError, match=r"document '30011' \('.*gone\.png'\)"):
         Document(tmp_path / "gone.png", id="30011").load()
+
+
+def test_a_digest_names_the_content(tmp_path):
+    picture = Image.new("RGB", (8, 6), "red")
+    other = Image.new("RGB", (6, 8), "red")
+    digests = {Document(x).digest() for x in (picture, picture.copy(), np.asarray(picture))}
+    assert len(digests) == 1
+    assert Document(other).digest() not in digests
+    path = tmp_path / "a.png"
+    picture.save(path)
+    assert Document(path).digest() == Document(path.read_bytes()).digest()
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        Document(tmp_path / "missing.png").digest()
+    with pytest.raises(ImageError, match="no pixels"):
+        Document(np.zeros((0, 3, 3), np.uint8), id="empty").digest()
+
+
+@pytest.mark.parametrize("age", [0, 1000], ids=["fresh", "settled"])
+def test_a_changed_file_has_another_digest(tmp_path, age):
+    """Even one that keeps its size and, within the clock's resolution, its time of change."""
+    path = tmp_path / "a.bin"
+    document = Document(path)
+    path.write_bytes(b"1234")
+    then = time.time() - age
+    os.utime(path, (then, then))
+    first = document.digest()
+    assert document.digest() == first
+    path.write_bytes(b"4321")
+    if age == 0:
+        os.utime(path, (then, then))
+    assert document.digest() != first
+
+
+def test_a_settled_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"1234")
+    os.utime(path, (1, 1))
+    first = Document(path).digest()
+
+    def fail(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("builtins.open", fail)
+    assert Document(path).digest() == first

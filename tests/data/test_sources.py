@@ -1,0 +1,79 @@
+"""Documents from folders, WebQA sets and files with one document a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ragvl.data.sources import DocumentFileError, Documents
+from ragvl.data.synthetic import write_world
+from ragvl.data.webqa import WebQA
+
+
+def write_picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+
+
+def test_a_folder_is_searched_with_its_subfolders(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "deep/er/c.webp"):
+        write_picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = Documents(tmp_path)
+    assert len(found) == 3
+    assert [document.id for document in found] == ["a.JPG", "b.png", "deep/er/c.webp"]
+    assert [document.load().size for document in found] == [(8, 8)] * 3
+
+
+def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
+    write_picture(tmp_path / "pictures" / "a.png")
+    lines = [
+        {"image": "pictures/a.png", "caption": "Ein Türmchen", "id": "one"},
+        {"image": str(tmp_path / "pictures" / "a.png")},
+    ]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    found = Documents(path)
+    assert len(found) == 2
+    first, second = found
+    assert (first.id, first.caption, first.load().size) == ("one", "Ein Türmchen", (8, 8))
+    assert (second.id, second.caption, second.load().size) == (None, None, (8, 8))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "[1]",
+        "{}",
+        '{"image": 3}',
+        '{"image": "a.png", "title": "unknown"}',
+        '{"image": "a.png", "caption": 7}',
+    ],
+)
+def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    path.write_text(f'{{"image": "a.png"}}\n\n{line}\n')
+    documents = iter(Documents(path))
+    next(documents)
+    with pytest.raises(DocumentFileError, match="line 3 is no document"):
+        next(documents)
+
+
+def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
+    write_world(tmp_path, places={"test": 4}, seed=0)
+    found = Documents(tmp_path, split="test")
+    expected = WebQA(tmp_path, split="test")
+    assert [document.id for document in found] == expected.document_ids()
+    assert len(found) == len(expected.document_ids())
+    assert next(iter(found)).caption
+
+
+def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no .*missing"):
+        Documents(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds no documents"):
+        Documents(tmp_path)

@@ -1,0 +1,265 @@
+"""The tiers together: what one loses another has, and no damage below changes a score."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import ARCHITECTURES
+
+from ragvl import Document, PrefixCache, Reranker
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import DiskTier
+
+QUERIES = ["What color is the roof?", "Where is it?"]
+
+
+def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def documents(count: int = 4) -> list[Document]:
+    return [Document(picture(i, 40 + 9 * i), caption=f"Picture {i}") for i in range(count)]
+
+
+def pairs(count: int = 4) -> list[tuple[str, Document]]:
+    return [(query, document) for query in QUERIES for document in documents(count)]
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("what is cached was computed again")
+
+    for name in names:
+        monkeypatch.setattr(MLLM, name, fail)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("keep", ["kv", "features"])
+def test_another_process_finds_it_on_disk(
+    architecture: str,
+    keep: str,
+    tiny_mllm: Callable[[str], MLLM],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mllm = tiny_mllm(architecture)
+    expected = Reranker(mllm, prefix_cache=None).score(pairs())
+    first = Reranker(mllm, prefix_cache=PrefixCache("64MiB", folder=tmp_path, keep=keep))
+    assert torch.equal(first.score(pairs()), expected)
+    # another cache on the same folder knows all that another process would
+    second = Reranker(mllm, prefix_cache=PrefixCache("64MiB", folder=tmp_path, keep=keep))
+    assert second.prefix_cache.statistics()["device"].hits == 0
+    vision = next(
+        module
+        for name, module in mllm.model.named_modules()
+        if name.rsplit(".", 1)[-1] in ("vision_tower", "visual", "vision_model")
+    )
+    looked: list[int] = []
+    hook = vision.register_forward_hook(lambda *_: looked.append(1))
+    with monkeypatch.context() as patch:
+        forbid(patch, "encode_image", *(["prefill"] if keep == "kv" else []))
+        assert torch.equal(second.score(pairs()), expected)
+    hook.remove()
+    assert not looked
+    assert second.prefix_cache.statistics()["disk"].hits == 4
+
+
+@pytest.mark.parametrize("keep", ["kv", "features"])
+def test_host_memory_takes_what_the_device_has_no_room_for(
+    keep: str, tiny_mllm: Callable[[str], MLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mllm = tiny_mllm("llava")
+    full = Reranker(mllm)
+    expected = full.score(pairs())
+    one = full.prefix_cache.statistics()["device"].bytes // 4
+    cache = PrefixCache(2 * one, host_bytes="64MiB", keep=keep)
+    reranker = Reranker(mllm, prefix_cache=cache)
+    assert torch.equal(reranker.score(pairs()), expected)
+    with monkeypatch.context() as patch:
+        forbid(patch, "encode_image", *(["prefill"] if keep == "kv" else []))
+        assert torch.equal(reranker.score(pairs()), expected)
+    assert cache.statistics()["host"].hits >= 2
+    assert list(cache.statistics()) == ["device", "host"]
+
+
+def test_a_hit_on_disk_comes_up_to_host_memory(
+    tiny_mllm: Callable[[str], MLLM], tmp_path: Path
+) -> None:
+    mllm = tiny_mllm("llava")
+    Reranker(mllm, prefix_cache=PrefixCache("scratch", folder=tmp_path, keep="kv")).warm(
+        documents(), progress=False
+    )
+    cache = PrefixCache("scratch", host_bytes="64MiB", folder=tmp_path, keep="kv")
+    reranker = Reranker(mllm, prefix_cache=cache)
+    reranker.score(pairs())
+    found = cache.statistics()
+    assert (found["disk"].hits, found["host"].bytes > 0) == (4, True)
+
+
+def test_what_is_kept_below_is_chosen_by_measurement(
+    tiny_mllm: Callable[[str], MLLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is slower than the decoder holds visual tokens, a faster one keys and values."""
+    mllm = tiny_mllm("llava")
+    get = DiskTier.get
+
+    def slow_get(self: DiskTier, key: str) -> object:
+        time.sleep(0.2)
+        return get(self, key)
+
+    kinds = {}
+    for name, patched in {"fast": get, "slow": slow_get}.items():
+        monkeypatch.setattr(DiskTier, "get", patched)
+        prefill = MLLM.prefill
+
+        def slow_prefill(self: MLLM, *args: object, prefill=prefill) -> object:  # type: ignore[no-untyped-def]
+            done = prefill(self, *args)
+            done.seconds += 0.1  # a decoder that takes longer than a fast disk
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MLLM, "prefill", slow_prefill)
+            cache = PrefixCache("64MiB", folder=tmp_path / name)
+            reranker = Reranker(mllm, prefix_cache=cache)
+            reranker.warm(documents(2), progress=False)
+        monkeypatch.setattr(DiskTier, "get", get)
+        tier = DiskTier(tmp_path / name, None)
+        files = tier.keys()
+        kinds[name] = {tier.get(key).info["kind"] for key in files}  # type: ignore[union-attr]
+    assert kinds == {"fast": {"kv"}, "slow": {"features"}}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "emptied", "foreign", "removed"])
+@pytest.mark.parametrize("keep", ["kv", "features"])
+def test_a_damaged_file_is_computed_again(
+    damage: str,
+    keep: str,
+    tiny_mllm: Callable[[str], MLLM],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mllm = tiny_mllm("llava")
+    reranker = Reranker(mllm, prefix_cache=PrefixCache("scratch", folder=tmp_path, keep=keep))
+    expected = reranker.score(pairs())
+    files = sorted(tmp_path.glob("??/*.safetensors"))
+    assert len(files) == 4
+    content = files[0].read_bytes()
+    if damage == "truncated":
+        files[0].write_bytes(content[: len(content) // 2])
+    elif damage == "flipped bit":
+        files[0].write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    elif damage == "emptied":
+        files[0].write_bytes(b"")
+    elif damage == "foreign":
+        files[0].write_bytes(files[1].read_bytes())
+    else:
+        files[0].unlink()
+    with caplog.at_level(logging.WARNING, "ragvl"):
+        again = Reranker(mllm, prefix_cache=PrefixCache("scratch", folder=tmp_path, keep=keep))
+        assert torch.equal(again.score(pairs()), expected)
+    assert len(caplog.records) == (0 if damage == "removed" else 1)
+    # and is whole again
+    assert files[0].read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_score(
+    tiny_mllm: Callable[[str], MLLM], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mllm = tiny_mllm("llava")
+    expected = Reranker(mllm, prefix_cache=None).score(pairs())
+    cache = PrefixCache("64MiB", folder=tmp_path, keep="kv")
+    for number in range(256):  # where the folders of the records would go, there are files
+        (tmp_path / f"{number:02x}").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "ragvl"):
+        assert torch.equal(Reranker(mllm, prefix_cache=cache).score(pairs()), expected)
+    # one line for reading and one for writing, and not one for each document
+    assert len(caplog.records) == 2
+
+
+def test_records_of_another_pool_are_not_used(
+    tiny_mllm: Callable[[str], MLLM], tmp_path: Path
+) -> None:
+    """Compressed and exact prefixes have different keys, so that neither takes the other's."""
+    mllm = tiny_mllm("llava")
+    expected = Reranker(mllm, prefix_cache=None).score(pairs())
+    for compression in ("int8", None):
+        cache = PrefixCache("64MiB", folder=tmp_path, keep="kv", compression=compression)
+        scores = Reranker(mllm, prefix_cache=cache).score(pairs())
+        assert torch.equal(scores, expected) == (compression is None)
+        assert cache.statistics()["disk"].hits == 0
+
+
+def test_the_pool_holds_little_more_than_the_keys_and_values(
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    mllm = tiny_mllm("llava")
+    reranker = Reranker(mllm)
+    captions = [f"{'long ' * 40} {i}" for i in range(20)]
+    rows = [Document(picture(i), caption=caption) for i, caption in enumerate(captions)]
+    tokens = [len(reranker.split_prompt(QUERIES[0], row)[0]) for row in rows]
+    assert min(tokens) > 150
+    reranker.warm(rows, progress=False)
+    held = sum(tokens) * mllm.kv_layout.bytes_per_token()
+    assert held <= reranker.prefix_cache.statistics()["device"].bytes <= 1.05 * held
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device_bytes": "8 bananas"}, "8 bananas"),
+        ({"device_bytes": -1}, "-1"),
+        ({"keep": "everything"}, "keep='everything'"),
+        ({"compression": "int4"}, "compression='int4'"),
+        ({"host_bytes": "1 GigaByte"}, "GigaByte"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PrefixCache(**arguments)
+
+
+def test_a_killed_warm_goes_on_where_it_was(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, cache, total = tmp_path / "pictures", tmp_path / "cache", 300
+    folder.mkdir()
+    for i in range(total):
+        picture(i).save(folder / f"{i:03}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "ragvl.cli", "warm", str(folder), "--device", "cpu"]
+    command += ["--model", str(tiny_model("llava")), "--cache", str(cache), "--keep", "kv"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(cache.glob("??/*.safetensors"))) < 20:
+        assert process.poll() is None, "it was to be killed in the middle"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    known = len(list(cache.glob("??/*.safetensors")))
+    assert known < total
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"{total - known} built, {known} there already, 1 skipped" in done.stdout
+    # what was written before and after the kill is whole and right
+    rows = [Document(folder / f"{i:03}.png") for i in range(0, total, 7)]
+    scored = [(QUERIES[0], row) for row in rows]
+    warm = Reranker.from_pretrained(
+        tiny_model("llava"), device="cpu", prefix_cache=PrefixCache("64MiB", folder=cache)
+    )
+    scores = warm.score(scored)
+    assert warm.prefix_cache.statistics()["disk"].hits == len(rows)
+    fresh = Reranker(warm.mllm, prefix_cache=None)
+    assert torch.equal(scores, fresh.score(scored))
