@@ -33,3 +33,36 @@ class RelevanceHeadParams:
 
 def relevance_head_cpu(params: RelevanceHeadParams, threads: int) -> None: ...
 def relevance_head_cuda(params: RelevanceHeadParams, stream: int) -> None: ...
+
+# q, k and v as (address, elements from row to row, elements from head to head)
+class PrefixAttentionParams:
+    def __init__(
+        self,
+        *,
+        q: tuple[int, int, int],
+        k: tuple[int, int, int],
+        v: tuple[int, int, int],
+        key_pages: int,
+        value_pages: int,
+        key_scales: int,
+        value_scales: int,
+        page_table: int,
+        prefix_lengths: int,
+        suffix_starts: int,
+        suffix_lengths: int,
+        out: int,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        page_size: int,
+        table_width: int,
+        max_suffix_length: int,
+        sliding_window: int,
+        scale: float,
+        last_only: bool,
+        dtype: str,
+        page_format: str,
+    ) -> None: ...
+
+def prefix_attention_cpu(params: PrefixAttentionParams, threads: int) -> None: ...

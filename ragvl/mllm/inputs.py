@@ -16,8 +16,8 @@ class ImageInputs:
     """One picture, ready for any number of prompts.
 
     Attributes:
-        tensors: what the processor made of it, on the CPU, by the model's argument names. Each
-            has a leading dimension along which pictures are concatenated.
+        tensors: what the processor made of it, by the model's argument names; on the CPU or the
+            model's device. Each has a leading dimension along which pictures are concatenated.
         expansion: the text that stands for it in a prompt, one image token per visual token.
         num_tokens: how many visual tokens it becomes.
     """

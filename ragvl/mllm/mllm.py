@@ -64,14 +64,18 @@ class MLLM:
         self._chat = Chat(processor)
         self._head = Head(model)
         self._decoder = Decoder(model, self._head.norm_module)
+        self._weights = tuple(model.parameters())
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._image_token_id: int = model.config.image_token_id
         self._image_token: str = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
         self._image_token_runs = re.compile(f"(?:{re.escape(self._image_token)})+")
         # For each kind of type ids that the model wants, the tokens of type 1; the rest are 0
         self._marked_tokens: dict[str, list[int]] = {}
+        self._image_options: dict[str, Any] = {}
         self._check_processor()
         self._check_logits()
+        if self.device.type == "cuda":
+            self._try_images_on_device()
 
     @classmethod
     def from_pretrained(
@@ -142,7 +146,7 @@ class MLLM:
 
         Computed once, and again when a weight has been written to, as training does.
         """
-        versions = tuple(parameter._version for parameter in self.model.parameters())
+        versions = tuple(weight._version for weight in self._weights)
         if self._fingerprint is None or self._fingerprint[0] != versions:
             settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
             chat = self.render(f"{IMAGE}{{text}}", text="")
@@ -243,6 +247,7 @@ class MLLM:
             text=[self.processor.image_token],
             return_text_replacement_offsets=True,
             return_tensors="pt",
+            **self._image_options,
         )
         if not (offsets := encoded.get("text_replacement_offsets")):
             raise UnsupportedModelError(
@@ -525,6 +530,26 @@ class MLLM:
             if name in theirs:
                 pairs = zip(ids, theirs[name][0], strict=True)
                 self._marked_tokens[name] = sorted({token for token, kind in pairs if kind})
+
+    def _try_images_on_device(self) -> None:
+        """Has pictures resized and normalised where the model is, if that changes no bit.
+
+        It is so for some of torchvision's resizing, and never for PIL's, which knows no device.
+        """
+        noise = torch.randint(256, (517, 389, 3), generator=torch.Generator().manual_seed(0))
+        pictures = [Image.fromarray(noise.byte().numpy()), _probe_image()]
+        on_cpu = [self.encode_image(picture).tensors for picture in pictures]
+        self._image_options = {"device": str(self.device)}
+        try:
+            there = [self.encode_image(picture).tensors for picture in pictures]
+        except (TypeError, ValueError):  # a processor that takes no device
+            there = []
+        if not there or not all(
+            torch.equal(here[name], tensors[name].cpu())
+            for here, tensors in zip(on_cpu, there, strict=True)
+            for name in here
+        ):
+            self._image_options = {}
 
     @torch.no_grad()
     def _check_logits(self) -> None:

@@ -373,3 +373,16 @@ def test_bfloat16(tiny_model: Callable[[str], Path], tiny_mllm: Callable[[str], 
     # bfloat16 keeps 8 bits, and the tiny models amplify: worst seen 0.06
     expected = relevance(reference, prompts, yes, no)
     torch.testing.assert_close(relevance(mllm, prompts, yes, no), expected, rtol=0, atol=0.15)
+
+
+@pytest.mark.gpu
+@EIGHT
+def test_pictures_on_a_gpu_are_the_same_bits(
+    architecture: str, tiny_model: Callable[[str], Path]
+) -> None:
+    on_cpu = MLLM.from_pretrained(tiny_model(architecture), device="cpu")
+    on_gpu = MLLM.from_pretrained(tiny_model(architecture), device="cuda", dtype="float32")
+    for image, _, _ in CASES:
+        expected = on_cpu.encode_image(image).tensors
+        found = on_gpu.encode_image(image).tensors
+        assert all(torch.equal(expected[name], found[name].cpu()) for name in expected)
