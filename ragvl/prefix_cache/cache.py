@@ -39,7 +39,7 @@ from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 Budget = int | str
 
 # What "auto" takes of the memory that is available when the model has been loaded
-_SHARE = {"cuda": 0.5, "cpu": 0.25}
+_GPU_SHARE, _CPU_SHARE = 0.5, 0.25
 # What is reserved where nothing is to be kept: the candidates of a chunk, of 640 tokens each
 _SCRATCH_TOKENS = 32 * 640
 
@@ -111,11 +111,13 @@ class PrefixCache:
         named = device_bytes in ("auto", "scratch")
         self._device_bytes = device_bytes if named else parse_bytes(device_bytes)
         self.compression: Compression | None = compression
-        self._keep = keep
         self._host = HostTier(parse_bytes(host_bytes)) if parse_bytes(host_bytes) else None
         limit = None if disk_bytes is None else parse_bytes(disk_bytes)
         self._disk = None if folder is None else DiskTier(folder, limit)
+        # What each lower tier holds; measured with the first prefix where it is not given
         self._kinds: dict[HostTier | DiskTier, Kind] = {}
+        if keep != "auto":
+            self._kinds = dict.fromkeys(self._lower(), keep)
         self._mllm: MLLM | None = None
         self._pool: PagePool
         self._entries: OrderedDict[str, CachedPrefix] = OrderedDict()
@@ -209,14 +211,18 @@ class PrefixCache:
         except BaseException:
             self._pool.free(pages)
             raise
-        expansion = prefix.images[0].expansion
-        entry = CachedPrefix(key, prefix.input_ids, expansion, done.next_position, pages)
+        entry = CachedPrefix(
+            key, prefix.input_ids, prefix.images[0].expansion, done.next_position, pages
+        )
         for tier in self._lower():
-            if tier not in self._kinds:
-                self._kinds[tier] = self._choose_kind(tier, entry, done.seconds)
-            if self._kinds[tier] == "kv":
-                tier.put(key, kv_record(prefix, done, self._pool.read(pages)))
-            else:
+            kind = self._kinds.get(tier)
+            if kind != "features":
+                record = kv_record(prefix, done, self._pool.read(pages))
+                tier.put(key, record)
+                if kind is None:
+                    kind = self._faster_kind(tier, entry, record, done.seconds)
+                    self._kinds[tier] = kind
+            if kind == "features":
                 tier.put(key, features_record(prefix, done))
         return self._insert(entry)
 
@@ -318,24 +324,22 @@ class PrefixCache:
             raise
         return self._insert(CachedPrefix(key, input_ids, expansion, next_position, pages))
 
-    def _choose_kind(
-        self, tier: HostTier | DiskTier, entry: CachedPrefix, decoder_seconds: float
+    def _faster_kind(
+        self,
+        tier: HostTier | DiskTier,
+        entry: CachedPrefix,
+        record: PrefixRecord,
+        decoder_seconds: float,
     ) -> Kind:
-        """What is faster to get back from `tier`, measured with this very prefix."""
-        if self._keep != "auto":
-            return self._keep
-        # A tier of its own, so that the measurement does not count as a use of the real one
-        trial = HostTier(1 << 62) if isinstance(tier, HostTier) else DiskTier(tier.folder, None)
-        held = self._pool.read(entry.pages)
-        trial.put(entry.key, PrefixRecord(held, {}))
+        """What is faster to get back: keys and values, or visual tokens and the decoder's work."""
         start = time.perf_counter()
-        record = trial.get(entry.key)
-        if record is not None:
-            self._pool.load(entry.pages, record.tensors)
-            if self._pool.device.type == "cuda":
-                torch.cuda.synchronize(self._pool.device)
-        seconds = time.perf_counter() - start
-        return "kv" if record is not None and seconds <= decoder_seconds else "features"
+        if isinstance(tier, DiskTier):
+            # Another view of the folder, so that the measurement does not count as a use
+            record = DiskTier(tier.folder, None).get(entry.key) or record
+        self._pool.load(entry.pages, record.tensors)
+        if self._pool.device.type == "cuda":
+            torch.cuda.synchronize(self._pool.device)
+        return "kv" if time.perf_counter() - start <= decoder_seconds else "features"
 
     def _drop_idle(self) -> None:
         for key in [key for key, entry in self._entries.items() if not entry.users]:
@@ -349,7 +353,8 @@ class PrefixCache:
     def _resolve_budget(self, mllm: MLLM, page_bytes: int) -> int:
         if isinstance(self._device_bytes, int):
             return self._device_bytes
-        share = int(_available_bytes(mllm.device) * _SHARE[mllm.device.type])
+        on_gpu = mllm.device.type == "cuda"
+        share = int(_available_bytes(mllm.device) * (_GPU_SHARE if on_gpu else _CPU_SHARE))
         if self._device_bytes == "scratch":
             return min(share, page_bytes * num_pages(_SCRATCH_TOKENS))
         return share

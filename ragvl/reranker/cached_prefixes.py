@@ -35,18 +35,20 @@ _AHEAD = 8  # documents whose pictures are prepared before it is their turn
 
 
 @dataclass(frozen=True)
-class Known:
-    """A document whose prefix the cache has, by its key."""
+class _Started:
+    """A document about to be scored.
 
+    Attributes:
+        document: the document.
+        key: its prefix's name.
+        digest: its picture's.
+        image: its picture, being prepared, or why it is bad; None where the cache has the prefix.
+    """
+
+    document: Document
     key: str
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A document whose picture is being prepared, or was found to be bad."""
-
-    key: str
-    image: Future[ImageInputs]
+    digest: str
+    image: Future[ImageInputs] | None
 
 
 class CachedPrefixes:
@@ -101,16 +103,17 @@ class CachedPrefixes:
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
-        for document, started in self._start(documents):
-            if isinstance(started, Known) and self._cache.is_scratch:
+        for started in self._start(documents):
+            known = started.image is None
+            if known and self._cache.is_scratch:  # there is no device tier to bring it up to
                 yield "known"
                 continue
-            entry = self._entry(document, started, on_error)
+            entry = self._entry(started, on_error)
             if entry is None:
                 yield "skipped"
                 continue
             self._cache.release([entry])
-            yield "known" if isinstance(started, Known) else "built"
+            yield "known" if known else "built"
 
     # --- prefixes -------------------------------------------------------------------------------
 
@@ -123,10 +126,10 @@ class CachedPrefixes:
         """
         block: list[tuple[int, CachedPrefix]] = []
         try:
-            for number, (document, started) in enumerate(self._start(documents)):
+            for number, started in enumerate(self._start(documents)):
                 while True:
                     try:
-                        entry = self._entry(document, started, on_error)
+                        entry = self._entry(started, on_error)
                         break
                     except PoolFullError:
                         if block:
@@ -145,34 +148,33 @@ class CachedPrefixes:
         finally:  # a document was bad, and the others of its block were not handed over
             self._cache.release(entry for _, entry in block)
 
-    def _start(self, documents: Iterable[Document]) -> Iterator[tuple[Document, Known | Pending]]:
+    def _start(self, documents: Iterable[Document]) -> Iterator[_Started]:
         """Every document, with its picture being prepared if its prefix is not known."""
         coming = iter(documents)
-        started: deque[tuple[Document, Known | Pending]] = deque()
+        started: deque[_Started] = deque()
         try:
             while True:
-                for document in islice(coming, _AHEAD - len(started)):
-                    started.append((document, self._look_up(document)))
+                started.extend(map(self._look_up, islice(coming, _AHEAD - len(started))))
                 if not started:
                     return
                 yield started.popleft()
         finally:
-            for _, one in started:
-                if isinstance(one, Pending):
+            for one in started:
+                if one.image is not None:
                     one.image.cancel()
 
-    def _look_up(self, document: Document) -> Known | Pending:
+    def _look_up(self, document: Document) -> _Started:
         frame = self._prompts.frame(document)
         try:
             digest = document.digest()
         except ImageError as error:
             failed: Future[ImageInputs] = Future()
             failed.set_exception(error)
-            return Pending("", failed)
+            return _Started(document, "", "", failed)
         key = self._key(digest, frame.before)
-        if key in self._cache:
-            return Known(key)
-        return Pending(key, self._threads.submit(self._load_unchanged, document, digest))
+        known = key in self._cache
+        image = None if known else self._threads.submit(self._load_unchanged, document, digest)
+        return _Started(document, key, digest, image)
 
     def _key(self, digest: str, before: str) -> str:
         parts = (digest, before, self._mllm.fingerprint, str(self._cache.compression))
@@ -185,21 +187,17 @@ class CachedPrefixes:
             raise ImageError(f"{document.name} was changed while it was read")
         return image
 
-    def _entry(
-        self, document: Document, started: Known | Pending, on_error: str
-    ) -> CachedPrefix | None:
+    def _entry(self, started: _Started, on_error: str) -> CachedPrefix | None:
         """The document's prefix, in use; None where it is skipped."""
+        document = started.document
         try:
-            if isinstance(started, Known):
-                entry = self._cache.get(started.key)
-                if entry is not None:
-                    return entry
-                image = load_image(self._mllm, document)  # evicted since, or a damaged file
-            else:
-                image = started.image.result()
-                entry = self._cache.get(started.key)  # the same picture may have come before
-                if entry is not None:
-                    return entry
+            # Prepared, but the same picture may have come before; or known, but evicted since
+            image = None if started.image is None else started.image.result()
+            entry = self._cache.get(started.key)
+            if entry is not None:
+                return entry
+            if image is None:
+                image = self._load_unchanged(document, started.digest)
             prefix = self._prompts.prefix(document, image)
             if len(prefix) >= self._mllm.max_length:
                 raise PromptTooLongError(0, len(prefix) + 1, self._mllm.max_length)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from ragvl.mllm import MLLM, PagePool, page_table
 from ragvl.prefix_cache import CachedPrefix
 from ragvl.reranker.answer_head import AnswerHead
+
+logger = logging.getLogger(__name__)
 
 # A matrix product gives a row the same bits whatever stands beside it, if it has whole blocks of
 # so many rows; a product with a single row takes another path.
@@ -124,7 +127,7 @@ class ChunkRunner:
         else:
             # Each of torch's threads gets whole rows too, or its share would end within a vector
             self._row_step = math.lcm(_BLOCK_ROWS, 1 if self._on_gpu else torch.get_num_threads())
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._graphs: dict[tuple[int, int, int], Callable[[Chunk], Tensor]] = {}
         self._lock = threading.Lock()
 
     def chunks(
@@ -154,12 +157,25 @@ class ChunkRunner:
         # A graph for each shape: powers of two keep them few, and change no bit
         longest, pages = _power_of_two(longest), _power_of_two(pages)
         chunk = Chunk.pack(suffixes, rows, _BLOCK_ROWS, pages)
+        shape = rows, pages, longest
         with self._lock:
-            graph = self._graphs.get((rows, pages, longest))
-            if graph is None:
-                graph = _Graph(self, chunk.to(self._mllm.device), longest)
-                self._graphs[rows, pages, longest] = graph
-            return graph(chunk)[: len(suffixes)]
+            if shape not in self._graphs:
+                self._graphs[shape] = self._capture(chunk.to(self._mllm.device), longest)
+            run = self._graphs[shape]
+            return run(chunk)[: len(suffixes)]
+
+    def _capture(self, chunk: Chunk, max_suffix_length: int) -> Callable[[Chunk], Tensor]:
+        """A run of this shape in one launch; one by one where the model cannot be captured."""
+        try:
+            return _Graph(self, chunk, max_suffix_length)
+        except RuntimeError as error:
+            logger.warning(
+                "%s cannot be captured as a CUDA graph and runs without: %s",
+                self._mllm.architecture,
+                error,
+            )
+            device = chunk.input_ids.device
+            return lambda chunk: self._relevance(chunk.to(device), max_suffix_length).cpu()
 
     def _relevance(self, chunk: Chunk, max_suffix_length: int) -> Tensor:
         """(B,) float32 on the model's device."""

@@ -427,10 +427,11 @@ class TestDrafts:
                 for i in numbers:
                     tier.put(key(i), make_record(i, nbytes=400_000))
 
-        cache, left = tier.folder, 0
+        cache, choose, left = tier.folder, random.Random(0), 0
         (cache / "drafts").mkdir()
         for _ in range(20):
             writer = Child(write_forever).process
+            time.sleep(choose.uniform(0, 0.03))
             while not drafts(tier):
                 assert writer.is_alive()
                 time.sleep(0.0005)
@@ -439,7 +440,6 @@ class TestDrafts:
             left += len(drafts(tier))
             DiskTier(cache, None)
             assert drafts(tier) == []
-        print("LEFT", left)
         assert left >= 5  # it was indeed killed while it wrote
         expected = {i: make_record(i, nbytes=400_000) for i in numbers}
         found = {i: record for i in numbers if (record := tier.get(key(i))) is not None}
