@@ -57,6 +57,7 @@ def machine() -> dict[str, str]:
             found["cpu kernels"] = str(error)
         architectures = kernels.cuda_architectures
         found["cuda kernels"] = f"for {architectures}" if architectures else "not compiled"
+    found["bfloat16 on the cpu"] = _cpu_bfloat16()
     found["cuda in torch"] = torch.version.cuda or "none (a CPU build of torch)"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found["gpu"] = ", ".join(gpus) or "none"
@@ -81,6 +82,14 @@ def doctor() -> None:
                 backend, why = "refused", str(error)
             table.add_row(operation, device, backend, escape(why))
     console.print(table)
+
+
+def _cpu_bfloat16() -> str:
+    """Whether dtype="bfloat16" is faster here, or only half the memory."""
+    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "avx512_bf16" in lines or "amx_bf16" in lines:
+        return 'in hardware: dtype="bfloat16" is faster than float32'
+    return "not in hardware: float32 is as fast"
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,58 @@
+"""Suffixes are packed without padding between them, in order, into chunks that are not too large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragvl.mllm import MLLM, PagePool
+from ragvl.prefix_cache import CachedPrefix
+from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.chunks import Chunk, ChunkRunner, Suffix
+
+
+def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Suffix:
+    pages = torch.arange(3 * index, 3 * index + 2)
+    entry = CachedPrefix(f"{index}", list(range(prefix)), "", 100 * index, pages)
+    return Suffix(index, entry, prefix - dropped, [1000 * index + i for i in range(length)])
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_mllm: Callable[[str], MLLM]) -> ChunkRunner:
+    mllm = tiny_mllm("llava")
+    pool = PagePool(mllm.kv_layout, 1, mllm.device)
+    return ChunkRunner(mllm, AnswerHead(mllm, ("Yes", "No")), pool, deterministic=True)
+
+
+@given(st.lists(st.integers(1, 2000), max_size=80), st.none() | st.integers(1, 50))
+@settings(max_examples=100, deadline=None)
+def test_chunks_are_in_order_and_bounded(
+    runner: ChunkRunner, lengths: list[int], batch_size: int | None
+) -> None:
+    suffixes = [suffix(i, length) for i, length in enumerate(lengths)]
+    chunks = list(runner.chunks(suffixes, batch_size))
+    assert [s for chunk in chunks for s in chunk] == suffixes
+    for chunk in chunks:
+        assert 1 <= len(chunk) <= min(batch_size or 32, 32)
+        assert len(chunk) == 1 or sum(len(s.input_ids) for s in chunk) <= 1024
+    for one, following in zip(chunks, chunks[1:], strict=False):  # none is cut before it is full
+        rows = sum(len(s.input_ids) for s in [*one, following[0]])
+        assert rows > 1024 or len(one) == min(batch_size or 32, 32)
+
+
+def test_a_chunk_says_which_rows_are_whose() -> None:
+    chunk = Chunk.pack([suffix(0, 3), suffix(1, 2, dropped=4), suffix(2, 1)], 8, 4, 3)
+    assert chunk.input_ids.tolist() == [0, 1, 2, 1000, 1001, 2000, 0, 0]
+    # a suffix goes on where its prefix ends, or sooner if some of that was not shared
+    assert chunk.position_ids.tolist() == [0, 1, 2, 96, 97, 200, 0, 0]
+    assert chunk.last_rows.tolist() == [2, 4, 5, 0]
+    assert chunk.suffix_starts.tolist() == [0, 3, 5, 0]
+    assert chunk.suffix_lengths.tolist() == [3, 2, 1, 0]
+    assert chunk.prefix_lengths.tolist() == [20, 16, 20, 0]
+    assert chunk.page_table.tolist() == [[0, 1, 0], [3, 4, 0], [6, 7, 0], [0, 0, 0]]
+    dtypes = {name: getattr(chunk, name).dtype for name in ("input_ids", "page_table")}
+    assert dtypes == {"input_ids": torch.int64, "page_table": torch.int32}
