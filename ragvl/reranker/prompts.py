@@ -11,8 +11,7 @@ from ragvl.mllm import MLLM, ImageInputs, Prompt, common_prefix_length
 from ragvl.reranker.images import load_image
 from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
 
-# Stands for a query while a prompt is cut at it; no caption holds it by chance
-_MARK = "QUERY-4b1d0c9e"
+_MARK = "QUERY"  # stands for a query while a prompt is cut at it
 _KNOWN_FRAMES = 1 << 14
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
@@ -90,7 +89,10 @@ class Prompts:
         return template
 
     def _make_frame(self, caption: str | None, template: PromptTemplate) -> Frame:
-        before, _, after = self._render(_MARK, caption, template).partition(_MARK)
+        mark = _MARK
+        while mark in f"{caption}{template.text}{template.system_turn}":
+            mark += "Y"
+        before, _, after = self._render(mark, caption, template).partition(mark)
         return Frame(before, after)
 
     def _render(self, query: str, caption: str | None, template: PromptTemplate) -> str:

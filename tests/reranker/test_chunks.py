@@ -1,7 +1,8 @@
-"""Suffixes are packed without padding between them, in order, into chunks that are not too large."""
+"""Suffixes are packed in order, without padding between them, into chunks of bounded size."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -39,7 +40,7 @@ def test_chunks_are_in_order_and_bounded(
     for chunk in chunks:
         assert 1 <= len(chunk) <= min(batch_size or 32, 32)
         assert len(chunk) == 1 or sum(len(s.input_ids) for s in chunk) <= 1024
-    for one, following in zip(chunks, chunks[1:], strict=False):  # none is cut before it is full
+    for one, following in itertools.pairwise(chunks):  # none is cut before it is full
         rows = sum(len(s.input_ids) for s in [*one, following[0]])
         assert rows > 1024 or len(one) == min(batch_size or 32, 32)
 
