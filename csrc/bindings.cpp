@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "isa.h"
+#include "prefix_attention.h"
 #include "relevance_head.h"
 #ifdef RAGVL_CUDA_ARCHITECTURES
 #include "cuda_status.h"
@@ -36,6 +38,13 @@ DType dtype_of(const std::string& name) {
   if (name == "bfloat16") return DType::bfloat16;
   if (name == "float16") return DType::float16;
   throw std::invalid_argument("dtype " + name + ": expected float32, bfloat16 or float16");
+}
+
+PageFormat page_format_of(const std::string& name) {
+  if (name == "plain") return PageFormat::plain;
+  if (name == "int8") return PageFormat::int8;
+  if (name == "float8_e4m3fn") return PageFormat::float8_e4m3fn;
+  throw std::invalid_argument("page_format " + name + ": expected plain, int8 or float8_e4m3fn");
 }
 
 Norm norm_of(const std::string& name) {
@@ -94,6 +103,61 @@ void bind_relevance_head(py::module_& m) {
 #endif
 }
 
+// (address, elements from row to row, elements from head to head)
+using View = std::tuple<Address, int64_t, int64_t>;
+
+HeadsView heads_view(const View& view) {
+  return {pointer<void>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
+}
+
+void bind_prefix_attention(py::module_& m) {
+  py::class_<PrefixAttentionParams>(m, "PrefixAttentionParams")
+      .def(py::init([](const View& q, const View& k, const View& v, Address key_pages,
+                       Address value_pages, Address key_scales, Address value_scales,
+                       Address page_table, Address prefix_lengths, Address suffix_starts,
+                       Address suffix_lengths, Address out, int64_t batch, int64_t heads,
+                       int64_t kv_heads, int64_t dim, int64_t page_size, int64_t table_width,
+                       int64_t sliding_window, float scale, bool last_only,
+                       const std::string& dtype, const std::string& page_format) {
+             return PrefixAttentionParams{heads_view(q),
+                                          heads_view(k),
+                                          heads_view(v),
+                                          pointer<void>(key_pages),
+                                          pointer<void>(value_pages),
+                                          pointer<float>(key_scales),
+                                          pointer<float>(value_scales),
+                                          pointer<int32_t>(page_table),
+                                          pointer<int32_t>(prefix_lengths),
+                                          pointer<int32_t>(suffix_starts),
+                                          pointer<int32_t>(suffix_lengths),
+                                          pointer<void>(out),
+                                          batch,
+                                          heads,
+                                          kv_heads,
+                                          dim,
+                                          page_size,
+                                          table_width,
+                                          sliding_window,
+                                          scale,
+                                          last_only,
+                                          dtype_of(dtype),
+                                          page_format_of(page_format)};
+           }),
+           py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_pages"),
+           py::arg("value_pages"), py::arg("key_scales"), py::arg("value_scales"),
+           py::arg("page_table"), py::arg("prefix_lengths"), py::arg("suffix_starts"),
+           py::arg("suffix_lengths"), py::arg("out"), py::arg("batch"), py::arg("heads"),
+           py::arg("kv_heads"), py::arg("dim"), py::arg("page_size"), py::arg("table_width"),
+           py::arg("sliding_window"), py::arg("scale"), py::arg("last_only"), py::arg("dtype"),
+           py::arg("page_format"));
+
+  m.def("prefix_attention_cpu", [](const PrefixAttentionParams& params, int threads) {
+    const auto kernel = RAGVL_CPU_KERNEL(prefix_attention);
+    py::gil_scoped_release unlocked;
+    kernel(params, threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -110,5 +174,6 @@ PYBIND11_MODULE(_C, m) {
     for (Isa isa : available_isas()) names.push_back(isa_name(isa));
     return names;
   });
+  bind_prefix_attention(m);
   bind_relevance_head(m);
 }

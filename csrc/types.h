@@ -25,6 +25,9 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+struct Float8 {  // e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity
+  uint8_t bits;
+};
 
 RAGVL_HD inline float float_of_bits(uint32_t bits) {
   float value;
@@ -50,6 +53,40 @@ RAGVL_HD inline float to_float(Float16 value) {
   const uint32_t not_finite = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
   const float rebiased = float_of_bits(magnitude) * 0x1p112f;
   return float_of_bits(bits_of_float(rebiased) | not_finite | sign);
+}
+
+RAGVL_HD inline float to_float(Float8 value) {
+  const uint32_t exponent = (value.bits >> 3) & 15u;
+  const int32_t mantissa = (value.bits & 7) + (exponent > 0 ? 8 : 0);
+  const float unit = float_of_bits(((exponent > 0 ? exponent : 1u) + 117u) << 23);
+  const uint32_t sign = (value.bits & 0x80u) << 24;
+  const uint32_t nan = (value.bits & 0x7fu) == 0x7fu ? 0x7fc00000u : 0u;
+  return float_of_bits(bits_of_float(static_cast<float>(mantissa) * unit) | nan | sign);
+}
+
+RAGVL_HD inline float to_float(int8_t value) { return value; }
+
+// from_float(value, to) rounds to the nearest, of two as near to the even one, as torch does.
+RAGVL_HD inline void from_float(float value, float* to) { *to = value; }
+
+RAGVL_HD inline void from_float(float value, BFloat16* to) {
+  const uint32_t bits = bits_of_float(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+
+RAGVL_HD inline void from_float(float value, Float16* to) {
+  const uint32_t magnitude = bits_of_float(value) & 0x7fffffffu;
+  const uint32_t sign = (bits_of_float(value) & 0x80000000u) >> 16;
+  uint32_t bits;
+  if (magnitude >= 0x47800000u) {  // 2^16 and more, or NaN
+    bits = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: the sum's last place is a subnormal's
+    bits = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f);
+  } else {  // rebias the exponent and round what is cut off
+    bits = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  to->bits = static_cast<uint16_t>(bits | sign);
 }
 
 }  // namespace

@@ -57,7 +57,6 @@ class PrefixAttentionParams:
         dim: int,
         page_size: int,
         table_width: int,
-        max_suffix_length: int,
         sliding_window: int,
         scale: float,
         last_only: bool,

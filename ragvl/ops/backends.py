@@ -20,7 +20,7 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 # The backends of each operation: a new operation adds its row.
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "relevance_head": ("reference", "cpu", "triton", "cuda"),
-    "prefix_attention": ("reference", "cpu"),
+    "prefix_attention": ("reference", "cpu", "triton"),
 }
 
 # By the kind of device that holds the tensors, fastest first.

@@ -398,7 +398,6 @@ def _compiled(
         dim=dim,
         page_size=page_size,
         table_width=table_width,
-        max_suffix_length=prefix.max_suffix_length,
         sliding_window=sliding_window or 1 << 62,
         scale=scale,
         last_only=prefix.last_only,
@@ -416,7 +415,24 @@ def _with_adjacent_elements(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: PrefixBatch,
+    scale: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """kernels/prefix_attention.py, imported where it is used since Triton is optional."""
+    from ragvl.kernels.prefix_attention import prefix_attention_fwd
+
+    out = q.new_zeros(q.shape)
+    prefix_attention_fwd(q, k, v, prefix, scale, sliding_window, out)
+    return out
+
+
 _IMPLEMENTATIONS = {
     "reference": prefix_attention_reference,
     "cpu": _compiled,
+    "triton": _triton,
 }

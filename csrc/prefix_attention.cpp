@@ -1,0 +1,465 @@
+// prefix_attention on the CPU: candidates and heads of the keys in parallel; of each pair the
+// queries in blocks of a few rows, whose sums stay in registers while keys and values pass.
+//
+// A row's result must not depend on the rows beside it. So its sums are taken in one order, 64 keys
+// at a time from the beginning of the prefix and then of the suffix, and a key that the row does
+// not see adds an exact zero: as much as if it had been skipped.
+#include "prefix_attention.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+namespace ragvl {
+namespace {
+
+// The floats of a register, and how many rows' sums the registers hold, two for each row, beside
+// what is multiplied.
+#if defined(__AVX512F__)
+constexpr int64_t vector_size = 16;
+constexpr int64_t max_rows = 12;
+#elif defined(__AVX2__)
+constexpr int64_t vector_size = 8;
+constexpr int64_t max_rows = 6;
+#else
+constexpr int64_t vector_size = 4;
+constexpr int64_t max_rows = 6;
+#endif
+typedef float Vector __attribute__((vector_size(vector_size * sizeof(float))));
+typedef int32_t IntVector __attribute__((vector_size(vector_size * sizeof(int32_t))));
+
+constexpr int64_t panel_size = 2 * vector_size;  // columns whose sums are taken at once
+constexpr int64_t tile_size = 16;                // keys; a page holds whole tiles
+constexpr int64_t chunk_size = 64;               // keys between two rescalings of the softmax
+constexpr int64_t chunk_tiles = chunk_size / tile_size;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+inline Vector load(const float* from) {
+  Vector vector;
+  memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+inline void store(Vector vector, float* to) { memcpy(to, &vector, sizeof vector); }
+
+// 2^x for x <= 0 with a relative error under 1e-7. Below 2^-127 it is 0, and so it is for
+// -infinity; 2^0 is exactly 1; NaN stays.
+inline Vector exp2_of_nonpositive(Vector x) {
+  const Vector lowest = Vector{} - 127.0f;
+  x = x < lowest ? lowest : x;
+  const Vector shifted = x + 0x1.8p23f;  // rounds to an integer, which its low bits are
+  const Vector fraction = x - (shifted - 0x1.8p23f);
+  Vector power = 1.5353362e-4f * fraction + 1.3398875e-3f;  // minimax of 2^fraction
+  power = power * fraction + 9.618437e-3f;
+  power = power * fraction + 5.5503324e-2f;
+  power = power * fraction + 0.24022648f;
+  power = power * fraction + 0.6931472f;
+  power = power * fraction + 1.0f;
+  return power * reinterpret_cast<Vector>((reinterpret_cast<IntVector>(shifted) + 127) << 23);
+}
+
+inline float highest(const float* values, int64_t size) {
+  Vector highest = load(values);
+  for (int64_t n = vector_size; n < size; n += vector_size) {
+    const Vector more = load(values + n);
+    highest = more > highest ? more : highest;
+  }
+  float lanes[vector_size];
+  store(highest, lanes);
+  float result = lanes[0];
+#pragma omp simd reduction(max : result)
+  for (int64_t j = 0; j < vector_size; ++j) result = lanes[j] > result ? lanes[j] : result;
+  return result;
+}
+
+// 16 neighbouring keys and their values in float32: where they lie, or converted.
+struct Tile {
+  const float* keys;    // [dim, 16]: a coordinate of all keys is contiguous
+  const float* values;  // [16, padded_dim]
+};
+
+// Up to 64 neighbouring keys. What tiles hold after them may be anything, but can be read.
+struct Chunk {
+  Tile tiles[chunk_tiles];
+  int64_t key_stride;  // from one coordinate to the next
+  int64_t position;    // of the first key
+  int64_t size;        // keys
+};
+
+// One query and the state of its softmax.
+struct Row {
+  int64_t position;
+  float maximum = -FLT_MAX;      // of the scores; finite, so that -infinity has a distance to it
+  float sums[vector_size] = {};  // of exp2(score - maximum)
+};
+
+// A few rows and what they have gathered.
+struct Block {
+  int64_t size;          // rows, at most max_rows
+  const float* queries;  // [dim, max_rows], multiplied by scale * log2(e)
+  Row* rows;             // [size]
+  float* outs;           // [size, padded_dim], not yet divided by the sums
+};
+
+using Scores = float[chunk_size];  // of one row
+
+template <class T>
+const T* head(const HeadsView& view, int64_t row, int64_t head) {
+  return static_cast<const T*>(view.data) + row * view.row_stride + head * view.head_stride;
+}
+
+// sums[r] += sum over i < depth of factors[r * row_step + i * step] * (lines of i)
+template <int64_t row_step, int64_t step, int64_t rows>
+inline void add_products(Vector (&sums)[rows][2], const float* factors, const float* left,
+                         const float* right, int64_t stride, int64_t depth) {
+  for (int64_t i = 0; i < depth; ++i) {
+    const Vector a = load(left + i * stride), b = load(right + i * stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      sums[r][0] += factors[r * row_step + i * step] * a;
+      sums[r][1] += factors[r * row_step + i * step] * b;
+    }
+  }
+}
+
+// Not inlined, this and the next function: among other variables the compiler finds no registers
+// for the sums.
+template <int64_t rows>
+[[gnu::noinline]] void score_panel(const Chunk& chunk, int64_t key, const float* queries,
+                                   int64_t dim, Scores* scores) {
+  const int64_t next = key + vector_size;
+  Vector sums[rows][2] = {};
+  add_products<1, max_rows>(sums, queries, chunk.tiles[key / tile_size].keys + key % tile_size,
+                            chunk.tiles[next / tile_size].keys + next % tile_size, chunk.key_stride,
+                            dim);
+  for (int64_t r = 0; r < rows; ++r) {
+    store(sums[r][0], scores[r] + key);
+    store(sums[r][1], scores[r] + next);
+  }
+}
+
+template <int64_t rows>
+[[gnu::noinline]] void value_panel(const Chunk& chunk, int64_t column, const Scores* powers,
+                                   const float* factors, int64_t padded_dim, float* outs) {
+  Vector sums[rows][2];
+  for (int64_t r = 0; r < rows; ++r) {
+    sums[r][0] = factors[r] * load(outs + r * padded_dim + column);
+    sums[r][1] = factors[r] * load(outs + r * padded_dim + column + vector_size);
+  }
+  for (int64_t key = 0; key < chunk.size; key += tile_size) {
+    const float* values = chunk.tiles[key / tile_size].values + column;
+    add_products<chunk_size, 1>(sums, &powers[0][key], values, values + vector_size, padded_dim,
+                                std::min(tile_size, chunk.size - key));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    store(sums[r][0], outs + r * padded_dim + column);
+    store(sums[r][1], outs + r * padded_dim + column + vector_size);
+  }
+}
+
+// Memory that is needed next: no hardware foresees on which page. Asked for all at once, most of it
+// would be refused, so each panel asks for a few lines.
+struct Lookahead {
+  std::vector<const void*> lines;
+  int64_t next = 0, end = 0, share = 0;
+
+  void ask() {
+    for (const int64_t stop = std::min(next + share, end); next < stop; ++next) {
+      __builtin_prefetch(lines[next], 0, 2);
+    }
+  }
+};
+
+// Adds a chunk to what the rows of a block have gathered.
+template <int64_t rows>
+void attend(const PrefixAttentionParams& p, const Chunk& chunk, const Block& block,
+            Lookahead& ahead) {
+  const int64_t padded_dim = round_up(p.dim, panel_size);
+  const int64_t size = round_up(chunk.size, panel_size);
+  alignas(64) Scores scores[rows];
+  for (int64_t key = 0; key < size; key += panel_size) {
+    ahead.ask();
+    score_panel<rows>(chunk, key, block.queries, p.dim, scores);
+  }
+
+  // What takes a row's earlier sums from its earlier maximum to the new one.
+  float factors[round_up(rows, vector_size)] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    Row& row = block.rows[r];
+    const int64_t own = row.position - chunk.position;
+    const int64_t first = std::clamp<int64_t>(own - p.sliding_window + 1, 0, size);
+    const int64_t end = std::clamp<int64_t>(own + 1, 0, chunk.size);
+    std::fill(scores[r], scores[r] + first, -INFINITY);
+    std::fill(scores[r] + end, scores[r] + size, -INFINITY);
+    const float maximum = std::max(row.maximum, highest(scores[r], size));
+    factors[r] = row.maximum - maximum;
+    row.maximum = maximum;
+  }
+  for (int64_t r = 0; r < rows; r += vector_size) {
+    store(exp2_of_nonpositive(load(factors + r)), factors + r);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    Row& row = block.rows[r];
+    Vector sum = factors[r] * load(row.sums);
+    for (int64_t key = 0; key < size; key += vector_size) {
+      const Vector power = exp2_of_nonpositive(load(scores[r] + key) - row.maximum);
+      store(power, scores[r] + key);
+      sum += power;
+    }
+    store(sum, row.sums);
+  }
+
+  for (int64_t column = 0; column < padded_dim; column += panel_size) {
+    ahead.ask();
+    value_panel<rows>(chunk, column, scores, factors, padded_dim, block.outs);
+  }
+}
+
+// The same, with the number of rows known when compiling.
+template <int64_t rows = max_rows>
+void attend_block(const PrefixAttentionParams& p, const Chunk& chunk, const Block& block,
+                  Lookahead& ahead) {
+  if constexpr (rows > 1) {
+    if (block.size < rows) return attend_block<rows - 1>(p, chunk, block, ahead);
+  }
+  attend<rows>(p, chunk, block, ahead);
+}
+
+int64_t longest_suffix(const PrefixAttentionParams& p) {
+  int64_t longest = 0;
+  for (int64_t b = 0; b < p.batch; ++b) longest = std::max<int64_t>(longest, p.suffix_lengths[b]);
+  return longest;
+}
+
+// One thread's memory, and its work: all queries of one candidate that share a head of the keys.
+// T is the dtype of q, k, v and out, Page that of the pages.
+template <class T, class Page>
+class Worker {
+ public:
+  explicit Worker(const PrefixAttentionParams& params)
+      : p(params),
+        group(p.heads / p.kv_heads),
+        padded_dim(round_up(p.dim, panel_size)),
+        rows(group * (p.last_only ? 1 : longest_suffix(p))),
+        queries(round_up(rows.size(), max_rows) * p.dim),
+        outs(rows.size() * padded_dim),
+        keys(chunk_size * p.dim),
+        values(chunk_size * padded_dim),
+        ahead{std::vector<const void*>(2 * chunk_tiles * p.dim)} {}
+
+  void run(int64_t pair) {
+    candidate = pair / p.kv_heads;
+    kv_head = pair % p.kv_heads;
+    prefix_length = p.prefix_lengths[candidate];
+    const int64_t suffix_length = p.suffix_lengths[candidate];
+    if (suffix_length == 0) return;
+    read_queries(suffix_length);
+
+    // Chunks begin at multiples of 64: one that the window cuts is masked, not moved.
+    const int64_t out_of_sight = std::max<int64_t>(0, rows[0].position + 1 - p.sliding_window);
+    for (int64_t n = out_of_sight / chunk_size * chunk_size; n < prefix_length; n += chunk_size) {
+      attend_all(prefix_chunk(n));
+    }
+    for (int64_t n = 0; n < suffix_length; n += chunk_size) {
+      attend_all(suffix_chunk(n, std::min(chunk_size, suffix_length - n)));
+    }
+    write_outs();
+  }
+
+ private:
+  // Rows are ordered by token: neighbours see nearly the same keys.
+  int64_t query_row(int64_t r) const { return first_row + r / group; }
+  int64_t query_head(int64_t r) const { return kv_head * group + r % group; }
+
+  void read_queries(int64_t suffix_length) {
+    const int64_t first_token = p.last_only ? suffix_length - 1 : 0;
+    first_row = p.last_only ? candidate : p.suffix_starts[candidate];
+    num_rows = group * (suffix_length - first_token);
+    // Blocks of even size: a last one of a few rows would leave most registers idle.
+    num_blocks = ceil_div(num_rows, max_rows);
+    block_size = ceil_div(num_rows, num_blocks);
+    const float factor = p.scale * 1.44269504f;  // log2(e): e^x is 2^(log2(e) x)
+    for (int64_t r = 0; r < num_rows; ++r) {
+      rows[r] = Row{prefix_length + first_token + r / group};
+      const T* query = head<T>(p.q, query_row(r), query_head(r));
+      float* to = queries.data() + r / block_size * max_rows * p.dim + r % block_size;
+      for (int64_t i = 0; i < p.dim; ++i) to[i * max_rows] = to_float(query[i]) * factor;
+    }
+    std::fill_n(outs.begin(), num_rows * padded_dim, 0.0f);
+  }
+
+  void write_outs() const {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      float sum = 0.0f;
+      for (float part : rows[r].sums) sum += part;
+      T* out = static_cast<T*>(p.out) + (query_row(r) * p.heads + query_head(r)) * p.dim;
+      for (int64_t i = 0; i < p.dim; ++i) from_float(outs[r * padded_dim + i] / sum, out + i);
+    }
+  }
+
+  void attend_all(const Chunk& chunk) {
+    look_ahead(chunk.position + chunk_size);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int64_t first = b * block_size, size = std::min(block_size, num_rows - first);
+      const bool future = chunk.position > rows[first + size - 1].position;
+      const bool past = chunk.position + chunk.size <= rows[first].position + 1 - p.sliding_window;
+      if (future || past) continue;
+      attend_block(p, chunk,
+                   Block{size, queries.data() + b * max_rows * p.dim, rows.data() + first,
+                         outs.data() + first * padded_dim},
+                   ahead);
+    }
+  }
+
+  // Where 16 keys of the prefix and their values lie.
+  struct PageTile {
+    const Page* keys;    // [dim, 16], page_size from one coordinate to the next
+    const Page* values;  // [16, dim]
+    int64_t token;       // of the first, among the scales
+  };
+
+  PageTile page_tile(int64_t key) const {
+    const int64_t page = p.page_table[candidate * p.table_width + key / p.page_size];
+    const int64_t first_token = (page * p.kv_heads + kv_head) * p.page_size;
+    const int64_t slot = key % p.page_size;
+    return {static_cast<const Page*>(p.key_pages) + first_token * p.dim + slot,
+            static_cast<const Page*>(p.value_pages) + (first_token + slot) * p.dim,
+            first_token + slot};
+  }
+
+  void look_ahead(int64_t first) {
+    ahead.next = ahead.end = 0;
+    for (int64_t key = first; key < std::min(first + chunk_size, prefix_length); key += tile_size) {
+      const PageTile tile = page_tile(key);
+      const void** lines = ahead.lines.data() + ahead.end;
+      for (int64_t i = 0; i < p.dim; ++i) lines[i] = tile.keys + i * p.page_size;
+      for (int64_t i = 0; i < p.dim; ++i) lines[p.dim + i] = tile.values + i * tile_size;
+      ahead.end += 2 * p.dim;
+    }
+    ahead.share = ceil_div(ahead.end, num_blocks * (chunk_size + padded_dim) / panel_size);
+  }
+
+  Chunk prefix_chunk(int64_t first) {
+    Chunk chunk{
+        {}, in_place ? p.page_size : tile_size, first, std::min(chunk_size, prefix_length - first)};
+    for (int64_t t = 0; t < chunk_tiles; ++t) {
+      if (t * tile_size < chunk.size) {
+        const PageTile tile = page_tile(first + t * tile_size);
+        chunk.tiles[t] = {keys_of(tile, keys_copy(t)), values_of(tile, values_copy(t))};
+      } else {
+        chunk.tiles[t] = chunk.tiles[0];
+      }
+    }
+    return chunk;
+  }
+
+  // Where the keys lie if the kernel can read them there, else a copy in float32.
+  const float* keys_of(const PageTile& tile, float* copy) const {
+    if constexpr (in_place) {
+      return tile.keys;
+    } else {
+      for (int64_t i = 0; i < p.dim; ++i) {
+        for (int64_t j = 0; j < tile_size; ++j) {
+          float& to = copy[i * tile_size + j];
+          to = to_float(tile.keys[i * p.page_size + j]);
+          if constexpr (compressed) to *= p.key_scales[tile.token + j];
+        }
+      }
+      return copy;
+    }
+  }
+
+  const float* values_of(const PageTile& tile, float* copy) const {
+    if constexpr (in_place) {
+      if (p.dim == padded_dim) return tile.values;
+    }
+    for (int64_t j = 0; j < tile_size; ++j) {
+      const float scale = compressed ? p.value_scales[tile.token + j] : 1.0f;
+      for (int64_t i = 0; i < p.dim; ++i) {
+        copy[j * padded_dim + i] = to_float(tile.values[j * p.dim + i]) * scale;
+      }
+    }
+    return copy;
+  }
+
+  Chunk suffix_chunk(int64_t first, int64_t size) {
+    Chunk chunk{{}, tile_size, prefix_length + first, size};
+    for (int64_t t = 0; t < chunk_tiles; ++t) chunk.tiles[t] = {keys_copy(t), values_copy(t)};
+    for (int64_t n = 0; n < size; ++n) {
+      const int64_t row = p.suffix_starts[candidate] + first + n;
+      const T* key = head<T>(p.k, row, kv_head);
+      const T* value = head<T>(p.v, row, kv_head);
+      float* key_copy = keys_copy(n / tile_size) + n % tile_size;
+      float* value_copy = values_copy(n / tile_size) + n % tile_size * padded_dim;
+      for (int64_t i = 0; i < p.dim; ++i) {
+        key_copy[i * tile_size] = to_float(key[i]);
+        value_copy[i] = to_float(value[i]);
+      }
+    }
+    return chunk;
+  }
+
+  float* keys_copy(int64_t tile) { return keys.data() + tile * tile_size * p.dim; }
+  float* values_copy(int64_t tile) { return values.data() + tile * tile_size * padded_dim; }
+
+  static constexpr bool in_place = std::is_same_v<Page, float>;
+  static constexpr bool compressed = sizeof(Page) == 1;
+
+  const PrefixAttentionParams& p;
+  const int64_t group;       // query heads that share a head of the keys
+  const int64_t padded_dim;  // whole panels
+  std::vector<Row> rows;
+  std::vector<float> queries, outs;  // of the blocks
+  std::vector<float> keys, values;   // copies of a chunk's tiles
+
+  Lookahead ahead;
+
+  // Of the current pair.
+  int64_t candidate, kv_head, prefix_length;
+  int64_t first_row, num_rows, num_blocks, block_size;
+};
+
+template <class T, class Page>
+void all_pairs(const PrefixAttentionParams& p, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Worker<T, Page> worker(p);
+#pragma omp for schedule(dynamic)
+    for (int64_t pair = 0; pair < p.batch * p.kv_heads; ++pair) {
+      worker.run(pair);
+    }
+  }
+}
+
+template <class T>
+void of_format(const PrefixAttentionParams& p, int threads) {
+  switch (p.page_format) {
+    case PageFormat::plain:
+      return all_pairs<T, T>(p, threads);
+    case PageFormat::int8:
+      return all_pairs<T, int8_t>(p, threads);
+    case PageFormat::float8_e4m3fn:
+      return all_pairs<T, Float8>(p, threads);
+  }
+}
+
+}  // namespace
+
+namespace RAGVL_ISA {
+
+void prefix_attention(const PrefixAttentionParams& p, int threads) {
+  switch (p.dtype) {
+    case DType::float32:
+      return of_format<float>(p, threads);
+    case DType::bfloat16:
+      return of_format<BFloat16>(p, threads);
+    case DType::float16:
+      return of_format<Float16>(p, threads);
+  }
+}
+
+}  // namespace RAGVL_ISA
+}  // namespace ragvl
