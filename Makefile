@@ -46,12 +46,14 @@ format: $(VENV)/.dev ## Format every source file
 
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
 	$(BIN)/python benchmarks/bench_relevance_head.py
+	$(BIN)/python benchmarks/bench_prefix_attention.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
+	$(BIN)/python benchmarks/bench_prefix_cache.py
 	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
 	$(MAKE) tables
 
-tables: $(VENV)/.dev ## Render benchmarks/results into the documents
-	$(BIN)/python benchmarks/render_tables.py
+tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
+	$(BIN)/python benchmarks/render.py
 
 tiny-models: $(VENV)/.demo ## Train the demo's tiny models again (about an hour on two cores)
 	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets

@@ -1,10 +1,11 @@
 """fast_rerank against other ways to score the same candidates with the same model.
 
-Every method reads the same JPEG files, sees the same prompts and a new question each round; nothing
-is kept from one call to the next. The run fails if their scores differ.
+Every method reads the same JPEG files and sees the same prompts, with a new question each round.
+Only the warm one keeps something from one call to the next: the documents' prefixes. The run fails
+if the methods' scores differ.
 
-    python benchmarks/bench_fast_rerank.py                # about three minutes on two CPU cores
-    python benchmarks/bench_fast_rerank.py --size tiny    # seconds; prints, writes nothing
+    python benchmarks/bench_fast_rerank.py                # about eight minutes on two CPU cores
+    python benchmarks/bench_fast_rerank.py --model tiny   # seconds; prints, writes nothing
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.metadata
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,77 +24,156 @@ from typing import Annotated, Any
 import torch
 import typer
 from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
-from common import compare, save, spread, time_in_turn
-from models import SIZES, write_llava
+from common import compare, save, time_in_turn
+from models import write_model
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES
 from transformers.utils import logging as transformers_logging
-from workload import CAPTIONS, QUESTIONS, write_documents
+from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker, fast_rerank
 from ragvl.runtime import resolve_device, resolve_dtype
 
 BASELINE = "serial_generate"
-DEFAULT_SIZE = {"cpu": "mid", "cuda": "7b"}
+# Models and image tokens, the most important first: on a GPU the time may not suffice for all
+_ON_GPU = ["internvl2-2b", "qwen2.5-vl-3b", "internvl2-1b", "qwen2.5-vl-7b", "llava-1.5-7b"]
+DEFAULT_MODELS = {
+    "cpu": [("mid", 256), ("mid-internvl", 256)],
+    "cuda": [(model, tokens) for model in _ON_GPU for tokens in (256, 576)],
+}
+SUFFIX_TOKENS = (30, 55)
 # How far apart two methods' scores may lie: rounding, in another order of additions
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 Score = Callable[[str, Sequence[Document]], list[float]]
 
 
-def measure(size: str, device: torch.device, *, rounds: int, num_documents: int) -> dict[str, Any]:
-    """Times every method in turn; returns what goes into the JSON.
+def measure(
+    models: Sequence[tuple[str, int | None]],
+    device: torch.device,
+    *,
+    rounds: int,
+    num_documents: int,
+    latency_calls: int,
+    seconds: float = float("inf"),
+) -> dict[str, Any]:
+    """Times every method in turn, for each model and each length of suffix.
+
+    Args:
+        models: names in `SHAPES`, each with the number of image tokens; None for the shape's own.
+        device: where.
+        rounds: samples of each method, at least 2.
+        num_documents: candidates a question, at least 1.
+        latency_calls: calls of the warm method for its percentiles, at least 2.
+        seconds: models that are not begun in this time are left out, and named.
 
     Raises:
-        ValueError: there are fewer questions than rounds, or a number is out of range.
         RuntimeError: two methods' scores differ by more than rounding.
     """
-    if not 2 <= rounds < len(QUESTIONS):
-        raise ValueError(f"rounds={rounds}: expected 2 to {len(QUESTIONS) - 1}")
-    if not 1 <= num_documents <= len(CAPTIONS):
-        raise ValueError(f"num_documents={num_documents}: expected 1 to {len(CAPTIONS)}")
-    dtype = resolve_dtype("auto", device)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        parameters = write_llava(folder, SIZES[size], device=device, dtype=dtype)
-        documents = write_documents(folder, num_documents)
-        reranker = Reranker.from_pretrained(folder, device=device, dtype=dtype)
-        methods: dict[str, Score] = {
-            "serial_generate": SerialGenerate(folder, reranker).score,
-            "padded_batch": PaddedBatch(folder, reranker).score,
-            "cross_encoder": CrossEncoderBaseline(folder, reranker).score,
-            "fast_rerank": lambda query, documents: _fast_rerank(query, documents, reranker),
-        }
-        scores: dict[str, list[list[float]]] = {method: [] for method in methods}
+    start = time.monotonic()
+    cases, left_out = [], []
+    for name, image_tokens in models:
+        if time.monotonic() - start > seconds:
+            left_out.append(name)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            cases += _measure_model(
+                name, image_tokens, Path(folder), device, rounds, num_documents, latency_calls
+            )
+    return {
+        "num_documents": num_documents,
+        "rounds": rounds,
+        "baseline": BASELINE,
+        "cases": cases,
+        "left_out": left_out,
+        "sentence_transformers": importlib.metadata.version("sentence-transformers"),
+    }
 
-        def ask_next(method: str) -> None:
-            question = QUESTIONS[len(scores[method])]  # the warm-up has one of its own
-            scores[method].append(methods[method](question, documents))
 
-        calls = {method: partial(ask_next, method) for method in methods}
-        samples = time_in_turn(calls, rounds=rounds, device=device)
-        difference = _largest_difference(scores)
-        if not difference <= TOLERANCE[dtype]:
-            raise RuntimeError(f"the methods' scores differ by {difference}: there is a bug")
-        figures = compare(samples, BASELINE)
-        for method, score in methods.items():
-            figures[method]["peak_mib"] = peak_mib(partial(score, QUESTIONS[0], documents), device)
-        return {
-            "model": {
-                "size": size,
-                "parameters": parameters,
-                "dtype": str(dtype).removeprefix("torch."),
-                "image_tokens": reranker.mllm.encode_image(documents[0].load()).num_tokens,
-            },
-            "num_documents": num_documents,
-            "prompt_tokens": _prompt_tokens(reranker, documents),
-            "rounds": rounds,
-            "baseline": BASELINE,
-            "methods": figures,
-            "max_score_difference": difference,
-            "fast_rerank_stages_ms": stages_ms(reranker, documents, device, rounds=3),
-            "sentence_transformers": importlib.metadata.version("sentence-transformers"),
-        }
+def _measure_model(
+    name: str,
+    image_tokens: int | None,
+    folder: Path,
+    device: torch.device,
+    rounds: int,
+    num_documents: int,
+    latency_calls: int,
+) -> list[dict[str, Any]]:
+    dtype, family = resolve_dtype("auto", device), SHAPES[name].family
+    parameters = write_model(
+        folder, SHAPES[name], image_tokens=image_tokens, device=device, dtype=dtype
+    )
+    documents = write_documents(folder, num_documents)
+    cold = Reranker.from_pretrained(folder, device=device, dtype=dtype, prefix_cache=None)
+    warm = Reranker(cold.mllm)
+    methods: dict[str, Score] = {
+        "serial_generate": SerialGenerate(folder, cold).score,
+        "padded_batch": PaddedBatch(folder, cold).score,
+        "fast_rerank_cold": partial(_fast_rerank, reranker=cold),
+        "fast_rerank_warm": partial(_fast_rerank, reranker=warm),
+    }
+    if family == "llava":  # of the others it wants the processor for videos
+        methods["cross_encoder"] = CrossEncoderBaseline(folder, cold).score
+    model = {
+        "name": name,
+        "family": family,
+        "parameters": parameters,
+        "dtype": str(dtype).removeprefix("torch."),
+        "image_tokens": cold.mllm.encode_image(documents[0].load()).num_tokens,
+    }
+    cases = []
+    for tokens in SUFFIX_TOKENS:
+        questions = fitting_questions(cold, documents[0], rounds + 1 + latency_calls, tokens)
+        case = _measure_case(methods, questions[: rounds + 1], documents, device, dtype)
+        warm_ms = _percentiles_ms(
+            methods["fast_rerank_warm"], questions[rounds + 1 :], documents, device
+        )
+        prompts = _prompt_tokens(cold, questions, documents)
+        cases.append({"model": model, "prompt_tokens": prompts, **case, "warm_ms": warm_ms})
+    return cases
+
+
+def _measure_case(
+    methods: dict[str, Score],
+    questions: Sequence[str],
+    documents: Sequence[Document],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """One question after another, the first to warm up."""
+    scores: dict[str, list[list[float]]] = {method: [] for method in methods}
+
+    def ask_next(method: str) -> None:
+        question = questions[len(scores[method])]
+        scores[method].append(methods[method](question, documents))
+
+    calls = {method: partial(ask_next, method) for method in methods}
+    samples = time_in_turn(calls, rounds=len(questions) - 1, device=device)
+    difference = _largest_difference(scores)
+    if not difference <= TOLERANCE[dtype]:
+        raise RuntimeError(f"the methods' scores differ by {difference}: there is a bug")
+    figures = compare(samples, BASELINE)
+    if "cross_encoder" in methods:
+        for method, over in compare(samples, "cross_encoder").items():
+            figures[method]["speedup_over_cross_encoder"] = over["speedup"]
+    for method, score in methods.items():
+        figures[method]["peak_mib"] = peak_mib(partial(score, questions[0], documents), device)
+    return {"methods": figures, "max_score_difference": difference}
+
+
+def _percentiles_ms(
+    score: Score,
+    questions: Sequence[str],
+    documents: Sequence[Document],
+    device: torch.device,
+) -> dict[str, float]:
+    """The 50th, 90th and 99th percentile of single calls."""
+    coming = iter(questions)
+    calls = {"warm": lambda: score(next(coming), documents)}
+    samples = time_in_turn(calls, rounds=len(questions), warmup=0, device=device)["warm"]
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "calls": len(questions)}
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
@@ -118,30 +198,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
     return (_resident_kib("VmHWM") - before) / 2**10
 
 
-def stages_ms(
-    reranker: Reranker, documents: Sequence[Document], device: torch.device, *, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Where fast_rerank's time goes; measured by hooks on the model, outside the timed rounds.
-
-    `other` is reading and preparing pictures and text, the head, and what lies between.
-    """
-    base = reranker.mllm.model.base_model
-    samples: dict[str, list[float]] = {"vision": [], "decoder": [], "other": []}
-    for question in QUESTIONS[:rounds]:
-        with (
-            _timed(base.vision_tower, device) as vision,
-            _timed(base.language_model, device) as decoder,
-        ):
-            start = _now(device)
-            _fast_rerank(question, documents, reranker)
-            total = _now(device) - start
-        samples["vision"].append(sum(vision) * 1e3)
-        samples["decoder"].append(sum(decoder) * 1e3)
-        samples["other"].append((total - sum(vision) - sum(decoder)) * 1e3)
-    return {stage: spread(times) for stage, times in samples.items()}
-
-
-def _fast_rerank(query: str, documents: Sequence[Document], reranker: Reranker) -> list[float]:
+def _fast_rerank(query: str, documents: Sequence[Document], *, reranker: Reranker) -> list[float]:
     ranked = fast_rerank(query, documents, model=reranker)
     return [result.score for result in sorted(ranked, key=lambda result: result.index)]
 
@@ -151,36 +208,16 @@ def _largest_difference(scores: dict[str, list[list[float]]]) -> float:
     return (every.amax(0) - every.amin(0)).max().item()
 
 
-def _prompt_tokens(reranker: Reranker, documents: Sequence[Document]) -> dict[str, list[int]]:
-    """The shortest and the longest prefix (the same for every query) and suffix, in tokens."""
-    splits = [reranker.split_prompt(QUESTIONS[0], document) for document in documents]
-    lengths = zip(*([len(part) for part in split] for split in splits), strict=True)
+def _prompt_tokens(
+    reranker: Reranker, questions: Sequence[str], documents: Sequence[Document]
+) -> dict[str, list[int]]:
+    """The shortest and the longest prefix and suffix, in tokens."""
+    prefixes = [len(reranker.split_prompt(questions[0], document)[0]) for document in documents]
+    suffixes = [len(reranker.split_prompt(question, documents[0])[1]) for question in questions]
     return {
-        part: [min(counts), max(counts)]
-        for part, counts in zip(("prefix", "suffix"), lengths, strict=True)
+        "prefix": [min(prefixes), max(prefixes)],
+        "suffix": [min(suffixes), max(suffixes)],
     }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-@contextmanager
-def _timed(module: torch.nn.Module, device: torch.device) -> Iterator[list[float]]:
-    """Collects the seconds of each forward of `module`."""
-    starts: list[float] = []
-    seconds: list[float] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda *_: starts.append(_now(device))),
-        module.register_forward_hook(lambda *_: seconds.append(_now(device) - starts[-1])),
-    ]
-    try:
-        yield seconds
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _resident_kib(field: str) -> int:
@@ -190,39 +227,49 @@ def _resident_kib(field: str) -> int:
 
 def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    size: Annotated[
-        str | None, typer.Option(help=f"{', '.join(SIZES)}; by default mid on a CPU, 7b on a GPU.")
+    model: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SHAPES)}; by default several.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Samples of each method.")] = 7,
-    num_documents: Annotated[int, typer.Option(help="Candidates a question.")] = 20,
+    image_tokens: Annotated[
+        int | None, typer.Option(help="What a picture becomes, a square number.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 7,
+    num_documents: Annotated[int, typer.Option(min=1, help="Candidates a question.")] = 20,
+    latency_calls: Annotated[int, typer.Option(min=2, help="For the warm percentiles.")] = 50,
+    seconds: Annotated[float, typer.Option(help="Begin no other model after so long.")] = 480,
 ) -> None:
     """Measure, print a table and write benchmarks/results/fast_rerank_{cpu,cuda}.json.
 
-    Only the default size is written, since that is what the documents' tables are about.
+    Only the default models are written, since those are what the documents' tables are about.
     """
     transformers_logging.disable_progress_bar()
     where = resolve_device(device)
-    default = DEFAULT_SIZE[where.type]
-    if size is not None and size not in SIZES:
-        raise typer.BadParameter(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-    result = measure(size or default, where, rounds=rounds, num_documents=num_documents)
-    table = Table("method", "ms", "speedup", "peak MiB", title=f"{size or default} on {where}")
-    for method, figures in result["methods"].items():
-        peak = figures["peak_mib"]
-        table.add_row(
-            method,
-            f"{figures['ms']['median']:.1f} ± {figures['ms']['iqr'] / 2:.1f}",
-            f"{figures['speedup']['median']:.2f}x",
-            "?" if peak is None else f"{peak:.0f}",
-        )
-    console = Console()
-    console.print(table)
-    stages = result["fast_rerank_stages_ms"]
-    console.print(
-        "fast_rerank: " + ", ".join(f"{name} {ms['median']:.1f} ms" for name, ms in stages.items())
+    if model is not None and model not in SHAPES:
+        raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
+    result = measure(
+        DEFAULT_MODELS[where.type] if model is None else [(model, image_tokens)],
+        where,
+        rounds=rounds,
+        num_documents=num_documents,
+        latency_calls=latency_calls,
+        seconds=seconds,
     )
-    console.print(f"scores agree within {result['max_score_difference']:.1e}")
-    if size in (None, default):
+    console = Console()
+    for case in result["cases"]:
+        tokens, suffix = case["model"]["image_tokens"], case["prompt_tokens"]["suffix"][1]
+        title = f"{case['model']['name']}, {tokens} image tokens, {suffix} suffix tokens, {where}"
+        table = Table("method", "ms", "speedup", "peak MiB", title=title)
+        for method, figures in case["methods"].items():
+            peak = figures["peak_mib"]
+            table.add_row(
+                method,
+                f"{figures['ms']['median']:.1f} ± {figures['ms']['iqr'] / 2:.1f}",
+                f"{figures['speedup']['median']:.2f}x",
+                "?" if peak is None else f"{peak:.0f}",
+            )
+        console.print(table)
+        console.print(f"scores agree within {case['max_score_difference']:.1e}")
+    if model is None:
         console.print(f"wrote {save(f'fast_rerank_{where.type}', result, where)}")
 
 

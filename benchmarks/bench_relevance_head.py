@@ -13,13 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import typer
-from common import compare, save, time_in_turn
+from common import backends_to_measure, compare, save, time_in_turn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ragvl.ops import BackendUnavailableError, relevance_head
-from ragvl.ops.backends import OPERATIONS, choose
+from ragvl.ops import relevance_head
 
 OPERATION = "relevance_head"
 VOCABULARY = 32_000  # LLaMA's; newer models' are up to eight times as large
@@ -56,13 +55,7 @@ def methods(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> d
         return (normed() @ head_rows.T).float().softmax(-1)[:, 0]
 
     found: dict[str, Method] = {BASELINE: vocabulary_product, "eager, two rows": two_rows}
-    for backend in OPERATIONS[OPERATION]:
-        if backend == "triton" and device.type == "cpu":
-            continue  # interpreted: for tests
-        try:
-            choose(OPERATION, backend, device, dtype)
-        except BackendUnavailableError:
-            continue
+    for backend in backends_to_measure(OPERATION, device, dtype):
 
         def fused(backend: str = backend) -> Tensor:
             return relevance_head(hidden, last_index, *parameters, backend=backend)[1]

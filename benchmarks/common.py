@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ragvl.doctor import machine, versions
+from ragvl.ops import BackendUnavailableError
+from ragvl.ops.backends import OPERATIONS, choose
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -79,6 +81,20 @@ def compare(samples: dict[str, list[float]], baseline: str) -> dict[str, dict[st
         }
         for name, times in samples.items()
     }
+
+
+def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The backends of `operation` here, less Triton's interpreter, which is for tests."""
+    found = []
+    for backend in OPERATIONS[operation]:
+        if backend == "triton" and device.type == "cpu":
+            continue
+        try:
+            choose(operation, backend, device, dtype)
+        except BackendUnavailableError:
+            continue
+        found.append(backend)
+    return found
 
 
 def save(name: str, result: dict[str, Any], device: torch.device) -> Path:

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
-from models import SIZES, write_llava
-from workload import QUESTIONS, write_documents
+from models import write_model
+from shapes import SHAPES
+from workload import questions, write_documents
 
 from ragvl import Document, Reranker
 
+(QUESTION,) = questions(1, num_words=9)
 BASELINES = [SerialGenerate, PaddedBatch, CrossEncoderBaseline]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llava")
-    write_llava(folder, SIZES["tiny"])
+    write_model(folder, SHAPES["tiny"])
     return folder
 
 
@@ -30,7 +32,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
 
 
 def assert_same_scores(
-    baseline: type, folder: Path, documents: list[Document], query: str = QUESTIONS[0]
+    baseline: type, folder: Path, documents: list[Document], query: str = QUESTION
 ) -> None:
     reranker = Reranker.from_pretrained(folder, device="cpu", dtype="float32")
     expected = reranker.score([(query, document) for document in documents], progress=False)
@@ -67,7 +69,7 @@ def test_cross_encoder_batches_do_not_change_scores(
 ) -> None:
     reranker = Reranker.from_pretrained(checkpoint, device="cpu", dtype="float32")
     alone, together = (
-        CrossEncoderBaseline(checkpoint, reranker, batch_size=size).score(QUESTIONS[1], documents)
+        CrossEncoderBaseline(checkpoint, reranker, batch_size=size).score(QUESTION, documents)
         for size in (1, 20)
     )
     assert alone == pytest.approx(together, abs=1e-5)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from render_tables import METHODS, ROOT, TABLES, main, render
+from render import ROOT, main, render
+from tables import METHODS, TABLES
 
 DOCUMENT = """# Title
 
@@ -25,16 +26,33 @@ def spread(median: float) -> dict[str, float]:
 
 
 def fast_rerank_result() -> dict[str, Any]:
+    def case(family: str, methods: list[str]) -> dict[str, Any]:
+        return {
+            "model": {
+                "name": "some-model",
+                "family": family,
+                "parameters": 43_757_056,
+                "dtype": "float32",
+                "image_tokens": 256,
+            },
+            "prompt_tokens": {"prefix": [270, 290], "suffix": [31, 31]},
+            "max_score_difference": 2.4e-7,
+            "warm_ms": {"p50": 2.5, "p90": 2.75, "p99": 3.5, "calls": 50},
+            "methods": {
+                method: {"ms": spread(3000 / (1 + i)), "speedup": spread(1 + i), "peak_mib": 10 * i}
+                for i, method in enumerate(methods)
+            },
+        }
+
     return {
-        "model": {"parameters": 43_757_056, "dtype": "float32", "image_tokens": 256},
         "num_documents": 20,
         "rounds": 7,
-        "max_score_difference": 2.4e-7,
+        "left_out": ["another-model"],
         "machine": {"device": "Some CPU, 2 cores"},
-        "methods": {
-            method: {"ms": spread(3000 / (1 + i)), "speedup": spread(1 + i), "peak_mib": 100 * i}
-            for i, method in enumerate(METHODS)
-        },
+        "cases": [
+            case("llava", list(METHODS)),
+            case("internvl", [method for method in METHODS if method != "cross_encoder"]),
+        ],
     }
 
 
@@ -91,28 +109,35 @@ def test_round_trip(repository: Path) -> None:
     assert text.startswith("# Title\n\n<!-- begin table: fast_rerank -->\n|")
     assert "what stood here before" not in text
     assert "\n\nText between.\n\n" in text
-    row = cells(text, METHODS["fast_rerank"])
-    assert row[1:] == ["4.00x (3.75 to 4.25)", "300 MiB", *["not measured"] * 3]
-    assert "Some CPU, 2 cores: a LLaVA of 44 M parameters" in text
+    row = cells(text, METHODS["fast_rerank_warm"])
+    assert row[1:] == ["5.00x (4.75 to 5.25)", "4.00x (3.75 to 4.25)", "40 MiB"]
+    assert cells(text, METHODS["cross_encoder"])[2] == ""
+    assert "| LLaVA, 44 M, 31 suffix tokens | InternVL, 44 M, 31 suffix tokens |" in text
+    assert "agree within 2e-07" in text
     assert cells(text, "full | reranked")[2:] == [
         *["5.0", "10.0", "25.0", "50.0", "100.0", "50.0", "25.0"],
         "87.5",
     ]
     assert cells(text, "gold | retriever")[-1] == "12.5"
 
-    write_result(repository, "fast_rerank_cuda", fast_rerank_result())
+    result = fast_rerank_result()
+    result["rounds"] = 8
+    write_result(repository, "fast_rerank_cpu", result)
     with pytest.raises(SystemExit):
         main(check=True, root=repository)
 
 
-def test_no_cpu_time_is_quoted(repository: Path) -> None:
-    write_result(repository, "fast_rerank_cpu", fast_rerank_result())
-    main(root=repository)
-    text = (repository / "README.md").read_text()
-    assert " ms" not in text
-    write_result(repository, "fast_rerank_cuda", fast_rerank_result())
-    main(root=repository)
-    assert "750.0 ms" in cells((repository / "README.md").read_text(), METHODS["fast_rerank"])
+def test_only_of_a_gpu_is_time_quoted() -> None:
+    found = {"fast_rerank_cpu": fast_rerank_result()}
+    assert " ms" not in TABLES["fast_rerank"](found.get)
+    found["fast_rerank_cuda"] = fast_rerank_result()
+    table = TABLES["fast_rerank_gpu"](found.get)
+    first = table.splitlines()[2]
+    assert cells(first, "some-model | 256 | 31")[3:] == [
+        *["2.5 ms", "3.5 ms", "750 ms"],
+        *["5.0x", "4.0x"],
+    ]
+    assert "Not measured, for lack of time: another-model." in table
 
 
 def test_relevance_head_has_a_row_for_each_case() -> None:

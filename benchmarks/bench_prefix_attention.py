@@ -1,0 +1,183 @@
+"""prefix_attention against torch's attention over keys and values that are gathered first.
+
+As a script it prints a table and writes benchmarks/results; under pytest it is a pytest-benchmark
+suite of the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import pytest
+import torch
+import torch.nn.functional as F
+import typer
+from common import backends_to_measure, compare, save, time_in_turn
+from rich.console import Console
+from rich.table import Table
+from shapes import SHAPES
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ragvl.mllm import KvLayout, PagePool, page_table
+from ragvl.ops import prefix_attention
+
+OPERATION = "prefix_attention"
+BASELINE = "sdpa, stock cache"
+BATCH, SUFFIX_TOKENS = 20, 31
+# (whose heads, tokens of the shortest prefix); captions make the longest 24 tokens longer
+CASES = [("mid", 272), ("internvl2-1b", 272), ("llava-1.5-7b", 592)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Method = Callable[[], Tensor]
+
+
+def methods(
+    model: str, shortest: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Method]:
+    """What to compare, by name; each gives the packed suffixes' rows, (S, H, D)."""
+    decoder = SHAPES[model].decoder
+    heads, kv_heads, dim = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
+    rng = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, device=device, dtype=dtype)
+
+    lengths = [shortest + b * 24 // (BATCH - 1) for b in range(BATCH)]
+    prefixes = [(normal(kv_heads, n, dim), normal(kv_heads, n, dim)) for n in lengths]
+    rows = BATCH * SUFFIX_TOKENS
+    q, k, v = normal(rows, heads, dim), normal(rows, kv_heads, dim), normal(rows, kv_heads, dim)
+    scale = dim**-0.5
+
+    pool = PagePool(KvLayout(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device)
+    pages = [pool.allocate(n) for n in lengths]
+    for where, (keys, values) in zip(pages, prefixes, strict=True):
+        pool.write(0, where, keys, values)
+    own = torch.full((BATCH,), SUFFIX_TOKENS, dtype=torch.int32)
+    numbers = (
+        page_table(pages, max(map(len, pages))),
+        torch.tensor(lengths, dtype=torch.int32),
+        torch.arange(BATCH, dtype=torch.int32) * SUFFIX_TOKENS,
+        own,
+    )
+    (batch,) = pool.batches(*(x.to(device) for x in numbers), SUFFIX_TOKENS)
+
+    # A stock cache is padded on its left, so that suffixes follow it, and (B, heads, tokens, dim)
+    past = [
+        pad_sequence([x[i].transpose(0, 1) for x in prefixes], True, padding_side="left")
+        for i in (0, 1)
+    ]
+    past_keys, past_values = (x.transpose(1, 2).contiguous() for x in past)
+    longest = max(lengths)
+    real = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+    causal = torch.ones(SUFFIX_TOKENS, SUFFIX_TOKENS, dtype=torch.bool).tril()
+    mask = torch.cat(
+        [
+            real[:, None, :].expand(-1, SUFFIX_TOKENS, -1),
+            causal.expand(BATCH, -1, -1),
+        ],
+        dim=2,
+    )[:, None].to(device)
+
+    def by_candidate(x: Tensor) -> Tensor:
+        return x.unflatten(0, (BATCH, SUFFIX_TOKENS)).transpose(1, 2)
+
+    def sdpa(keys: Tensor, values: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(
+            by_candidate(q), keys, values, mask, scale=scale, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(0, 1)
+
+    def stock_cache() -> Tensor:
+        return sdpa(
+            torch.cat([past_keys, by_candidate(k)], 2),
+            torch.cat([past_values, by_candidate(v)], 2),
+        )
+
+    whole = torch.cat([past_keys, by_candidate(k)], 2), torch.cat([past_values, by_candidate(v)], 2)
+    alone = [
+        (
+            torch.cat([keys, own_keys], 1)[None],
+            torch.cat([values, own_values], 1)[None],
+            own_mask[:, -(n + SUFFIX_TOKENS) :],
+        )
+        for (keys, values), own_keys, own_values, own_mask, n in zip(
+            prefixes, by_candidate(k), by_candidate(v), mask[:, 0], lengths, strict=True
+        )
+    ]
+
+    def one_by_one() -> Tensor:
+        found = [
+            F.scaled_dot_product_attention(
+                query[None], keys, values, own_mask, scale=scale, enable_gqa=True
+            )
+            for query, (keys, values, own_mask) in zip(by_candidate(q), alone, strict=True)
+        ]
+        return torch.cat(found).transpose(1, 2).flatten(0, 1)
+
+    found: dict[str, Method] = {
+        BASELINE: stock_cache,
+        "sdpa, already concatenated": lambda: sdpa(*whole),
+        "sdpa, already concatenated, one by one": one_by_one,
+    }
+    for backend in backends_to_measure(OPERATION, device, dtype):
+
+        def paged(backend: str = backend) -> Tensor:
+            return prefix_attention(q, k, v, batch, scale=scale, backend=backend)
+
+        found[backend] = paged
+    return found
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("method", methods("tiny", 16, torch.float32, DEVICE))
+def test_prefix_attention(benchmark, method: str, case: tuple[str, int], dtype: str) -> None:
+    everyone = methods(*case, DTYPES[dtype], DEVICE)
+    result = benchmark(everyone[method])
+    torch.testing.assert_close(result, everyone["reference"](), rtol=0, atol=2e-2)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Samples of each method.")] = 11,
+    threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
+) -> None:
+    """Measure, print a table and write benchmarks/results/prefix_attention_{cpu,cuda}.json."""
+    torch.set_num_threads(threads)
+    table = Table("model", "dtype", "method", "us", "speedup", title=str(DEVICE))
+    cases = []
+    for model, shortest in CASES:
+        for dtype_name, dtype in DTYPES.items():
+            with torch.inference_mode():
+                samples = time_in_turn(
+                    methods(model, shortest, dtype, DEVICE),
+                    rounds=rounds,
+                    sample_ms=20,
+                    device=DEVICE,
+                )
+            compared = compare(samples, BASELINE)
+            cases.append(
+                {"model": model, "prefix": shortest, "dtype": dtype_name, "methods": compared}
+            )
+            for name, figures in compared.items():
+                us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
+                table.add_row(model, dtype_name, name, f"{us:.0f}", f"{speedup:.2f}x")
+    result = {
+        "rounds": rounds,
+        "batch": BATCH,
+        "suffix": SUFFIX_TOKENS,
+        "baseline": BASELINE,
+        "cases": cases,
+    }
+    path = save(f"{OPERATION}_{DEVICE.type}", result, DEVICE)
+    console = Console()
+    console.print(table)
+    console.print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,397 @@
+"""What cached prefixes cost and save: per candidate, token and query, per tier, per compression.
+
+python benchmarks/bench_prefix_cache.py                 # about eight minutes on two CPU cores
+python benchmarks/bench_prefix_cache.py --model tiny    # seconds; prints, writes nothing
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from bench_fast_rerank import peak_mib
+from common import compare, save, spread, time_in_turn
+from models import write_model
+from shapes import PUBLISHED, SHAPES, Shape
+from transformers.utils import logging as transformers_logging
+from workload import fitting_questions, unseen, write_documents
+
+from ragvl import Document, PrefixCache, Reranker
+from ragvl.mllm import MLLM, PagePool, page_table
+from ragvl.ops import prefix_attention
+from ragvl.runtime import resolve_device, resolve_dtype
+
+DEFAULT_MODEL = {"cpu": "mid", "cuda": "internvl2-2b"}
+NUM_DOCUMENTS = 20
+# What is varied, one at a time; the others stay at 20 candidates, the model's own number of image
+# tokens, suffixes of 30 tokens and one query
+CANDIDATES = (1, 5, 10, 20)
+IMAGE_TOKENS = (64, 144, 256, 400, 576)
+SUFFIX_TOKENS = (30, 40, 55, 80)
+QUERIES = (1, 2, 5, 10)
+NUM_QUESTIONS = 40  # enough for every round to ask another
+COMPRESSIONS = (None, "int8", "fp8")
+
+Spread = dict[str, float]
+Pairs = list[tuple[str, Document]]
+
+
+def measure(model: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
+    """Everything about one model; what goes into the JSON.
+
+    Args:
+        model: a name in `SHAPES`.
+        device: where.
+        rounds: samples of each point, 2 to 15.
+    """
+    shape = SHAPES[model]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = folder / "model"
+        mllm = _load(checkpoint, shape, device)
+        documents = write_documents(folder, NUM_DOCUMENTS)
+        questions = _questions(mllm, documents, 30)
+        return {
+            "model": {
+                "name": model,
+                "dtype": str(mllm.dtype).removeprefix("torch."),
+                "image_tokens": shape.image_tokens,
+            },
+            "num_documents": NUM_DOCUMENTS,
+            "rounds": rounds,
+            "scaling": {
+                "candidates": _by_candidates(mllm, documents, questions, rounds),
+                "image tokens": _by_image_tokens(shape, device, documents, rounds),
+                "suffix tokens": _by_suffix_tokens(mllm, documents, rounds),
+                "queries": _by_queries(mllm, documents, questions, rounds),
+            },
+            "tiers": _tiers(mllm, documents, questions, folder / "cache", rounds),
+            "compression": _compression(mllm, documents, questions, rounds),
+            "bfloat16": _bfloat16(checkpoint, mllm, documents, questions, rounds),
+            "templates": _templates(mllm, documents, questions, rounds),
+            "memory": _memory(mllm, documents),
+        }
+
+
+def published_bytes() -> list[dict[str, Any]]:
+    """What one picture takes in published models, counted from their shapes; see `Shape`."""
+    return [
+        {
+            "model": name,
+            "image_tokens": shape.image_tokens,
+            "kv": shape.image_tokens * shape.kv_bytes_per_token(),
+            "int8": shape.image_tokens * shape.kv_bytes_per_token(compressed=True),
+            "features": shape.image_tokens * shape.feature_bytes_per_token,
+        }
+        for name, shape in PUBLISHED.items()
+    ]
+
+
+# --- scaling ------------------------------------------------------------------------------------
+
+
+def _by_candidates(
+    mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    return _with_slopes(
+        {count: _one_query(mllm, documents[:count], questions, rounds) for count in CANDIDATES}
+    )
+
+
+def _by_image_tokens(
+    shape: Shape, device: torch.device, documents: Sequence[Document], rounds: int
+) -> dict[str, Any]:
+    """The same decoder behind pictures of other sizes, and its attention to prefixes alone."""
+    points = {}
+    for image_tokens in IMAGE_TOKENS:
+        with tempfile.TemporaryDirectory() as folder:
+            mllm = _load(Path(folder), shape, device, image_tokens)
+            questions = _questions(mllm, documents, 30)
+            points[image_tokens] = {
+                **_one_query(mllm, documents, questions, rounds),
+                "attention": _attention(mllm, image_tokens, len(documents), rounds),
+            }
+    return _with_slopes(points)
+
+
+def _by_suffix_tokens(mllm: MLLM, documents: Sequence[Document], rounds: int) -> dict[str, Any]:
+    points = {}
+    reranker = Reranker(mllm, prefix_cache=None)
+    for tokens in SUFFIX_TOKENS:
+        questions = _questions(mllm, documents, tokens)
+        found = len(reranker.split_prompt(questions[0], documents[0])[1])
+        points[found] = _one_query(mllm, documents, questions, rounds)
+    return _with_slopes(points)
+
+
+def _by_queries(
+    mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Several queries over the same documents in one call of `score`."""
+    points = {}
+    for count in QUERIES:
+        pairs = [(question, d) for question in questions[:count] for d in documents]
+        points[count] = _time(mllm, [pairs], rounds)
+    return _with_slopes(points)
+
+
+def _one_query(
+    mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
+) -> dict[str, Spread]:
+    """Cold and warm times of one query over `documents`, a new question each round."""
+    asked = [[(question, document) for document in documents] for question in questions]
+    return _time(mllm, asked, rounds)
+
+
+def _time(mllm: MLLM, asked: Sequence[Pairs], rounds: int) -> dict[str, Spread]:
+    def score_next(reranker: Reranker, coming: Iterator[Pairs]) -> None:
+        reranker.score(next(coming), progress=False)
+
+    rerankers = {"cold": Reranker(mllm, prefix_cache=None), "warm": Reranker(mllm)}
+    calls = {
+        name: partial(score_next, reranker, itertools.cycle(asked))
+        for name, reranker in rerankers.items()
+    }
+    samples = time_in_turn(calls, rounds=rounds, device=mllm.device)
+    return {name: spread(times) for name, times in samples.items()}
+
+
+def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Spread:
+    """The decoder's attention alone: suffixes of 30 tokens, in every layer."""
+    layout, suffix_tokens = mllm.kv_layout, 30
+    num_heads = mllm.model.config.get_text_config().num_attention_heads
+    pool = PagePool(layout, batch * -(-prefix_tokens // 16), mllm.device)
+    table = page_table([pool.allocate(prefix_tokens) for _ in range(batch)], pool.size // batch)
+    lengths = torch.full((batch,), suffix_tokens, dtype=torch.int32)
+    starts = torch.arange(batch, dtype=torch.int32) * suffix_tokens
+    tensors = [table, torch.full_like(lengths, prefix_tokens), starts, lengths]
+    batches = pool.batches(*(t.to(mllm.device) for t in tensors), suffix_tokens)
+    q, k, v = (
+        torch.randn(
+            batch * suffix_tokens, heads, layout.head_dim, device=mllm.device, dtype=layout.dtype
+        )
+        for heads in (num_heads, layout.num_heads, layout.num_heads)
+    )
+
+    def attend() -> None:
+        for prefix in batches:
+            prefix_attention(q, k, v, prefix, scale=layout.head_dim**-0.5)
+
+    calls = {"": attend}
+    return spread(time_in_turn(calls, rounds=rounds, sample_ms=50, device=mllm.device)[""])
+
+
+def _with_slopes(points: dict[int, dict[str, Spread]]) -> dict[str, Any]:
+    """The points, and by least squares what one more costs, in milliseconds."""
+    counts = list(points)
+    slopes = {
+        name: float(np.polyfit(counts, [points[n][name]["median"] for n in counts], 1)[0])
+        for name in points[counts[0]]
+    }
+    return {"points": [{"x": n, **points[n]} for n in counts], "ms_per_one_more": slopes}
+
+
+# --- tiers --------------------------------------------------------------------------------------
+
+
+def _tiers(
+    mllm: MLLM,
+    documents: Sequence[Document],
+    questions: Sequence[str],
+    folder: Path,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """One query over documents that a tier has, and that it has not, against using no cache.
+
+    `break_even` is the share of known documents from which on the tier saves time: a known document
+    costs `hit`, an unknown one `miss`, which is the plain work and writing it down.
+    """
+    caches = {
+        "device": PrefixCache(),
+        "host, kv": PrefixCache("scratch", host_bytes="8GiB", keep="kv"),
+        "host, features": PrefixCache("scratch", host_bytes="8GiB", keep="features"),
+        "disk, kv": PrefixCache("scratch", folder=folder / "kv", keep="kv"),
+        "disk, features": PrefixCache("scratch", folder=folder / "features", keep="features"),
+    }
+    asked = itertools.cycle(questions)
+    numbers = itertools.count()
+
+    def ask_known(reranker: Reranker) -> None:
+        reranker.score([(q, d) for q in [next(asked)] for d in documents], progress=False)
+
+    def ask_unknown(reranker: Reranker) -> None:
+        strangers = unseen(documents, next(numbers))
+        reranker.score([(q, d) for q in [next(asked)] for d in strangers], progress=False)
+
+    calls = {"no cache": partial(ask_unknown, Reranker(mllm, prefix_cache=None))}
+    for name, cache in caches.items():
+        reranker = Reranker(mllm, prefix_cache=cache)
+        reranker.warm(documents, progress=False)
+        calls[f"{name}: hit"] = partial(ask_known, reranker)
+        calls[f"{name}: miss"] = partial(ask_unknown, reranker)
+    figures = compare(time_in_turn(calls, rounds=rounds, device=mllm.device), "no cache")
+
+    rows = []
+    for name, cache in caches.items():
+        served = cache.statistics()[name.partition(",")[0]].hits
+        if served < NUM_DOCUMENTS * rounds:
+            raise RuntimeError(f"the tier {name} served {served} documents only: there is a bug")
+        hit, miss = figures[f"{name}: hit"], figures[f"{name}: miss"]
+        without, known, unknown = (f["ms"]["median"] for f in (figures["no cache"], hit, miss))
+        break_even = max(0.0, (unknown - without) / (unknown - known))
+        rows.append(
+            {
+                "tier": name,
+                "hit": hit["speedup"],
+                "miss": miss["speedup"],
+                "break_even": break_even,
+            }
+        )
+    return rows
+
+
+# --- compression, dtype, template ---------------------------------------------------------------
+
+
+def _compression(
+    mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
+) -> list[dict[str, Any]]:
+    rerankers = {
+        str(compression): Reranker(mllm, prefix_cache=PrefixCache(compression=compression))
+        for compression in COMPRESSIONS
+    }
+    compared = _compare_warm(rerankers, documents, questions, rounds)
+    return [
+        {
+            "compression": name,
+            "bytes_per_document": _bytes_held(reranker) / len(documents),
+            **compared[name],
+        }
+        for name, reranker in rerankers.items()
+    ]
+
+
+def _bfloat16(
+    checkpoint: Path,
+    mllm: MLLM,
+    documents: Sequence[Document],
+    questions: Sequence[str],
+    rounds: int,
+) -> dict[str, Any] | None:
+    """bfloat16 against float32, where float32 is the default."""
+    if mllm.dtype != torch.float32:
+        return None
+    half = Reranker.from_pretrained(checkpoint, device=mllm.device, dtype="bfloat16")
+    rerankers = {"float32": Reranker(mllm), "bfloat16": half}
+    return _compare_warm(rerankers, documents, questions, rounds)["bfloat16"]
+
+
+def _templates(
+    mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """The suffix of another template is shorter; its scores are other scores."""
+    rerankers = {name: Reranker(mllm, template=name) for name in ("caption", "instruction-first")}
+    compared = _compare_warm(rerankers, documents, questions, rounds)
+    return {
+        name: {
+            "suffix_tokens": len(reranker.split_prompt(questions[0], documents[0])[1]),
+            "speed": compared[name]["speed"],
+        }
+        for name, reranker in rerankers.items()
+    }
+
+
+def _compare_warm(
+    rerankers: dict[str, Reranker],
+    documents: Sequence[Document],
+    questions: Sequence[str],
+    rounds: int,
+) -> dict[str, dict[str, Any]]:
+    """Speed and scores of each against the first's, about known documents."""
+    pairs = [(question, document) for question in questions for document in documents]
+    scores = {name: r.score(pairs, progress=False) for name, r in rerankers.items()}
+
+    def ask(reranker: Reranker) -> Callable[[], object]:
+        coming = itertools.cycle(questions)
+        return lambda: reranker.score([(q, d) for q in [next(coming)] for d in documents])
+
+    (first, reranker), *_ = rerankers.items()
+    calls = {name: ask(reranker) for name, reranker in rerankers.items()}
+    samples = time_in_turn(calls, rounds=rounds, device=reranker.mllm.device)
+    differences = {name: (found - scores[first]).abs() for name, found in scores.items()}
+    return {
+        name: {
+            "speed": figures["speedup"],
+            "max_score_difference": differences[name].max().item(),
+            "mean_score_difference": differences[name].mean().item(),
+            "pairs": len(pairs),
+        }
+        for name, figures in compare(samples, first).items()
+    }
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def _memory(mllm: MLLM, documents: Sequence[Document]) -> dict[str, float | None]:
+    """Bytes of the keys and values of known documents, and what is held for them."""
+    reranker = Reranker(mllm)
+    reranker.score([("?", documents[0])])  # the model is tried out at first
+    tokens = sum(len(reranker.split_prompt("?", document)[0]) for document in documents)
+    peak = peak_mib(lambda: reranker.warm(documents, progress=False), mllm.device)
+    needed, held = tokens * mllm.kv_layout.bytes_per_token(), _bytes_held(reranker)
+    return {
+        "kv_bytes": needed,
+        "held_bytes": held,
+        "overhead": held / needed - 1,
+        "peak_bytes_while_warming": None if peak is None else peak * 2**20,
+    }
+
+
+# --- shared -------------------------------------------------------------------------------------
+
+
+def _load(
+    folder: Path, shape: Shape, device: torch.device, image_tokens: int | None = None
+) -> MLLM:
+    dtype = resolve_dtype("auto", device)
+    write_model(folder, shape, image_tokens=image_tokens, device=device, dtype=dtype)
+    return MLLM.from_pretrained(folder, device=device)
+
+
+def _questions(mllm: MLLM, documents: Sequence[Document], suffix_tokens: int) -> list[str]:
+    reranker = Reranker(mllm, prefix_cache=None)
+    return fitting_questions(reranker, documents[0], NUM_QUESTIONS, suffix_tokens)
+
+
+def _bytes_held(reranker: Reranker) -> int:
+    return reranker.prefix_cache.statistics()["device"].bytes
+
+
+def main(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    model: Annotated[str | None, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, max=15, help="Samples of each point.")] = 7,
+) -> None:
+    """Measure and write benchmarks/results/prefix_cache_{cpu,cuda}.json and prefix_cache_bytes."""
+    transformers_logging.disable_progress_bar()
+    where = resolve_device(device)
+    if model is not None and model not in SHAPES:
+        raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
+    result = measure(model or DEFAULT_MODEL[where.type], where, rounds=rounds)
+    print(json.dumps(result, indent=1))
+    if model is None:
+        print(f"wrote {save(f'prefix_cache_{where.type}', result, where)}")
+        print(f"wrote {save('prefix_cache_bytes', {'models': published_bytes()}, where)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

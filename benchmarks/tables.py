@@ -1,0 +1,374 @@
+"""One function for each table of the documents: results in, Markdown out.
+
+A function asks `load` for results by name and gets None for what has not been measured, which the
+table then says. Of a CPU only ratios are quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+NOT_MEASURED = "not measured"
+METHODS = {
+    "serial_generate": "one candidate at a time, `generate` (the release)",
+    "padded_batch": "one padded batch, all logits",
+    "cross_encoder": "sentence-transformers `CrossEncoder`",
+    "fast_rerank_cold": "**`ragvl.fast_rerank`, cold**",
+    "fast_rerank_warm": "**`ragvl.fast_rerank`, warm**",
+}
+FAMILIES = {
+    "llava": "LLaVA",
+    "internvl": "InternVL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+}
+
+Result = dict[str, Any]
+Load = Callable[[str], Result | None]
+
+
+# --- fast_rerank --------------------------------------------------------------------------------
+
+
+def fast_rerank(load: Load) -> str:
+    """Speed and memory by method on the CPU, a column for each model and length of suffix."""
+    result = load("fast_rerank_cpu")
+    if result is None:
+        rows = [[label, NOT_MEASURED] for label in METHODS.values()]
+        return _table(["", "CPU, speed"], rows)
+    cases = result["cases"]
+
+    def speedup(case: Result, method: str) -> str:
+        figures = case["methods"].get(method)
+        return "" if figures is None else _range(figures["speedup"])
+
+    def memory(method: str) -> str:
+        size = cases[0]["methods"][method]["peak_mib"]
+        return NOT_MEASURED if size is None else f"{size:,.0f} MiB"
+
+    rows = [
+        [label, *(speedup(case, method) for case in cases), memory(method)]
+        for method, label in METHODS.items()
+    ]
+    header = ["", *map(_case_name, cases), "memory"]
+    difference = max(case["max_score_difference"] for case in cases)
+    tokens = _one({case["model"]["image_tokens"] for case in cases})
+    note = (
+        f"{result['machine']['device']}, float32, {result['num_documents']} candidates of {tokens} "
+        f"image tokens, a new question each round; median (lowest to highest) of "
+        f"{result['rounds']} rounds in one run, against the first row. Memory is the peak above "
+        f"what the loaded models and cached prefixes hold, in the first column's case. All "
+        f"methods' scores agree within {difference:.0e}."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def _case_name(case: Result) -> str:
+    model, suffix = case["model"], case["prompt_tokens"]["suffix"][1]
+    family = FAMILIES[model["family"]]
+    return f"{family}, {model['parameters'] / 1e6:,.0f} M, {suffix} suffix tokens"
+
+
+def fast_rerank_gpu(load: Load) -> str:
+    """Times on the GPU, a row for each model, number of image tokens and length of suffix."""
+    result = load("fast_rerank_cuda")
+    header = [
+        *("model", "image tokens", "suffix tokens", "warm p50", "warm p99", "cold"),
+        *("against `generate`: warm", "cold"),
+    ]
+    if result is None:
+        return _table(header, [["any", *[NOT_MEASURED] * (len(header) - 1)]])
+    rows = []
+    for case in result["cases"]:
+        cold, warm = (case["methods"][f"fast_rerank_{way}"] for way in ("cold", "warm"))
+        rows.append(
+            [
+                case["model"]["name"],
+                str(case["model"]["image_tokens"]),
+                str(case["prompt_tokens"]["suffix"][1]),
+                *(f"{case['warm_ms'][p]:.1f} ms" for p in ("p50", "p99")),
+                f"{cold['ms']['median']:.0f} ms",
+                *(f"{way['speedup']['median']:.1f}x" for way in (warm, cold)),
+            ]
+        )
+    note = (
+        f"{result['machine']['device']}, bfloat16, {result['num_documents']} candidates, medians "
+        f"of {result['rounds']} rounds in one run."
+    )
+    left_out = result["left_out"]
+    if left_out:
+        note += f" Not measured, for lack of time: {', '.join(left_out)}."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+# --- prefix cache -------------------------------------------------------------------------------
+
+
+def prefix_cache_costs(load: Load) -> str:
+    """What one more of each thing costs a candidate, in percent of a cold candidate."""
+    results = {"CPU": load("prefix_cache_cpu"), "GPU": load("prefix_cache_cuda")}
+    header = ["one more", *(f"{device}: {way}" for device in results for way in ("cold", "warm"))]
+    labels = {
+        "candidates": "candidate",
+        "image tokens": "image token of every candidate",
+        "suffix tokens": "suffix token of every candidate",
+        "queries": "query over the same candidates, in one `score`",
+    }
+
+    def cells(result: Result | None, what: str) -> list[str]:
+        if result is None:
+            return [NOT_MEASURED] * 2
+        slopes = {name: found["ms_per_one_more"] for name, found in result["scaling"].items()}
+        share = 1 if what == "candidates" else result["num_documents"]
+        whole = slopes["candidates"]["cold"]
+        return [f"{100 * slopes[what][way] / share / whole:.3g} %" for way in ("cold", "warm")]
+
+    rows = [
+        [label, *(cell for result in results.values() for cell in cells(result, what))]
+        for what, label in labels.items()
+    ]
+    notes = []
+    for result in filter(None, results.values()):
+        model = result["model"]
+        slopes = result["scaling"]["image tokens"]["ms_per_one_more"]
+        notes.append(
+            f"{result['machine']['device']}: the model `{model['name']}` in {model['dtype']} with "
+            f"{result['num_documents']} candidates of {model['image_tokens']} image tokens, where "
+            f"not varied; slopes through medians of {result['rounds']} rounds. The attention "
+            f"alone, measured apart, grows with an image token by "
+            f"{100 * slopes['attention'] / slopes['warm']:.0f} % of what a warm call does."
+        )
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+def prefix_cache_bytes(load: Load) -> str:
+    """What a picture takes in published models; computed, not measured."""
+    result = load("prefix_cache_bytes")
+    kinds = {"kv": "keys and values", "int8": "in int8", "features": "visual tokens"}
+    header = ["model", "image tokens", *kinds.values(), "100,000 pictures, keys and values"]
+    if result is None:
+        return _table(header, [["any", *[NOT_MEASURED] * (len(header) - 1)]])
+    rows = [
+        [
+            row["model"],
+            f"{row['image_tokens']:,}",
+            *(f"{row[kind] / 2**20:.1f} MiB" for kind in kinds),
+            f"{100_000 * row['kv'] / 2**40:.2f} TiB",
+        ]
+        for row in result["models"]
+    ]
+    return _table(header, rows)
+
+
+def prefix_cache_tiers(load: Load) -> str:
+    """What known and unknown documents cost in each tier, and from which share of hits it pays."""
+    results = {"CPU": load("prefix_cache_cpu"), "GPU": load("prefix_cache_cuda")}
+    columns = {"hit": "known", "miss": "unknown", "break_even": "pays from a hit rate of"}
+    header = [
+        "tier",
+        *(f"{device}: {label}" for device in results for label in columns.values()),
+    ]
+    found = {
+        device: {row["tier"]: row for row in result["tiers"]}
+        for device, result in results.items()
+        if result is not None
+    }
+    names = dict.fromkeys(name for rows in found.values() for name in rows) or ["any"]
+
+    def cells(device: str, name: str) -> list[str]:
+        row = found.get(device, {}).get(name)
+        if row is None:
+            return [NOT_MEASURED] * len(columns)
+        return [
+            f"{row['hit']['median']:.2f}x",
+            f"{row['miss']['median']:.2f}x",
+            f"{100 * row['break_even']:.0f} %",
+        ]
+
+    rows = [[name, *(cell for device in results for cell in cells(device, name))] for name in names]
+    notes = [
+        f"{result['machine']['device']}: speed of a question about documents that the tier has, or "
+        f"has not and keeps from then on, against no cache; medians of {result['rounds']} rounds. "
+        f"Files are in the system's cache. {_memory(result['memory'])}"
+        for result in filter(None, results.values())
+    ]
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+def _memory(memory: Result) -> str:
+    return (
+        f"The device tier takes {100 * memory['overhead']:.1f} % more than the keys and values of "
+        f"the {memory['kv_bytes'] / 2**20:,.0f} MiB measured: the ends of last pages."
+    )
+
+
+def prefix_cache_compression(load: Load) -> str:
+    """Speed, size and error of keys and values in a byte each, and of a model in bfloat16."""
+    results = {"CPU": load("prefix_cache_cpu"), "GPU": load("prefix_cache_cuda")}
+    header = ["", "bytes of a document", "speed", "largest difference of a score", "mean"]
+    rows, notes = [], []
+    for device, result in results.items():
+        if result is None:
+            rows.append([device, *[NOT_MEASURED] * (len(header) - 1)])
+            continue
+        found = [
+            (row["compression"].replace("None", "exact"), row, row["bytes_per_document"])
+            for row in result["compression"]
+        ]
+        exact = found[0][2]
+        if result["bfloat16"] is not None:
+            found.append(("the whole model in bfloat16", result["bfloat16"], exact / 2))
+        rows += [
+            [
+                f"{device}: {name}",
+                f"{100 * size / exact:.0f} %",
+                f"{row['speed']['median']:.2f}x",
+                f"{row['max_score_difference']:.1e}",
+                f"{row['mean_score_difference']:.1e}",
+            ]
+            for name, row, size in found
+        ]
+        first, other = result["templates"]["caption"], result["templates"]["instruction-first"]
+        notes.append(
+            f"{result['machine']['device']}, {found[1][1]['pairs']} pairs, random weights in "
+            f"{result['model']['dtype']}. The template `instruction-first`: "
+            f"{other['suffix_tokens']} suffix tokens instead of {first['suffix_tokens']}, "
+            f"{other['speed']['median']:.2f}x as fast."
+        )
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+def prefix_attention(load: Load) -> str:
+    """Speed of the backends against torch's attention over a stock cache."""
+    return _operation(
+        load,
+        "prefix_attention",
+        {"model": "heads of", "prefix": "prefix tokens", "dtype": "dtype"},
+        {
+            "CPU": ["sdpa, already concatenated", "reference", "cpu"],
+            "GPU": ["sdpa, already concatenated", "reference", "triton"],
+        },
+        lambda result: (
+            f"Speed is against concatenating the new keys to a stock, padded cache and torch's "
+            f"attention; {result['batch']} suffixes of {result['suffix']} tokens"
+        ),
+    )
+
+
+def relevance_head(load: Load) -> str:
+    """Speed of the backends against the product with the whole vocabulary."""
+    return _operation(
+        load,
+        "relevance_head",
+        {"batch": "prompts", "hidden_size": "hidden", "dtype": "dtype"},
+        {
+            "CPU": ["eager, two rows", "reference", "cpu"],
+            "GPU": ["eager, two rows", "reference", "triton", "cuda"],
+        },
+        lambda result: (
+            f"Speed is against the product with a whole vocabulary of {result['vocabulary']:,}"
+        ),
+    )
+
+
+def _operation(
+    load: Load,
+    name: str,
+    keys: dict[str, str],
+    methods: dict[str, list[str]],
+    explain: Callable[[Result], str],
+) -> str:
+    """A row for each case, whose names `keys` translates; a column for each method."""
+    found = {"CPU": load(f"{name}_cpu"), "GPU": load(f"{name}_cuda")}
+    cases = {
+        device: {tuple(str(case[key]) for key in keys): case["methods"] for case in result["cases"]}
+        for device, result in found.items()
+        if result is not None
+    }
+    measured = dict.fromkeys(key for by_case in cases.values() for key in by_case)
+    columns = [(device, method) for device, names in methods.items() for method in names]
+
+    def speedup(device: str, method: str, key: tuple[str, ...]) -> str:
+        figures = cases.get(device, {}).get(key, {}).get(method)
+        return NOT_MEASURED if figures is None else f"{figures['speedup']['median']:,.1f}x"
+
+    rows = [
+        [*key, *(speedup(device, method, key) for device, method in columns)]
+        for key in measured or [("any",) * len(keys)]
+    ]
+    header = [*keys.values(), *(f"{device}: {method}" for device, method in columns)]
+    notes = [
+        f"{device}: {result['machine']['device']}. {explain(result)}; median of "
+        f"{result['rounds']} rounds in one run."
+        for device, result in found.items()
+        if result is not None
+    ]
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+# --- demo ---------------------------------------------------------------------------------------
+
+
+def demo(load: Load) -> str:
+    """What reranking does to the demo's questions, by pool, in percent."""
+    result = load("demo")
+    names = [*(f"recall@{k}" for k in (1, 2, 5, 10, 20)), "precision", "f1"]
+    header = ["pool", "order", *names, "answers right"]
+    answers = {"retriever": "without_reranking", "reranked": "with_reranking"}
+    rows = []
+    for pool in ("full", "gold"):
+        for order, answer in answers.items():
+            if result is None:
+                cells = [NOT_MEASURED] * (len(names) + 1)
+            else:
+                figures = result["pools"][pool]
+                values = [figures[order][name] for name in names]
+                cells = [f"{100 * v:.1f}" for v in [*values, figures["answer_accuracy"][answer]]]
+            rows.append([pool, order, *cells])
+    if result is None:
+        return _table(header, rows)
+    documents = result["num_documents"]
+    note = (
+        f"{result['num_questions']} test questions; {documents['full']:,} pictures in the full "
+        f"pool, {documents['gold']:,} in the gold one; {result['num_candidates']} candidates, of "
+        f"which the first {result['top_k']} at or above a relevance of {result['threshold']:g} are "
+        "kept."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+# --- shared -------------------------------------------------------------------------------------
+
+
+def _range(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f}x ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def _one(values: set[Any]) -> Any:
+    (value,) = values
+    return value
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+TABLES: dict[str, Callable[[Load], str]] = {
+    function.__name__: function
+    for function in (
+        fast_rerank,
+        fast_rerank_gpu,
+        prefix_cache_costs,
+        prefix_cache_bytes,
+        prefix_cache_tiers,
+        prefix_cache_compression,
+        prefix_attention,
+        relevance_head,
+        demo,
+    )
+}
