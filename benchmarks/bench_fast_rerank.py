@@ -4,19 +4,18 @@ Every method reads the same JPEG files and sees the same prompts, with a new que
 Only the warm one keeps something from one call to the next: the documents' prefixes. The run fails
 if the methods' scores differ.
 
-    python benchmarks/bench_fast_rerank.py                # about eight minutes on two CPU cores
+    python benchmarks/bench_fast_rerank.py                # about twenty minutes on two CPU cores
     python benchmarks/bench_fast_rerank.py --model tiny   # seconds; prints, writes nothing
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.metadata
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +23,12 @@ from typing import Annotated, Any
 import torch
 import typer
 from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
-from common import compare, save, time_in_turn
+from common import compare, peak_mib, save, time_in_turn
 from models import write_model
 from rich.console import Console
 from rich.table import Table
-from shapes import SHAPES
+from roofline import Peaks, measure_peaks, prefix_work, suffix_work
+from shapes import SHAPES, Shape
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
@@ -72,6 +72,8 @@ def measure(
         RuntimeError: two methods' scores differ by more than rounding.
     """
     start = time.monotonic()
+    dtype = resolve_dtype("auto", device)
+    peaks = measure_peaks(device, dtype)
     cases, left_out = [], []
     for name, image_tokens in models:
         if time.monotonic() - start > seconds:
@@ -79,12 +81,21 @@ def measure(
             continue
         with tempfile.TemporaryDirectory() as folder:
             cases += _measure_model(
-                name, image_tokens, Path(folder), device, rounds, num_documents, latency_calls
+                name,
+                image_tokens,
+                Path(folder),
+                device,
+                dtype,
+                peaks,
+                rounds,
+                num_documents,
+                latency_calls,
             )
     return {
         "num_documents": num_documents,
         "rounds": rounds,
         "baseline": BASELINE,
+        "peaks": asdict(peaks),
         "cases": cases,
         "left_out": left_out,
         "sentence_transformers": importlib.metadata.version("sentence-transformers"),
@@ -96,11 +107,13 @@ def _measure_model(
     image_tokens: int | None,
     folder: Path,
     device: torch.device,
+    dtype: torch.dtype,
+    peaks: Peaks,
     rounds: int,
     num_documents: int,
     latency_calls: int,
 ) -> list[dict[str, Any]]:
-    dtype, family = resolve_dtype("auto", device), SHAPES[name].family
+    family = SHAPES[name].family
     parameters = write_model(
         folder, SHAPES[name], image_tokens=image_tokens, device=device, dtype=dtype
     )
@@ -130,7 +143,18 @@ def _measure_model(
             methods["fast_rerank_warm"], questions[rounds + 1 :], documents, device
         )
         prompts = _prompt_tokens(cold, questions, documents)
-        cases.append({"model": model, "prompt_tokens": prompts, **case, "warm_ms": warm_ms})
+        shape = replace(SHAPES[name], image_tokens=model["image_tokens"])
+        least_ms = _least_ms(shape, prompts, dtype, peaks)
+        prompts = {part: [min(found), max(found)] for part, found in prompts.items()}
+        cases.append(
+            {
+                "model": model,
+                "prompt_tokens": prompts,
+                **case,
+                "warm_ms": warm_ms,
+                "least_ms": least_ms,
+            }
+        )
     return cases
 
 
@@ -176,28 +200,6 @@ def _percentiles_ms(
     return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "calls": len(questions)}
 
 
-def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
-    """The most memory that `call` takes above what was held before, in MiB.
-
-    On a GPU what torch allocates there; on the CPU the process's resident memory, which only Linux
-    tells (elsewhere None).
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, or it would not count as taken
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-    except (AttributeError, OSError):
-        return None
-    before = _resident_kib("VmRSS")
-    call()
-    return (_resident_kib("VmHWM") - before) / 2**10
-
-
 def _fast_rerank(query: str, documents: Sequence[Document], *, reranker: Reranker) -> list[float]:
     ranked = fast_rerank(query, documents, model=reranker)
     return [result.score for result in sorted(ranked, key=lambda result: result.index)]
@@ -211,18 +213,20 @@ def _largest_difference(scores: dict[str, list[list[float]]]) -> float:
 def _prompt_tokens(
     reranker: Reranker, questions: Sequence[str], documents: Sequence[Document]
 ) -> dict[str, list[int]]:
-    """The shortest and the longest prefix and suffix, in tokens."""
-    prefixes = [len(reranker.split_prompt(questions[0], document)[0]) for document in documents]
-    suffixes = [len(reranker.split_prompt(question, documents[0])[1]) for question in questions]
+    """Every prefix's and every suffix's tokens."""
     return {
-        "prefix": [min(prefixes), max(prefixes)],
-        "suffix": [min(suffixes), max(suffixes)],
+        "prefix": [len(reranker.split_prompt(questions[0], d)[0]) for d in documents],
+        "suffix": [len(reranker.split_prompt(question, documents[0])[1]) for question in questions],
     }
 
 
-def _resident_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+def _least_ms(
+    shape: Shape, prompts: dict[str, list[int]], dtype: torch.dtype, peaks: Peaks
+) -> dict[str, float]:
+    """The roofline: what the machine's measured peaks allow at best, warm and cold."""
+    warm = suffix_work(shape, prompts["prefix"], max(prompts["suffix"]), dtype.itemsize)
+    cold = warm + prefix_work(shape, prompts["prefix"], dtype.itemsize)
+    return {"warm": 1e3 * warm.seconds(peaks), "cold": 1e3 * cold.seconds(peaks)}
 
 
 def main(
@@ -236,7 +240,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 7,
     num_documents: Annotated[int, typer.Option(min=1, help="Candidates a question.")] = 20,
     latency_calls: Annotated[int, typer.Option(min=2, help="For the warm percentiles.")] = 50,
-    seconds: Annotated[float, typer.Option(help="Begin no other model after so long.")] = 480,
+    seconds: Annotated[float, typer.Option(help="Begin no other model after so long.")] = float(
+        "inf"
+    ),
 ) -> None:
     """Measure, print a table and write benchmarks/results/fast_rerank_{cpu,cuda}.json.
 

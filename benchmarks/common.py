@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import statistics
 import subprocess
@@ -81,6 +83,33 @@ def compare(samples: dict[str, list[float]], baseline: str) -> dict[str, dict[st
         }
         for name, times in samples.items()
     }
+
+
+def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
+    """The most memory that `call` takes above what was held before, in MiB.
+
+    On a GPU what torch allocates there; on the CPU the process's resident memory, which only Linux
+    tells (elsewhere None).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, or it would not count as taken
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    except (AttributeError, OSError):
+        return None
+    before = _resident_kib("VmRSS")
+    call()
+    return (_resident_kib("VmHWM") - before) / 2**10
+
+
+def _resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -54,3 +54,11 @@ def test_a_saved_result_says_where_it_was_measured(tmp_path, monkeypatch):
 def test_time_in_turn_returns_one_sample_a_round(methods):
     samples = common.time_in_turn(methods, rounds=4)
     assert [len(times) for times in samples.values()] == [4] * len(methods)
+
+
+def test_peak_memory_counts_what_is_freed_again() -> None:
+    peak = common.peak_mib(lambda: torch.ones(64 * 2**18), torch.device("cpu"))  # 64 MiB of float32
+    if peak is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    assert 60 < peak < 80
+    assert common.peak_mib(lambda: None, torch.device("cpu")) < 4

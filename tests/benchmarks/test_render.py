@@ -38,6 +38,7 @@ def fast_rerank_result() -> dict[str, Any]:
             "prompt_tokens": {"prefix": [270, 290], "suffix": [31, 31]},
             "max_score_difference": 2.4e-7,
             "warm_ms": {"p50": 2.5, "p90": 2.75, "p99": 3.5, "calls": 50},
+            "least_ms": {"warm": 2.0, "cold": 500.0},
             "methods": {
                 method: {"ms": spread(3000 / (1 + i)), "speedup": spread(1 + i), "peak_mib": 10 * i}
                 for i, method in enumerate(methods)
@@ -48,6 +49,7 @@ def fast_rerank_result() -> dict[str, Any]:
         "num_documents": 20,
         "rounds": 7,
         "left_out": ["another-model"],
+        "peaks": {"flops_per_second": 7e14, "bytes_per_second": 4e12},
         "machine": {"device": "Some CPU, 2 cores"},
         "cases": [
             case("llava", list(METHODS)),
@@ -134,7 +136,7 @@ def test_only_of_a_gpu_is_time_quoted() -> None:
     table = TABLES["fast_rerank_gpu"](found.get)
     first = table.splitlines()[2]
     assert cells(first, "some-model | 256 | 31")[3:] == [
-        *["2.5 ms", "3.5 ms", "750 ms"],
+        *["2.5 ms", "3.5 ms", "2.0 ms", "750 ms", "500 ms"],
         *["5.0x", "4.0x"],
     ]
     assert "Not measured, for lack of time: another-model." in table
