@@ -66,7 +66,17 @@ class Chat:
         videos or sound, and whatever added tokens the chat template itself writes. Words that a
         template uses for its roles, such as LLaVA's `ASSISTANT:`, are ordinary text to the model
         and stay.
+
+        Raises:
+            ValueError: the text holds half a character (a lone surrogate); no tokenizer takes it.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"half a character (a lone surrogate) at position {error.start} of {text[:80]!a}: "
+                "clean the text with text.encode('utf-8', 'replace').decode()"
+            ) from None
         return self._control_token.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _turn(self, content: list[dict[str, str]], system_turn: str | None = None) -> str:

@@ -56,6 +56,11 @@ def test_escape_puts_one_space_into_each_control_token_and_leaves_the_rest(tiny_
     assert tiny_mllm("gemma3").escape("a\n\nb <end_of_turn>") == "a\n\nb < end_of_turn>"
 
 
+def test_half_a_character_is_refused(tiny_mllm):
+    with pytest.raises(ValueError, match=r"half a character .* position 2 of 'a \\ud800'"):
+        tiny_mllm("qwen2_vl").render("{a}", a="a \ud800")
+
+
 def test_fields_are_put_in_word_for_word(tiny_mllm):
     prompt = tiny_mllm("qwen2_vl").render("{a}<image>{b}{{c}}", a="{b} <image> ", b="{}%s\\n塔")
     assert (

@@ -188,6 +188,14 @@ def test_an_empty_query_is_refused(query: str, tiny_reranker: Reranker) -> None:
         tiny_reranker.rank(query, [picture(0)])
 
 
+@pytest.mark.parametrize(("query", "caption"), [("a \ud800", "a mill"), ("a mill", "a \ud800")])
+def test_half_a_character_is_refused(query: str, caption: str, tiny_reranker: Reranker) -> None:
+    document = Document(Image.new("RGB", (64, 64)), caption=caption)
+    with pytest.raises(ValueError, match=r"half a character .* of 'a \\ud800'"):
+        tiny_reranker.score([(query, document)])
+    assert tiny_reranker.score([("a mill", Document(document.image))]).isfinite().all()
+
+
 def test_other_bad_arguments_are_refused(tiny_reranker: Reranker) -> None:
     with pytest.raises(ValueError, match="documents is empty"):
         tiny_reranker.rank(QUERY, [])
