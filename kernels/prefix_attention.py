@@ -190,7 +190,10 @@ def prefix_attention_fwd(
     sliding_window: int | None,
     out: Tensor,
 ) -> None:
-    """Launches the kernel on checked arguments; `out` holds zeros where no query writes."""
+    """Launches the kernel on checked arguments; `out` holds zeros where no query writes.
+
+    Elements within a head lie side by side, and the batch's tables are contiguous.
+    """
     (batch, table_width), (_, kv_heads, page_size, dim) = (
         prefix.page_table.shape,
         prefix.value_pages.shape,
@@ -207,7 +210,6 @@ def prefix_attention_fwd(
         )
         out.copy_(in_float32)
         return
-    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     key_pages, value_pages = prefix.key_pages, prefix.value_pages
     if key_pages.dtype == torch.float8_e4m3fn:
         key_pages, value_pages = key_pages.view(torch.uint8), value_pages.view(torch.uint8)
@@ -230,11 +232,11 @@ def prefix_attention_fwd(
             value_pages,
             prefix.key_scales,
             prefix.value_scales,
-            prefix.page_table.contiguous(),
+            prefix.page_table,
             table_width,
-            prefix.prefix_lengths.contiguous(),
-            prefix.suffix_starts.contiguous(),
-            prefix.suffix_lengths.contiguous(),
+            prefix.prefix_lengths,
+            prefix.suffix_starts,
+            prefix.suffix_lengths,
             out,
             scale * 1.4426950408889634,  # log2(e)
             sliding_window,

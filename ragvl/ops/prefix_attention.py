@@ -277,13 +277,15 @@ def _prefix_attention(
     backend: str,
 ) -> Tensor:
     """The operation as torch.compile sees it: one node, whatever backend runs it."""
+    # The kernels read rows and heads at any stride, elements within a head side by side
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     prefix = PrefixBatch(
         key_pages,
         value_pages,
-        page_table,
-        prefix_lengths,
-        suffix_starts,
-        suffix_lengths,
+        page_table.contiguous(),
+        prefix_lengths.contiguous(),
+        suffix_starts.contiguous(),
+        suffix_lengths.contiguous(),
         max_suffix_length,
         last_only,
         key_scales,
@@ -366,19 +368,11 @@ def _compiled(
     sliding_window: int | None,
 ) -> Tensor:
     """csrc/prefix_attention.cpp."""
-    # Named, so that what had to be copied lives until the end.
-    q, k, v = (_with_adjacent_elements(tensor) for tensor in (q, k, v))
-    table, cached, starts, lengths = (
-        tensor.contiguous()
-        for tensor in (
-            prefix.page_table,
-            prefix.prefix_lengths,
-            prefix.suffix_starts,
-            prefix.suffix_lengths,
-        )
-    )
     out = q.new_zeros(q.shape)
-    (batch, table_width), (_, kv_heads, page_size, dim) = table.shape, prefix.value_pages.shape
+    (batch, table_width), (_, kv_heads, page_size, dim) = (
+        prefix.page_table.shape,
+        prefix.value_pages.shape,
+    )
     params = compiled().PrefixAttentionParams(
         q=(address(q), *q.stride()[:2]),
         k=(address(k), *k.stride()[:2]),
@@ -387,10 +381,10 @@ def _compiled(
         value_pages=address(prefix.value_pages),
         key_scales=address(prefix.key_scales),
         value_scales=address(prefix.value_scales),
-        page_table=address(table),
-        prefix_lengths=address(cached),
-        suffix_starts=address(starts),
-        suffix_lengths=address(lengths),
+        page_table=address(prefix.page_table),
+        prefix_lengths=address(prefix.prefix_lengths),
+        suffix_starts=address(prefix.suffix_starts),
+        suffix_lengths=address(prefix.suffix_lengths),
         out=address(out),
         batch=batch,
         heads=q.shape[1],
@@ -408,11 +402,6 @@ def _compiled(
     )
     compiled().prefix_attention_cpu(params, max(1, min(torch.get_num_threads(), batch * kv_heads)))
     return out
-
-
-def _with_adjacent_elements(tensor: Tensor) -> Tensor:
-    """`tensor` as the kernels read it, whatever the strides of rows and heads."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _triton(
