@@ -77,7 +77,7 @@ def measure(
     cases, left_out = [], []
     for name, image_tokens in models:
         if time.monotonic() - start > seconds:
-            left_out.append(name)
+            left_out.append(name if image_tokens is None else f"{name} ({image_tokens} tokens)")
             continue
         with tempfile.TemporaryDirectory() as folder:
             cases += _measure_model(

@@ -6,16 +6,15 @@ suite of the same methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
 from typing import Annotated
 
 import pytest
 import torch
 import torch.nn.functional as F
 import typer
-from common import backends_to_measure, compare, save, time_in_turn
-from rich.console import Console
-from rich.table import Table
+from common import backends_to_measure
+from operation import DEVICE, DTYPES, Method, measure_operation
 from shapes import SHAPES
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -28,9 +27,6 @@ BASELINE = "sdpa, stock cache"
 BATCH, SUFFIX_TOKENS = 20, 31
 # (whose heads, tokens of the shortest prefix); captions make the longest 24 tokens longer
 CASES = [("mid", 272), ("internvl2-1b", 272), ("llava-1.5-7b", 592)]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Method = Callable[[], Tensor]
 
 
 def methods(
@@ -130,9 +126,6 @@ def methods(
     return found
 
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("method", methods("tiny", 16, torch.float32, DEVICE))
@@ -147,36 +140,21 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
 ) -> None:
     """Measure, print a table and write benchmarks/results/prefix_attention_{cpu,cuda}.json."""
-    torch.set_num_threads(threads)
-    table = Table("model", "dtype", "method", "us", "speedup", title=str(DEVICE))
-    cases = []
-    for model, shortest in CASES:
-        for dtype_name, dtype in DTYPES.items():
-            with torch.inference_mode():
-                samples = time_in_turn(
-                    methods(model, shortest, dtype, DEVICE),
-                    rounds=rounds,
-                    sample_ms=20,
-                    device=DEVICE,
-                )
-            compared = compare(samples, BASELINE)
-            cases.append(
-                {"model": model, "prefix": shortest, "dtype": dtype_name, "methods": compared}
-            )
-            for name, figures in compared.items():
-                us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
-                table.add_row(model, dtype_name, name, f"{us:.0f}", f"{speedup:.2f}x")
-    result = {
-        "rounds": rounds,
-        "batch": BATCH,
-        "suffix": SUFFIX_TOKENS,
-        "baseline": BASELINE,
-        "cases": cases,
-    }
-    path = save(f"{OPERATION}_{DEVICE.type}", result, DEVICE)
-    console = Console()
-    console.print(table)
-    console.print(f"wrote {path}")
+    cases = [
+        {"model": model, "prefix": shortest, "dtype": dtype}
+        for (model, shortest), dtype in product(CASES, DTYPES)
+    ]
+    with torch.inference_mode():
+        measure_operation(
+            OPERATION,
+            cases,
+            lambda case: methods(case["model"], case["prefix"], DTYPES[case["dtype"]], DEVICE),
+            BASELINE,
+            rounds=rounds,
+            threads=threads,
+            batch=BATCH,
+            suffix=SUFFIX_TOKENS,
+        )
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ suite of the same methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
 from typing import Annotated
 
 import pytest
 import torch
 import torch.nn.functional as F
 import typer
-from common import backends_to_measure, compare, save, time_in_turn
-from rich.console import Console
-from rich.table import Table
+from common import backends_to_measure
+from operation import DEVICE, DTYPES, Method, measure_operation
 from torch import Tensor
 
 from ragvl.ops import relevance_head
@@ -25,9 +24,6 @@ VOCABULARY = 32_000  # LLaMA's; newer models' are up to eight times as large
 TOKENS = 16  # per prompt: the rows between those that are gathered
 BASELINE = "vocabulary product"
 CASES = [(1, 2048), (20, 896), (20, 4096), (100, 4096)]  # (batch, hidden size)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Method = Callable[[], Tensor]
 
 
 def methods(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Method]:
@@ -64,9 +60,6 @@ def methods(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> d
     return found
 
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("method", methods(1, 8, torch.float32, DEVICE))
@@ -81,33 +74,20 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
 ) -> None:
     """Measure, print a table and write benchmarks/results/relevance_head_{cpu,cuda}.json."""
-    torch.set_num_threads(threads)
-    table = Table("batch", "hidden", "dtype", "method", "us", "speedup", title=str(DEVICE))
-    cases = []
-    for batch, dim in CASES:
-        for dtype_name, dtype in DTYPES.items():
-            with torch.inference_mode():
-                samples = time_in_turn(
-                    methods(batch, dim, dtype, DEVICE),
-                    rounds=rounds,
-                    warmup=3,
-                    sample_ms=20,
-                    device=DEVICE,
-                )
-            compared = compare(samples, BASELINE)
-            cases.append(
-                {"batch": batch, "hidden_size": dim, "dtype": dtype_name, "methods": compared}
-            )
-            for name, figures in compared.items():
-                us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
-                table.add_row(
-                    str(batch), str(dim), dtype_name, name, f"{us:.0f}", f"{speedup:.1f}x"
-                )
-    result = {"rounds": rounds, "vocabulary": VOCABULARY, "baseline": BASELINE, "cases": cases}
-    path = save(f"{OPERATION}_{DEVICE.type}", result, DEVICE)
-    console = Console()
-    console.print(table)
-    console.print(f"wrote {path}")
+    cases = [
+        {"batch": batch, "hidden_size": dim, "dtype": dtype}
+        for (batch, dim), dtype in product(CASES, DTYPES)
+    ]
+    with torch.inference_mode():
+        measure_operation(
+            OPERATION,
+            cases,
+            lambda case: methods(case["batch"], case["hidden_size"], DTYPES[case["dtype"]], DEVICE),
+            BASELINE,
+            rounds=rounds,
+            threads=threads,
+            vocabulary=VOCABULARY,
+        )
 
 
 if __name__ == "__main__":

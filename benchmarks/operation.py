@@ -1,0 +1,59 @@
+"""What the benchmarks of single operations share: the table that they print and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from common import compare, save, time_in_turn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Method = Callable[[], Tensor]
+
+
+def measure_operation(
+    operation: str,
+    cases: Sequence[dict[str, Any]],
+    methods: Callable[[dict[str, Any]], dict[str, Method]],
+    baseline: str,
+    *,
+    rounds: int,
+    threads: int,
+    sample_ms: float = 20,
+    **facts: Any,
+) -> None:
+    """Times each case's methods in turn, prints a table, writes <operation>_{cpu,cuda}.json.
+
+    Args:
+        operation: its name.
+        cases: what tells one from another, under the same names in each; goes into the JSON.
+        methods: what to compare in a case, by name.
+        baseline: the method that speed is against.
+        rounds: samples of each method.
+        threads: on the CPU.
+        sample_ms: how long a sample lasts.
+        facts: what is the same in all cases; goes into the JSON.
+    """
+    torch.set_num_threads(threads)
+    table = Table(*cases[0], "method", "us", "speedup", title=f"{operation}, {DEVICE}")
+    measured = []
+    for case in cases:
+        samples = time_in_turn(
+            methods(case), rounds=rounds, warmup=3, sample_ms=sample_ms, device=DEVICE
+        )
+        compared = compare(samples, baseline)
+        measured.append({**case, "methods": compared})
+        for name, figures in compared.items():
+            us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
+            table.add_row(*map(str, case.values()), name, f"{us:.0f}", f"{speedup:.2f}x")
+    result = {"rounds": rounds, **facts, "baseline": baseline, "cases": measured}
+    path = save(f"{operation}_{DEVICE.type}", result, DEVICE)
+    console = Console()
+    console.print(table)
+    console.print(f"wrote {path}")
