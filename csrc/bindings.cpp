@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "diffusion_noise.h"
 #include "isa.h"
 #include "prefix_attention.h"
 #include "relevance_head.h"
@@ -103,6 +104,40 @@ void bind_relevance_head(py::module_& m) {
 #endif
 }
 
+void bind_diffusion_noise(py::module_& m) {
+  py::class_<DiffusionNoiseParams>(m, "DiffusionNoiseParams")
+      .def(py::init([](Address x, Address rows, Address noise, Address signal, Address scale,
+                       Address out, int64_t size, int64_t dim, int64_t item_size, uint64_t seed,
+                       const std::string& dtype) {
+             return DiffusionNoiseParams{pointer<void>(x),
+                                         pointer<bool>(rows),
+                                         pointer<void>(noise),
+                                         pointer<float>(signal),
+                                         pointer<float>(scale),
+                                         pointer<void>(out),
+                                         size,
+                                         dim,
+                                         item_size,
+                                         seed,
+                                         dtype_of(dtype)};
+           }),
+           py::kw_only(), py::arg("x"), py::arg("rows"), py::arg("noise"), py::arg("signal"),
+           py::arg("scale"), py::arg("out"), py::arg("size"), py::arg("dim"), py::arg("item_size"),
+           py::arg("seed"), py::arg("dtype"));
+
+  m.def("diffusion_noise_cpu", [](const DiffusionNoiseParams& params, int threads) {
+    const auto kernel = RAGVL_CPU_KERNEL(diffusion_noise);
+    py::gil_scoped_release unlocked;
+    kernel(params, threads);
+  });
+#ifndef RAGVL_WITHOUT_CUDA
+  m.def("diffusion_noise_cuda", [](const DiffusionNoiseParams& params, Address stream) {
+    py::gil_scoped_release unlocked;
+    throw_if(diffusion_noise_cuda(params, pointer<void>(stream)));
+  });
+#endif
+}
+
 // (address, elements from row to row, elements from head to head)
 using View = std::tuple<Address, int64_t, int64_t>;
 
@@ -174,6 +209,7 @@ PYBIND11_MODULE(_C, m) {
     for (Isa isa : available_isas()) names.push_back(isa_name(isa));
     return names;
   });
+  bind_diffusion_noise(m);
   bind_prefix_attention(m);
   bind_relevance_head(m);
 }

@@ -65,3 +65,23 @@ class PrefixAttentionParams:
     ) -> None: ...
 
 def prefix_attention_cpu(params: PrefixAttentionParams, threads: int) -> None: ...
+
+class DiffusionNoiseParams:
+    def __init__(
+        self,
+        *,
+        x: int,
+        rows: int,
+        noise: int,
+        signal: int,
+        scale: int,
+        out: int,
+        size: int,
+        dim: int,
+        item_size: int,
+        seed: int,
+        dtype: str,
+    ) -> None: ...
+
+def diffusion_noise_cpu(params: DiffusionNoiseParams, threads: int) -> None: ...
+def diffusion_noise_cuda(params: DiffusionNoiseParams, stream: int) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ragvl.ops.backends import Backend, BackendUnavailableError
+from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
 
@@ -10,6 +11,8 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "PrefixBatch",
+    "diffusion_noise",
+    "diffusion_noise_reference",
     "prefix_attention",
     "prefix_attention_reference",
     "relevance_head",

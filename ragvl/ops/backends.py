@@ -21,6 +21,7 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "relevance_head": ("reference", "cpu", "triton", "cuda"),
     "prefix_attention": ("reference", "cpu", "triton"),
+    "diffusion_noise": ("reference", "cpu", "triton", "cuda"),
 }
 
 # By the kind of device that holds the tensors, fastest first.

@@ -1,0 +1,83 @@
+"""diffusion_noise against eager code: clone, draw, multiply, add, write where marked.
+
+As a script it prints a table and writes benchmarks/results; under pytest it is a pytest-benchmark
+suite of the same methods.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated
+
+import pytest
+import torch
+import typer
+from common import backends_to_measure
+from operation import DEVICE, DTYPES, Method, measure_operation
+from torch import Tensor
+
+from ragvl.ops import diffusion_noise
+from ragvl.ops.diffusion_noise import alphas_cumprod
+
+OPERATION = "diffusion_noise"
+BASELINE = "eager"
+MARKED = 0.75  # the share of rows that are visual tokens
+# (rows, hidden size)
+CASES = {"cpu": [(1024, 2048), (4096, 2048)], "cuda": [(4096, 2048), (65_536, 2048)]}[DEVICE.type]
+
+
+def methods(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Method]:
+    """What to compare, by name."""
+    x = torch.randn(rows, dim, device=device).to(dtype)
+    marked = torch.arange(rows, device=device) < MARKED * rows
+    kept = alphas_cumprod()[500]
+    signal, scale = kept.sqrt().item(), (1 - kept).sqrt().item()
+
+    def eager() -> Tensor:
+        noised = x.clone()
+        visual = x[marked]
+        noised[marked] = signal * visual + scale * torch.randn_like(visual)
+        return noised
+
+    found: dict[str, Method] = {BASELINE: eager, "copy alone": x.clone}
+    for backend in backends_to_measure(OPERATION, device, dtype):
+
+        def fused(backend: str = backend) -> Tensor:
+            return diffusion_noise(x, marked, seed=1, backend=backend)
+
+        found[backend] = fused
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("method", methods(8, 8, torch.float32, DEVICE))
+def test_diffusion_noise(benchmark, method: str, case: tuple[int, int], dtype: str) -> None:
+    result = benchmark(methods(*case, DTYPES[dtype], DEVICE)[method])
+    assert result.shape == case
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Samples of each method.")] = 11,
+    threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
+) -> None:
+    """Measure, print a table and write benchmarks/results/diffusion_noise_{cpu,cuda}.json."""
+    cases = [
+        {"rows": rows, "hidden_size": dim, "dtype": dtype}
+        for (rows, dim), dtype in product(CASES, DTYPES)
+    ]
+    with torch.inference_mode():
+        measure_operation(
+            OPERATION,
+            cases,
+            lambda case: methods(case["rows"], case["hidden_size"], DTYPES[case["dtype"]], DEVICE),
+            BASELINE,
+            rounds=rounds,
+            threads=threads,
+            sample_ms=50,
+            marked=MARKED,
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
