@@ -47,6 +47,8 @@ format: $(VENV)/.dev ## Format every source file
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
 	$(BIN)/python benchmarks/bench_relevance_head.py
 	$(BIN)/python benchmarks/bench_prefix_attention.py
+	$(BIN)/python benchmarks/bench_diffusion_noise.py
+	$(BIN)/python benchmarks/bench_visual_weighted_cross_entropy.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/python benchmarks/bench_prefix_cache.py
 	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress

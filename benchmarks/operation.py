@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import compare, save, time_in_turn
+from common import compare, peak_mib, save, time_in_turn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,6 +26,7 @@ def measure_operation(
     rounds: int,
     threads: int,
     sample_ms: float = 20,
+    memory: bool = False,
     **facts: Any,
 ) -> None:
     """Times each case's methods in turn, prints a table, writes <operation>_{cpu,cuda}.json.
@@ -38,20 +39,24 @@ def measure_operation(
         rounds: samples of each method.
         threads: on the CPU.
         sample_ms: how long a sample lasts.
+        memory: also measure each method's peak memory above its inputs, once, after its timing.
         facts: what is the same in all cases; goes into the JSON.
     """
     torch.set_num_threads(threads)
-    table = Table(*cases[0], "method", "us", "speedup", title=f"{operation}, {DEVICE}")
+    columns = ["us", "speedup", *(["peak MiB"] if memory else [])]
+    table = Table(*cases[0], "method", *columns, title=f"{operation}, {DEVICE}")
     measured = []
     for case in cases:
-        samples = time_in_turn(
-            methods(case), rounds=rounds, warmup=3, sample_ms=sample_ms, device=DEVICE
-        )
+        found = methods(case)
+        samples = time_in_turn(found, rounds=rounds, warmup=3, sample_ms=sample_ms, device=DEVICE)
         compared = compare(samples, baseline)
         measured.append({**case, "methods": compared})
         for name, figures in compared.items():
-            us, speedup = figures["ms"]["median"] * 1e3, figures["speedup"]["median"]
-            table.add_row(*map(str, case.values()), name, f"{us:.0f}", f"{speedup:.2f}x")
+            cells = [f"{figures['ms']['median'] * 1e3:.0f}", f"{figures['speedup']['median']:.2f}x"]
+            if memory:
+                peak = figures["peak_mib"] = peak_mib(found[name], DEVICE)
+                cells.append("?" if peak is None else f"{peak:.0f}")
+            table.add_row(*map(str, case.values()), name, *cells)
     result = {"rounds": rounds, **facts, "baseline": baseline, "cases": measured}
     path = save(f"{operation}_{DEVICE.type}", result, DEVICE)
     console = Console()

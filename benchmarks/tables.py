@@ -279,29 +279,83 @@ def relevance_head(load: Load) -> str:
     )
 
 
+def diffusion_noise(load: Load) -> str:
+    """Speed of the backends against eager code."""
+    return _operation(
+        load,
+        "diffusion_noise",
+        {"rows": "rows", "hidden_size": "hidden", "dtype": "dtype"},
+        {
+            "CPU": ["copy alone", "reference", "cpu"],
+            "GPU": ["copy alone", "reference", "triton", "cuda"],
+        },
+        lambda result: (
+            f"Speed is against clone, `randn_like`, multiply, add and masked write, "
+            f"{100 * result['marked']:.0f} % of the rows marked"
+        ),
+    )
+
+
+def visual_weighted_cross_entropy(load: Load) -> str:
+    """Speed and memory of the backends, with gradients, against eager code on all logits."""
+
+    def memory(case: Result, figures: Result) -> str:
+        if figures["peak_mib"] is None:
+            return _speedup(case, figures)
+        extra = max(0.0, figures["peak_mib"] - case["gradients_mib"])
+        return f"{_speedup(case, figures)}, {extra:,.0f} MiB"
+
+    return _operation(
+        load,
+        "visual_weighted_cross_entropy",
+        {"labelled": "labelled", "head": "head"},
+        {
+            "CPU": ["eager", "reference", "cpu"],
+            "GPU": ["eager", "liger, unweighted, one branch", "reference", "triton"],
+        },
+        lambda result: (
+            f"Loss and gradients of {result['positions']:,} positions, hidden size "
+            f"{result['dim']:,}, a vocabulary of {result['vocabulary']:,}, {result['dtype']}, "
+            f"against both branches' logits in float32. Memory is the peak above inputs and "
+            f"gradients returned"
+        ),
+        cell=memory,
+    )
+
+
+def _speedup(_: Result, figures: Result) -> str:
+    return f"{figures['speedup']['median']:,.1f}x"
+
+
 def _operation(
     load: Load,
     name: str,
     keys: dict[str, str],
     methods: dict[str, list[str]],
     explain: Callable[[Result], str],
+    *,
+    cell: Callable[[Result, Result], str] = _speedup,
 ) -> str:
-    """A row for each case, whose names `keys` translates; a column for each method."""
+    """A row for each case, whose names `keys` translates; a column for each method.
+
+    `cell` makes what stands there of the case and the method's figures.
+    """
     found = {"CPU": load(f"{name}_cpu"), "GPU": load(f"{name}_cuda")}
     cases = {
-        device: {tuple(str(case[key]) for key in keys): case["methods"] for case in result["cases"]}
+        device: {tuple(str(case[key]) for key in keys): case for case in result["cases"]}
         for device, result in found.items()
         if result is not None
     }
     measured = dict.fromkeys(key for by_case in cases.values() for key in by_case)
     columns = [(device, method) for device, names in methods.items() for method in names]
 
-    def speedup(device: str, method: str, key: tuple[str, ...]) -> str:
-        figures = cases.get(device, {}).get(key, {}).get(method)
-        return NOT_MEASURED if figures is None else f"{figures['speedup']['median']:,.1f}x"
+    def measured_cell(device: str, method: str, key: tuple[str, ...]) -> str:
+        case = cases.get(device, {}).get(key)
+        figures = case and case["methods"].get(method)
+        return cell(case, figures) if case and figures else NOT_MEASURED
 
     rows = [
-        [*key, *(speedup(device, method, key) for device, method in columns)]
+        [*key, *(measured_cell(device, method, key) for device, method in columns)]
         for key in measured or [("any",) * len(keys)]
     ]
     header = [*keys.values(), *(f"{device}: {method}" for device, method in columns)]
@@ -373,6 +427,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
         prefix_cache_compression,
         prefix_attention,
         relevance_head,
+        diffusion_noise,
+        visual_weighted_cross_entropy,
         demo,
     )
 }

@@ -6,6 +6,11 @@ from ragvl.ops.backends import Backend, BackendUnavailableError
 from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
+from ragvl.ops.visual_weighted_cross_entropy import (
+    visual_weighted_cross_entropy,
+    visual_weighted_cross_entropy_reference,
+    visual_weights,
+)
 
 __all__ = [
     "Backend",
@@ -17,4 +22,7 @@ __all__ = [
     "prefix_attention_reference",
     "relevance_head",
     "relevance_head_reference",
+    "visual_weighted_cross_entropy",
+    "visual_weighted_cross_entropy_reference",
+    "visual_weights",
 ]

@@ -22,6 +22,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "relevance_head": ("reference", "cpu", "triton", "cuda"),
     "prefix_attention": ("reference", "cpu", "triton"),
     "diffusion_noise": ("reference", "cpu", "triton", "cuda"),
+    "visual_weighted_cross_entropy": ("reference", "cpu", "triton"),
 }
 
 # By the kind of device that holds the tensors, fastest first.

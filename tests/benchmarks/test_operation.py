@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 
+import bench_diffusion_noise
 import bench_prefix_attention
 import bench_relevance_head
+import bench_visual_weighted_cross_entropy
 import common
 import operation
 import pytest
@@ -26,6 +28,7 @@ def test_every_case_is_timed_and_written(tmp_path, monkeypatch):
         rounds=3,
         threads=threads,
         sample_ms=1,
+        memory=True,
         batch=7,
     )
     found = json.loads((tmp_path / f"sum_{operation.DEVICE.type}.json").read_text())
@@ -33,12 +36,17 @@ def test_every_case_is_timed_and_written(tmp_path, monkeypatch):
     assert [{key: case[key] for key in cases[0]} for case in found["cases"]] == cases
     assert found["cases"][1]["methods"]["once"]["speedup"]["median"] > 2
     assert found["cases"][1]["methods"]["nine times"]["speedup"]["median"] == 1
+    assert all(figures["peak_mib"] >= 0 for figures in found["cases"][1]["methods"].values())
 
 
 @pytest.mark.parametrize(
     ("bench", "case"),
-    [(bench_relevance_head, (2, 64)), (bench_prefix_attention, ("tiny", 40))],
-    ids=["relevance_head", "prefix_attention"],
+    [
+        (bench_relevance_head, (2, 64)),
+        (bench_prefix_attention, ("tiny", 40)),
+        (bench_diffusion_noise, (8, 64)),
+    ],
+    ids=lambda value: getattr(value, "OPERATION", ""),
 )
 def test_an_operations_benchmark_writes_what_its_table_reads(bench, case, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
@@ -52,3 +60,16 @@ def test_an_operations_benchmark_writes_what_its_table_reads(bench, case, tmp_pa
     table = TABLES[bench.OPERATION](load)
     for dtype in operation.DTYPES:
         assert f"| {case[0]} | {case[1]} | {dtype} |" in table
+
+
+def test_the_loss_benchmark_writes_what_its_table_reads(tmp_path, monkeypatch):
+    bench = bench_visual_weighted_cross_entropy
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "SIZE", bench._SMALL)
+    bench.main(rounds=2, threads=torch.get_num_threads())
+    path = tmp_path / f"{bench.OPERATION}_{operation.DEVICE.type}.json"
+    table = TABLES[bench.OPERATION](
+        lambda name: json.loads(path.read_text()) if name == path.stem else None
+    )
+    for labelled, head in bench.CASES:
+        assert f"| {labelled} | {head} |" in table

@@ -161,6 +161,23 @@ def test_relevance_head_has_a_row_for_each_case() -> None:
     ]
 
 
+def test_the_loss_table_counts_memory_above_the_gradients() -> None:
+    def figures(speed: float, peak: float | None) -> dict[str, Any]:
+        return {"speedup": spread(speed), "peak_mib": peak}
+
+    case = {
+        "labelled": "5 %",
+        "head": "frozen",
+        "gradients_mib": 4.0,
+        "methods": {"eager": figures(1, 884), "reference": figures(2, 3), "cpu": figures(9, None)},
+    }
+    shape = {"positions": 2048, "dim": 512, "vocabulary": 37_913, "dtype": "float32"}
+    result = {"cases": [case], "rounds": 5, "machine": {"device": "Some CPU"}, **shape}
+    found = {"visual_weighted_cross_entropy_cpu": result}
+    table = TABLES["visual_weighted_cross_entropy"](found.get)
+    assert cells(table, "5 % | frozen")[2:5] == ["1.0x, 880 MiB", "2.0x, 0 MiB", "9.0x"]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_nothing_measured_yet(name: str) -> None:
     table = TABLES[name](lambda _: None)
