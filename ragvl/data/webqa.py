@@ -11,42 +11,19 @@ import json
 import logging
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ragvl.data.document import Document
+from ragvl.data.questions import Pool, Question
 
 logger = logging.getLogger(__name__)
-
-Pool = Literal["full", "gold"]
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
 
 
 class WebQAFormatError(ValueError):
     """A WebQA file that does not have the published layout."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question with what is known about it.
-
-    Attributes:
-        id: WebQA's Guid.
-        text: the question, without the quotation marks of the file.
-        answers: accepted answers; the first is the preferred one.
-        category: WebQA's Qcate: color, shape, number, YesNo, choose, text, Others.
-        gold: ids of the documents that answer it.
-        negatives: ids of the documents that WebQA lists as distractors.
-    """
-
-    id: str
-    text: str
-    answers: tuple[str, ...]
-    category: str
-    gold: tuple[str, ...]
-    negatives: tuple[str, ...]
 
 
 class ImageRows:

@@ -13,8 +13,9 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from ragvl.data.document import Document
+from ragvl.data.questions import Pool, Question
 from ragvl.data.synthetic import write_world
-from ragvl.data.webqa import Pool, Question, WebQA
+from ragvl.data.webqa import WebQA
 from ragvl.evaluation.metrics import is_correct, precision_recall_f1, recall_at_k
 from ragvl.generator import Generator
 from ragvl.pipeline import RagVL

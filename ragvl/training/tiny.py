@@ -39,10 +39,11 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from ragvl.data.questions import Question
 from ragvl.data.synthetic import write_world
 from ragvl.data.synthetic.drawing import COLORS, KINDS, SETTINGS, SHAPES, SIZE, WORDS
 from ragvl.data.synthetic.world import NUMBERS, SYLLABLES
-from ragvl.data.webqa import Question, WebQA
+from ragvl.data.webqa import WebQA
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import common_prefix_length
 from ragvl.reranker.templates import CAPTION
