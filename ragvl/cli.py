@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Prepare data.")
+train = typer.Typer(no_args_is_help=True, help="Train a reranker or a generator.")
+app.add_typer(data, name="data")
+app.add_typer(train, name="train")
+
+# Settings are read by jsonargparse, which knows their types and their YAML
+_OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback()
@@ -66,7 +75,7 @@ def rerank(
     from ragvl.prefix_cache import PrefixCache
     from ragvl.reranker import Reranker
 
-    try:
+    with _one_line_errors("rerank"):
         reranker = Reranker.from_pretrained(
             model,
             preset=preset,
@@ -75,9 +84,6 @@ def rerank(
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
         ranked = reranker.rank(query, images, top_k=top_k, threshold=threshold)
-    except (ValueError, OSError, ArithmeticError) as error:
-        typer.echo(f"ragvl rerank: {error}", err=True)
-        sys.exit(1)
     table = Table("picture", "relevance", "kept")
     for result in ranked:
         table.add_row(
@@ -118,7 +124,7 @@ def warm(
     from ragvl.prefix_cache import PrefixCache, format_bytes
     from ragvl.reranker import Reranker
 
-    try:
+    with _one_line_errors("warm"):
         documents = Documents(source, split=split)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
@@ -132,13 +138,102 @@ def warm(
             prefix_cache=prefix_cache,
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
-    except (ValueError, OSError, ArithmeticError) as error:
-        typer.echo(f"ragvl warm: {error}", err=True)
-        sys.exit(1)
     typer.echo(
         f"{report.built} built, {report.known} there already, {report.skipped} skipped; "
         f"{cache} holds {format_bytes(prefix_cache.statistics()['disk'].bytes)}"
     )
+
+
+@data.command()
+def ranking(
+    source: Annotated[Path, typer.Argument(help="A folder in WebQA's format.")],
+    encoder: Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    split: Annotated[str, typer.Option(help="Whose questions.")] = "train",
+    ratio: Annotated[float, typer.Option(min=0, help="No samples for each Yes.")] = 1.0,
+    depth: Annotated[
+        int, typer.Option(min=1, help="No samples come from the retriever's first so many.")
+    ] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    pool: Annotated[
+        Literal["full", "gold"],
+        typer.Option(help="No samples are any documents, or other questions' gold ones."),
+    ] = "full",
+    index: Annotated[
+        Path | None, typer.Option(help="A folder with the documents' vectors, made if not there.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Write a reranker's training samples: gold documents are Yes, near misses No."""
+    with _one_line_errors("data ranking"):
+        from ragvl.data.webqa import WebQA
+        from ragvl.retriever import DualEncoder, VectorIndex
+        from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
+
+        questions = WebQA(source, split=split)
+        dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
+        if index is not None and index.is_dir():
+            vectors = VectorIndex.load(index)
+        else:
+            vectors = index_documents(questions, dual_encoder, pool=pool, progress=True)
+            if index is not None:
+                vectors.save(index)
+        samples = ranking_samples(
+            questions,
+            dual_encoder,
+            vectors,
+            negatives_per_positive=ratio,
+            depth=depth,
+            seed=seed,
+            progress=True,
+        )
+        counts = write_ranking(samples, out)
+    typer.echo(
+        f"{len(questions.questions)} questions, {len(vectors)} documents: "
+        f"{counts['Yes']} Yes and {counts['No']} No samples in {out}"
+    )
+
+
+@train.command("reranker", context_settings=_OWN_FLAGS)
+def train_reranker(context: typer.Context) -> None:
+    """Yes or No from a question and a picture; --help lists its settings."""
+    _train("reranker", context.args)
+
+
+@train.command("generator", context_settings=_OWN_FLAGS)
+def train_generator(context: typer.Context) -> None:
+    """Answers from pictures, with noise or without; --help lists its settings."""
+    _train("generator", context.args)
+
+
+@train.command("recipes")
+def train_recipes() -> None:
+    """List the recipes that --config takes by name."""
+    from ragvl.training.command import recipes
+
+    for name, purpose in recipes().items():
+        typer.echo(f"{name:36} {purpose}")
+
+
+def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
+    with _one_line_errors(f"train {stage}"):
+        from ragvl.training.command import run
+
+        run(stage, flags)
+
+
+@contextmanager
+def _one_line_errors(command: str) -> Iterator[None]:
+    """Ends the program with what is wrong where a person can act on it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        extra = "pip install 'ragvl[cpu,train]'"
+        typer.echo(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
+        sys.exit(1)
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+        typer.echo(f"ragvl {command}: {error}", err=True)
+        sys.exit(1)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
@@ -12,6 +13,7 @@ from ragvl.mllm.loading import UnsupportedModelError
 
 IMAGE = "<image>"  # in ragvl's own templates, whatever a model's placeholder is
 _PROBE = "Probe"
+_ANSWER_PROBE = "Reply"
 
 
 class Chat:
@@ -79,6 +81,35 @@ class Chat:
             ) from None
         return self._control_token.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
+    def answered(self, prompt: str, answer: str) -> str:
+        """A rendered prompt followed by the assistant's answer and the mark that ends its turn.
+
+        What stands between them and after them is what the chat template writes; where it does not
+        simply go on after a prompt, nothing and the tokenizer's own end.
+        """
+        before, end = self._answer_frame
+        return f"{prompt}{before}{self.escape(answer)}{end}"
+
+    @cached_property
+    def _answer_frame(self) -> tuple[str, str]:
+        """What the template puts before an answer, and the mark after it."""
+        tokenizer = self._processor.tokenizer
+        end = tokenizer.eos_token or ""
+        if not self._has_turns:
+            return "", end
+        text = {"type": "text", "text": _PROBE}
+        prompt = self._turn([text])
+        messages = [
+            {"role": "user", "content": [text]},
+            {"role": "assistant", "content": [{"type": "text", "text": _ANSWER_PROBE}]},
+        ]
+        whole = self._apply_template(messages, add_generation_prompt=False)
+        if not whole.startswith(prompt) or whole.count(_ANSWER_PROBE) != 1:
+            return "", end
+        before, _, after = whole.removeprefix(prompt).partition(_ANSWER_PROBE)
+        written = self._control_token.match(after.lstrip())
+        return before, written[0] if written else end
+
     def _turn(self, content: list[dict[str, str]], system_turn: str | None = None) -> str:
         if not self._has_turns:  # a model without turns, such as PaliGemma, reads bare text
             if system_turn is not None:
@@ -88,10 +119,15 @@ class Chat:
         if system_turn is not None:
             text = {"type": "text", "text": system_turn}
             messages.insert(0, {"role": "system", "content": [text]})
+        return self._apply_template(messages, add_generation_prompt=True)
+
+    def _apply_template(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool
+    ) -> str:
         return self._processor.apply_chat_template(
             messages,
             chat_template=self._template,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
 

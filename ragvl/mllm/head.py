@@ -69,8 +69,8 @@ class Head:
         text_config = model.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         # Granite divides its logits by one, Cohere multiplies them by the other
-        self._scale = getattr(text_config, "logit_scale", None) or 1.0
-        self._scale /= getattr(text_config, "logits_scaling", None) or 1.0
+        self.scale: float = getattr(text_config, "logit_scale", None) or 1.0
+        self.scale /= getattr(text_config, "logits_scaling", None) or 1.0
         self._variant = self._find_variant()
 
     @property
@@ -83,8 +83,8 @@ class Head:
         index = torch.tensor(list(token_ids), device=self._output.weight.device)
         bias = getattr(self._output, "bias", None)
         return (
-            self._output.weight[index].float() * self._scale,
-            None if bias is None else bias[index].float() * self._scale,
+            self._output.weight[index].float() * self.scale,
+            None if bias is None else bias[index].float() * self.scale,
         )
 
     def logits(self, hidden: Tensor, token_ids: Sequence[int]) -> Tensor:

@@ -276,6 +276,18 @@ class MLLM:
             )
         return Prompt(input_ids, tuple(images))
 
+    def encode_answer(self, prompt: str, answer: str) -> list[int]:
+        """The tokens to come after a rendered prompt: the answer, and the mark that ends its turn.
+
+        They are what a model that was trained on the checkpoint's chat template would write.
+        """
+        whole = self._chat.answered(prompt, answer)
+        asked, answered = self.tokenize([prompt, whole])
+        if answered[: len(asked)] == asked:
+            return answered[len(asked) :]
+        # The tokenizer merges across the boundary, which no model that reads the prompt can
+        return self.tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+
     def expand(self, prompt: str, expansions: Sequence[str]) -> str:
         """A rendered prompt with its pictures' expansions in the place of the image tokens.
 
@@ -324,9 +336,13 @@ class MLLM:
         return full
 
     def collate(
-        self, prompts: Sequence[Prompt], *, padding_side: Literal["left", "right"] = "right"
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        device: torch.device | None = None,
     ) -> dict[str, Tensor]:
-        """A batch on the model's device: the keyword arguments of its forward.
+        """A batch on `device`, by default the model's: the keyword arguments of its forward.
 
         `input_ids` and `attention_mask` (B, T) int64, token types where the model wants them, and
         the tensors of all the pictures, in order.
@@ -345,7 +361,7 @@ class MLLM:
             is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))
             batch[name] = is_marked * batch["attention_mask"]
         batch |= join_images([image for prompt in prompts for image in prompt.images])
-        return {name: self._placed(tensor) for name, tensor in batch.items()}
+        return {name: self._placed(tensor, device) for name, tensor in batch.items()}
 
     # --- the model ------------------------------------------------------------------------------
 
@@ -416,6 +432,11 @@ class MLLM:
         """The bound that the model squeezes its logits into with tanh, or None."""
         return self._head.softcap
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies its logits by, before the softcap; 1 in most."""
+        return self._head.scale
+
     def head_rows(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Rows (R, D) and biases (R,) or None of the language-model head, float32.
 
@@ -470,9 +491,9 @@ class MLLM:
         bos = self.tokenizer.bos_token
         return bos is None or not text.startswith(bos)
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def _placed(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.device, dtype, non_blocking=True)
+        return tensor.to(device or self.device, dtype, non_blocking=True)
 
     def _features(self, tensors: dict[str, Tensor]) -> Tensor:
         """(visual tokens, D) of all the pictures in `tensors`."""

@@ -85,13 +85,14 @@ def visual_weighted_cross_entropy(
     tensors = (hidden, hidden_noisy, head_weight, labels, head_bias)
     options = (float(clamp[0]), float(clamp[1]), window, ignore_index)
     name, _ = choose("visual_weighted_cross_entropy", backend, hidden.device, hidden.dtype)
-    if name == "reference":
-        return visual_weighted_cross_entropy_reference(*tensors, *options)
-    wanted = [
-        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
-        for tensor in (hidden, head_weight, head_bias)
-    ]
-    return _visual_weighted_cross_entropy(*tensors, *options, *wanted, name)[0]
+    with torch.autocast(hidden.device.type, enabled=False):  # the caller's dtypes are meant
+        if name == "reference":
+            return visual_weighted_cross_entropy_reference(*tensors, *options)
+        wanted = [
+            torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+            for tensor in (hidden, head_weight, head_bias)
+        ]
+        return _visual_weighted_cross_entropy(*tensors, *options, *wanted, name)[0]
 
 
 def visual_weighted_cross_entropy_reference(

@@ -1,0 +1,212 @@
+"""What `ragvl train reranker` and `ragvl train generator` do: settings in, a trained model out.
+
+Every setting is a flag and a key of a YAML file; of two, the later one on the command line counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser
+from torch.utils.data import Dataset, Subset
+from transformers import TrainingArguments
+
+from ragvl.data.webqa import WebQA
+from ragvl.mllm import MLLM
+from ragvl.reranker.templates import TEMPLATES
+from ragvl.training.examples import AnswerExamples, Example, RankingExamples
+from ragvl.training.noise import NoiseSettings
+from ragvl.training.ranking import read_ranking
+from ragvl.training.trainer import LoraSettings, train
+
+Stage = Literal["reranker", "generator"]
+T = TypeVar("T")
+
+_RECIPES = files("ragvl") / "recipes"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What to train, and on what.
+
+    Args:
+        model: a hub id or a folder, in Hugging Face's format.
+        data: a folder in WebQA's format.
+        split: the questions to learn from; of a reranker the split its ranking samples are from.
+        eval_split: the same for evaluation; null for none.
+        num_examples: only so many, the first ones; null for all.
+        num_eval_examples: the same for evaluation.
+        dtype: of the model's weights: float32, or bfloat16 together with adapters.
+        attn_implementation: sdpa, flash_attention_2, ...; null is Hugging Face's choice.
+        trust_remote_code: lets Python code that comes with the checkpoint run.
+        freeze_vision: vision tower and projector stay as they are.
+    """
+
+    model: str
+    data: Path
+    split: str = "train"
+    eval_split: str | None = None
+    num_examples: int | None = None
+    num_eval_examples: int | None = None
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    freeze_vision: bool = True
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """What a reranker learns from.
+
+    Args:
+        ranking: samples that `ragvl data ranking` wrote.
+        eval_ranking: those of eval_split.
+        template: caption, plain, retrieval or instruction-first; null is caption for a document
+            with a caption, else plain.
+    """
+
+    ranking: Path
+    eval_ranking: Path | None = None
+    template: Literal["caption", "plain", "retrieval", "instruction-first"] | None = None
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with ragvl: what each is for, by name."""
+    found = sorted((path for path in _RECIPES.iterdir()), key=lambda path: path.name)
+    return {
+        path.name.removesuffix(".yaml"): path.read_text().splitlines()[0].removeprefix("# ")
+        for path in found
+        if path.name.endswith(".yaml")
+    }
+
+
+def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
+    """Trains as the flags say; returns Trainer's figures.
+
+    Raises:
+        SystemExit: a flag or a key is unknown, missing or has a wrong value; it says which.
+        ValueError, OSError, ArithmeticError: see `train`.
+    """
+    values = vars(_parser(stage).parse_args(_with_shipped_files(flags)))
+    for name in ("deepspeed", "fsdp_config"):
+        values[name] = _shipped(values[name])
+    settings, lora = _take(RunSettings, values), LoraSettings(**vars(values["lora"]))
+    evaluates = values["eval_ranking"] if stage == "reranker" else settings.eval_split
+    if evaluates and values["eval_strategy"] == "no":
+        values["eval_strategy"] = "epoch"
+    arguments = _take(TrainingArguments, values)
+    mllm = MLLM.from_pretrained(
+        settings.model,
+        device="cpu",
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    if stage == "reranker":
+        noise = NoiseSettings()
+        examples, eval_examples = _ranking_examples(mllm, settings, _take(RankingSettings, values))
+    else:
+        noise = NoiseSettings(**vars(values["noise"]))
+        examples, eval_examples = _answer_examples(mllm, settings, noise, arguments.seed)
+    return train(
+        mllm,
+        arguments,
+        _first(examples, settings.num_examples),
+        noise=noise,
+        lora=lora,
+        freeze_vision=settings.freeze_vision,
+        eval_examples=eval_examples and _first(eval_examples, settings.num_eval_examples),
+    )
+
+
+def _parser(stage: Stage) -> ArgumentParser:
+    name = f"ragvl train {stage}"
+    needed = "--model M --data FOLDER --output_dir DIR"
+    if stage == "reranker":
+        needed += " --ranking FILE"
+    parser = ArgumentParser(
+        prog=name,
+        usage=f"{name} {needed} [--config RECIPE_OR_FILE] [--SETTING VALUE ...]",
+        description=f"Train a {stage}. Settings are those below, TrainingArguments' among them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file, or a recipe's name")
+    parser.add_class_arguments(RunSettings)
+    if stage == "reranker":
+        parser.add_class_arguments(RankingSettings)
+    else:
+        parser.add_class_arguments(NoiseSettings, "noise")
+    parser.add_class_arguments(LoraSettings, "lora")
+    parser.add_class_arguments(TrainingArguments, skip={"output_dir"})
+    parser.add_argument("--output_dir", type=str, required=True, help="where the model goes")
+    parser.set_defaults(report_to="tensorboard")
+    return parser
+
+
+def _with_shipped_files(flags: Sequence[str]) -> list[str]:
+    """The flags, with a recipe's path for its name."""
+    found: list[str] = []
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name == "--config" and value:
+            flag = f"--config={_shipped(value)}"
+        elif found and found[-1] == "--config":
+            flag = str(_shipped(flag))
+        found.append(flag)
+    return found
+
+
+def _shipped(value: Any) -> Any:
+    """The path of the file in recipes/ that `value` names, if it does, else `value`."""
+    if isinstance(value, str) and not Path(value).exists():
+        for suffix in ("", ".yaml", ".json"):
+            path = _RECIPES / f"{value}{suffix}"
+            if path.is_file():
+                return str(path)
+    return value
+
+
+def _take(kind: type[T], values: Mapping[str, Any]) -> T:
+    names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names if name in values})
+
+
+def _ranking_examples(
+    mllm: MLLM, settings: RunSettings, ranking: RankingSettings
+) -> tuple[Dataset[Example], Dataset[Example] | None]:
+    template = None if ranking.template is None else TEMPLATES[ranking.template]
+
+    def examples(path: Path, split: str) -> RankingExamples:
+        return RankingExamples(
+            read_ranking(path), WebQA(settings.data, split=split), mllm, template
+        )
+
+    found = examples(ranking.ranking, settings.split)
+    if ranking.eval_ranking is None:
+        return found, None
+    return found, examples(ranking.eval_ranking, settings.eval_split or settings.split)
+
+
+def _answer_examples(
+    mllm: MLLM, settings: RunSettings, noise: NoiseSettings, seed: int
+) -> tuple[Dataset[Example], Dataset[Example] | None]:
+    found = AnswerExamples(
+        WebQA(settings.data, split=settings.split),
+        mllm,
+        num_pictures=noise.data_level,
+        hard=noise.hard_negatives,
+        seed=seed,
+    )
+    if settings.eval_split is None:
+        return found, None
+    return found, AnswerExamples(WebQA(settings.data, split=settings.eval_split), mllm)
+
+
+def _first(examples: Dataset[Example], count: int | None) -> Dataset[Example]:
+    size = len(examples)  # type: ignore[arg-type]
+    return examples if count is None else Subset(examples, range(min(count, size)))

@@ -1,0 +1,168 @@
+"""From questions and documents to a model's inputs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from ragvl.data.document import Document
+from ragvl.data.questions import QuestionSet
+from ragvl.generator.prompt import generator_prompt
+from ragvl.mllm import MLLM, Prompt
+from ragvl.reranker.prompts import Prompts
+from ragvl.reranker.templates import PromptTemplate
+from ragvl.training.ranking import RankingSample
+
+IGNORE = -100  # the label of a position that does not count
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt as it is rendered for the model, its documents, and the answer to learn."""
+
+    prompt: str
+    documents: Sequence[Document]
+    answer: str
+
+
+class RankingExamples(Dataset[Example]):
+    """Yes and No samples, worded as a `Reranker` words its prompts.
+
+    Args:
+        samples: see `ranking_samples`.
+        source: where their documents are.
+        mllm: the model to train.
+        template: None is `caption` for a document with a caption, else `plain`.
+
+    Raises:
+        ValueError: no samples, or a sample's document is not in `source`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[RankingSample],
+        source: QuestionSet,
+        mllm: MLLM,
+        template: PromptTemplate | None = None,
+    ) -> None:
+        if not samples:
+            raise ValueError("no samples to train on")
+        known = set(source.document_ids())
+        for number, sample in enumerate(samples):
+            if sample.document not in known:
+                raise ValueError(
+                    f"sample {number} names document {sample.document!r}, which is not in the data "
+                    "set: take the one that the ranking samples were made from"
+                )
+        self._samples = samples
+        self._source = source
+        self._prompts = Prompts(mllm, template)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self._samples[index]
+        document = self._source.document(sample.document)
+        return Example(self._prompts.text(sample.question, document), [document], sample.answer)
+
+
+class AnswerExamples(Dataset[Example]):
+    """Questions with their own pictures and, up to `num_pictures`, irrelevant ones among them.
+
+    The paper's data-level noise (section 3.3): the generator learns to find what matters among
+    what does not. Which pictures are added, and the order of all, depend on the seed and the
+    question's place alone, so that training that is taken up again sees the same samples.
+
+    Args:
+        source: its questions that have an answer and gold documents; others are left out.
+        mllm: the model to train.
+        num_pictures: irrelevant pictures are added until there are so many; 0 adds none.
+        hard: add what the data set lists as the question's distractors, where it lists any, else
+            documents drawn at random.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no question has an answer and a gold document.
+    """
+
+    def __init__(
+        self,
+        source: QuestionSet,
+        mllm: MLLM,
+        *,
+        num_pictures: int = 0,
+        hard: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self._questions = [q for q in source.questions if q.gold and any(q.answers)]
+        if not self._questions:
+            raise ValueError("no question has both an answer and a gold document")
+        self._source = source
+        self._ids = source.document_ids()
+        self._mllm = mllm
+        self._num_pictures = num_pictures
+        self._hard = hard
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> Example:
+        question = self._questions[index]
+        documents = [self._source.document(id) for id in self._evidence(index)]
+        template, fields = generator_prompt(question.text, [d.caption for d in documents])
+        answer = next(filter(None, question.answers))
+        return Example(self._mllm.render(template, **fields), documents, answer)
+
+    def _evidence(self, index: int) -> list[str]:
+        question = self._questions[index]
+        rng = np.random.default_rng([self._seed, index])
+        chosen = list(question.gold)
+        wanted = min(self._num_pictures, len(self._ids)) - len(chosen)
+        if wanted > 0:
+            hard = [id for id in question.negatives if id not in chosen] if self._hard else []
+            chosen += [hard[i] for i in rng.permutation(len(hard))[:wanted]]
+        while len(chosen) < min(self._num_pictures, len(self._ids)):
+            candidate = self._ids[int(rng.integers(len(self._ids)))]
+            if candidate not in chosen:
+                chosen.append(candidate)
+        rng.shuffle(chosen)
+        return chosen
+
+
+class Collator:
+    """Makes a batch of examples: the keyword arguments of the model's forward, and labels."""
+
+    def __init__(self, mllm: MLLM) -> None:
+        self._mllm = mllm
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """See `MLLM.collate`; `labels` (B, T) int64 are the answers' tokens, elsewhere `IGNORE`.
+
+        On the CPU, so that it can be done ahead in worker processes.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            PromptTooLongError: an example does not fit the model's context.
+        """
+        prompts, labels = zip(*map(self._encode, examples), strict=True)
+        batch = self._mllm.collate(prompts, device=_CPU)
+        return {**batch, "labels": pad_sequence(list(labels), True, IGNORE)}
+
+    def _encode(self, example: Example) -> tuple[Prompt, Tensor]:
+        """The prompt with its answer, and the labels of both."""
+        mllm = self._mllm
+        images = [mllm.encode_image(document.load()) for document in example.documents]
+        prompt = mllm.encode_prompt(example.prompt, images)
+        answer = mllm.encode_answer(example.prompt, example.answer)
+        labels = torch.full((len(prompt) + len(answer),), IGNORE)
+        labels[len(prompt) :] = torch.tensor(answer)
+        return Prompt([*prompt.input_ids, *answer], prompt.images), labels

@@ -1,0 +1,268 @@
+"""What is noised in training, and the loss that the noised pass weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.ops import diffusion_noise, visual_weighted_cross_entropy
+from ragvl.training.examples import IGNORE
+
+# Of what a vision tower returns, what no decoder reads
+_UNREAD = ("last_hidden_state", "hidden_states", "attentions")
+_ROWS_AT_ONCE = 256  # whose logits are held while accuracy is counted
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Noise-injected training: section 3.3 of the paper.
+
+    Args:
+        data_level: how many pictures each generator sample has at least: irrelevant ones are added
+            until there are so many. 0 adds none.
+        hard_negatives: the pictures added are the data set's own distractors, where it lists any;
+            otherwise drawn at random.
+        token_level: what a second pass sees noised: "tokens", the projected visual tokens, which
+            needs no second pass of the vision tower; "pixels"; "none", no second pass.
+        timestep: how much noise, 0 to 999.
+        clamp_low: the least weight of an answer's token.
+        clamp_high: the largest.
+        window: how many neighbouring tokens a weight is averaged over; odd.
+        as_released: the arithmetic of RagVL's released code in place of the paper's; see
+            `released_loss`.
+    """
+
+    data_level: int = 0
+    hard_negatives: bool = True
+    token_level: Literal["none", "pixels", "tokens"] = "none"
+    timestep: int = 500
+    clamp_low: float = 1.0
+    clamp_high: float = 5.0
+    window: int = 3
+    as_released: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data_level < 0:
+            raise ValueError(f"data_level={self.data_level}: it must not be negative")
+        if self.token_level not in ("none", "pixels", "tokens"):
+            raise ValueError(
+                f"token_level={self.token_level!r}: expected 'none', 'pixels' or 'tokens'"
+            )
+        if not 0 <= self.timestep < 1000:
+            raise ValueError(f"timestep={self.timestep}: it must lie in 0 to 999")
+        if not 0 < self.clamp_low <= self.clamp_high < float("inf"):
+            raise ValueError(
+                f"clamp_low={self.clamp_low} and clamp_high={self.clamp_high}: expected positive "
+                "numbers, the lower first"
+            )
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"window={self.window}: it must be odd and positive")
+        if self.as_released and self.token_level == "none":
+            raise ValueError("as_released is about token_level, which is 'none'")
+
+
+# The rows of an ablation table; `release` is the paper's method as its released code does it
+ARMS = {
+    "plain": NoiseSettings(),
+    "data": NoiseSettings(data_level=2),
+    "token": NoiseSettings(token_level="tokens"),
+    "both": NoiseSettings(data_level=2, token_level="tokens"),
+    "release": NoiseSettings(data_level=2, token_level="tokens", as_released=True),
+}
+
+
+def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
+    """Makes `mllm.model` return its training loss where it is given labels.
+
+    The loss is computed inside the forward pass, so that whatever wraps the model (PEFT, DDP, FSDP,
+    DeepSpeed) sees an ordinary model. Logits over the vocabulary are not held. In eval mode nothing
+    is noised, and the output's `logits` are (B,): 1 where every token of the answer is the
+    likeliest one, else 0.
+
+    Args:
+        mllm: changed in place. `uninstall_loss` undoes it.
+        noise: what is noised.
+
+    Raises:
+        UnsupportedModelError: the model's logits are more than its head on its last hidden states.
+    """
+    if mllm.softcap is not None:
+        raise UnsupportedModelError(
+            f"{type(mllm.model).__name__} bounds its logits with a softcap, which the training "
+            "loss does not know"
+        )
+    uninstall_loss(mllm)
+    model: Any = mllm.model
+    features = _SharedFeatures(model.base_model)
+    plain_forward = model.forward
+
+    @functools.wraps(plain_forward)
+    def forward(*args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
+        if labels is None:
+            return plain_forward(*args, **inputs)
+        inputs["use_cache"] = False
+        # As in Hugging Face, labels come at the position of their own token
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        token_level = noise.token_level if model.training else "none"
+        with features.kept(token_level == "tokens"):
+            hidden = model.base_model(**inputs).last_hidden_state
+            noisy = hidden.detach()  # no gap: every token weighs the same
+            if token_level != "none" and "pixel_values" in inputs:
+                if token_level == "pixels":
+                    inputs["pixel_values"] = _noised(inputs["pixel_values"], noise)
+                else:
+                    features.replay = functools.partial(_noised, noise=noise)
+                with torch.no_grad():
+                    noisy = model.base_model(**inputs).last_hidden_state
+        head = _head(model, mllm.logit_scale, hidden)
+        if model.training:
+            return ModelOutput(loss=_loss(hidden, noisy, targets, *head, noise))
+        loss = _loss(hidden, noisy, targets, *head, ARMS["plain"])
+        return ModelOutput(loss=loss, logits=_answered_right(hidden, targets, *head))
+
+    # On the object, since its class's forward is what others of that class keep
+    model.forward = forward
+
+
+def uninstall_loss(mllm: MLLM) -> None:
+    """Gives the model its own forward again; nothing happens where `install_loss` was not."""
+    vars(mllm.model).pop("forward", None)
+    vars(mllm.model.base_model).pop("get_image_features", None)
+
+
+def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of RagVL's released code (its InternVL path), defects included; for ablations.
+
+    Three things differ from `visual_weighted_cross_entropy`: a position's gap is that of column 0
+    of the vocabulary instead of the label's; neighbours are positions of the batch in one row,
+    labelled or not, so that one sequence runs into the next; and the sum of weights is that of all
+    positions, so that the loss shrinks with the share of unlabelled ones.
+
+    Args:
+        logits: (B, T, V).
+        noisy_logits: (B, T, V).
+        labels: (B, T) int64, shifted.
+
+    Returns:
+        The loss, () float32.
+    """
+    gap = (logits[..., 0] - noisy_logits[..., 0]).detach().float().clamp(1, 5).flatten()
+    weights = F.avg_pool1d(gap[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return (losses * weights).sum() / (weights.sum() + 1e-6)
+
+
+class _SharedFeatures:
+    """Gives the second pass what the vision tower computed in the first, changed by `replay`."""
+
+    def __init__(self, base: Any) -> None:
+        self.replay: Callable[[Tensor], Tensor] | None = None
+        self._keeps = False
+        self._features: Any = None
+        compute = base.get_image_features
+
+        @functools.wraps(compute)  # Hugging Face looks at the names of its arguments
+        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            if self.replay is not None:
+                return _map_tensors(self._features, self.replay)
+            found = compute(*args, **kwargs)
+            if self._keeps:
+                self._features = found
+            return found
+
+        base.get_image_features = get_image_features
+
+    @contextmanager
+    def kept(self, keeps: bool) -> Iterator[None]:
+        """Keeps what is computed while it lasts."""
+        self._keeps = keeps
+        try:
+            yield
+        finally:
+            self._keeps, self._features, self.replay = False, None, None
+
+
+def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
+    # Drawn from torch's generator, whose state a checkpoint holds; another on each process
+    seed = int(torch.randint(2**62, ()))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        seed ^= torch.distributed.get_rank()
+    return diffusion_noise(x.detach(), timestep=noise.timestep, seed=seed)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `function` of every floating tensor in it, however they are nested."""
+    if isinstance(value, Tensor):
+        return function(value) if value.is_floating_point() else value
+    if isinstance(value, list | tuple):
+        mapped = [_map_tensors(item, function) for item in value]
+        return mapped if isinstance(value, list) else tuple(mapped)
+    if isinstance(value, dict):  # Hugging Face's outputs are dictionaries
+        return type(value)(
+            **{
+                name: _map_tensors(item, function)
+                for name, item in value.items()
+                if name not in _UNREAD
+            }
+        )
+    return value
+
+
+def _head(model: Any, scale: float, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The head's weight and bias in the dtype that its product is to be in."""
+    head = model.get_output_embeddings()
+    device = hidden.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+
+    def scaled(parameter: Tensor) -> Tensor:
+        return (parameter if scale == 1 else parameter * scale).to(dtype)
+
+    bias = getattr(head, "bias", None)
+    return scaled(head.weight), None if bias is None else scaled(bias)
+
+
+def _loss(
+    hidden: Tensor,
+    noisy: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    noise: NoiseSettings,
+) -> Tensor:
+    hidden, noisy = hidden.to(weight.dtype), noisy.to(weight.dtype)
+    if noise.as_released:
+        with torch.no_grad():
+            noisy_logits = F.linear(noisy, weight, bias)
+        return released_loss(F.linear(hidden, weight, bias), noisy_logits, targets)
+    return visual_weighted_cross_entropy(
+        hidden,
+        noisy,
+        weight,
+        targets,
+        head_bias=bias,
+        clamp=(noise.clamp_low, noise.clamp_high),
+        window=noise.window,
+    )
+
+
+@torch.no_grad()
+def _answered_right(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B,) float32: 1 where every labelled position's likeliest token is its target."""
+    sequence, position = (targets != IGNORE).nonzero(as_tuple=True)
+    rows = hidden[sequence, position].to(weight.dtype).split(_ROWS_AT_ONCE)
+    likeliest = torch.cat([F.linear(part, weight, bias).argmax(1) for part in rows])
+    right = torch.ones(len(targets), device=hidden.device)
+    right[sequence[likeliest != targets[sequence, position]]] = 0
+    return right

@@ -1,0 +1,197 @@
+"""Samples that teach a reranker Yes and No: a question's own pictures, and near misses.
+
+RagVL's knowledge-enhanced training (arXiv 2407.21439, section 3.2): each gold picture of a question
+gives a Yes; pictures that a retriever ranks high and that are not gold give a No.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from tqdm.auto import tqdm
+
+from ragvl.data.questions import Pool, QuestionSet
+from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex
+
+_DOCUMENTS_AT_ONCE = 256
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class RankingFileError(ValueError):
+    """A ranking file with a line that is no sample, or with none; the message names the line."""
+
+
+@dataclass(frozen=True)
+class RankingSample:
+    """One question about one picture.
+
+    Attributes:
+        question: its text.
+        document: the document's id.
+        answer: "Yes" or "No".
+        caption: the document's caption, for people who read the file; training asks the data set.
+        rank: where the retriever had it, from 1; None for a gold picture beyond the depth.
+        question_id: the question's id.
+    """
+
+    question: _Text
+    document: _Text
+    answer: Literal["Yes", "No"]
+    caption: str | None = None
+    rank: int | None = None
+    question_id: str | None = None
+
+
+_SAMPLE = TypeAdapter(RankingSample)
+
+
+def index_documents(
+    source: QuestionSet,
+    encoder: DualEncoder,
+    *,
+    pool: Pool = "full",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> VectorIndex:
+    """Vectors of a data set's pictures; few pictures are in memory at a time.
+
+    Args:
+        source: the data set.
+        encoder: makes the vectors.
+        pool: whether negatives can be any document, or only other questions' gold ones.
+        batch_size: pictures per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ImageError: a picture cannot be used; the message names the document.
+    """
+    index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
+    ids = source.document_ids(pool)
+    starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
+    for start in tqdm(starts, desc="index", unit="batch", disable=not progress):
+        part = ids[start : start + _DOCUMENTS_AT_ONCE]
+        documents = [source.document(id) for id in part]
+        index.add(part, encoder.encode_images(documents, batch_size=batch_size, progress=False))
+    return index
+
+
+def ranking_samples(
+    source: QuestionSet,
+    encoder: DualEncoder,
+    index: VectorIndex,
+    *,
+    negatives_per_positive: float = 1.0,
+    depth: int = 20,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Iterator[RankingSample]:
+    """Yes and No samples of each question in turn.
+
+    Args:
+        source: its questions; those without gold documents give none.
+        encoder: makes the questions' vectors; the one that made the index.
+        index: what negatives are drawn from: see `index_documents`.
+        negatives_per_positive: how many No samples for a Yes; of a fraction, a draw decides.
+        depth: negatives are drawn from the retriever's first `depth` that are not gold; a small
+            depth gives harder ones.
+        seed: of the draws.
+        batch_size: questions encoded together.
+        progress: show a progress bar.
+
+    Raises:
+        IndexMismatchError: the index is another encoder's, or of other documents.
+        ValueError: a number is out of range.
+    """
+    if not 0 <= negatives_per_positive < float("inf"):
+        raise ValueError(f"negatives_per_positive={negatives_per_positive}: expected 0 or more")
+    if depth < 1:
+        raise ValueError(f"depth={depth}: it must be at least 1")
+    if index.encoder_fingerprint != encoder.fingerprint:
+        raise IndexMismatchError(
+            f"the index was made by encoder {index.encoder_fingerprint}, and this one is "
+            f"{encoder.fingerprint}: load that one, or make the index again"
+        )
+    if strangers := set(index.ids) - set(source.document_ids()):
+        raise IndexMismatchError(
+            f"the index holds {len(strangers)} documents that the data set has not, such as "
+            f"{min(strangers)!r}: it was made from another data set or split"
+        )
+    rng = np.random.default_rng(seed)
+    asked = [question for question in source.questions if question.gold]
+    starts = range(0, len(asked), batch_size)
+    for start in tqdm(starts, desc="rank", unit="batch", disable=not progress):
+        batch = asked[start : start + batch_size]
+        most_gold = max(len(question.gold) for question in batch)
+        vectors = encoder.encode_texts([question.text for question in batch])
+        for question, hits in zip(batch, index.search(vectors, depth + most_gold), strict=True):
+            ranks = {id: rank for rank, (id, _) in enumerate(hits, start=1)}
+            near_misses = [id for id in ranks if id not in question.gold][:depth]
+            wanted = negatives_per_positive * len(question.gold)
+            count = int(wanted) + int(rng.random() < wanted % 1)
+            picked = rng.choice(len(near_misses), min(count, len(near_misses)), replace=False)
+            chosen: list[tuple[Literal["Yes", "No"], str]] = [("Yes", id) for id in question.gold]
+            chosen += [("No", near_misses[i]) for i in sorted(picked)]
+            for answer, id in chosen:
+                yield RankingSample(
+                    question=question.text,
+                    document=id,
+                    answer=answer,
+                    caption=source.document(id).caption,
+                    rank=ranks.get(id),
+                    question_id=question.id,
+                )
+
+
+def write_ranking(samples: Iterable[RankingSample], path: str | Path) -> Counter[str]:
+    """Writes one JSON object a line, and returns how many there are of each answer.
+
+    What stood in `path` stays until the new file is whole.
+    """
+    path = Path(path)
+    counts: Counter[str] = Counter()
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            for sample in samples:
+                counts[sample.answer] += 1
+                file.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return counts
+
+
+def read_ranking(path: str | Path) -> list[RankingSample]:
+    """The samples that `write_ranking`, or a person, wrote.
+
+    A line needs `question`, `document` and `answer`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RankingFileError: a line is no sample, or there is none.
+    """
+    samples = []
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                samples.append(_SAMPLE.validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "the line"
+                raise RankingFileError(
+                    f"{path}, line {number}: {where}: {first['msg']}; expected an object with "
+                    '"question", "document" and "answer": "Yes" or "No"'
+                ) from error
+    if not samples:
+        raise RankingFileError(f"{path} holds no samples")
+    return samples

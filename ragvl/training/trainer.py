@@ -1,0 +1,240 @@
+"""Trains rerankers and generators: Hugging Face's Trainer with ragvl's loss inside the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.training.examples import Collator, Example
+from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
+
+_RUN_FILE = "ragvl_run.json"
+
+
+class ResumeError(ValueError):
+    """The folder holds another run, or one that was not asked to go on; nothing is overwritten."""
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss is not a number; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, as PEFT has them, on the decoder.
+
+    Args:
+        rank: 0 trains the weights themselves.
+        alpha: scale; 0 is twice the rank.
+        dropout: of the adapters' input.
+        target_modules: a regular expression of module names; None is every linear layer of the
+            decoder.
+    """
+
+    rank: int = 0
+    alpha: int = 0
+    dropout: float = 0.0
+    target_modules: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha < 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}: expected 0 or "
+                "more, and a dropout below 1"
+            )
+
+
+def train(
+    mllm: MLLM,
+    arguments: TrainingArguments,
+    examples: Dataset[Example],
+    *,
+    noise: NoiseSettings | None = None,
+    lora: LoraSettings | None = None,
+    freeze_vision: bool = True,
+    eval_examples: Dataset[Example] | None = None,
+) -> dict[str, float]:
+    """Trains `mllm.model` in place and saves it, with its processor, in `arguments.output_dir`.
+
+    What is saved loads as any checkpoint: adapters are merged into the weights at the end (the
+    checkpoints on the way hold them apart). Where `arguments.resume_from_checkpoint` is given,
+    training goes on from there: "last" is the last one in the folder, if there is any, else it is a
+    checkpoint's folder. It sees the data and the noise that an unbroken run would have seen.
+
+    Args:
+        mllm: the model to start from, on the CPU: float32, or bfloat16 with adapters. Trainer moves
+            it to its device.
+        arguments: Hugging Face's. The folder must not hold another run.
+        examples: what to learn.
+        noise: what is noised; None for nothing.
+        lora: adapters; None trains the weights themselves.
+        freeze_vision: vision tower and projector stay as they are.
+        eval_examples: as often as `arguments.eval_strategy` says: `eval_loss`, without noise, and
+            `eval_accuracy`, the share of examples whose answer is the likeliest in every token,
+            given those before it.
+
+    Returns:
+        Trainer's figures: train_loss, train_runtime, ...
+
+    Raises:
+        ResumeError: the folder, or the checkpoint, belongs to another run, or it holds one and
+            `arguments.resume_from_checkpoint` is not given.
+        TrainingDivergedError: the loss is NaN or infinite.
+        UnsupportedModelError: the loss cannot be computed for this model or with these arguments.
+        ImageError, PromptTooLongError: of an example.
+    """
+    noise, lora = noise or NoiseSettings(), lora or LoraSettings()
+    _check(mllm, arguments, examples)
+    run = {
+        "model": mllm.fingerprint,
+        "examples": len(examples),  # type: ignore[arg-type]
+        "noise": asdict(noise),
+        "lora": asdict(lora),
+        "freeze_vision": freeze_vision,
+    }
+    with arguments.main_process_first():  # the others find the file, which is the same
+        checkpoint = _claim_folder(arguments, run)
+    install_loss(mllm, noise)
+    try:
+        return _train(mllm, arguments, examples, lora, freeze_vision, eval_examples, checkpoint)
+    finally:
+        uninstall_loss(mllm)
+
+
+def _train(
+    mllm: MLLM,
+    arguments: TrainingArguments,
+    examples: Dataset[Example],
+    lora: LoraSettings,
+    freeze_vision: bool,
+    eval_examples: Dataset[Example] | None,
+    checkpoint: str | None,
+) -> dict[str, float]:
+    vision = set(mllm.model.base_model.parameters()) - set(mllm.model.get_decoder().parameters())
+    for parameter in mllm.model.parameters():
+        parameter.requires_grad_(not (freeze_vision and parameter in vision))
+    model: Any = _with_adapters(mllm, lora) if lora.rank else mllm.model
+    arguments.remove_unused_columns = False  # examples are no tensors yet
+    arguments.label_names = ["labels"]
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        eval_dataset=eval_examples,
+        data_collator=Collator(mllm),
+        processing_class=mllm.processor,
+        compute_metrics=_accuracy,
+    )
+    # The loss is a mean over each batch, however many labels it has
+    trainer.model_accepts_loss_kwargs = False
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    model.eval()
+    if lora.rank:
+        mllm.model = model.merge_and_unload()
+    if trainer.is_world_process_zero():
+        mllm.model.save_pretrained(arguments.output_dir)
+        mllm.processor.save_pretrained(arguments.output_dir)
+    return output.metrics
+
+
+class _Trainer(Trainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():  # before the optimizer's step; Trainer reads the loss as well
+            raise TrainingDivergedError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: look at the "
+                "model's weights, or lower learning_rate; the last checkpoint is from before"
+            )
+        return loss
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(prediction.predictions.mean())}
+
+
+def _with_adapters(mllm: MLLM, lora: LoraSettings) -> Any:
+    decoder = mllm.model.get_decoder()
+    linear = {module for module in decoder.modules() if isinstance(module, nn.Linear)}
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules
+        or [name for name, module in mllm.model.named_modules() if module in linear],
+    )
+    return get_peft_model(mllm.model, config)
+
+
+def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example]) -> None:
+    """What can be told before the first step."""
+    if not len(examples):  # type: ignore[arg-type]
+        raise ValueError("no examples to train on")
+    num_rows = mllm.model.get_output_embeddings().weight.shape[0]
+    num_tokens = max(mllm.tokenizer.get_vocab().values()) + 1
+    if num_tokens > num_rows:
+        raise UnsupportedModelError(
+            f"the tokenizer has {num_tokens} tokens and the model's head {num_rows} rows: call "
+            "model.resize_token_embeddings(), or take the tokenizer that the model was made with"
+        )
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise UnsupportedModelError(
+            "ZeRO stage 3 shares the head out among processes, and the loss reads it whole: use "
+            "stage 2, or FSDP"
+        )
+    if mllm.model.dtype == torch.float16:
+        raise UnsupportedModelError(
+            "float16 weights underflow in training: load them in float32, or in bfloat16"
+        )
+    # A broken set shows here, before the folder is touched
+    Collator(mllm)([examples[0], examples[len(examples) - 1]])  # type: ignore[arg-type]
+
+
+def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, or None; notes in the folder whose run it is.
+
+    Raises:
+        ResumeError: it is another's.
+    """
+    folder = Path(str(arguments.output_dir))
+    asked = arguments.resume_from_checkpoint
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if asked in (None, "", False):
+        if last or any(folder.glob("*.safetensors")):
+            raise ResumeError(
+                f"{folder} holds {Path(last).name if last else 'a model'} already: go on with "
+                "resume_from_checkpoint='last', or take another output_dir"
+            )
+        checkpoint = None
+    else:
+        checkpoint = last if asked in ("last", "True", "true", True) else str(asked)
+        if checkpoint is not None:
+            _check_run(Path(checkpoint).parent / _RUN_FILE, run)
+        elif folder.is_dir() and any(folder.glob("*.safetensors")):
+            raise ResumeError(f"{folder} holds a model and no checkpoint to go on from")
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.process_index == 0:
+        (folder / _RUN_FILE).write_text(json.dumps(run, indent=2) + "\n")
+    return checkpoint
+
+
+def _check_run(path: Path, run: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise ResumeError(f"{path} is missing, so it is not known what the checkpoint is of")
+    found = json.loads(path.read_text())
+    for name, wanted in run.items():
+        if found.get(name) != wanted:
+            raise ResumeError(
+                f"{path.parent} was trained with another {name}: {found.get(name)} there, "
+                f"{wanted} here; nothing was changed"
+            )
