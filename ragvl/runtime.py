@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _SAMPLES_PER_TENSOR = 1024
 
@@ -40,6 +42,23 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             f"dtype={dtype!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# torch's fused optimizers write to weights without counting it in their versions
+register_optimizer_step_post_hook(_count_step)
+
+
+def weights_version(weights: Iterable[Tensor]) -> tuple[int, ...]:
+    """What is another after any of `weights` was written to; costs no look at their values."""
+    return (_optimizer_steps, *(weight._version for weight in weights))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_imag
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
 from ragvl.ops import PrefixBatch
-from ragvl.runtime import fingerprint, resolve_device, resolve_dtype
+from ragvl.runtime import fingerprint, resolve_device, resolve_dtype, weights_version
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
@@ -146,7 +146,7 @@ class MLLM:
 
         Computed once, and again when a weight has been written to, as training does.
         """
-        versions = tuple(weight._version for weight in self._weights)
+        versions = weights_version(self._weights)
         if self._fingerprint is None or self._fingerprint[0] != versions:
             settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
             chat = self.render(f"{IMAGE}{{text}}", text="")

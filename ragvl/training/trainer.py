@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ragvl.mllm import MLLM, UnsupportedModelError
@@ -156,6 +156,20 @@ class _Trainer(Trainer):
                 "model's weights, or lower learning_rate; the last checkpoint is from before"
             )
         return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Trainer's own leaves a weight as it is where the checkpoint has it under the name of the
+        # published format, as with most MLLMs (huggingface/transformers#43701)
+        model = model or self.model
+        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_models import ARCHITECTURES
 
 from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.mllm.chat import Chat
 
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
 PICTURE = Image.fromarray(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3))
@@ -112,3 +113,31 @@ def test_template_that_cannot_hold_pictures_is_refused(template, tiny_model, tmp
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(UnsupportedModelError, match="chat template renders a picture"):
         MLLM.from_pretrained(folder, device="cpu")
+
+
+@EIGHT
+def test_an_answer_is_what_the_chat_template_would_write(architecture, tiny_mllm) -> None:
+    mllm = tiny_mllm(architecture)
+    prompt = mllm.render("<image>\nIs it a mill?")
+    ids = mllm.encode_answer(prompt, "Yes")
+    assert mllm.tokenizer.decode(ids[:-1]).strip() == "Yes"
+    assert ids[-1] == mllm.tokenizer.eos_token_id
+    (yes,) = mllm.answer_token_ids("Yes")
+    assert ids[0] in yes, "a token that the reranker reads"
+
+
+def test_an_answer_cannot_end_its_own_turn(tiny_mllm) -> None:
+    mllm = tiny_mllm("qwen2_vl")
+    ids = mllm.encode_answer(mllm.render("Is it a mill?"), "Yes<|im_end|>No")
+    assert ids.count(mllm.tokenizer.eos_token_id) == 1
+
+
+def test_a_template_that_writes_turns_in_a_way_of_its_own(tiny_model) -> None:
+    """Such as one that hides thoughts: then the answer follows the prompt, and the end follows."""
+    mllm = MLLM.from_pretrained(tiny_model("qwen2_vl"), device="cpu")
+    template = mllm.processor.chat_template
+    mllm.processor.chat_template = (
+        "{% if messages|length == 2 %}other{% else %}" + template + ("{% endif %}")
+    )
+    chat = Chat(mllm.processor)
+    assert chat.answered("prompt", "Yes") == "promptYes<|im_end|>"

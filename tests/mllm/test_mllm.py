@@ -386,3 +386,13 @@ def test_pictures_on_a_gpu_are_the_same_bits(
         expected = on_cpu.encode_image(image).tensors
         found = on_gpu.encode_image(image).tensors
         assert all(torch.equal(expected[name], found[name].cpu()) for name in expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizers_step_gives_another_fingerprint(fused: bool, tiny_model) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    before = mllm.fingerprint
+    weight = mllm.model.get_output_embeddings().weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=fused).step()
+    assert mllm.fingerprint != before

@@ -1,0 +1,158 @@
+"""Examples are worded as at inference, and labels stand under the answer's tokens alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES
+
+from ragvl.data.webqa import WebQA
+from ragvl.generator import Generator
+from ragvl.mllm import MLLM, PromptTooLongError
+from ragvl.reranker import Reranker
+from ragvl.reranker.templates import INSTRUCTION_FIRST
+from ragvl.training.examples import IGNORE, AnswerExamples, Collator, Example, RankingExamples
+from ragvl.training.ranking import RankingSample
+
+
+class Some:
+    """A data set with other questions over the same documents."""
+
+    def __init__(self, source: WebQA, questions) -> None:
+        self.questions, self._source = questions, source
+
+    def document_ids(self, pool="full"):
+        return self._source.document_ids(pool)
+
+    def document(self, document_id):
+        return self._source.document(document_id)
+
+
+@pytest.fixture(scope="module")
+def mllm(tiny_mllm: Callable[[str], MLLM]) -> MLLM:
+    return tiny_mllm("llava")
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_every_question_with_answer_and_gold_is_an_example(questions: WebQA, mllm: MLLM) -> None:
+    first, second, third, *others = questions.questions
+    left_out = [replace(first, answers=()), replace(second, gold=())]
+    examples = AnswerExamples(Some(questions, [*left_out, third, *others]), mllm)
+    assert len(examples) == len(others) + 1
+    example = examples[0]
+    assert example.answer == third.answers[0]
+    assert {document.id for document in example.documents} == set(third.gold)
+    with pytest.raises(ValueError, match="no question has both"):
+        AnswerExamples(Some(questions, left_out), mllm)
+
+
+def test_an_example_is_worded_as_the_generator_words_it(questions: WebQA, mllm: MLLM) -> None:
+    example = AnswerExamples(questions, mllm, num_pictures=2)[0]
+    images = [mllm.encode_image(document.load()) for document in example.documents]
+    expected = Generator(mllm)._encode(questions.questions[0].text, example.documents, images)
+    assert mllm.encode_prompt(example.prompt, images).input_ids == expected.input_ids
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_irrelevant_pictures_fill_up(hard: bool, questions: WebQA, mllm: MLLM) -> None:
+    examples = AnswerExamples(questions, mllm, num_pictures=3, hard=hard, seed=5)
+    places: Counter[int] = Counter()
+    from_list = 0
+    for example, question in zip(examples, questions.questions, strict=True):
+        ids = [document.id for document in example.documents]
+        assert len(ids) == len(set(ids)) == 3
+        assert set(question.gold) < set(ids)
+        places[ids.index(question.gold[0])] += 1
+        from_list += set(ids) - set(question.gold) <= set(question.negatives)
+    assert len(places) == 3, "the order is shuffled"
+    assert (from_list == len(examples)) is hard
+
+
+def test_random_pictures_take_the_place_of_missing_distractors(
+    questions: WebQA, mllm: MLLM
+) -> None:
+    lonely = [replace(question, negatives=()) for question in questions.questions]
+    for example in AnswerExamples(Some(questions, lonely), mllm, num_pictures=4):
+        assert len({document.id for document in example.documents}) == 4
+
+
+def test_the_draw_depends_on_seed_and_place_alone(questions: WebQA, mllm: MLLM) -> None:
+    def ids(seed: int, order) -> dict[int, list[str | None]]:
+        examples = AnswerExamples(questions, mllm, num_pictures=3, seed=seed)
+        return {i: [document.id for document in examples[i].documents] for i in order}
+
+    numbers = range(len(questions.questions))
+    assert ids(1, numbers) == ids(1, reversed(numbers))
+    assert ids(1, numbers) != ids(2, numbers)
+
+
+def test_no_more_pictures_than_there_are(questions: WebQA, mllm: MLLM) -> None:
+    examples = AnswerExamples(questions, mllm, num_pictures=10_000)
+    assert len(examples[0].documents) == len(questions.document_ids())
+
+
+# --- ranking ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [None, INSTRUCTION_FIRST], ids=["auto", "instruction-first"])
+def test_a_sample_is_worded_as_the_reranker_words_it(
+    template, questions: WebQA, mllm: MLLM
+) -> None:
+    question = questions.questions[0]
+    sample = RankingSample(question.text, question.gold[0], "Yes")
+    example = RankingExamples([sample], questions, mllm, template)[0]
+    reranker = Reranker(mllm, **({} if template is None else {"template": template.name}))
+    assert example.prompt == reranker._prompts.text(question.text, example.documents[0])
+    assert (example.answer, example.documents[0].id) == ("Yes", question.gold[0])
+
+
+def test_samples_of_another_data_set_are_refused(questions: WebQA, mllm: MLLM) -> None:
+    good = RankingSample("q", questions.document_ids()[0], "No")
+    with pytest.raises(ValueError, match=r"sample 1 .*'nowhere'"):
+        RankingExamples([good, RankingSample("q", "nowhere", "No")], questions, mllm)
+    with pytest.raises(ValueError, match="no samples"):
+        RankingExamples([], questions, mllm)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_labels_are_the_answers_tokens(
+    architecture: str, questions: WebQA, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    examples = AnswerExamples(questions, mllm, num_pictures=2)
+    some = [examples[i] for i in range(3)]
+    batch = Collator(mllm)(some)
+    assert batch["labels"].shape == batch["input_ids"].shape
+    for example, ids, mask, labels in zip(
+        some, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+    ):
+        labelled = labels != IGNORE
+        assert (labels[labelled] == ids[labelled]).all()
+        length = int(mask.sum())
+        assert labelled.nonzero()[-1].item() == length - 1, "up to the last token"
+        answer = labels[labelled].tolist()
+        images = [mllm.encode_image(document.load()) for document in example.documents]
+        prompt = mllm.encode_prompt(example.prompt, images)
+        assert ids[: length - len(answer)].tolist() == prompt.input_ids
+        assert mllm.tokenizer.decode(answer[:-1]).strip() == example.answer
+        assert answer[-1] == mllm.tokenizer.eos_token_id
+
+
+def test_a_batch_is_made_on_the_cpu(questions: WebQA, mllm: MLLM) -> None:
+    batch = Collator(mllm)([AnswerExamples(questions, mllm)[0]])
+    assert {tensor.device for tensor in batch.values()} == {torch.device("cpu")}
+
+
+def test_an_example_that_does_not_fit_is_refused(questions: WebQA, mllm: MLLM) -> None:
+    example = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
+    with pytest.raises(PromptTooLongError):
+        Collator(mllm)([example])

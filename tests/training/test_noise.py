@@ -1,0 +1,358 @@
+"""The loss inside the model equals the formula on whole logits, and noise goes where it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import ARCHITECTURES
+from torch import Tensor
+
+from ragvl.data.webqa import WebQA
+from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.ops import diffusion_noise
+from ragvl.training.examples import IGNORE, AnswerExamples, Collator
+from ragvl.training.noise import (
+    ARMS,
+    NoiseSettings,
+    install_loss,
+    released_loss,
+    uninstall_loss,
+)
+
+# Gaps of random models are small: so that they differ, the lower bound is too
+TOKENS = replace(ARMS["token"], clamp_low=1e-6)
+PIXELS = replace(TOKENS, token_level="pixels")
+
+
+@pytest.fixture
+def fresh(tiny_model: Callable[[str], Path]) -> Callable[[str], MLLM]:
+    """A model that the test may change."""
+    return lambda architecture: MLLM.from_pretrained(tiny_model(architecture), device="cpu")
+
+
+def batch_of(mllm: MLLM, questions: WebQA, size: int = 3) -> dict[str, Tensor]:
+    examples = AnswerExamples(questions, mllm, num_pictures=2)
+    return Collator(mllm)([examples[i] for i in range(size)])
+
+
+def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def weighted(logits: Tensor, noisy: Tensor | None, labels: Tensor, window: int = 3) -> Tensor:
+    """The formula, position by position, with the lower bound of `TOKENS`."""
+    total, weights = logits.new_zeros(()), logits.new_zeros(())
+    for b, row in enumerate(labels):
+        positions = [t - 1 for t in range(1, len(row)) if row[t] != IGNORE]
+        gaps = [
+            1.0
+            if noisy is None
+            else float((logits.detach() - noisy)[b, t, row[t + 1]].clamp(TOKENS.clamp_low, 5))
+            for t in positions
+        ]
+        for i, t in enumerate(positions):
+            near = gaps[max(0, i - window // 2) : i + window // 2 + 1]
+            weight = sum(near) / len(near)
+            total += weight * F.cross_entropy(logits[b, t], row[t + 1])
+            weights += weight
+    return total / weights
+
+
+# --- without noise ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_noise_it_is_plain_cross_entropy(
+    architecture: str, fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh(architecture)
+    batch = batch_of(mllm, questions)
+    mllm.model.train()
+    logits = mllm.model(**without_labels(batch)).logits
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    install_loss(mllm, NoiseSettings())
+    loss = mllm.model(**batch).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    weight = mllm.model.get_output_embeddings().weight
+    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
+    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_a_models_scale_of_logits_counts(
+    fresh: Callable[[str], MLLM], questions: WebQA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    logits = mllm.model(**without_labels(batch)).logits / 7
+    monkeypatch.setattr(mllm._head, "scale", 1 / 7)
+    install_loss(mllm, NoiseSettings())
+    loss = mllm.model(**batch).loss
+    expected = weighted(logits, None, batch["labels"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_softcap_is_refused(
+    fresh: Callable[[str], MLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mllm = fresh("llava")
+    monkeypatch.setattr(mllm._head, "softcap", 30.0)
+    with pytest.raises(UnsupportedModelError, match="softcap"):
+        install_loss(mllm, NoiseSettings())
+
+
+def test_under_autocast_the_products_are_in_its_dtype(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    install_loss(mllm, ARMS["token"])
+    mllm.model.train()
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(mllm.model(**batch).loss)
+    assert losses[0].dtype == losses[1].dtype == torch.float32
+    assert losses[0] != losses[1]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=2e-2)
+    losses[1].backward()
+    grad = mllm.model.get_output_embeddings().weight.grad
+    assert grad.dtype == torch.float32
+    assert grad.isfinite().all()
+
+
+# --- token level --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llava", "internvl"])
+@pytest.mark.parametrize(
+    "noise", [TOKENS, replace(TOKENS, timestep=800, window=1)], ids=["default", "stronger"]
+)
+def test_noise_on_visual_tokens(
+    architecture: str, noise: NoiseSettings, fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    """Against two separate passes with whole logits, the second over noised embeddings."""
+    mllm = fresh(architecture)
+    model = mllm.model.train()
+    batch = batch_of(mllm, questions)
+    inputs = without_labels(batch)
+    logits = model(**inputs).logits
+    embeds = mllm.embed(inputs).detach()
+    is_image = inputs["input_ids"] == model.config.image_token_id
+    torch.manual_seed(4)
+    features = embeds[is_image].unflatten(0, (-1, int(is_image[0].sum()) // 2))
+    # LLaVA gives its features picture by picture, InternVL in one tensor
+    parts = features.unbind() if architecture == "llava" else [features]
+    noised = [
+        diffusion_noise(part, timestep=noise.timestep, seed=int(torch.randint(2**62, ())))
+        for part in parts
+    ]
+    embeds[is_image] = torch.cat([part.flatten(0, -2) for part in noised])
+    noisy = model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).logits.detach()
+    expected = weighted(logits, noisy, batch["labels"], noise.window)
+
+    install_loss(mllm, noise)
+    torch.manual_seed(4)
+    loss = model(**batch).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() != pytest.approx(weighted(logits, None, batch["labels"]).item(), rel=1e-4)
+    weight = model.get_output_embeddings().weight
+    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
+    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_noise_on_pixels(fresh: Callable[[str], MLLM], questions: WebQA) -> None:
+    mllm = fresh("llava")
+    model = mllm.model.train()
+    batch = batch_of(mllm, questions)
+    inputs = without_labels(batch)
+    logits = model(**inputs).logits
+    torch.manual_seed(4)
+    seed = int(torch.randint(2**62, ()))
+    noised = diffusion_noise(inputs["pixel_values"], timestep=500, seed=seed)
+    noisy = model(**{**inputs, "pixel_values": noised}).logits.detach()
+    install_loss(mllm, PIXELS)
+    torch.manual_seed(4)
+    loss = model(**batch).loss
+    expected = weighted(logits, noisy, batch["labels"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_vision_tower_runs_once_for_tokens_and_twice_for_pixels(
+    architecture: str, fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh(architecture)
+    decoder = set(mllm.model.get_decoder().modules())
+    vision = next(
+        module
+        for module in mllm.model.base_model.children()
+        if module not in decoder and sum(1 for _ in module.modules()) > 10
+    )
+    calls = []
+    vision.register_forward_hook(lambda *_: calls.append(1))
+    batch = batch_of(mllm, questions)
+    losses = {}
+    for name, noise in (("none", NoiseSettings()), ("tokens", TOKENS), ("pixels", PIXELS)):
+        calls.clear()
+        install_loss(mllm, noise)
+        mllm.model.train()
+        torch.manual_seed(0)
+        losses[name] = mllm.model(**batch).loss.item()
+        assert len(calls) == (2 if name == "pixels" else 1), name
+    assert losses["tokens"] != losses["none"]
+    assert losses["pixels"] != losses["none"]
+
+
+def test_the_second_pass_keeps_no_activations(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    kept = {}
+    for name in ("plain", "token"):
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        install_loss(mllm, ARMS[name])
+        mllm.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            mllm.model(**batch)
+        kept[name] = sum(sizes)
+    assert kept["token"] == kept["plain"] > 0
+
+
+def test_another_step_draws_other_noise_and_the_seed_repeats_it(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    install_loss(mllm, TOKENS)
+    mllm.model.train()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        runs.append([mllm.model(**batch).loss.item() for _ in range(3)])
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 3
+
+
+def test_a_batch_without_pictures_has_nothing_to_noise(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    prompt = mllm.encode_prompt(mllm.render("Is it a mill?"))
+    batch = mllm.collate([prompt])
+    batch["labels"] = batch["input_ids"].clone()
+    install_loss(mllm, TOKENS)
+    mllm.model.train()
+    expected = weighted(mllm.model(**without_labels(batch)).logits, None, batch["labels"])
+    assert mllm.model(**batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- evaluation, and back -----------------------------------------------------------------------
+
+
+def test_evaluation_has_no_noise_and_counts_right_answers(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("internvl")
+    batch = batch_of(mllm, questions)
+    logits = mllm.model(**without_labels(batch)).logits
+    # The second example's labels become what the model says, all but one of the third's too
+    labels = batch["labels"]
+    said = F.pad(logits.argmax(-1)[:, :-1], (1, 0))
+    labels[1] = torch.where(labels[1] != IGNORE, said[1], labels[1])
+    labels[2] = torch.where(labels[2] != IGNORE, said[2], labels[2])
+    last = (labels[2] != IGNORE).nonzero()[-1]
+    labels[2, last] = (labels[2, last] + 1) % logits.shape[-1]
+    install_loss(mllm, TOKENS)
+    mllm.model.eval()
+    output = mllm.model(**batch)
+    assert output.logits.tolist() == [0, 1, 0]
+    assert output.loss.item() == pytest.approx(weighted(logits, None, labels).item(), rel=1e-5)
+
+
+def test_the_model_gets_its_own_forward_back(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    before = mllm.model(**batch)
+    install_loss(mllm, TOKENS)
+    install_loss(mllm, PIXELS)
+    assert mllm.model(**without_labels(batch)).logits.equal(before.logits), "no labels, no change"
+    uninstall_loss(mllm)
+    uninstall_loss(mllm)
+    after = mllm.model(**batch)
+    assert after.logits.equal(before.logits)
+    assert after.loss == before.loss
+    assert "forward" not in vars(mllm.model)
+
+
+# --- the release --------------------------------------------------------------------------------
+
+
+def test_the_released_loss_has_the_releases_defects() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, noisy = torch.randn(2, 2, 5, 7, generator=generator).mul(3).unbind()
+    labels = torch.tensor([[IGNORE, 3, 4, IGNORE, 2], [1, IGNORE, IGNORE, 6, IGNORE]])
+    gaps = [
+        min(max(float(logits[b, t, 0] - noisy[b, t, 0]), 1.0), 5.0)  # column 0
+        for b in range(2)
+        for t in range(5)
+    ]
+    weights = []
+    for i in range(10):  # neighbours in one row, over the end of a sequence
+        near = gaps[max(0, i - 1) : i + 2]
+        weights.append(sum(near) / len(near))
+    flat = labels.flatten()
+    total = sum(
+        weights[i] * float(F.cross_entropy(logits.flatten(0, 1)[i], flat[i]))
+        for i in range(10)
+        if flat[i] != IGNORE
+    )
+    expected = total / sum(weights)  # of all positions
+    assert released_loss(logits, noisy, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_arm_release_trains_with_that_loss(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    losses = {}
+    for name in ("both", "release"):
+        install_loss(mllm, ARMS[name])
+        mllm.model.train()
+        torch.manual_seed(0)
+        losses[name] = mllm.model(**batch).loss
+        losses[name].backward()
+    share = (batch["labels"][:, 1:] != IGNORE).float().mean()
+    assert losses["release"] < 3 * share * losses["both"], "it shrinks with unlabelled positions"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"data_level": -1}, "data_level=-1"),
+        ({"token_level": "everything"}, "token_level='everything'"),
+        ({"timestep": 1000}, "timestep=1000"),
+        ({"clamp_low": 0.0}, "clamp_low=0"),
+        ({"clamp_low": 6.0}, "clamp_low=6"),
+        ({"clamp_high": float("nan")}, "clamp_high=nan"),
+        ({"window": 2}, "window=2"),
+        ({"as_released": True}, "as_released"),
+    ],
+)
+def test_settings_out_of_range(settings: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        NoiseSettings(**settings)

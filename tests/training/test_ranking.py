@@ -1,0 +1,187 @@
+"""Ranking samples: who is Yes, who may be No, and files that people edit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_encoders import save_checkpoint
+
+from ragvl.data.webqa import WebQA
+from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
+from ragvl.training.ranking import (
+    RankingFileError,
+    RankingSample,
+    index_documents,
+    ranking_samples,
+    read_ranking,
+    write_ranking,
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+    return DualEncoder.from_pretrained(
+        save_checkpoint(tmp_path_factory.mktemp("clip"), "clip"), device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def index(questions: WebQA, encoder: DualEncoder) -> VectorIndex:
+    return index_documents(questions, encoder)
+
+
+def test_yes_is_gold_and_no_is_a_near_miss(
+    questions: WebQA, encoder: DualEncoder, index: VectorIndex
+) -> None:
+    samples = list(
+        ranking_samples(questions, encoder, index, negatives_per_positive=2, depth=4, batch_size=5)
+    )
+    retriever = Retriever(encoder, questions.documents(), progress=False)
+    by_question: dict[str | None, list[RankingSample]] = {}
+    for sample in samples:
+        by_question.setdefault(sample.question_id, []).append(sample)
+    assert list(by_question) == [q.id for q in questions.questions]
+    for question in questions.questions:
+        found = by_question[question.id]
+        yes = [s.document for s in found if s.answer == "Yes"]
+        no = [s.document for s in found if s.answer == "No"]
+        assert tuple(yes) == question.gold
+        assert len(no) == 2 * len(yes)
+        order = [hit.id for hit in retriever.retrieve(question.text, k=100)]
+        misses = [id for id in order if id not in question.gold][:4]
+        assert len(set(no)) == len(no)
+        assert set(no) <= set(misses)
+        for sample in found:
+            assert sample.question == question.text
+            assert sample.caption == questions.document(sample.document).caption
+            if sample.rank is not None:
+                assert order[sample.rank - 1] == sample.document
+            else:
+                assert sample.answer == "Yes"
+
+
+def test_every_near_miss_is_drawn_sometimes(
+    questions: WebQA, encoder: DualEncoder, index: VectorIndex
+) -> None:
+    first = questions.questions[0]
+    drawn: Counter[str] = Counter()
+    for seed in range(60):
+        for sample in ranking_samples(questions, encoder, index, depth=3, seed=seed):
+            if sample.question_id == first.id and sample.answer == "No":
+                drawn[sample.document] += 1
+    assert len(drawn) == 3
+    assert min(drawn.values()) > 60 * len(first.gold) / 3 / 3
+
+
+def test_the_seed_decides(questions: WebQA, encoder: DualEncoder, index: VectorIndex) -> None:
+    def made(seed: int) -> list[RankingSample]:
+        return list(ranking_samples(questions, encoder, index, seed=seed))
+
+    assert made(1) == made(1)
+    assert made(1) != made(2)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.5])
+def test_a_ratio_may_be_a_fraction(
+    ratio: float, questions: WebQA, encoder: DualEncoder, index: VectorIndex
+) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(20):
+        counts += Counter(
+            sample.answer
+            for sample in ranking_samples(
+                questions, encoder, index, negatives_per_positive=ratio, seed=seed
+            )
+        )
+    assert counts["No"] / counts["Yes"] == pytest.approx(ratio, abs=0.15)
+
+
+def test_the_gold_pool_has_other_questions_gold_only(
+    questions: WebQA, encoder: DualEncoder
+) -> None:
+    index = index_documents(questions, encoder, pool="gold")
+    gold = {id for question in questions.questions for id in question.gold}
+    assert set(index.ids) == gold
+    samples = ranking_samples(questions, encoder, index, negatives_per_positive=3)
+    assert {sample.document for sample in samples} <= gold
+
+
+def test_bad_arguments(questions: WebQA, encoder: DualEncoder, index: VectorIndex) -> None:
+    with pytest.raises(ValueError, match="negatives_per_positive=-1"):
+        next(ranking_samples(questions, encoder, index, negatives_per_positive=-1))
+    with pytest.raises(ValueError, match="depth=0"):
+        next(ranking_samples(questions, encoder, index, depth=0))
+    other = VectorIndex(encoder.dim, encoder_fingerprint="another")
+    with pytest.raises(IndexMismatchError, match="encoder another"):
+        next(ranking_samples(questions, encoder, other))
+    strange = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
+    vector = np.eye(1, encoder.dim, dtype=np.float32)
+    strange.add(["no such document"], vector)
+    with pytest.raises(IndexMismatchError, match="'no such document'"):
+        next(ranking_samples(questions, encoder, strange))
+
+
+# --- files --------------------------------------------------------------------------------------
+
+YES = RankingSample("Wo ist die Mühle?", "7", "Yes", "Die Mühle, 1987", 3, "q1")
+NO = RankingSample("Wo ist die Mühle?", "8", "No", None, None, None)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "ranking.jsonl"
+    assert write_ranking([YES, NO, YES], path) == {"Yes": 2, "No": 1}
+    assert read_ranking(path) == [YES, NO, YES]
+    assert "Mühle" in path.read_text(encoding="utf-8"), "for people to read"
+
+
+def test_what_people_write_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "ranking.jsonl"
+    line = {"question": "q", "document": "d", "answer": "No", "why": "a note"}
+    path.write_text(f"\n{json.dumps(line)}\r\n\n")
+    assert read_ranking(path) == [RankingSample("q", "d", "No")]
+
+
+def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ranking.jsonl"
+    write_ranking([YES], path)
+
+    def broken():
+        yield NO
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_ranking(broken(), path)
+    assert read_ranking(path) == [YES]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("not JSON", "line 2"),
+        ("[1]", "line 2"),
+        ('{"question": "q", "document": "d"}', "answer"),
+        ('{"question": "q", "document": "d", "answer": "Maybe"}', "answer"),
+        ('{"question": "", "document": "d", "answer": "Yes"}', "question"),
+        ('{"question": "q", "document": 7, "answer": "Yes"}', "document"),
+    ],
+)
+def test_a_broken_line_is_named(line: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "ranking.jsonl"
+    path.write_text('{"question": "q", "document": "d", "answer": "Yes"}\n' + line + "\n")
+    with pytest.raises(RankingFileError, match=complaint) as raised:
+        read_ranking(path)
+    assert f"{path}, line 2" in str(raised.value)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "ranking.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(RankingFileError, match="no samples"):
+        read_ranking(path)
+    with pytest.raises(FileNotFoundError):
+        read_ranking(tmp_path / "missing.jsonl")

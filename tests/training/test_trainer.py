@@ -1,0 +1,416 @@
+"""Training learns, goes on where it was killed, and touches nothing that is another run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES
+from torch.utils.data import Subset
+from transformers import TrainingArguments
+
+from ragvl.data.webqa import WebQA
+from ragvl.mllm import MLLM, PromptTooLongError, UnsupportedModelError
+from ragvl.training.examples import AnswerExamples, Example
+from ragvl.training.noise import ARMS
+from ragvl.training.trainer import LoraSettings, ResumeError, TrainingDivergedError, train
+
+
+@pytest.fixture
+def fresh(tiny_model: Callable[[str], Path]) -> Callable[..., MLLM]:
+    """A model that the test may change."""
+    return lambda name="llava", **load: MLLM.from_pretrained(tiny_model(name), device="cpu", **load)
+
+
+def arguments(folder: Path, **changed: Any) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return TrainingArguments(output_dir=str(folder), **settings | changed)
+
+
+def curve(folder: Path) -> list[float]:
+    """The losses that a run's last checkpoint has noted."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- it trains ----------------------------------------------------------------------------------
+
+
+def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
+    mllm = fresh("internvl")
+    examples = Subset(AnswerExamples(questions, mllm, num_pictures=2), range(4))
+    figures = arguments(
+        tmp_path, max_steps=40, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=20,
+        save_strategy="steps", save_steps=40,
+    )  # fmt: skip
+    train(mllm, figures, examples, noise=ARMS["token"], eval_examples=examples)
+    history = json.loads((tmp_path / "checkpoint-40" / "trainer_state.json").read_text())
+    found = [entry for entry in history["log_history"] if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [20, 40]
+    assert found[-1]["eval_accuracy"] == 1
+    assert found[-1]["eval_loss"] < 0.1
+    # and the saved model writes those answers
+    saved = MLLM.from_pretrained(tmp_path, device="cpu")
+    for example in examples:
+        images = [saved.encode_image(document.load()) for document in example.documents]
+        prompt = saved.encode_prompt(example.prompt, images)
+        assert saved.generate([prompt], max_new_tokens=16) == [example.answer]
+
+
+@pytest.mark.parametrize("arm", ["both", "release"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(
+    architecture: str, arm: str, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh(architecture)
+    before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    decoder = {id(parameter) for parameter in mllm.model.get_decoder().parameters()}
+    examples = AnswerExamples(questions, mllm, num_pictures=ARMS[arm].data_level)
+    train(mllm, arguments(tmp_path, max_steps=2), examples, noise=ARMS[arm])
+    saved = MLLM.from_pretrained(tmp_path, device="cpu")
+    assert saved.fingerprint == mllm.fingerprint
+    changed = {
+        name: not torch.equal(parameter, before[name])
+        for name, parameter in mllm.model.named_parameters()
+    }
+    in_decoder = [changed[name] for name, p in mllm.model.named_parameters() if id(p) in decoder]
+    in_vision = [
+        changed[name] for name, p in mllm.model.base_model.named_parameters(prefix="model")
+        if id(p) not in decoder
+    ]  # fmt: skip
+    assert all(in_decoder)
+    assert in_vision and not any(in_vision), "vision tower and projector are frozen"
+
+
+def test_the_vision_tower_trains_where_asked(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    projector = mllm.model.model.multi_modal_projector.linear_1.weight
+    before = projector.clone()
+    examples = AnswerExamples(questions, mllm)
+    train(mllm, arguments(tmp_path), examples, freeze_vision=False)
+    assert not projector.equal(before)
+
+
+@pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])
+def test_adapters_are_merged_into_what_is_saved(
+    architecture: str, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh(architecture)
+    original = fresh(architecture).model.state_dict()
+    linear = {
+        f"{name}.weight"
+        for name, module in mllm.model.get_decoder().named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    examples = AnswerExamples(questions, mllm)
+    train(
+        mllm,
+        arguments(tmp_path, save_strategy="steps", save_steps=4),
+        examples,
+        noise=ARMS["token"],
+        lora=LoraSettings(rank=2),
+    )
+    assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
+    saved = MLLM.from_pretrained(tmp_path, device="cpu")
+    assert saved.fingerprint == mllm.fingerprint
+    changed = {
+        name
+        for name, tensor in saved.model.state_dict().items()
+        if not torch.allclose(tensor, original[name], atol=1e-7)
+    }
+    decoder = next(
+        name for name, module in saved.model.named_modules() if module is saved.model.get_decoder()
+    )
+    assert changed == {f"{decoder}.{name}" for name in linear}
+
+
+def test_adapters_where_asked(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
+    mllm = fresh()
+    original = fresh().model.state_dict()
+    lora = LoraSettings(rank=2, target_modules=r".*language_model.*q_proj")
+    train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm), lora=lora)
+    changed = [
+        name
+        for name, tensor in mllm.model.state_dict().items()
+        if not torch.allclose(tensor, original[name], atol=1e-7)
+    ]
+    assert changed
+    assert all("q_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_gradient_checkpointing_changes_no_loss(
+    rank: int, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    curves = []
+    for checkpointing in (False, True):
+        mllm = fresh()
+        folder = tmp_path / str(checkpointing)
+        settings = arguments(
+            folder, gradient_checkpointing=checkpointing, save_strategy="steps", save_steps=4
+        )
+        examples = AnswerExamples(questions, mllm)
+        train(mllm, settings, examples, noise=ARMS["token"], lora=LoraSettings(rank=rank))
+        curves.append(curve(folder))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert len(set(curves[0])) == 4
+
+
+def test_bfloat16(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
+    """Weights in float32, products in bfloat16; and adapters on bfloat16 weights."""
+    curves = {}
+    adapters = LoraSettings(rank=2)
+    for name, dtype, bf16, lora in (
+        ("float32", "float32", False, None),
+        ("autocast", "float32", True, None),
+        ("float32 adapters", "float32", False, adapters),
+        ("bfloat16 adapters", "bfloat16", True, adapters),
+    ):
+        mllm = fresh(dtype=dtype)
+        settings = arguments(
+            tmp_path / name, save_strategy="steps", save_steps=4, learning_rate=1e-3, bf16=bf16
+        )
+        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"], lora=lora)
+        curves[name] = curve(tmp_path / name)
+    assert curves["autocast"] == pytest.approx(curves["float32"], rel=2e-2)
+    assert curves["bfloat16 adapters"] == pytest.approx(curves["float32 adapters"], rel=2e-2)
+
+
+def test_tensorboard(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
+    mllm = fresh()
+    settings = arguments(tmp_path, report_to="tensorboard")
+    train(mllm, settings, AnswerExamples(questions, mllm))
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+# --- killed, and taken up again -----------------------------------------------------------------
+
+
+def command(model: Path, world: Path, out: Path, **changed: Any) -> list[str]:
+    settings = {
+        "model": model,
+        "data": world,
+        "output_dir": out,
+        "max_steps": 30,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 5,
+        "noise.data_level": 2,
+        "noise.token_level": "tokens",
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+        "report_to": "none",
+        **changed,
+    }
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "ragvl.cli", "train", "generator", *flags]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_loss_curve(
+    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+) -> None:
+    model = tiny_model("llava")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(model, small_world, whole), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(model, small_world, broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoint-5" / "trainer_state.json").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = command(model, small_world, broken, resume_from_checkpoint="last")
+    subprocess.run(resumed, check=True, capture_output=True)
+    assert len(curve(whole)) == 30
+    assert curve(broken) == curve(whole)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, broken)]
+    assert weights[0] == weights[1]
+
+
+def test_nothing_to_go_on_from_is_a_beginning(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    settings = arguments(tmp_path, max_steps=1, resume_from_checkpoint="last")
+    train(mllm, settings, AnswerExamples(questions, mllm))
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def begun(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> Path:
+    """A folder with a run's checkpoint."""
+    mllm = fresh()
+    folder = tmp_path / "begun"
+    settings = arguments(folder, max_steps=2, save_strategy="steps", save_steps=1)
+    train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+    return folder
+
+
+def test_another_run_is_never_overwritten(
+    begun: Path, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    before = contents(begun)
+
+    def refused(complaint: str, mllm: MLLM, examples: Any = None, **changed: Any) -> None:
+        noise, lora = changed.pop("noise", ARMS["token"]), changed.pop("lora", None)
+        settings = arguments(changed.pop("folder", begun), **changed)
+        with pytest.raises(ResumeError, match=complaint):
+            train(
+                mllm, settings, examples or AnswerExamples(questions, mllm), noise=noise, lora=lora
+            )
+        assert contents(begun) == before
+
+    refused("resume_from_checkpoint", fresh())
+    other = fresh()
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight[0, 0] += 1
+    refused("another model", other, resume_from_checkpoint="last")
+    refused("another noise", fresh(), resume_from_checkpoint="last", noise=ARMS["plain"])
+    refused("another lora", fresh(), resume_from_checkpoint="last", lora=LoraSettings(rank=2))
+    mllm = fresh()
+    fewer = Subset(AnswerExamples(questions, mllm), range(3))
+    refused("another examples", mllm, fewer, resume_from_checkpoint="last")
+    elsewhere = str(begun / "checkpoint-1")
+    refused("another model", other, folder=tmp_path / "new", resume_from_checkpoint=elsewhere)
+    assert not (tmp_path / "new").exists()
+    refused("is missing", fresh(), resume_from_checkpoint=str(tmp_path / "no" / "checkpoint-1"))
+
+
+def test_a_folder_with_a_model_is_never_overwritten(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    mllm.model.save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    for resume in (None, "last"):
+        with pytest.raises(ResumeError, match="holds a model"):
+            settings = arguments(tmp_path, resume_from_checkpoint=resume)
+            train(mllm, settings, AnswerExamples(questions, mllm))
+    assert contents(tmp_path) == before
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(
+    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+) -> None:
+    """Answers of one length: then the mean over both processes' batches is that over one."""
+    model = tiny_model("llava")
+    one, two = tmp_path / "one", tmp_path / "two"
+    ranking = tmp_path / "ranking.jsonl"
+    source = WebQA(small_world, split="train")
+    lines = [
+        {"question": q.text, "document": document, "answer": answer}
+        for q in source.questions
+        for answer, document in (("Yes", q.gold[0]), ("No", q.negatives[0]))
+    ]
+    ranking.write_text("\n".join(map(json.dumps, lines)))
+
+    def flags(out: Path, batch_size: int) -> list[str]:
+        whole = command(
+            model, small_world, out, max_steps=6, save_steps=6,
+            per_device_train_batch_size=batch_size, ranking=ranking, eval_ranking=ranking,
+        )  # fmt: skip
+        found = whole[whole.index("generator") + 1 :]
+        for name in ("--noise.data_level", "--noise.token_level"):
+            del found[found.index(name) : found.index(name) + 2]
+        return ["train", "reranker", *found, "--eval_strategy", "steps", "--eval_steps", "6"]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "ragvl.cli", *flags(one, 4)],
+        check=True, capture_output=True, env=environment,
+    )  # fmt: skip
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launched += ["--master_port", "29431", "-m", "ragvl.cli", *flags(two, 2)]
+    outcome = subprocess.run(launched, capture_output=True, env=environment, text=True)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert len(curve(one)) == 6
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    states = [
+        json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["log_history"][-1]
+        for folder in (one, two)
+    ]
+    assert states[1]["eval_accuracy"] == states[0]["eval_accuracy"]
+    assert MLLM.from_pretrained(two, device="cpu").architecture == "llava"
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_numbers(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    with torch.no_grad():
+        mllm.model.get_output_embeddings().weight[3] = float("nan")
+    with pytest.raises(TrainingDivergedError, match="loss of step 1 is nan"):
+        train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "forward" not in vars(mllm.model), "the model is as it was"
+
+
+def test_a_vocabulary_larger_than_the_head(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    mllm.tokenizer.add_tokens([f"new{i}" for i in range(2000)])
+    with pytest.raises(UnsupportedModelError, match="resize_token_embeddings"):
+        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm))
+    assert not (tmp_path / "new").exists()
+
+
+def test_half_precision_weights(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh(dtype="float16")
+    with pytest.raises(UnsupportedModelError, match="float16"):
+        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm))
+    assert not (tmp_path / "new").exists()
+
+
+def test_examples_that_cannot_be_used(fresh: Callable[..., MLLM], tmp_path: Path) -> None:
+    mllm = fresh()
+    long = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
+    for examples, error in (([], ValueError), ([long], PromptTooLongError)):
+        with pytest.raises(error):
+            train(mllm, arguments(tmp_path / "new"), examples)  # type: ignore[arg-type]
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("settings", [{"rank": -1}, {"alpha": -1}, {"dropout": 1.0}], ids=str)
+def test_adapter_settings_out_of_range(settings: dict) -> None:
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        LoraSettings(**settings)
