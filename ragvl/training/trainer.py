@@ -144,6 +144,7 @@ def _train(
     if trainer.is_world_process_zero():
         mllm.model.save_pretrained(arguments.output_dir)
         mllm.processor.save_pretrained(arguments.output_dir)
+    trainer.save_state()  # trainer_state.json: every loss and evaluation
     return output.metrics
 
 

@@ -152,7 +152,7 @@ def test_a_batch_is_made_on_the_cpu(questions: WebQA, mllm: MLLM) -> None:
     assert {tensor.device for tensor in batch.values()} == {torch.device("cpu")}
 
 
-def test_an_example_that_does_not_fit_is_refused(questions: WebQA, mllm: MLLM) -> None:
+def test_an_example_that_does_not_fit_is_refused(mllm: MLLM) -> None:
     example = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
     with pytest.raises(PromptTooLongError):
         Collator(mllm)([example])

@@ -245,9 +245,7 @@ def test_another_step_draws_other_noise_and_the_seed_repeats_it(
     assert len(set(runs[0])) == 3
 
 
-def test_a_batch_without_pictures_has_nothing_to_noise(
-    fresh: Callable[[str], MLLM], questions: WebQA
-) -> None:
+def test_a_batch_without_pictures_has_nothing_to_noise(fresh: Callable[[str], MLLM]) -> None:
     mllm = fresh("llava")
     prompt = mllm.encode_prompt(mllm.render("Is it a mill?"))
     batch = mllm.collate([prompt])

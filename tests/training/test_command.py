@@ -1,0 +1,195 @@
+"""Flags, YAML files and recipes say the same things, and a wrong one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_encoders import save_checkpoint
+from typer.testing import CliRunner
+
+from ragvl.cli import app
+from ragvl.data.webqa import WebQA
+from ragvl.mllm import MLLM
+from ragvl.training import command
+from ragvl.training.ranking import RankingSample, write_ranking
+
+BASE = ["--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2"]
+
+
+def parsed(stage: command.Stage, flags: list[str]):
+    needed = ["--model", "m", "--data", "d", "--output_dir", "o"]
+    needed += ["--ranking", "r"] if stage == "reranker" else []
+    return command._parser(stage).parse_args(command._with_shipped_files([*flags, *needed]))
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_of_a_file_and_flags_the_later_one_counts(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "learning_rate: 1e-4\nnoise:\n  token_level: pixels\n  timestep: 300\nlora:\n  rank: 8\n"
+    )
+    file = ["--config", str(path)]
+    found = parsed("generator", [*file, "--noise.timestep", "700"])
+    assert found.learning_rate == 1e-4
+    assert (found.noise.token_level, found.noise.timestep) == ("pixels", 700)
+    assert found.lora.rank == 8
+    assert parsed("generator", ["--noise.timestep", "700", *file]).noise.timestep == 300
+    assert parsed("generator", [f"--config={path}"]).noise.timestep == 300
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--learning_rat", "1"], "learning_rat"),
+        (["--learning_rate", "fast"], "learning_rate"),
+        (["--noise.token_level", "images"], "token_level"),
+        (["--config", "no-such-recipe"], "no-such-recipe"),
+        (["--template", "caption"], "template"),  # a reranker's
+    ],
+)
+def test_a_wrong_flag_is_named(
+    flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parsed("generator", flags)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert complaint in message
+    assert len(message) < 1500, "not a list of all flags"
+
+
+def test_an_unknown_key_in_a_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("learning_speed: 1e-4\n")
+    with pytest.raises(SystemExit):
+        parsed("generator", ["--config", str(path)])
+    assert "learning_speed" in capsys.readouterr().err
+
+
+def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.run("reranker", ["--model", "m", "--data", "d", "--ranking", "r"])
+    assert "output_dir" in capsys.readouterr().err
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", command.recipes())
+def test_a_recipe_has_the_papers_numbers(name: str) -> None:
+    """Of RagVL's README: epochs and the batch of 16 (on four GPUs); the rest of its scripts."""
+    stage = "reranker" if "reranker" in name else "generator"
+    found = parsed(stage, ["--config", name])
+    internvl = "internvl2" in name
+    assert found.per_device_train_batch_size * found.gradient_accumulation_steps * 4 == 16
+    assert found.num_train_epochs == (1 if internvl else 2)
+    assert found.learning_rate == (4e-5 if internvl else 2e-4)
+    assert found.weight_decay == (0.01 if internvl else 0)
+    assert (found.lora.rank, found.lora.alpha) == ((16, 32) if internvl else (128, 256))
+    assert (found.lr_scheduler_type, found.warmup_steps) == ("cosine", 0.03)
+    assert found.bf16 and found.gradient_checkpointing and found.freeze_vision
+    assert found.dtype == "bfloat16"
+    if stage == "generator":
+        assert found.noise.data_level == 2
+        assert found.noise.timestep == 500
+        assert found.noise.token_level == ("tokens" if internvl else "pixels")
+
+
+def test_recipes_are_listed_with_their_purpose() -> None:
+    outcome = CliRunner().invoke(app, ["train", "recipes"])
+    assert outcome.exit_code == 0
+    lines = outcome.output.splitlines()
+    assert len(lines) == len(command.recipes()) >= 6
+    line = next(line for line in lines if line.startswith("webqa-reranker-internvl2-2b "))
+    assert "InternVL2-2B" in line
+
+
+@pytest.mark.parametrize("name", ["deepspeed-zero2", "fsdp"])
+def test_shipped_json_files_are_found_by_name(name: str) -> None:
+    assert "zero_optimization" in json.dumps(
+        json.loads(Path(command._shipped("deepspeed-zero2")).read_text())
+    )
+    assert json.loads(Path(command._shipped(name)).read_text())
+    assert command._shipped("no-such-file") == "no-such-file"
+    assert command._shipped({"stage": 2}) == {"stage": 2}
+
+
+def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fsdp").write_text("{}")
+    assert command._shipped("fsdp") == "fsdp"
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "clip", "clip")
+
+
+def test_ranking_data_then_a_reranker(
+    encoder: Path, small_world: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ranking, index = tmp_path / "ranking.jsonl", tmp_path / "index"
+    make = ["data", "ranking", str(small_world), "--encoder", str(encoder), "--out", str(ranking)]
+    make += ["--index", str(index), "--device", "cpu"]
+    outcome = CliRunner().invoke(app, [*make, "--ratio", "2", "--depth", "5"])
+    assert outcome.exit_code == 0, outcome.output
+    source = WebQA(small_world, split="train")
+    gold = sum(len(question.gold) for question in source.questions)
+    assert f"{len(source.questions)} questions" in outcome.output
+    assert f"{gold} Yes and {2 * gold} No samples" in outcome.output
+
+    first = ranking.read_text()
+    assert CliRunner().invoke(app, [*make, "--ratio", "2", "--depth", "5"]).exit_code == 0
+    assert ranking.read_text() == first, "the same from the saved index"
+    assert CliRunner().invoke(app, [*make, "--ratio", "2", "--seed", "1"]).exit_code == 0
+    assert ranking.read_text() != first
+
+    out = tmp_path / "reranker"
+    flags = ["--model", str(tiny_model("llava")), "--data", str(small_world)]
+    flags += ["--ranking", str(ranking), "--output_dir", str(out), "--template", "plain", *BASE]
+    outcome = CliRunner().invoke(app, ["train", "reranker", *flags, "--num_examples", "5"])
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads((out / "ragvl_run.json").read_text())["examples"] == 5
+    assert MLLM.from_pretrained(out, device="cpu").architecture == "llava"
+
+
+def test_a_generator_with_evaluation(
+    small_world: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    flags = ["--model", str(tiny_model("internvl")), "--data", str(small_world)]
+    flags += ["--output_dir", str(tmp_path / "out"), "--eval_split", "val", *BASE]
+    figures = command.run("generator", [*flags, "--noise.token_level", "tokens"])
+    assert figures["train_loss"] > 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert any("eval_accuracy" in entry for entry in state["log_history"])
+
+
+def test_errors_are_one_line(
+    small_world: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ranking = tmp_path / "ranking.jsonl"
+    write_ranking([RankingSample("q", "nowhere", "No")], ranking)
+    flags = ["--model", str(tiny_model("llava")), "--data", str(small_world)]
+    flags += ["--output_dir", str(tmp_path / "out"), *BASE]
+    for stage, more, complaint in (
+        ("reranker", ["--ranking", str(tmp_path / "missing.jsonl")], "missing.jsonl"),
+        ("reranker", ["--ranking", str(ranking)], "'nowhere'"),
+        ("generator", ["--split", "no-such"], "no-such"),
+        ("generator", ["--noise.window", "2"], "window=2"),
+    ):
+        outcome = CliRunner().invoke(app, ["train", stage, *flags, *more])
+        assert outcome.exit_code == 1, outcome.output
+        assert outcome.output.splitlines()[-1].startswith(f"ragvl train {stage}: ")
+        assert complaint in outcome.output
+        assert "Traceback" not in outcome.output
+    assert not (tmp_path / "out").exists()
