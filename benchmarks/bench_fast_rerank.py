@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
-from common import compare, peak_mib, save, time_in_turn
+from common import save
 from models import write_model
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker, fast_rerank
+from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 from ragvl.runtime import resolve_device, resolve_dtype
 
 BASELINE = "serial_generate"

@@ -17,13 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from common import compare, peak_mib, save, spread, time_in_turn
+from common import save
 from models import write_model
 from shapes import PUBLISHED, SHAPES, Shape
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
 from ragvl.mllm import MLLM, PagePool, page_table
 from ragvl.ops import prefix_attention
 from ragvl.runtime import resolve_device, resolve_dtype

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import compare, peak_mib, save, time_in_turn
+from common import save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from common import time_in_turn
 from shapes import Shape
+
+from ragvl.evaluation.measure import time_in_turn
 
 _MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}

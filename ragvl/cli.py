@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
@@ -220,6 +221,59 @@ def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
         from ragvl.training.command import run
 
         run(stage, flags)
+
+
+@app.command()
+def overhead(
+    model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
+    source: Annotated[
+        Path | None, typer.Option("--data", help="A folder in WebQA's format; drawn if not given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose questions.")] = "train",
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 4,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains all weights.")] = 16,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward pass.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed steps with each kind of noise.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.")
+    ] = None,
+) -> None:
+    """What noise-injected training costs: time per step and peak memory, by kind of noise."""
+    with _one_line_errors("overhead"):
+        from ragvl.data.synthetic import write_world
+        from ragvl.data.webqa import WebQA
+        from ragvl.evaluation.overhead import training_overhead
+        from ragvl.mllm import MLLM
+        from ragvl.training.trainer import LoraSettings
+
+        with TemporaryDirectory() as drawn:
+            if source is None:
+                source, split = write_world(drawn, places={"train": 20}, seed=0), "train"
+            figures = training_overhead(
+                MLLM.from_pretrained(model, device=device, dtype=dtype),
+                WebQA(source, split=split),
+                batch_size=batch_size,
+                lora=LoraSettings(rank=lora_rank),
+                gradient_checkpointing=gradient_checkpointing,
+                rounds=rounds,
+            )
+    table = Table("noise", "ms a step", "against plain", "tokens", "peak MiB")
+    for name, found in figures.items():
+        peak = found["peak_mib"]
+        table.add_row(
+            name,
+            f"{found['ms']['median']:.0f}",
+            f"{1 / found['speedup']['median']:.2f}x",
+            str(found["tokens"]),
+            "?" if peak is None else f"{peak:.0f}",
+        )
+    Console().print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -122,6 +122,10 @@ class AnswerExamples(Dataset[Example]):
         answer = next(filter(None, question.answers))
         return Example(self._mllm.render(template, **fields), documents, answer)
 
+    def num_own_pictures(self, index: int) -> int:
+        """How many gold documents the question has."""
+        return len(self._questions[index].gold)
+
     def _evidence(self, index: int) -> list[str]:
         question = self._questions[index]
         rng = np.random.default_rng([self._seed, index])

@@ -111,6 +111,25 @@ def train(
         uninstall_loss(mllm)
 
 
+def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
+    """`mllm.model` with gradients where it is to train, wrapped by PEFT if there are adapters."""
+    model, decoder = mllm.model, mllm.model.get_decoder()
+    vision = set(model.base_model.parameters()) - set(decoder.parameters())
+    for parameter in model.parameters():
+        parameter.requires_grad_(not (freeze_vision and parameter in vision))
+    if not lora.rank:
+        return model
+    linear = {module for module in decoder.modules() if isinstance(module, nn.Linear)}
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules
+        or [name for name, module in model.named_modules() if module in linear],
+    )
+    return get_peft_model(model, config)
+
+
 def _train(
     mllm: MLLM,
     arguments: TrainingArguments,
@@ -120,10 +139,7 @@ def _train(
     eval_examples: Dataset[Example] | None,
     checkpoint: str | None,
 ) -> dict[str, float]:
-    vision = set(mllm.model.base_model.parameters()) - set(mllm.model.get_decoder().parameters())
-    for parameter in mllm.model.parameters():
-        parameter.requires_grad_(not (freeze_vision and parameter in vision))
-    model: Any = _with_adapters(mllm, lora) if lora.rank else mllm.model
+    model = trainable(mllm, lora, freeze_vision=freeze_vision)
     arguments.remove_unused_columns = False  # examples are no tensors yet
     arguments.label_names = ["labels"]
     trainer = _Trainer(
@@ -175,19 +191,6 @@ class _Trainer(Trainer):
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(prediction.predictions.mean())}
-
-
-def _with_adapters(mllm: MLLM, lora: LoraSettings) -> Any:
-    decoder = mllm.model.get_decoder()
-    linear = {module for module in decoder.modules() if isinstance(module, nn.Linear)}
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules
-        or [name for name, module in mllm.model.named_modules() if module in linear],
-    )
-    return get_peft_model(mllm.model, config)
 
 
 def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example]) -> None:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
+
+
+def test_spread():
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+        "median": 3.0,
+        "iqr": 2.0,
+        "min": 1.0,
+        "max": 5.0,
+    }
+
+
+def test_methods_take_turns_and_are_compared_round_by_round():
+    order = []
+    samples = time_in_turn(
+        {
+            "slow": lambda: (order.append("slow"), time.sleep(0.004)),
+            "fast": lambda: (order.append("fast"), time.sleep(0.001)),
+        },
+        rounds=3,
+        warmup=0,
+    )
+    assert order == ["slow", "fast"] * 3
+    compared = compare(samples, "slow")
+    assert compared["slow"]["ms"]["min"] >= 4.0
+    assert compared["slow"]["speedup"]["median"] == 1.0
+    assert compared["fast"]["speedup"]["median"] > 1.5
+
+
+def test_short_methods_are_called_often_enough():
+    calls = []
+    samples = time_in_turn({"short": lambda: calls.append(0)}, rounds=2, sample_ms=0.5)
+    assert len(calls) > 20
+    assert max(samples["short"]) < 0.5
+
+
+@pytest.mark.parametrize("methods", [{}, {"only": lambda: None}])
+def test_time_in_turn_returns_one_sample_a_round(methods):
+    samples = time_in_turn(methods, rounds=4)
+    assert [len(times) for times in samples.values()] == [4] * len(methods)
+
+
+def test_peak_memory_counts_what_is_freed_again() -> None:
+    peak = peak_mib(lambda: torch.ones(64 * 2**18), torch.device("cpu"))  # 64 MiB of float32
+    if peak is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    assert 60 < peak < 80
+    assert peak_mib(lambda: None, torch.device("cpu")) < 4

@@ -1,0 +1,63 @@
+"""What noise costs, measured on a real step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ragvl.cli import app
+from ragvl.data.synthetic import write_world
+from ragvl.data.webqa import WebQA
+from ragvl.evaluation.overhead import OVERHEAD_ARMS, training_overhead
+from ragvl.mllm import MLLM
+from ragvl.training.trainer import LoraSettings
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), places={"train": 20}, seed=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_arm_takes_steps(
+    rank: int, checkpointing: bool, tiny_model: Callable[[str], Path], world: Path
+) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    before = mllm.fingerprint
+    figures = training_overhead(
+        mllm,
+        WebQA(world, split="train"),
+        batch_size=2,
+        lora=LoraSettings(rank=rank),
+        gradient_checkpointing=checkpointing,
+        rounds=2,
+    )
+    assert list(figures) == list(OVERHEAD_ARMS)
+    assert figures["plain"]["speedup"]["median"] == 1
+    assert figures["both"]["tokens"] > 1.4 * figures["plain"]["tokens"], "a picture more each"
+    assert figures["token"]["tokens"] == figures["plain"]["tokens"]
+    assert all(found["ms"]["min"] > 0 for found in figures.values())
+    assert mllm.fingerprint != before, "it trained"
+    assert "forward" not in vars(mllm.model)
+
+
+def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "overhead.json"
+    command = ["overhead", str(tiny_model("internvl")), "--batch-size", "2", "--rounds", "2"]
+    outcome = CliRunner().invoke(app, [*command, "--device", "cpu", "--json", str(path)])
+    assert outcome.exit_code == 0, outcome.output
+    for arm in OVERHEAD_ARMS:
+        assert f" {arm} " in outcome.output
+    assert json.loads(path.read_text()).keys() == OVERHEAD_ARMS.keys()
+
+
+def test_errors_are_one_line() -> None:
+    outcome = CliRunner().invoke(app, ["overhead", "/no/such/model"])
+    assert outcome.exit_code == 1
+    assert "ragvl overhead: " in outcome.output
+    assert "Traceback" not in outcome.output
