@@ -57,7 +57,7 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
 	$(BIN)/python benchmarks/render.py
 
-tiny-models: $(VENV)/.demo ## Train the demo's tiny models again (about an hour on two cores)
+tiny-models: $(VENV)/.test ## Train the demo's tiny models again (about two hours on two cores)
 	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets
 
 clean: ## Remove what was built and installed

@@ -127,7 +127,6 @@ def test_a_few_steps_lower_the_loss(
     before = loss_of(student)
     task = tiny.Task(tiny.relevance_group, batch_size=4, share=1.0)
     tiny.train_mllm(
-        student, tokenizer, data, [task], steps=16, learning_rate=1e-3, text_weight=0.0,
-        seed=0, name="test", validation=data,
+        student, tokenizer, data, [task], steps=16, seed=0, name="test", validation=data,
     )  # fmt: skip
     assert loss_of(student) < before / 2
