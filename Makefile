@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench tables tiny-models clean
+.PHONY: help demo test lint format bench noise-learning tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -49,9 +49,14 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_prefix_attention.py
 	$(BIN)/python benchmarks/bench_diffusion_noise.py
 	$(BIN)/python benchmarks/bench_visual_weighted_cross_entropy.py
+	$(BIN)/python benchmarks/bench_training_step.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/python benchmarks/bench_prefix_cache.py
 	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
+	$(MAKE) tables
+
+noise-learning: $(VENV)/.dev ## Compare what each kind of noise teaches (hours on two cores; goes on)
+	$(BIN)/python benchmarks/noise_learning.py
 	$(MAKE) tables
 
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots

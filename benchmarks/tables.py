@@ -368,6 +368,74 @@ def _operation(
     return "\n\n".join([_table(header, rows), *notes])
 
 
+# --- training -----------------------------------------------------------------------------------
+
+
+def training_step(load: Load) -> str:
+    """Time and memory of a training step by kind of noise, a column for each model."""
+    results = {"CPU": load("training_step_cpu"), "GPU": load("training_step_cuda")}
+    found = {
+        (device, case["model"], case["rank"]): case["arms"]
+        for device, result in results.items()
+        if result is not None
+        for case in result["cases"]
+    }
+    header = [
+        "noise",
+        *(
+            f"{device}: {model}, {f'adapters of rank {rank}' if rank else 'all of the decoder'}"
+            for device, model, rank in found
+        ),
+        *(device for device, result in results.items() if result is None),
+    ]
+    names = dict.fromkeys(name for arms in found.values() for name in arms) or ["any"]
+    unmeasured = [NOT_MEASURED] * sum(result is None for result in results.values())
+
+    def cell(figures: Result) -> str:
+        peak = "" if figures["peak_mib"] is None else f", {figures['peak_mib']:,.0f} MiB"
+        return f"{1 / figures['speedup']['median']:.2f}x{peak}"
+
+    rows = [[name, *(cell(arms[name]) for arms in found.values()), *unmeasured] for name in names]
+    notes = [
+        f"{device}: {result['machine']['device']}, {result['dtype']}, random weights, batches of "
+        f"{result['batch_size']}, medians of {result['rounds']} rounds in one run. Time is against "
+        f"plain fine-tuning; memory is the peak above model, gradients and optimizer."
+        for device, result in results.items()
+        if result is not None
+    ]
+    return "\n\n".join([_table(header, rows), *notes])
+
+
+def noise_learning(load: Load) -> str:
+    """Right answers by arm and evidence: mean over seeds, with the lowest and the highest."""
+    result = load("noise_learning")
+    conditions = {
+        "clean": "gold pictures",
+        "irrelevant": "and an irrelevant one",
+        "noised": "gold pictures, noised",
+    }
+    header = ["fine-tuning", *conditions.values()]
+    if result is None:
+        return _table(header, [["any", *[NOT_MEASURED] * len(conditions)]])
+    by_arm: dict[str, list[Result]] = {}
+    for run in result["runs"]:
+        by_arm.setdefault(run["arm"], []).append(run)
+
+    def cell(runs: list[Result], condition: str) -> str:
+        values = [100 * run[condition] for run in runs]
+        mean = f"{sum(values) / len(values):.1f}"
+        return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+    rows = [[arm, *(cell(runs, name) for name in conditions)] for arm, runs in by_arm.items()]
+    seeds = max(len(runs) for runs in by_arm.values())
+    note = (
+        f"Right answers in percent to {result['num_questions']} test questions: mean, lowest and "
+        f"highest of {seeds} seeds, {result['steps']} steps of {result['batch_size']} examples "
+        f"from tiny-base. One answer is {100 / result['num_questions']:.1f} points."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
 # --- demo ---------------------------------------------------------------------------------------
 
 
@@ -429,6 +497,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
         relevance_head,
         diffusion_noise,
         visual_weighted_cross_entropy,
+        training_step,
+        noise_learning,
         demo,
     )
 }

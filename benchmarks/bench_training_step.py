@@ -1,0 +1,68 @@
+"""What each kind of noise costs a generator's training step, in time and memory.
+
+What `ragvl overhead` measures, on models with random weights, as a JSON and a table.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from common import save
+from models import build_model
+from operation import DEVICE
+from rich.console import Console
+from rich.table import Table
+from shapes import SHAPES
+
+from ragvl.data.synthetic import write_world
+from ragvl.data.webqa import WebQA
+from ragvl.evaluation.overhead import training_overhead
+from ragvl.mllm import MLLM
+from ragvl.training.trainer import LoraSettings
+
+MODELS = {"cpu": ["mid", "mid-internvl"], "cuda": ["internvl2-1b", "internvl2-2b"]}[DEVICE.type]
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE.type]
+RANKS = (0, 16)  # of adapters; 0 trains the decoder's weights
+BATCH_SIZE = 4
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Option("--model", help="Of shapes.py.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed steps of each arm.")] = 7,
+) -> None:
+    """Measure, print a table, and write benchmarks/results/training_step_{cpu,cuda}.json."""
+    cases = []
+    table = Table("model", "adapters", "noise", "ms", "times", "tokens", "peak MiB")
+    with tempfile.TemporaryDirectory() as folder:
+        world = WebQA(write_world(Path(folder), places={"train": 20}, seed=0), split="train")
+        for name in models or MODELS:
+            for rank in RANKS:
+                mllm = MLLM(*build_model(SHAPES[name], device=DEVICE, dtype=DTYPE))
+                arms = training_overhead(
+                    mllm, world, batch_size=BATCH_SIZE, lora=LoraSettings(rank=rank), rounds=rounds
+                )
+                cases.append({"model": name, "rank": rank, "arms": arms})
+                for arm, found in arms.items():
+                    table.add_row(
+                        *(name, str(rank), arm, f"{found['ms']['median']:.0f}"),
+                        *(f"{1 / found['speedup']['median']:.2f}x", str(found["tokens"])),
+                        "?" if found["peak_mib"] is None else f"{found['peak_mib']:.0f}",
+                    )
+    result = {
+        "batch_size": BATCH_SIZE,
+        "rounds": rounds,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "cases": cases,
+    }
+    path = save(f"training_step_{DEVICE.type}", result, DEVICE)
+    console = Console()
+    console.print(table)
+    console.print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
