@@ -604,7 +604,7 @@ def main(
         if name in stages:
             shutil.rmtree(work / name, ignore_errors=True)
             flags = [f"--model={folders['base']}", f"--data={world}", f"--output_dir={work / name}"]
-            flags += [f"--config=tiny-{name}", "--eval_split=val", f"--seed={seed}"]
+            flags += [f"--config=tiny-{name}", "--eval_split=val"]
             flags += [f"--max_steps={steps}", "--disable_tqdm=true"]
             if name == "reranker":
                 rankings = _write_rankings(world, folders["retriever"], work, seed)
