@@ -20,8 +20,9 @@ from transformers import TrainingArguments
 
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM, PromptTooLongError, UnsupportedModelError
-from ragvl.training.examples import AnswerExamples, Example
+from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import ARMS
+from ragvl.training.ranking import RankingSample
 from ragvl.training.trainer import LoraSettings, ResumeError, TrainingDivergedError, train
 
 
@@ -196,6 +197,67 @@ def test_bfloat16(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) 
         curves[name] = curve(tmp_path / name)
     assert curves["autocast"] == pytest.approx(curves["float32"], rel=2e-2)
     assert curves["bfloat16 adapters"] == pytest.approx(curves["float32 adapters"], rel=2e-2)
+
+
+def test_examples_made_ahead_by_workers(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    curves = []
+    for workers in (0, 2):
+        mllm = fresh()
+        settings = arguments(tmp_path / str(workers), dataloader_num_workers=workers)
+        train(mllm, settings, AnswerExamples(questions, mllm, num_pictures=2), noise=ARMS["token"])
+        curves.append(curve(tmp_path / str(workers)))
+    assert curves[0] == curves[1]
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    """Answers of one length: then a mean of the parts' means is the whole's mean."""
+    samples = [
+        RankingSample(question.text, question.gold[0], answer)
+        for question in questions.questions
+        for answer in ("Yes", "No")
+    ]
+    curves = []
+    for size, steps in ((4, 1), (2, 2)):
+        mllm = fresh()
+        folder = tmp_path / str(size)
+        settings = arguments(
+            folder,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            learning_rate=1e-3,
+        )
+        train(mllm, settings, RankingExamples(samples, questions, mllm))
+        curves.append(curve(folder))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert len(curves[0]) == 4
+
+
+def test_the_best_model_is_the_one_that_is_saved(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    """Here the one with the largest loss, which is that of the first step."""
+    mllm = fresh("internvl")
+    examples = Subset(AnswerExamples(questions, mllm), range(4))
+    settings = arguments(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,
+    )
+    train(mllm, settings, examples, eval_examples=examples)
+    losses = [entry["eval_loss"] for entry in history(tmp_path) if "eval_loss" in entry]
+    best = 1 + losses.index(max(losses))
+    assert best < 4, "the test's premise"
+    saved = MLLM.from_pretrained(tmp_path / f"checkpoint-{best}", device="cpu")
+    assert MLLM.from_pretrained(tmp_path, device="cpu").fingerprint == saved.fingerprint
 
 
 def test_tensorboard(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
@@ -402,8 +464,13 @@ def test_half_precision_weights(
 def test_examples_that_cannot_be_used(fresh: Callable[..., MLLM], tmp_path: Path) -> None:
     mllm = fresh()
     long = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
-    for examples, error in (([], ValueError), ([long], PromptTooLongError)):
-        with pytest.raises(error):
+    lacking = Example(mllm.render("<image>\nWhat is it?"), [], "yes")
+    for examples, error, complaint in (
+        ([], ValueError, "no examples"),
+        ([long], PromptTooLongError, "context"),
+        ([lacking], ValueError, "1 places for images and 0 came"),
+    ):
+        with pytest.raises(error, match=complaint):
             train(mllm, arguments(tmp_path / "new"), examples)  # type: ignore[arg-type]
         assert not (tmp_path / "new").exists()
 
