@@ -31,7 +31,7 @@ from ragvl.evaluation.metrics import is_correct
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM
 from ragvl.ops import diffusion_noise
-from ragvl.training.examples import AnswerExamples
+from ragvl.training.examples import IGNORE, AnswerExamples, Collator
 from ragvl.training.noise import ARMS
 from ragvl.training.trainer import train
 
@@ -40,6 +40,7 @@ CONDITIONS = ("clean", "irrelevant", "noised")
 TIMESTEP = 500
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-4
+NUM_PROBED = 256  # examples
 
 
 def evidence(source: WebQA, question: Question, condition: str, number: int) -> list[Document]:
@@ -79,6 +80,32 @@ def accuracies(mllm: MLLM, source: WebQA, questions: Sequence[Question]) -> dict
     return found
 
 
+@torch.no_grad()
+def share_reweighted(learn: WebQA) -> float:
+    """The share of answer tokens whose logit falls by more than 1 under noise on visual tokens.
+
+    To tiny-base as it is. The others have the least weight: the token level does nothing to them.
+    """
+    mllm = MLLM.from_pretrained(BASE, device="cpu")
+    examples = AnswerExamples(learn, mllm)
+    above = total = 0
+    for i in range(min(NUM_PROBED, len(examples))):
+        batch = Collator(mllm)([examples[i]])
+        labels = batch.pop("labels")[0, 1:]
+        labelled = labels != IGNORE
+        embeds = mllm.embed(batch)
+        is_image = batch["input_ids"] == mllm.model.config.image_token_id
+        noisy = diffusion_noise(embeds, is_image, timestep=TIMESTEP, seed=i)
+        clean_logits, noisy_logits = (
+            mllm.model(inputs_embeds=x, attention_mask=batch["attention_mask"]).logits[0, :-1]
+            for x in (embeds, noisy)
+        )
+        gaps = (clean_logits - noisy_logits)[labelled, labels[labelled]]
+        above += int((gaps > 1).sum())
+        total += len(gaps)
+    return above / total
+
+
 def one_run(
     arm: str, seed: int, learn: WebQA, test: WebQA, steps: int, num_questions: int
 ) -> dict[str, Any]:
@@ -108,7 +135,12 @@ def one_run(
             state = json.loads((Path(folder) / "trainer_state.json").read_text())
             losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     questions = test.questions[:num_questions]
-    return {"arm": arm, "seed": seed, "losses": losses, **accuracies(mllm, test, questions)}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "losses": losses,
+        **accuracies(mllm, test, questions),
+    }
 
 
 def _world(folder: Path, **settings: Any) -> WebQA:
@@ -147,6 +179,7 @@ def main(
             "learning_rate": LEARNING_RATE,
             "timestep": TIMESTEP,
             "num_questions": num_questions,
+            "reweighted": share_reweighted(learn),
             "runs": [json.loads(path.read_text()) for path in paths],
         }
         print(f"wrote {save('noise_learning', result, torch.device('cpu'))}")
