@@ -431,9 +431,9 @@ def noise_learning(load: Load) -> str:
     note = (
         f"Right answers in percent to {result['num_questions']} test questions: mean, lowest and "
         f"highest of {seeds} seeds, {result['steps']} steps of {result['batch_size']} examples "
-        f"from tiny-base. One answer is {100 / result['num_questions']:.1f} points. Noise on visual "
-        f"tokens lowers the logits of {100 * result['reweighted']:.1f} % of tiny-base's answer "
-        f"tokens by more than 1: only those weigh more than others at the token level."
+        f"from tiny-base. One answer is {100 / result['num_questions']:.1f} points. Noise lowers "
+        f"the logits of {100 * result['reweighted']:.1f} % of tiny-base's answer tokens by more "
+        f"than 1: only those weigh more than others at the token level."
     )
     return f"{_table(header, rows)}\n\n{note}"
 

@@ -136,7 +136,9 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
 def uninstall_loss(mllm: MLLM) -> None:
     """Gives the model its own forward again; nothing happens where `install_loss` was not."""
     vars(mllm.model).pop("forward", None)
-    vars(mllm.model.base_model).pop("get_image_features", None)
+    base: Any = mllm.model.base_model
+    if isinstance(getattr(base.get_image_features, "owner", None), _SharedFeatures):
+        base.get_image_features = base.get_image_features.__wrapped__
 
 
 def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tensor:
@@ -181,6 +183,7 @@ class _SharedFeatures:
                 self._features = found
             return found
 
+        get_image_features.owner = self  # type: ignore[attr-defined]  # to be known by
         base.get_image_features = get_image_features
 
     @contextmanager

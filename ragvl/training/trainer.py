@@ -157,7 +157,9 @@ def _train(
     model.eval()
     if lora.rank:
         mllm.model = model.merge_and_unload()
-    if trainer.is_world_process_zero():
+    if trainer.is_fsdp_enabled:
+        trainer.save_model()  # gathers what the processes share
+    elif trainer.is_world_process_zero():
         mllm.model.save_pretrained(arguments.output_dir)
         mllm.processor.save_pretrained(arguments.output_dir)
     trainer.save_state()  # trainer_state.json: every loss and evaluation

@@ -296,6 +296,28 @@ def test_the_model_gets_its_own_forward_back(
     assert "forward" not in vars(mllm.model)
 
 
+def test_prefixes_are_cached_as_before_after_training(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    """What the cache keeps of a picture passes through the function that training shares."""
+    mllm = fresh("llava")
+    (document, *_), query = list(questions.documents()), questions.questions[0].text
+    image = mllm.encode_image(document.load())
+    prompt = mllm.encode_prompt(mllm.render("<image>\n{q}", q=query), [image])
+
+    def prefill() -> Tensor:
+        return torch.cat(list(mllm.prefill(prompt, lambda *_: None).features.pooler_output))
+
+    before = prefill()
+    install_loss(mllm, TOKENS)
+    mllm.model.train()
+    mllm.model(**batch_of(mllm, questions))
+    mllm.model.eval()
+    assert prefill().equal(before)
+    uninstall_loss(mllm)
+    assert prefill().equal(before)
+
+
 # --- the release --------------------------------------------------------------------------------
 
 
