@@ -155,6 +155,10 @@ def ranking(
     depth: Annotated[
         int, typer.Option(min=1, help="No samples come from the retriever's first so many.")
     ] = 20,
+    labelled: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of No samples that are the data set's distractors."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     pool: Annotated[
         Literal["full", "gold"],
@@ -185,6 +189,7 @@ def ranking(
             vectors,
             negatives_per_positive=ratio,
             depth=depth,
+            labelled_share=labelled,
             seed=seed,
             progress=True,
         )

@@ -1,7 +1,8 @@
 """Samples that teach a reranker Yes and No: a question's own pictures, and near misses.
 
 RagVL's knowledge-enhanced training (arXiv 2407.21439, section 3.2): each gold picture of a question
-gives a Yes; pictures that a retriever ranks high and that are not gold give a No.
+gives a Yes; pictures that a retriever ranks high and that are not gold give a No. So may those that
+the data set itself lists as distractors: near misses that a weak retriever seldom finds.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def ranking_samples(
     *,
     negatives_per_positive: float = 1.0,
     depth: int = 20,
+    labelled_share: float = 0.0,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -102,6 +104,8 @@ def ranking_samples(
         negatives_per_positive: how many No samples for a Yes; of a fraction, a draw decides.
         depth: negatives are drawn from the retriever's first `depth` that are not gold; a small
             depth gives harder ones.
+        labelled_share: how many of the negatives are drawn from the question's own instead, as far
+            as they are in the index; the draws decide, so it holds on average.
         seed: of the draws.
         batch_size: questions encoded together.
         progress: show a progress bar.
@@ -114,12 +118,15 @@ def ranking_samples(
         raise ValueError(f"negatives_per_positive={negatives_per_positive}: expected 0 or more")
     if depth < 1:
         raise ValueError(f"depth={depth}: it must be at least 1")
+    if not 0 <= labelled_share <= 1:
+        raise ValueError(f"labelled_share={labelled_share}: expected a share from 0 to 1")
     if index.encoder_fingerprint != encoder.fingerprint:
         raise IndexMismatchError(
             f"the index was made by encoder {index.encoder_fingerprint}, and this one is "
             f"{encoder.fingerprint}: load that one, or make the index again"
         )
-    if strangers := set(index.ids) - set(source.document_ids()):
+    indexed = set(index.ids)
+    if strangers := indexed - set(source.document_ids()):
         raise IndexMismatchError(
             f"the index holds {len(strangers)} documents that the data set has not, such as "
             f"{min(strangers)!r}: it was made from another data set or split"
@@ -136,9 +143,11 @@ def ranking_samples(
             near_misses = [id for id in ranks if id not in question.gold][:depth]
             wanted = negatives_per_positive * len(question.gold)
             count = int(wanted) + int(rng.random() < wanted % 1)
-            picked = rng.choice(len(near_misses), min(count, len(near_misses)), replace=False)
+            labelled = [id for id in question.negatives if id in indexed]
+            no = _draw(rng, labelled, int(rng.binomial(count, labelled_share)))
+            no += _draw(rng, [id for id in near_misses if id not in no], count - len(no))
             chosen: list[tuple[Literal["Yes", "No"], str]] = [("Yes", id) for id in question.gold]
-            chosen += [("No", near_misses[i]) for i in sorted(picked)]
+            chosen += [("No", id) for id in no]
             for answer, id in chosen:
                 yield RankingSample(
                     question=question.text,
@@ -148,6 +157,12 @@ def ranking_samples(
                     rank=ranks.get(id),
                     question_id=question.id,
                 )
+
+
+def _draw(rng: np.random.Generator, ids: list[str], count: int) -> list[str]:
+    """So many of the ids, or all if there are fewer, in their order."""
+    picked = rng.choice(len(ids), min(count, len(ids)), replace=False)
+    return [ids[i] for i in sorted(picked)]
 
 
 def write_ranking(samples: Iterable[RankingSample], path: str | Path) -> Counter[str]:

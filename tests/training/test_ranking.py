@@ -110,11 +110,54 @@ def test_the_gold_pool_has_other_questions_gold_only(
     assert {sample.document for sample in samples} <= gold
 
 
+def test_the_data_sets_own_negatives(
+    questions: WebQA, encoder: DualEncoder, index: VectorIndex
+) -> None:
+    def negatives(share: float, seed: int = 0) -> dict[str | None, list[str]]:
+        found: dict[str | None, list[str]] = {}
+        samples = ranking_samples(
+            questions, encoder, index, negatives_per_positive=2, labelled_share=share, seed=seed
+        )
+        for sample in samples:
+            if sample.answer == "No":
+                found.setdefault(sample.question_id, []).append(sample.document)
+        return found
+
+    asked = {question.id: question for question in questions.questions}
+    for id, found in negatives(1.0).items():
+        own = asked[str(id)].negatives
+        assert len(found) == len(set(found)) == 2 * len(asked[str(id)].gold)
+        assert len(set(found) & set(own)) == min(len(found), len(own))
+
+    def share_of_own(share: float) -> float:
+        own = total = 0
+        for seed in range(10):
+            for id, found in negatives(share, seed).items():
+                own += len(set(found) & set(asked[str(id)].negatives))
+                total += len(found)
+        return own / total
+
+    # Those that the retriever finds as well come on top of the share asked for.
+    by_chance = share_of_own(0.0)
+    assert by_chance < 0.9
+    assert share_of_own(0.5) > by_chance + 0.5 * (1 - by_chance) - 0.15
+
+
+def test_own_negatives_stay_in_the_pool(questions: WebQA, encoder: DualEncoder) -> None:
+    index = index_documents(questions, encoder, pool="gold")
+    samples = ranking_samples(
+        questions, encoder, index, negatives_per_positive=3, labelled_share=1.0
+    )
+    assert {sample.document for sample in samples} <= set(index.ids)
+
+
 def test_bad_arguments(questions: WebQA, encoder: DualEncoder, index: VectorIndex) -> None:
     with pytest.raises(ValueError, match="negatives_per_positive=-1"):
         next(ranking_samples(questions, encoder, index, negatives_per_positive=-1))
     with pytest.raises(ValueError, match="depth=0"):
         next(ranking_samples(questions, encoder, index, depth=0))
+    with pytest.raises(ValueError, match=r"labelled_share=1.1"):
+        next(ranking_samples(questions, encoder, index, labelled_share=1.1))
     other = VectorIndex(encoder.dim, encoder_fingerprint="another")
     with pytest.raises(IndexMismatchError, match="encoder another"):
         next(ranking_samples(questions, encoder, other))
