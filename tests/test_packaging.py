@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragvl import _C
-from ragvl.ops.backends import OPERATIONS
+from ragvl.ops.backends import CPU_IN_PYTORCH, OPERATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,6 +53,8 @@ def test_an_operation_has_one_name_everywhere(operation):
         "triton": [f"kernels/{operation}.py"],
         "cuda": [f"csrc/{operation}.h", f"csrc/{operation}.cu"],
     }
+    if operation in CPU_IN_PYTORCH:
+        stems["cpu"] = []
     expected = [path for backend in OPERATIONS[operation] for path in stems[backend]]
     expected += [f"tests/ops/test_{operation}.py", f"benchmarks/bench_{operation}.py"]
     assert [path for path in expected if not (ROOT / path).exists()] == []
