@@ -26,29 +26,42 @@ from ragvl.training.trainer import LoraSettings
 
 MODELS = {"cpu": ["mid", "mid-internvl"], "cuda": ["internvl2-1b", "internvl2-2b"]}[DEVICE.type]
 DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE.type]
-RANKS = (0, 16)  # of adapters; 0 trains the decoder's weights
-BATCH_SIZE = 4
+# Rank of the adapters, where 0 trains the decoder's weights; gradient checkpointing
+SETUPS = ((0, False), (16, False), (16, True))
+BATCH_SIZE = {"cpu": 2, "cuda": 4}[DEVICE.type]
 
 
 def main(
     models: Annotated[list[str] | None, typer.Option("--model", help="Of shapes.py.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Timed steps of each arm.")] = 7,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed steps of each arm.")] = 5,
 ) -> None:
     """Measure, print a table, and write benchmarks/results/training_step_{cpu,cuda}.json."""
     cases = []
-    table = Table("model", "adapters", "noise", "ms", "times", "tokens", "peak MiB")
+    table = Table("model", "adapters", "checkpointing", "noise", "ms", "times", "tokens", "peak MiB")
     with tempfile.TemporaryDirectory() as folder:
         world = WebQA(write_world(Path(folder), places={"train": 20}, seed=0), split="train")
         for name in models or MODELS:
-            for rank in RANKS:
+            for rank, checkpointing in SETUPS:
                 mllm = MLLM(*build_model(SHAPES[name], device=DEVICE, dtype=DTYPE))
                 arms = training_overhead(
-                    mllm, world, batch_size=BATCH_SIZE, lora=LoraSettings(rank=rank), rounds=rounds
+                    mllm,
+                    world,
+                    batch_size=BATCH_SIZE,
+                    lora=LoraSettings(rank=rank),
+                    gradient_checkpointing=checkpointing,
+                    rounds=rounds,
                 )
-                cases.append({"model": name, "rank": rank, "arms": arms})
+                cases.append(
+                    {
+                        "model": name,
+                        "rank": rank,
+                        "gradient_checkpointing": checkpointing,
+                        "arms": arms,
+                    }
+                )
                 for arm, found in arms.items():
                     table.add_row(
-                        *(name, str(rank), arm, f"{found['ms']['median']:.0f}"),
+                        *(name, str(rank), str(checkpointing), arm, f"{found['ms']['median']:.0f}"),
                         *(f"{1 / found['speedup']['median']:.2f}x", str(found["tokens"])),
                         "?" if found["peak_mib"] is None else f"{found['peak_mib']:.0f}",
                     )

@@ -372,30 +372,31 @@ def _operation(
 
 
 def training_step(load: Load) -> str:
-    """Time and memory of a training step by kind of noise, a column for each model."""
+    """Time and memory of a training step by kind of noise, a row for each model and way."""
     results = {"CPU": load("training_step_cpu"), "GPU": load("training_step_cuda")}
-    found = {
-        (device, case["model"], case["rank"]): case["arms"]
-        for device, result in results.items()
+    names = dict.fromkeys(
+        name
+        for result in results.values()
         if result is not None
         for case in result["cases"]
-    }
-    header = [
-        "noise",
-        *(
-            f"{device}: {model}, {f'adapters of rank {rank}' if rank else 'all of the decoder'}"
-            for device, model, rank in found
-        ),
-        *(device for device, result in results.items() if result is None),
-    ]
-    names = dict.fromkeys(name for arms in found.values() for name in arms) or ["any"]
-    unmeasured = [NOT_MEASURED] * sum(result is None for result in results.values())
+        for name in case["arms"]
+    ) or ["any"]
 
     def cell(figures: Result) -> str:
         peak = "" if figures["peak_mib"] is None else f", {figures['peak_mib']:,.0f} MiB"
         return f"{1 / figures['speedup']['median']:.2f}x{peak}"
 
-    rows = [[name, *(cell(arms[name]) for arms in found.values()), *unmeasured] for name in names]
+    rows = []
+    for device, result in results.items():
+        if result is None:
+            rows.append([device, "any", "any", *[NOT_MEASURED] * len(names)])
+            continue
+        for case in result["cases"]:
+            trained = f"adapters of rank {case['rank']}" if case["rank"] else "the decoder"
+            trained += ", checkpointing" * case["gradient_checkpointing"]
+            arms = [cell(case["arms"][name]) for name in names]
+            rows.append([device, case["model"], trained, *arms])
+    header = ["", "model", "trained", *names]
     notes = [
         f"{device}: {result['machine']['device']}, {result['dtype']}, random weights, batches of "
         f"{result['batch_size']}, medians of {result['rounds']} rounds in one run. Time is against "

@@ -16,11 +16,19 @@ def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.Monk
     bench_training_step.main(models=["tiny", "tiny-internvl"], rounds=2)
     name = f"training_step_{bench_training_step.DEVICE.type}"
     result = json.loads((tmp_path / f"{name}.json").read_text())
-    assert [(case["model"], case["rank"]) for case in result["cases"]] == [
-        ("tiny", 0), ("tiny", 16), ("tiny-internvl", 0), ("tiny-internvl", 16),
-    ]  # fmt: skip
-    table = TABLES["training_step"](lambda asked: result if asked == name else None)
-    for arm in OVERHEAD_ARMS:
-        assert f"| {arm} | " in table
-    assert "tiny-internvl, adapters of rank 16" in table
-    assert "| plain | 1.00x, " in table
+    setups = [(0, False), (16, False), (16, True)]
+    assert [
+        (case["model"], case["rank"], case["gradient_checkpointing"]) for case in result["cases"]
+    ] == [(model, *setup) for model in ("tiny", "tiny-internvl") for setup in setups]
+    lines = TABLES["training_step"](lambda asked: result if asked == name else None).splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    assert set(OVERHEAD_ARMS) <= set(header)
+    row = next(
+        line for line in lines if "| tiny-internvl | adapters of rank 16, checkpointing |" in line
+    )
+    cells = dict(zip(header, (cell.strip() for cell in row.split("|")), strict=True))
+    assert cells["plain"].startswith("1.00x")
+    token = result["cases"][-1]["arms"]["token"]["speedup"]["median"]
+    assert cells["token"].startswith(f"{1 / token:.2f}x")
+    other = next(line for line in lines if "| any | any |" in line)
+    assert other.count("not measured") == len(OVERHEAD_ARMS)
