@@ -142,7 +142,9 @@ def _parser(stage: Stage) -> ArgumentParser:
     else:
         parser.add_class_arguments(NoiseSettings, "noise")
     parser.add_class_arguments(LoraSettings, "lora")
-    parser.add_class_arguments(TrainingArguments, skip={"output_dir"})
+    parser.add_class_arguments(TrainingArguments, skip={"output_dir", "fsdp"})
+    # Hugging Face declares it as text, and wants a bool
+    parser.add_argument("--fsdp", type=bool | None, help="share out the weights; see fsdp_config")
     parser.add_argument("--output_dir", type=str, required=True, help="where the model goes")
     parser.set_defaults(report_to="tensorboard")
     return parser

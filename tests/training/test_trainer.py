@@ -382,8 +382,11 @@ def test_a_folder_with_a_model_is_never_overwritten(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharing", [[], ["--fsdp", "true", "--fsdp_config", "fsdp"]], ids=["ddp", "fsdp"]
+)
 def test_two_processes_train_as_one_does(
-    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+    sharing: list[str], tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
     """Answers of one length: then the mean over both processes' batches is that over one."""
     model = tiny_model("llava")
@@ -413,7 +416,7 @@ def test_two_processes_train_as_one_does(
         check=True, capture_output=True, env=environment,
     )  # fmt: skip
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launched += ["--master_port", "29431", "-m", "ragvl.cli", *flags(two, 2)]
+    launched += ["--master_port", "29431", "-m", "ragvl.cli", *flags(two, 2), *sharing]
     outcome = subprocess.run(launched, capture_output=True, env=environment, text=True)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     assert len(curve(one)) == 6
