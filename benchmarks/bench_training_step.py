@@ -37,7 +37,9 @@ def main(
 ) -> None:
     """Measure, print a table, and write benchmarks/results/training_step_{cpu,cuda}.json."""
     cases = []
-    table = Table("model", "adapters", "checkpointing", "noise", "ms", "times", "tokens", "peak MiB")
+    table = Table(
+        "model", "adapters", "checkpointing", "noise", "ms", "times", "tokens", "peak MiB"
+    )
     with tempfile.TemporaryDirectory() as folder:
         world = WebQA(write_world(Path(folder), places={"train": 20}, seed=0), split="train")
         for name in models or MODELS:

@@ -624,7 +624,7 @@ def _write_rankings(world: Path, retriever: Path, work: Path, seed: int) -> dict
     for split in ("train", "val"):
         source, paths[split] = WebQA(world, split=split), work / f"ranking_{split}.jsonl"
         index = index_documents(source, encoder)
-        # Half of the drawn distractors are twins, which a retriever this small finds by chance only.
+        # Half of the drawn distractors are twins, which so small a retriever finds by chance only.
         samples = ranking_samples(source, encoder, index, labelled_share=0.5, seed=seed)
         counts = write_ranking(samples, paths[split])
         logger.info("%s: %s", paths[split], dict(counts))
