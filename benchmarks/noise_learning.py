@@ -27,7 +27,7 @@ from ragvl.data.questions import Question
 from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import WebQA
 from ragvl.demo.run import NUM_PLACES, WORLD_SEED
-from ragvl.evaluation.metrics import is_correct
+from ragvl.evaluation.answers import is_correct
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM
 from ragvl.ops import diffusion_noise

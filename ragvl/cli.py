@@ -20,6 +20,14 @@ train = typer.Typer(no_args_is_help=True, help="Train a reranker or a generator.
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 
+_Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A data set: a folder of WebQA's or MultimodalQA's files, Karpathy's JSON, lines of "
+        "image,caption, or your own questions (.jsonl)."
+    ),
+]
+
 # Settings are read by jsonargparse, which knows their types and their YAML
 _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -96,7 +104,7 @@ def rerank(
 @app.command()
 def warm(
     source: Annotated[
-        Path, typer.Argument(help="A folder of pictures, a WebQA folder, or a JSONL file.")
+        Path, typer.Argument(help="A folder of pictures, a data set, or a JSONL file.")
     ],
     model: Annotated[str, typer.Option(help="A hub id or a folder.")],
     cache: Annotated[Path, typer.Option(help="The cache's folder.")],
@@ -111,7 +119,7 @@ def warm(
         typer.Option(help="int8 or fp8 for keys and values; exact without."),
     ] = None,
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
-    split: Annotated[str, typer.Option(help="Of a WebQA folder.")] = "val",
+    split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
@@ -126,7 +134,7 @@ def warm(
     from ragvl.reranker import Reranker
 
     with _one_line_errors("warm"):
-        documents = Documents(source, split=split)
+        documents = Documents(source, split=split, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
         )
@@ -146,11 +154,36 @@ def warm(
 
 
 @data.command()
+def check(
+    source: _Source,
+    split: Annotated[str | None, typer.Option(help="Which, of a set that has several.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
+) -> None:
+    """Say what is wrong with a data set's files, line by line.
+
+    Your own .jsonl is read line by line, however long it is.
+    """
+    with _one_line_errors("data check"):
+        from ragvl.data.checking import check_questions
+
+        report = check_questions(source, split=split, pictures=pictures)
+    for line in report.problems.lines():
+        typer.echo(line)
+    typer.echo(
+        f"{report.questions} usable questions, {report.documents} documents, "
+        f"{len(report.problems)} problems"
+    )
+    if not report.questions or (strict and len(report.problems)):
+        sys.exit(1)
+
+
+@data.command()
 def ranking(
-    source: Annotated[Path, typer.Argument(help="A folder in WebQA's format.")],
+    source: _Source,
     encoder: Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
-    split: Annotated[str, typer.Option(help="Whose questions.")] = "train",
+    split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
     ratio: Annotated[float, typer.Option(min=0, help="No samples for each Yes.")] = 1.0,
     depth: Annotated[
         int, typer.Option(min=1, help="No samples come from the retriever's first so many.")
@@ -171,11 +204,11 @@ def ranking(
 ) -> None:
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
     with _one_line_errors("data ranking"):
-        from ragvl.data.webqa import WebQA
+        from ragvl.data.formats import open_questions
         from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
-        questions = WebQA(source, split=split)
+        questions = open_questions(source, split=split, purpose="train")
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():
             vectors = VectorIndex.load(index)
@@ -232,9 +265,9 @@ def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
 def overhead(
     model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
     source: Annotated[
-        Path | None, typer.Option("--data", help="A folder in WebQA's format; drawn if not given.")
+        Path | None, typer.Option("--data", help="A data set; drawn if not given.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Whose questions.")] = "train",
+    split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 4,
     lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains all weights.")] = 16,
     gradient_checkpointing: Annotated[
@@ -249,8 +282,8 @@ def overhead(
 ) -> None:
     """What noise-injected training costs: time per step and peak memory, by kind of noise."""
     with _one_line_errors("overhead"):
+        from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import write_world
-        from ragvl.data.webqa import WebQA
         from ragvl.evaluation.overhead import training_overhead
         from ragvl.mllm import MLLM
         from ragvl.training.trainer import LoraSettings
@@ -260,7 +293,7 @@ def overhead(
                 source, split = write_world(drawn, places={"train": 20}, seed=0), "train"
             figures = training_overhead(
                 MLLM.from_pretrained(model, device=device, dtype=dtype),
-                WebQA(source, split=split),
+                open_questions(source, split=split, purpose="train"),
                 batch_size=batch_size,
                 lora=LoraSettings(rank=lora_rank),
                 gradient_checkpointing=gradient_checkpointing,

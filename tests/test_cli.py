@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from data_files import write_picture
 from PIL import Image
 from tiny_models import ARCHITECTURES
 from typer.testing import CliRunner
@@ -115,3 +116,23 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'slow_rerank'"):
         ragvl.slow_rerank  # noqa: B018
+
+
+def test_data_check_says_what_is_wrong(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    good = '{"id": "q", "question": "Who?", "images": ["a.png"], "gold": ["a.png"]}'
+    file = tmp_path / "own.jsonl"
+    lost = good.replace("a.png", "z.png").replace('"q"', '"r"')
+    file.write_text(f"{good}\n{good}\n{lost}\n")
+    outcome = CliRunner().invoke(app, ["data", "check", str(file)])
+    assert outcome.exit_code == 0, outcome.output
+    lines = outcome.output.splitlines()
+    assert lines[0] == "duplicate id: 1"
+    assert "line 2" in lines[1]
+    assert lines[2] == "missing picture: 1"
+    assert lines[-1] == "1 usable questions, 2 documents, 2 problems"
+    assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 1
+    file.write_text(good)
+    assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 0
+    outcome = CliRunner().invoke(app, ["data", "check", str(tmp_path / "none")])
+    assert (outcome.exit_code, "there is no" in outcome.output) == (1, True)

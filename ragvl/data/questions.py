@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ragvl.data.document import Document
+from ragvl.data.images import ImageError
+from ragvl.data.problems import DataError, Problems
+
+logger = logging.getLogger(__name__)
 
 Pool = Literal["full", "gold"]
+POOLS: tuple[Pool, ...] = ("full", "gold")
 
 
 @dataclass(frozen=True)
@@ -17,10 +24,11 @@ class Question:
 
     Attributes:
         id: unique in its data set.
-        text: the question.
-        answers: accepted answers; the first is the preferred one.
+        text: the question; of caption retrieval the caption that is looked for.
+        answers: accepted answers, the first is the preferred one; or the parts of one answer, where
+            `QuestionSet.answer_metric` says so. Empty where none is known.
         category: what kind of question it is, in the data set's own words.
-        gold: ids of the documents that answer it.
+        gold: ids of the documents that answer it; empty where none is known.
         negatives: ids of the documents that the data set lists as distractors.
     """
 
@@ -32,15 +40,96 @@ class Question:
     negatives: tuple[str, ...]
 
 
-class QuestionSet(Protocol):
-    """One split of a data set."""
+@dataclass(frozen=True)
+class Search:
+    """Questions that are searched for in one pool of documents.
+
+    Attributes:
+        questions: the questions.
+        document_ids: the pool.
+    """
+
+    questions: Sequence[Question]
+    document_ids: Sequence[str]
+
+
+class QuestionSet(ABC):
+    """One split of a data set. Questions are held in memory, pictures read when they are asked for.
+
+    A question of which a gold document has no picture is left out, and so is a distractor without
+    one; `problems` counts and names them.
+
+    Attributes:
+        name: what results call it: data set and split.
+        questions: its questions, in order.
+        problems: what is wrong with its files, so far as it was noticed.
+        answer_metric: how answers are judged; see `ragvl.evaluation.answers`.
+        template: the prompt that a reranker's questions are put in: "auto" or one of `TEMPLATES`.
+    """
+
+    name: str
+    questions: Sequence[Question]
+    problems: Problems
+    answer_metric: Literal["webqa", "multimodalqa", "exact"] = "exact"
+    template: Literal["auto", "retrieval"] = "auto"
+
+    @abstractmethod
+    def document_ids(self, pool: Pool = "full") -> list[str]:
+        """Ids of the retrieval pool: every document, or gold ones only.
+
+        The release of RagVL fills its pool with gold documents only; both are reported here.
+        """
+
+    @abstractmethod
+    def document(self, document_id: str) -> Document:
+        """One document, its picture read no earlier than now.
+
+        Raises:
+            KeyError: there is none of that id.
+            ImageError: its picture cannot be read.
+        """
 
     @property
-    def questions(self) -> Sequence[Question]:
-        """Its questions, in order."""
+    def gold(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the documents that answer a question, by the question's id."""
+        return {question.id: question.gold for question in self.questions}
 
-    def document_ids(self, pool: Pool = "full") -> list[str]:
-        """Ids of the retrieval pool: every document, or gold ones only."""
+    def target(self, question: Question) -> str:
+        """The answer to learn; empty where none is known."""
+        if self.answer_metric == "multimodalqa":
+            return ", ".join(question.answers)
+        return next(filter(None, question.answers), "")
 
-    def document(self, document_id: str) -> Document:
-        """One document; KeyError if there is none of that id."""
+    def documents(
+        self, pool: Pool = "full", *, ids: Iterable[str] | None = None
+    ) -> Iterator[Document]:
+        """Documents, one at a time; one that cannot be read is a problem, and is left out.
+
+        Args:
+            pool: which documents.
+            ids: only these.
+
+        Raises:
+            DataError: one cannot be read, and `problems.strict` is set.
+        """
+        for document_id in self.document_ids(pool) if ids is None else ids:
+            try:
+                yield self.document(document_id)
+            except ImageError as error:
+                self.problems.add("broken picture", str(error))
+
+    def searches(self, pool: Pool = "full") -> list[Search]:
+        """Which questions are searched for in which documents: usually all in all."""
+        return [Search(self.questions, self.document_ids(pool))]
+
+    def check(self) -> None:
+        """Warns of problems, once the files are read.
+
+        Raises:
+            DataError: no question is left.
+        """
+        if not self.questions:
+            found = f"; {self.problems}" if len(self.problems) else ""
+            raise DataError(f"{self.name} has no usable question{found}")
+        if len(self.problems):
+            logger.warning("%s: %s", self.name, self.problems)

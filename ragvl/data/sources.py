@@ -1,60 +1,59 @@
-"""Documents from a folder of pictures, a WebQA folder, or a file with one document a line."""
+"""Documents from a folder of pictures, a data set, or a file with one document a line."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from ragvl.data.document import Document
+from ragvl.data.files import read_json_lines
+from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import FORMATS
-from ragvl.data.webqa import WebQA
-
-_WEBQA_ROWS = "imgs.tsv"
-
-
-class DocumentFileError(ValueError):
-    """A line of a document file that is none; the message names the line."""
+from ragvl.data.problems import DataError, Problems
+from ragvl.data.questions import QuestionSet
 
 
 class Documents:
     """The documents of `source`, read one at a time as they are iterated over.
 
     Args:
-        source: a folder of pictures, searched with its subfolders; a folder in WebQA's format
-            (it holds imgs.tsv); or a JSONL file, each line `{"image": path, "caption": text,
-            "id": name}`, the last two optional, paths relative to the file.
-        split: of a WebQA folder.
+        source: a folder of pictures, searched with its subfolders; a JSONL file, each line
+            `{"image": path, "caption": text, "id": name}`, the last two optional, paths relative
+            to the file; or a data set that `open_questions` knows.
+        split: of a data set.
+        strict: stop at the first problem; otherwise it is left out and noted in `problems`.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is neither, or holds nothing.
-        DocumentFileError: while iterating: a line is not such an object.
+        DataError: it holds nothing; or, also while iterating, `strict` met a problem.
     """
 
-    def __init__(self, source: str | Path, *, split: str = "val") -> None:
+    def __init__(
+        self, source: str | Path, *, split: str | None = None, strict: bool = False
+    ) -> None:
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}")
-        self._webqa = None
-        if path.is_file():
-            self._lines = path
-            with path.open(encoding="utf-8") as file:
-                self._length = sum(1 for line in file if line.strip())
-        elif (path / _WEBQA_ROWS).is_file():
-            self._webqa = WebQA(path, split=split)
-            self._length = len(self._webqa.document_ids())
-        else:
-            known = {
-                suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
-            }
-            self._paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
-            self._length = len(self._paths)
+        self.problems = Problems(strict)
         self._source = path
+        self._questions: QuestionSet | None = None
+        self._paths: list[Path] = []
+        if path.is_dir():
+            try:
+                self._questions = open_questions(path, split=split, strict=strict)
+            except UnknownFormatError:
+                self._paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in _suffixes())
+        elif not _is_document_file(path):
+            self._questions = open_questions(path, split=split, strict=strict)
+        if self._questions is not None:
+            self.problems = self._questions.problems
+            self._length = len(self._questions.document_ids())
+        else:
+            self._length = len(self._paths) or sum(1 for _ in self._from_lines(Problems()))
         if not self._length:
-            raise ValueError(f"{path} holds no documents")
+            raise DataError(f"{path} holds no documents: expected pictures, or {KNOWN_FORMATS}")
 
     def __len__(self) -> int:
         """How many there are."""
@@ -62,25 +61,37 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         """The documents, in order."""
-        if self._webqa is not None:
-            yield from self._webqa.documents()
-        elif self._source.is_file():
-            yield from self._from_lines()
-        else:
+        if self._questions is not None:
+            yield from self._questions.documents()
+        elif self._paths:
             for path in self._paths:
                 yield Document(path, id=str(path.relative_to(self._source)))
+        else:
+            yield from self._from_lines(self.problems)
 
-    def _from_lines(self) -> Iterator[Document]:
-        with self._source.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    fields = json.loads(line)
-                    image = self._source.parent / fields.pop("image")
-                    yield Document(image, **fields)
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise DocumentFileError(
-                        f"{self._source}, line {number} is no document "
-                        f'{{"image": path, "caption": text, "id": name}}: {error}'
-                    ) from error
+    def _from_lines(self, problems: Problems) -> Iterator[Document]:
+        if self._source.is_dir():
+            return
+        for number, fields in read_json_lines(self._source, problems):
+            try:
+                image = self._source.parent / fields.pop("image")
+                yield Document(image, **fields)
+            except (ValueError, TypeError, KeyError) as error:
+                problems.add(
+                    "broken line",
+                    f"{self._source}, line {number} is no document "
+                    f'{{"image": path, "caption": text, "id": name}}: {error!r}',
+                )
+
+
+def _is_document_file(path: Path) -> bool:
+    """Whether a file's lines are documents; questions' lines have `images`."""
+    if ".jsonl" not in path.suffixes:
+        return False
+    first = next(read_json_lines(path, Problems()), None)
+    return first is None or "images" not in first[1]
+
+
+def _suffixes() -> set[str]:
+    registered = Image.registered_extensions().items()
+    return {suffix for suffix, name in registered if name in FORMATS}

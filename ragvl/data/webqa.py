@@ -1,4 +1,4 @@
-"""WebQA's published files: annotations in JSON, pictures in imgs.tsv with imgs.lineidx.
+"""WebQA's published files: annotations in JSON, pictures in imgs.tsv with an index.
 
 Layout as released with Chang et al., "WebQA: Multihop and Multimodal QA" (CVPR 2022).
 """
@@ -8,160 +8,204 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import logging
 import mmap
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ragvl.data.document import Document
-from ragvl.data.questions import Pool, Question
-
-logger = logging.getLogger(__name__)
+from ragvl.data.files import existing, read_json_entries, read_lines
+from ragvl.data.images import ImageError
+from ragvl.data.problems import Problems
+from ragvl.data.questions import Pool, Question, QuestionSet
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
-
-
-class WebQAFormatError(ValueError):
-    """A WebQA file that does not have the published layout."""
+_BESIDE = "a WebQA folder holds it beside the annotations"
+ROWS = "imgs.tsv"
 
 
 class ImageRows:
-    """imgs.tsv, read row by row through a memory map: a 34 GB file is never read through."""
+    """imgs.tsv, read row by row through a memory map: a 34 GB file is never read through.
 
-    def __init__(self, folder: Path) -> None:
-        index = _existing(folder / "imgs.lineidx")
-        self._offsets = [int(line) for line in index.read_text().split()]
-        self._path = _existing(folder / "imgs.tsv")
+    Where a row begins is told by imgs.lineidx.new, lines of an image's id, a tab and the byte
+    offset of its row; or else by imgs.lineidx, the offsets alone, in the order of the rows.
+    """
+
+    def __init__(self, folder: Path, problems: Problems) -> None:
+        self._path = existing(folder / ROWS, _BESIDE)
+        self._offset_of: dict[str, int] | None = None
+        by_id = folder / "imgs.lineidx.new"
+        index = by_id if by_id.is_file() else existing(folder / "imgs.lineidx", _BESIDE)
+        self._offsets: list[int] = []
+        if by_id.is_file():
+            self._offset_of = {}
+        for number, line in read_lines(index, problems):
+            try:
+                image_id, _, offset = line.rpartition("\t")
+                self._offsets.append(int(offset))
+            except ValueError:
+                problems.add("broken line", f"{index}, line {number} holds no offset: {line[:40]}")
+                self._offsets.append(-1)  # the row is lost, those after it keep their numbers
+                continue
+            if self._offset_of is not None:
+                self._offset_of[image_id.strip()] = self._offsets[-1]
+        self._starts = sorted(offset for offset in self._offsets if offset >= 0)
         with self._path.open("rb") as file:
             self._rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __contains__(self, image_id: str) -> bool:
+        """Whether the index tells where the row of `image_id` begins, within the file."""
+        return 0 <= self._offset(image_id) < len(self._rows)
 
     def __getitem__(self, image_id: str) -> bytes:
         """The encoded picture (PNG or JPEG bytes) of `image_id`.
 
         Raises:
             KeyError: there is no such row.
-            WebQAFormatError: the row holds another picture, or is not base64.
+            ImageError: the row holds another picture, or is not base64.
         """
-        row = int(image_id) % _ROWS_PER_SHARD
-        if row >= len(self._offsets):
-            raise KeyError(
-                f"image {image_id}: {self._path} has {len(self._offsets)} rows, none {row}"
-            )
-        start = self._offsets[row]
-        end = self._rows.find(b"\n", start)
-        found, _, encoded = self._rows[start : end if end >= 0 else None].partition(b"\t")
+        if image_id not in self:
+            raise KeyError(f"image {image_id}: {self._path} has no row for it")
+        start = self._offset(image_id)
+        # No further than where another row begins, whatever the file holds
+        following = bisect_right(self._starts, start)
+        bound = self._starts[following] if following < len(self._starts) else len(self._rows)
+        end = self._rows.find(b"\n", start, bound)
+        row = self._rows[start : end if end >= 0 else bound]
+        found, _, encoded = row.rstrip(b"\r\n").partition(b"\t")
         if found.decode("ascii", "replace") != image_id:
-            raise WebQAFormatError(
-                f"image {image_id}: row {row} of {self._path} holds {found[:20]!r}; "
-                "imgs.lineidx does not belong to this imgs.tsv"
+            raise ImageError(
+                f"image {image_id}: at byte {start} of {self._path} stands {found[:20]!r}; "
+                "the index does not belong to this imgs.tsv"
             )
         try:
             return base64.b64decode(encoded, validate=True)
         except binascii.Error as error:
-            raise WebQAFormatError(f"image {image_id}: row {row} is not base64: {error}") from error
+            raise ImageError(f"image {image_id} of {self._path} is not base64: {error}") from error
+
+    def _offset(self, image_id: str) -> int:
+        """Of the row; -1 where the index has none."""
+        if self._offset_of is not None:
+            return self._offset_of.get(image_id, -1)
+        if not image_id.isascii() or not image_id.isdigit():
+            return -1
+        row = int(image_id) % _ROWS_PER_SHARD
+        return self._offsets[row] if row < len(self._offsets) else -1
 
 
-class WebQA:
+class WebQA(QuestionSet):
     """One split of a WebQA folder: its questions, its documents, and which document is gold.
 
+    Facts in words, and questions that are answered from them alone, are left aside. Of a file
+    whose samples have `img_Facts` in the place of `img_posFacts` and `img_negFacts`, as the
+    published test file has, neither gold documents nor answers are known.
+
     Args:
-        folder: holds the annotations, imgs.tsv and imgs.lineidx.
+        folder: holds the annotations, imgs.tsv, and imgs.lineidx or imgs.lineidx.new.
         split: "train", "val" or "test", as the annotations name it.
-        annotations: the name of the JSON file.
-        strict: stop at the first broken sample; otherwise it is left out, counted and named in
-            `problems`.
+        annotations: the name of the JSON file; by default WebQA_test.json for "test" where there
+            is one, else WebQA_train_val.json.
+        strict: stop at the first problem.
 
     Raises:
         FileNotFoundError: a file is missing.
-        WebQAFormatError: the JSON is broken, the split is empty, or `strict` met a broken sample.
+        DataError: the JSON is broken, no question is left, or `strict` met a problem.
     """
+
+    answer_metric = "webqa"
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        split: str,
-        annotations: str = "WebQA_train_val.json",
+        split: str = "val",
+        annotations: str | None = None,
         strict: bool = False,
     ) -> None:
         folder = Path(folder)
-        path = _existing(folder / annotations)
-        try:
-            samples = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WebQAFormatError(f"{path} is not JSON: {error}") from error
-        if not isinstance(samples, dict):
-            raise WebQAFormatError(f"{path} holds a {type(samples).__name__}, not {{guid: sample}}")
-        self._images = ImageRows(folder)
+        if annotations is None:
+            has_test_file = split == "test" and (folder / "WebQA_test.json").is_file()
+            annotations = "WebQA_test.json" if has_test_file else "WebQA_train_val.json"
+        path = existing(folder / annotations, _BESIDE)
+        self.name = f"{folder.resolve().name}, {split}"
+        self.problems = Problems(strict)
+        self.questions: list[Question] = []
+        self._images = ImageRows(folder, self.problems)
         self._captions: dict[str, str] = {}
         self._gold: dict[str, None] = {}  # ordered set
-        self.questions: list[Question] = []
-        self.problems: list[str] = []
-        for guid, sample in samples.items():
+        self._split = split
+        seen: set[str] = set()
+        for guid, sample in read_json_entries(path, self.problems):
+            if guid in seen:
+                self.problems.add("duplicate id", f"{path}: sample {guid}")
+                continue
+            seen.add(guid)
             try:
-                self._add(guid, sample, split)
-            except WebQAFormatError as problem:
-                if strict:
-                    raise
-                self.problems.append(str(problem))
-        if self.problems:
-            logger.warning("%s: left out %d broken samples", path, len(self.problems))
-        if not self.questions:
-            raise WebQAFormatError(f"{path} has no usable question of split {split!r}")
+                if sample["split"] == split:
+                    self._add(guid, sample)
+            except (KeyError, TypeError, AttributeError) as error:
+                self.problems.add("broken sample", f"{path}: sample {guid}: {error!r}")
+        self.check()
 
-    def _add(self, guid: str, sample: Any, split: str) -> None:
-        if not isinstance(sample, dict):
-            raise WebQAFormatError(f"sample {guid} is a {type(sample).__name__}, not an object")
-        try:
-            if sample["split"] != split:
-                return
-            gold = {str(fact["image_id"]): fact["caption"] for fact in sample["img_posFacts"]}
-            distractors = {
-                str(fact["image_id"]): fact["caption"] for fact in sample["img_negFacts"]
-            }
-            question = Question(
+    def _add(self, guid: str, sample: Mapping[str, Any]) -> None:
+        known = "img_Facts" not in sample
+        gold = _captions(sample["img_posFacts"]) if known else {}
+        others = _captions(sample["img_negFacts" if known else "img_Facts"])
+        if not gold and sample.get("txt_posFacts"):
+            return  # a question about words
+        answers = tuple(_unquoted(answer) for answer in sample["A"]) if known else ()
+        text = _unquoted(sample["Q"])
+        for image_id in [*gold, *others]:
+            if image_id not in self._images:
+                self.problems.add("missing picture", f"image {image_id} of sample {guid}")
+                others.pop(image_id, None)
+        if any(image_id not in self._images for image_id in gold):
+            return
+        self.questions.append(
+            Question(
                 id=guid,
-                text=_unquoted(sample["Q"]),
-                answers=tuple(_unquoted(answer) for answer in sample["A"]),
+                text=text,
+                answers=answers,
                 category=sample["Qcate"],
                 gold=tuple(gold),
-                negatives=tuple(distractors),
+                negatives=tuple(others) if known else (),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise WebQAFormatError(f"sample {guid} lacks or garbles a field: {error}") from error
-        self.questions.append(question)
-        self._captions |= gold | distractors
+        )
+        self._captions |= gold | others
         self._gold |= dict.fromkeys(gold)
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
-        """Ids of the retrieval pool: every picture the split names, or gold ones only.
-
-        The release of RagVL fills its pool with gold pictures only; both are reported here.
-        """
+        """Every picture that the split names, or gold ones only; see `QuestionSet`."""
         return list(self._gold if pool == "gold" else self._captions)
 
     def document(self, document_id: str) -> Document:
-        """One document, its picture read from disk now.
-
-        Raises:
-            KeyError: this split names no such document, or the picture is missing.
-        """
+        """One document, its picture read from disk now; see `QuestionSet`."""
         return Document(
             image=self._images[document_id], caption=self._captions[document_id], id=document_id
         )
 
-    def documents(self, pool: Pool = "full") -> Iterator[Document]:
-        """The documents of a pool, one at a time."""
-        return map(self.document, self.document_ids(pool))
+
+def write_submission(path: str | Path, found: Iterable[tuple[str, Iterable[str], str]]) -> None:
+    """WebQA's submission file, {guid: {"sources": [image ids], "answer": text}}.
+
+    Args:
+        path: where to write.
+        found: of each question its guid, the ids of the documents it was answered from, the answer.
+    """
+    entries = {
+        guid: {"sources": [int(id) if id.isdigit() else id for id in sources], "answer": answer}
+        for guid, sources, answer in found
+    }
+    Path(path).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; a WebQA folder holds it beside the annotations"
-        )
-    return path
+def _captions(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    captions = {str(fact["image_id"]): fact["caption"] for fact in facts}
+    for image_id, caption in captions.items():
+        if not isinstance(caption, str):
+            raise TypeError(f"the caption of image {image_id} is a {type(caption).__name__}")
+    return captions
 
 
 def _unquoted(text: str) -> str:

@@ -16,7 +16,8 @@ from ragvl.data.document import Document
 from ragvl.data.questions import Pool, Question
 from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import WebQA
-from ragvl.evaluation.metrics import is_correct, precision_recall_f1, recall_at_k
+from ragvl.evaluation.answers import is_correct
+from ragvl.evaluation.metrics import precision_recall_f1, recall_at_k
 from ragvl.generator import Generator
 from ragvl.pipeline import RagVL
 from ragvl.reranker import Reranker

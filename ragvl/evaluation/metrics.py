@@ -1,14 +1,9 @@
-"""How well documents are found and questions answered."""
+"""How well documents are found."""
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def recall_at_k(ranked: Sequence[Sequence[str]], gold: Sequence[Collection[str]], k: int) -> float:
@@ -66,16 +61,6 @@ def precision_recall_f1(
     recall = hits / num_gold if num_gold else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     return PrecisionRecallF1(precision, recall, f1)
-
-
-def is_correct(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether `answer` equals one of `accepted` up to case, punctuation, articles and spaces."""
-    return _normalised(answer) in {_normalised(text) for text in accepted}
-
-
-def _normalised(text: str) -> str:
-    """As SQuAD's evaluation script normalises answers."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _check_lengths(found: Sequence[object], gold: Sequence[object]) -> None:

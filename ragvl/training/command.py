@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
-from ragvl.data.webqa import WebQA
+from ragvl.data.formats import open_questions
+from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
 from ragvl.reranker.templates import TEMPLATES
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
@@ -36,8 +37,10 @@ class RunSettings:
 
     Args:
         model: a hub id or a folder, in Hugging Face's format.
-        data: a folder in WebQA's format.
+        data: a data set that `open_questions` knows: a folder of WebQA's or MultimodalQA's files,
+            captions, or your own .jsonl.
         split: the questions to learn from; of a reranker the split its ranking samples are from.
+            Null is train; data without splits has none.
         eval_split: the same for evaluation; null for none.
         num_examples: only so many, the first ones; null for all.
         num_eval_examples: the same for evaluation.
@@ -49,7 +52,7 @@ class RunSettings:
 
     model: str
     data: Path
-    split: str = "train"
+    split: str | None = None
     eval_split: str | None = None
     num_examples: int | None = None
     num_eval_examples: int | None = None
@@ -66,8 +69,8 @@ class RankingSettings:
     Args:
         ranking: samples that `ragvl data ranking` wrote.
         eval_ranking: those of eval_split.
-        template: caption, plain, retrieval or instruction-first; null is caption for a document
-            with a caption, else plain.
+        template: caption, plain, retrieval or instruction-first; null is retrieval for a data set
+            of captions, else caption for a document with a caption, and plain for one without.
     """
 
     ranking: Path
@@ -183,10 +186,8 @@ def _ranking_examples(
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
     template = None if ranking.template is None else TEMPLATES[ranking.template]
 
-    def examples(path: Path, split: str) -> RankingExamples:
-        return RankingExamples(
-            read_ranking(path), WebQA(settings.data, split=split), mllm, template
-        )
+    def examples(path: Path, split: str | None) -> RankingExamples:
+        return RankingExamples(read_ranking(path), _open(settings.data, split), mllm, template)
 
     found = examples(ranking.ranking, settings.split)
     if ranking.eval_ranking is None:
@@ -198,7 +199,7 @@ def _answer_examples(
     mllm: MLLM, settings: RunSettings, noise: NoiseSettings, seed: int
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
     found = AnswerExamples(
-        WebQA(settings.data, split=settings.split),
+        _open(settings.data, settings.split),
         mllm,
         num_pictures=noise.data_level,
         hard=noise.hard_negatives,
@@ -206,7 +207,11 @@ def _answer_examples(
     )
     if settings.eval_split is None:
         return found, None
-    return found, AnswerExamples(WebQA(settings.data, split=settings.eval_split), mllm)
+    return found, AnswerExamples(_open(settings.data, settings.eval_split), mllm)
+
+
+def _open(data: Path, split: str | None) -> QuestionSet:
+    return open_questions(data, split=split, purpose="train")
 
 
 def _first(examples: Dataset[Example], count: int | None) -> Dataset[Example]:

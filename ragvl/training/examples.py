@@ -16,7 +16,7 @@ from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, Prompt
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.templates import PromptTemplate
+from ragvl.reranker.templates import TEMPLATES, PromptTemplate
 from ragvl.training.ranking import RankingSample
 
 IGNORE = -100  # the label of a position that does not count
@@ -39,7 +39,8 @@ class RankingExamples(Dataset[Example]):
         samples: see `ranking_samples`.
         source: where their documents are.
         mllm: the model to train.
-        template: None is `caption` for a document with a caption, else `plain`.
+        template: None is the data set's own: of captions `retrieval`; else `caption` for a
+            document with a caption, and `plain` for one without.
 
     Raises:
         ValueError: no samples, or a sample's document is not in `source`.
@@ -63,7 +64,7 @@ class RankingExamples(Dataset[Example]):
                 )
         self._samples = samples
         self._source = source
-        self._prompts = Prompts(mllm, template)
+        self._prompts = Prompts(mllm, template or TEMPLATES.get(source.template))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -102,7 +103,7 @@ class AnswerExamples(Dataset[Example]):
         hard: bool = True,
         seed: int = 0,
     ) -> None:
-        self._questions = [q for q in source.questions if q.gold and any(q.answers)]
+        self._questions = [q for q in source.questions if q.gold and source.target(q)]
         if not self._questions:
             raise ValueError("no question has both an answer and a gold document")
         self._source = source
@@ -119,8 +120,9 @@ class AnswerExamples(Dataset[Example]):
         question = self._questions[index]
         documents = [self._source.document(id) for id in self._evidence(index)]
         template, fields = generator_prompt(question.text, [d.caption for d in documents])
-        answer = next(filter(None, question.answers))
-        return Example(self._mllm.render(template, **fields), documents, answer)
+        return Example(
+            self._mllm.render(template, **fields), documents, self._source.target(question)
+        )
 
     def num_own_pictures(self, index: int) -> int:
         """How many gold documents the question has."""

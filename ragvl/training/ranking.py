@@ -63,6 +63,9 @@ def index_documents(
 ) -> VectorIndex:
     """Vectors of a data set's pictures; few pictures are in memory at a time.
 
+    A picture that cannot be read is a problem of the data set (`QuestionSet.problems`), and is left
+    out.
+
     Args:
         source: the data set.
         encoder: makes the vectors.
@@ -71,15 +74,16 @@ def index_documents(
         progress: show a progress bar.
 
     Raises:
-        ImageError: a picture cannot be used; the message names the document.
+        ImageError: a picture was read and cannot be decoded; the message names the document.
     """
     index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
     ids = source.document_ids(pool)
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
     for start in tqdm(starts, desc="index", unit="batch", disable=not progress):
         part = ids[start : start + _DOCUMENTS_AT_ONCE]
-        documents = [source.document(id) for id in part]
-        index.add(part, encoder.encode_images(documents, batch_size=batch_size, progress=False))
+        documents = list(source.documents(ids=part))
+        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
+        index.add([str(document.id) for document in documents], vectors)
     return index
 
 
@@ -98,7 +102,8 @@ def ranking_samples(
     """Yes and No samples of each question in turn.
 
     Args:
-        source: its questions; those without gold documents give none.
+        source: its questions; those without gold documents, or with one that is not in the index,
+            give none.
         encoder: makes the questions' vectors; the one that made the index.
         index: what negatives are drawn from: see `index_documents`.
         negatives_per_positive: how many No samples for a Yes; of a fraction, a draw decides.
@@ -132,7 +137,7 @@ def ranking_samples(
             f"{min(strangers)!r}: it was made from another data set or split"
         )
     rng = np.random.default_rng(seed)
-    asked = [question for question in source.questions if question.gold]
+    asked = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
     starts = range(0, len(asked), batch_size)
     for start in tqdm(starts, desc="rank", unit="batch", disable=not progress):
         batch = asked[start : start + batch_size]

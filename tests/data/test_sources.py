@@ -6,16 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from data_files import write_picture
 
-from ragvl.data.sources import DocumentFileError, Documents
+from ragvl.data.problems import DataError
+from ragvl.data.sources import Documents
 from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import WebQA
-
-
-def write_picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), "red").save(path)
 
 
 def test_a_folder_is_searched_with_its_subfolders(tmp_path: Path) -> None:
@@ -57,9 +53,13 @@ def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
 def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "documents.jsonl"
     path.write_text(f'{{"image": "a.png"}}\n\n{line}\n')
-    documents = iter(Documents(path))
+    found = Documents(path)
+    assert [Path(document.image).name for document in found] == ["a.png"]
+    assert found.problems.counts == {"broken line": 1}
+    assert "line 3" in found.problems.messages["broken line"][0]
+    documents = iter(Documents(path, strict=True))
     next(documents)
-    with pytest.raises(DocumentFileError, match="line 3 is no document"):
+    with pytest.raises(DataError, match="line 3"):
         next(documents)
 
 
@@ -72,8 +72,15 @@ def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
     assert next(iter(found)).caption
 
 
+def test_a_file_of_questions_gives_their_documents(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    line = {"id": "q", "question": "Who?", "images": ["a.png"], "captions": ["Someone"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(line))
+    assert [document.caption for document in Documents(tmp_path / "questions.jsonl")] == ["Someone"]
+
+
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*missing"):
         Documents(tmp_path / "missing")
-    with pytest.raises(ValueError, match="holds no documents"):
+    with pytest.raises(DataError, match="holds no documents"):
         Documents(tmp_path)

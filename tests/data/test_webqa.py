@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
+from data_files import WEBQA_IMAGES, webqa_fact, webqa_sample, write_webqa
 
-from ragvl.data.webqa import WebQA, WebQAFormatError
-
-IMAGES = {30000000: b"first picture", 30000001: b"second", 30000002: b"third picture"}
-
-
-def fact(image_id: int) -> dict:
-    return {
-        "image_id": image_id,
-        "title": f"t{image_id}",
-        "caption": f"c{image_id}",
-        "url": "",
-        "imgUrl": "",
-    }
-
-
-def sample(
-    split: str = "test", gold: int = 30000000, negative: int = 30000001, **changes: object
-) -> dict:
-    return {
-        "Q": '"What color is it?"',
-        "A": ['"red"', '"crimson"'],
-        "topic": "",
-        "split": split,
-        "Qcate": "color",
-        "Guid": "g",
-        "img_posFacts": [fact(gold)],
-        "img_negFacts": [fact(negative)],
-        "txt_posFacts": [],
-        "txt_negFacts": [],
-        **changes,
-    }  # fmt: skip
-
-
-def write(folder: Path, samples: object, images: dict[int, bytes] = IMAGES) -> Path:
-    offsets, rows = [], b""
-    for image_id, content in images.items():
-        offsets.append(len(rows))
-        rows += b"%d\t%s\n" % (image_id, base64.b64encode(content))
-    (folder / "imgs.tsv").write_bytes(rows)
-    (folder / "imgs.lineidx").write_text("".join(f"{offset}\n" for offset in offsets))
-    (folder / "WebQA_train_val.json").write_text(json.dumps(samples))
-    return folder
+from ragvl.data.images import ImageError
+from ragvl.data.problems import DataError
+from ragvl.data.webqa import WebQA, write_submission
 
 
 def test_reads_questions_documents_and_gold(tmp_path: Path) -> None:
-    samples = {"a": sample(), "b": sample(split="train"), "c": sample(gold=30000002)}
-    dataset = WebQA(write(tmp_path, samples), split="test")
+    samples = {
+        "a": webqa_sample(),
+        "b": webqa_sample(split="train"),
+        "c": webqa_sample(gold=30000002),
+    }
+    dataset = WebQA(write_webqa(tmp_path, samples), split="test")
     assert [question.id for question in dataset.questions] == ["a", "c"]
     question = dataset.questions[0]
     assert question.text == "What color is it?"  # the file's own quotation marks are gone
@@ -63,7 +30,7 @@ def test_reads_questions_documents_and_gold(tmp_path: Path) -> None:
     assert question.negatives == ("30000001",)
     assert dataset.document_ids("full") == ["30000000", "30000001", "30000002"]
     assert dataset.document_ids("gold") == ["30000000", "30000002"]
-    assert [document.image for document in dataset.documents()] == list(IMAGES.values())
+    assert [document.image for document in dataset.documents()] == list(WEBQA_IMAGES.values())
     document = dataset.document("30000002")
     assert (document.id, document.caption, document.image) == (
         "30000002",
@@ -73,62 +40,179 @@ def test_reads_questions_documents_and_gold(tmp_path: Path) -> None:
 
 
 def test_the_last_row_may_lack_its_line_end(tmp_path: Path) -> None:
-    folder = write(tmp_path, {"a": sample(gold=30000002)})
+    folder = write_webqa(tmp_path, {"a": webqa_sample(gold=30000002)})
     (folder / "imgs.tsv").write_bytes((folder / "imgs.tsv").read_bytes().rstrip(b"\n"))
     assert WebQA(folder, split="test").document("30000002").image == b"third picture"
+
+
+def test_rows_are_found_by_id_where_the_index_names_them(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample(gold=30000002)})
+    offsets = (folder / "imgs.lineidx").read_text().split()
+    by_id = zip(reversed(list(WEBQA_IMAGES)), reversed(offsets), strict=True)
+    (folder / "imgs.lineidx.new").write_text("".join(f"{id}\t{at}\n" for id, at in by_id))
+    (folder / "imgs.lineidx").unlink()
+    dataset = WebQA(folder, split="test")
+    assert [document.image for document in dataset.documents()] == [
+        WEBQA_IMAGES[30000002],
+        b"second",
+    ]
+
+
+def test_a_large_file_of_pictures_is_never_read_through(tmp_path: Path) -> None:
+    """34 GB, almost all of it a hole: reading it takes a minute, finding a row takes none."""
+    folder = write_webqa(tmp_path, {"a": webqa_sample(gold=30000001, negative=30000000)})
+    size = 34 * 10**9
+    row = b"30000001\t" + base64.b64encode(b"far away") + b"\n"
+    with (folder / "imgs.tsv").open("wb") as file:
+        file.write(b"30000000\t%%%%")  # and no line end before the next row
+        file.seek(size - len(row))
+        file.write(row)
+    (folder / "imgs.lineidx").write_text(f"0\n{size - len(row)}\n")
+    started = time.process_time()
+    dataset = WebQA(folder, split="test")
+    assert dataset.document("30000001").image == b"far away"
+    assert time.process_time() - started < 1
+    assert (folder / "imgs.tsv").stat().st_blocks * 512 < 2**20
+
+
+def test_a_test_file_lists_pictures_without_saying_which_answer(tmp_path: Path) -> None:
+    facts = {"Q": '"What?"', "split": "test", "Qcate": "text", "Guid": "g", "txt_Facts": []}
+    facts["img_Facts"] = [webqa_fact(30000001), webqa_fact(30000000)]
+    folder = write_webqa(tmp_path, {})
+    (folder / "WebQA_test.json").write_text(json.dumps({"g": facts}))
+    dataset = WebQA(folder, split="test")
+    (question,) = dataset.questions
+    assert (question.gold, question.negatives, question.answers) == ((), (), ())
+    assert dataset.document_ids() == ["30000001", "30000000"]
+    assert dataset.document_ids("gold") == []
+
+
+def test_questions_about_words_are_left_aside(tmp_path: Path) -> None:
+    words = webqa_sample(
+        img_posFacts=[], txt_posFacts=[{"title": "", "fact": "", "snippet_id": "s"}]
+    )
+    dataset = WebQA(write_webqa(tmp_path, {"a": webqa_sample(), "words": words}), split="test")
+    assert list(dataset.gold) == ["a"]
+    assert not len(dataset.problems)
+
+
+def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
+    path = tmp_path / "submission.json"
+    write_submission(path, [("a", ["30000000", "30000002"], "bläulich"), ("b", [], "")])
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "a": {"sources": [30000000, 30000002], "answer": "bläulich"},
+        "b": {"sources": [], "answer": ""},
+    }
 
 
 @pytest.mark.parametrize(
     "broken",
     [
         {"split": "test"},
-        "text",
-        sample(img_posFacts=[{"image_id": 1}]),
-        sample(Q=3),
-        sample(A=None),
+        ["text"],
+        webqa_sample(img_posFacts=[{"image_id": 1}]),
+        webqa_sample(img_posFacts=[{"image_id": 30000000, "caption": 3}]),
+        webqa_sample(Q=3),
+        webqa_sample(A=None),
     ],
     ids=[
         "fields missing",
         "not an object",
         "fact without caption",
+        "caption a number",
         "question a number",
         "no answers",
     ],
 )
 def test_a_broken_sample_is_left_out_counted_and_named(broken: object, tmp_path: Path) -> None:
-    folder = write(tmp_path, {"good": sample(), "bad": broken})
+    folder = write_webqa(tmp_path, {"good": webqa_sample(), "bad": broken})
     dataset = WebQA(folder, split="test")
-    assert [question.id for question in dataset.questions] == ["good"]
-    assert len(dataset.problems) == 1
-    assert "bad" in dataset.problems[0]
-    with pytest.raises(WebQAFormatError, match="sample bad"):
+    assert list(dataset.gold) == ["good"]
+    assert dataset.problems.counts == {"broken sample": 1}
+    assert "bad" in dataset.problems.messages["broken sample"][0]
+    with pytest.raises(DataError, match="sample bad"):
+        WebQA(folder, split="test", strict=True)
+
+
+def test_a_sample_that_comes_twice_is_taken_once(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    one = json.dumps(webqa_sample())[1:-1]
+    (folder / "WebQA_train_val.json").write_text(f'{{"a": {{{one}}}, "a": {{{one}}}}}')
+    dataset = WebQA(folder, split="test")
+    assert len(dataset.questions) == 1
+    assert dataset.problems.counts == {"duplicate id": 1}
+
+
+@pytest.mark.parametrize(
+    ("tail", "kind"), [(b', "b": {"Q": ', "truncated file"), (b', "b": "\xe4"}', "wrong encoding")]
+)
+def test_what_comes_before_a_break_is_kept(tail: bytes, kind: str, tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    path = folder / "WebQA_train_val.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + whole[:-1] + tail)  # and a byte order mark before it
+    dataset = WebQA(folder, split="test")
+    assert list(dataset.gold) == ["a"]
+    assert dataset.problems.counts == {kind: 1}
+    with pytest.raises(DataError, match=kind):
         WebQA(folder, split="test", strict=True)
 
 
 def test_missing_and_garbled_files_say_which(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"WebQA_train_val\.json"):
         WebQA(tmp_path, split="test")
-    folder = write(tmp_path, {"a": sample()})
-    with pytest.raises(WebQAFormatError, match="no usable question of split 'val'"):
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    with pytest.raises(DataError, match="val has no usable question"):
         WebQA(folder, split="val")
     (folder / "WebQA_train_val.json").write_text('{"a": ')
-    with pytest.raises(WebQAFormatError, match="not JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         WebQA(folder, split="test")
     (folder / "WebQA_train_val.json").write_text("[]")
-    with pytest.raises(WebQAFormatError, match="holds a list"):
+    with pytest.raises(DataError, match="no usable question"):
         WebQA(folder, split="test")
 
 
-def test_missing_foreign_and_broken_pictures_are_named(tmp_path: Path) -> None:
-    folder = write(tmp_path, {"a": sample(negative=30000009)})
-    with pytest.raises(KeyError, match="30000009"):
-        WebQA(folder, split="test").document("30000009")
+def test_a_missing_picture_takes_its_question_or_itself_out(tmp_path: Path) -> None:
+    samples = {
+        "whole": webqa_sample(),
+        "gold lost": webqa_sample(gold=30000009),
+        "distractor lost": webqa_sample(gold=30000002, negative=30000008),
+    }
+    dataset = WebQA(write_webqa(tmp_path, samples), split="test")
+    assert dataset.gold == {"whole": ("30000000",), "distractor lost": ("30000002",)}
+    assert dataset.questions[1].negatives == ()
+    assert dataset.document_ids() == ["30000000", "30000001", "30000002"]
+    assert dataset.problems.counts == {"missing picture": 2}
+    assert "30000009" in dataset.problems.messages["missing picture"][0]
+
+
+def test_foreign_and_broken_rows_are_named_and_left_out(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
     lines = (folder / "imgs.lineidx").read_text().splitlines()
-    (folder / "imgs.lineidx").write_text("\n".join([lines[1], *lines[1:]]))
-    with pytest.raises(WebQAFormatError, match=r"30000000.*does not belong"):
-        WebQA(folder, split="test").document("30000000")
-    folder = write(tmp_path, {"a": sample()})
-    (folder / "imgs.tsv").write_bytes(b"30000000\t%%%%\n")
-    (folder / "imgs.lineidx").write_text("0\n")
-    with pytest.raises(WebQAFormatError, match=r"30000000.*not base64"):
-        WebQA(folder, split="test").document("30000000")
+    (folder / "imgs.lineidx").write_text("\r\n".join([lines[1], *lines[1:]]) + "\r\n")
+    dataset = WebQA(folder, split="test")
+    assert dataset.problems.counts == {"CRLF line end": 3}
+    with pytest.raises(ImageError, match=r"30000000.*does not belong"):
+        dataset.document("30000000")
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    (folder / "imgs.tsv").write_bytes(b"30000000\t%%%%\n30000001\tQUJD\n")
+    (folder / "imgs.lineidx").write_text("0\n14\n")
+    dataset = WebQA(folder, split="test")
+    with pytest.raises(ImageError, match=r"30000000.*not base64"):
+        dataset.document("30000000")
+    assert [document.image for document in dataset.documents()] == [b"ABC"]
+    assert dataset.problems.counts == {"broken picture": 1}
+    with pytest.raises(DataError, match="not base64"):
+        list(WebQA(folder, split="test", strict=True).documents())
+
+
+def test_an_unreadable_line_of_the_index_costs_its_own_row(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample(gold=30000002, negative=30000000)})
+    lines = (folder / "imgs.lineidx").read_text().splitlines()
+    (folder / "imgs.lineidx").write_text("\n".join([lines[0], "?", lines[2]]))
+    dataset = WebQA(folder, split="test")
+    assert dataset.problems.counts == {"broken line": 1}
+    assert [document.image for document in dataset.documents()] == [
+        b"third picture",
+        b"first picture",
+    ]

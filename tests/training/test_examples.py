@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from data_files import karpathy_image, mmqa_question, write_karpathy, write_mmqa, write_picture
 from tiny_models import ARCHITECTURES
 
+from ragvl.data.captions import Captions
+from ragvl.data.multimodalqa import MultimodalQA
+from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM, PromptTooLongError
@@ -19,7 +24,7 @@ from ragvl.training.examples import IGNORE, AnswerExamples, Collator, Example, R
 from ragvl.training.ranking import RankingSample
 
 
-class Some:
+class Some(QuestionSet):
     """A data set with other questions over the same documents."""
 
     def __init__(self, source: WebQA, questions) -> None:
@@ -156,3 +161,17 @@ def test_an_example_that_does_not_fit_is_refused(mllm: MLLM) -> None:
     example = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
     with pytest.raises(PromptTooLongError):
         Collator(mllm)([example])
+
+
+def test_an_answer_in_parts_is_learned_whole(tmp_path: Path, mllm: MLLM) -> None:
+    parts = mmqa_question(answers=[{"answer": "red"}, {"answer": 3}])
+    examples = AnswerExamples(MultimodalQA(write_mmqa(tmp_path, [parts])), mllm)
+    assert examples[0].answer == "red, 3"
+
+
+def test_captions_are_asked_for_as_captions(tmp_path: Path, mllm: MLLM) -> None:
+    write_picture(tmp_path / "1.jpg")
+    path = write_karpathy(tmp_path / "dataset.json", [karpathy_image("1.jpg", "A dog.")])
+    sample = RankingSample("A dog.", "1.jpg", "Yes")
+    example = RankingExamples([sample], Captions(path), mllm)[0]
+    assert "Image Caption: A dog.\nIs the image relevant to the caption?" in example.prompt

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_encoders import save_checkpoint
 
+from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import WebQA
 from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
 from ragvl.training.ranking import (
@@ -228,3 +229,19 @@ def test_an_empty_file(tmp_path: Path) -> None:
         read_ranking(path)
     with pytest.raises(FileNotFoundError):
         read_ranking(tmp_path / "missing.jsonl")
+
+
+def test_a_broken_picture_costs_its_own_samples(tmp_path: Path, encoder: DualEncoder) -> None:
+    write_world(tmp_path, places={"train": 6}, seed=3)
+    lost = WebQA(tmp_path, split="train").questions[0].gold[0]
+    rows = (tmp_path / "imgs.tsv").read_bytes()
+    start = rows.index(lost.encode() + b"\t") + len(lost) + 1
+    (tmp_path / "imgs.tsv").write_bytes(rows[:start] + b"%" + rows[start + 1 :])
+    source = WebQA(tmp_path, split="train")
+    index = index_documents(source, encoder)
+    assert set(source.document_ids()) - set(index.ids) == {lost}
+    assert source.problems.counts == {"broken picture": 1}
+    samples = list(ranking_samples(source, encoder, index))
+    assert lost not in {sample.document for sample in samples}
+    asked = {q.id for q in source.questions if lost not in q.gold}
+    assert {sample.question_id for sample in samples} == asked

@@ -1,0 +1,55 @@
+"""What is wrong with a data set's files, for the person who has to put them right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragvl.data.formats import open_questions
+from ragvl.data.images import ImageError
+from ragvl.data.jsonl import check_jsonl
+from ragvl.data.problems import Problems
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_questions` found.
+
+    Attributes:
+        questions: how many can be used.
+        documents: how many different ones they name.
+        problems: what is wrong with the rest.
+    """
+
+    questions: int
+    documents: int
+    problems: Problems
+
+
+def check_questions(
+    source: str | Path, *, split: str | None = None, pictures: bool = False
+) -> CheckReport:
+    """Reads a data set's files and says what is wrong.
+
+    A single .jsonl file is read line by line, in memory that does not grow with it.
+
+    Args:
+        source: see `open_questions`.
+        split: see `open_questions`.
+        pictures: decode every picture too; otherwise only whether it is there.
+
+    Raises:
+        FileNotFoundError, DataError, ValueError: see `open_questions`.
+    """
+    path = Path(source)
+    if path.is_file() and ".jsonl" in path.suffixes and split is None:
+        problems = Problems()
+        return CheckReport(*check_jsonl(path, problems, pictures=pictures), problems)
+    found = open_questions(path, split=split)
+    if pictures:
+        for document in found.documents():
+            try:
+                document.load()
+            except ImageError as error:
+                found.problems.add("broken picture", str(error))
+    return CheckReport(len(found.questions), len(found.document_ids()), found.problems)

@@ -1,0 +1,84 @@
+"""Opens any data set by what its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ragvl.data.captions import Captions, Protocol
+from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.multimodalqa import PICTURES, MultimodalQA
+from ragvl.data.questions import QuestionSet
+from ragvl.data.webqa import ROWS, WebQA
+
+Purpose = Literal["train", "evaluate"]
+KNOWN_FORMATS = (
+    f"a folder in WebQA's format (it holds {ROWS}) or MultimodalQA's ({PICTURES}); Karpathy's JSON "
+    "of Flickr30K or MSCOCO, or a folder that holds it (dataset_*.json); lines of image,caption "
+    "(.txt or .csv); your own questions (.jsonl), or a folder of train.jsonl, test.jsonl, ..."
+)
+
+
+class UnknownFormatError(ValueError):
+    """What is there is no data set that is known; the message lists those that are."""
+
+
+def open_questions(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    purpose: Purpose = "evaluate",
+    images: str | Path | None = None,
+    protocol: Protocol | None = None,
+    strict: bool = False,
+) -> QuestionSet:
+    """One split of the data set in `source`.
+
+    Args:
+        source: one of `KNOWN_FORMATS`.
+        split: as the data set names it; of your own questions the name of a file in the folder.
+        purpose: decides which split if none is named: "train" the one of that name, "evaluate" the
+            one that results are usually told of: WebQA's val, MultimodalQA's dev, test elsewhere.
+        images: the pictures' folder, of formats that keep them apart.
+        protocol: of Flickr30K and MSCOCO; see `Captions`.
+        strict: stop at the first problem.
+
+    Raises:
+        FileNotFoundError: it does not exist, or a file of it is missing.
+        DataError: it cannot be used.
+        UnknownFormatError: it is none of the formats.
+        ValueError: an argument does not fit its format.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    karpathy = sorted(path.glob("dataset_*.json")) if path.is_dir() else []
+    is_captions = bool(karpathy) or path.suffix in (".json", ".txt", ".csv")
+    if protocol is not None and not is_captions:
+        raise ValueError(f"protocol={protocol!r} is of Flickr30K and MSCOCO; {path} is neither")
+
+    def chosen(usual: str) -> str:
+        return split or ("train" if purpose == "train" else usual)
+
+    if is_captions:
+        if len(karpathy) > 1:
+            names = ", ".join(file.name for file in karpathy)
+            raise ValueError(f"{path} holds several data sets: name one of {names}")
+        file = karpathy[0] if karpathy else path
+        return Captions(file, split=chosen("test"), images=images, protocol=protocol, strict=strict)
+    if (path / PICTURES).is_file():
+        return MultimodalQA(path, split=chosen("dev"), images=images, strict=strict)
+    if images is not None:
+        raise ValueError(f"images={str(images)!r}: {path} says itself where its pictures are")
+    if (path / ROWS).is_file():
+        return WebQA(path, split=chosen("val"), strict=strict)
+    if path.is_dir() and any(path.glob("*.jsonl")):
+        return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)
+    if path.is_file() and ".jsonl" in path.suffixes:
+        if split is not None:
+            raise ValueError(
+                f"split={split!r}: {path} is one split; name another file, or put train.jsonl, "
+                "test.jsonl, ... into a folder and name that"
+            )
+        return JsonlQuestions(path, strict=strict)
+    raise UnknownFormatError(f"{path} is no data set that is known: {KNOWN_FORMATS}")

@@ -1,0 +1,56 @@
+"""What is wrong with a data set's files: counted and named, and fatal where the caller asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_NAMED = 20  # problems of a kind that are kept in words; the others are counted
+
+
+class DataError(ValueError):
+    """A data set's file that cannot be used, or not all of it; the message names the place."""
+
+
+@dataclass
+class Problems:
+    """Problems by kind, such as "missing picture"; memory does not grow with their number.
+
+    Attributes:
+        strict: raise at the first one.
+        counts: how many of each kind.
+        messages: the first twenty of each kind, in words.
+    """
+
+    strict: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, message: str) -> None:
+        """Notes one.
+
+        Raises:
+            DataError: `strict` is set.
+        """
+        if self.strict:
+            raise DataError(f"{kind}: {message}")
+        self.counts[kind] += 1
+        named = self.messages.setdefault(kind, [])
+        if len(named) < _NAMED:
+            named.append(message)
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def lines(self) -> Iterator[str]:
+        """All of it for a person to read."""
+        for kind, count in self.counts.items():
+            yield f"{kind}: {count}"
+            for message in self.messages[kind]:
+                yield f"  {message}"
+            if count > len(self.messages[kind]):
+                yield f"  and {count - len(self.messages[kind])} more"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} x {kind}" for kind, count in self.counts.items())

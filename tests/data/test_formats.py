@@ -1,0 +1,86 @@
+"""Data sets are known by their files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data_files import (
+    karpathy_image,
+    mmqa_question,
+    webqa_sample,
+    write_karpathy,
+    write_mmqa,
+    write_picture,
+    write_webqa,
+)
+
+from ragvl.data.captions import Captions
+from ragvl.data.checking import check_questions
+from ragvl.data.formats import UnknownFormatError, open_questions
+from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.multimodalqa import MultimodalQA
+from ragvl.data.webqa import WebQA
+
+
+def test_each_format_is_known_by_its_files(tmp_path: Path) -> None:
+    for name in ("webqa", "mmqa", "flickr"):
+        (tmp_path / name).mkdir()
+    write_webqa(tmp_path / "webqa", {"a": webqa_sample(), "b": webqa_sample(split="val")})
+    write_mmqa(tmp_path / "mmqa", [mmqa_question()])
+    write_karpathy(
+        tmp_path / "flickr" / "dataset_flickr30k.json", [karpathy_image("1.jpg", "A dog.")]
+    )
+    write_picture(tmp_path / "flickr" / "1.jpg")
+    (tmp_path / "flickr" / "captions.txt").write_text("image,caption\n1.jpg,A cat.\n")
+    own = {"id": "q", "question": "Who?", "images": ["flickr/1.jpg"]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(own))
+
+    webqa = open_questions(tmp_path / "webqa")
+    assert isinstance(webqa, WebQA)
+    assert list(webqa.gold) == ["b"]  # val, if nothing is said
+    assert list(open_questions(tmp_path / "webqa", split="test").gold) == ["a"]
+    assert isinstance(open_questions(tmp_path / "mmqa"), MultimodalQA)
+    for source in ("flickr", "flickr/dataset_flickr30k.json", "flickr/captions.txt"):
+        assert isinstance(open_questions(tmp_path / source), Captions)
+    assert isinstance(open_questions(tmp_path / "own.jsonl"), JsonlQuestions)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        open_questions(tmp_path / "none")
+    with pytest.raises(UnknownFormatError, match="no data set that is known"):
+        open_questions(tmp_path)
+    write_webqa(tmp_path, {"a": webqa_sample(split="val")})
+    with pytest.raises(ValueError, match="is of Flickr30K and MSCOCO"):
+        open_questions(tmp_path, protocol="1k")
+    with pytest.raises(ValueError, match="where its pictures are"):
+        open_questions(tmp_path, images=tmp_path)
+    (tmp_path / "own.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="is one split"):
+        open_questions(tmp_path / "own.jsonl", split="test")
+    for name in ("flickr8k", "flickr30k"):
+        (tmp_path / f"dataset_{name}.json").write_text("{}")
+    with pytest.raises(ValueError, match="several data sets"):
+        open_questions(tmp_path)
+
+
+def test_a_folder_of_your_own_questions_has_a_file_a_split(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    for split in ("train", "test"):
+        line = {"id": split, "question": "Who?", "images": ["a.png"]}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line))
+    assert list(open_questions(tmp_path).gold) == ["test"]
+    assert list(open_questions(tmp_path, purpose="train").gold) == ["train"]
+    with pytest.raises(FileNotFoundError, match=r"val\.jsonl"):
+        open_questions(tmp_path, split="val")
+
+
+def test_any_format_is_checked_picture_by_picture(tmp_path: Path) -> None:
+    samples = {"a": webqa_sample(split="val"), "b": webqa_sample(split="val", Q=3)}
+    write_webqa(tmp_path, samples)
+    report = check_questions(tmp_path, pictures=True)
+    assert (report.questions, report.documents) == (1, 2)
+    assert report.problems.counts == {"broken sample": 1, "broken picture": 2}
+    assert "30000000" in report.problems.messages["broken picture"][0]

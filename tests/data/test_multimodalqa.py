@@ -1,0 +1,130 @@
+"""The MultimodalQA loader on small files in the published layout, whole and broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from data_files import MMQA_PICTURES, mmqa_picture, mmqa_question, write_mmqa
+
+from ragvl.data.multimodalqa import MultimodalQA
+from ragvl.data.problems import DataError
+
+
+def test_reads_questions_documents_and_gold(tmp_path: Path) -> None:
+    numbers = mmqa_question("q2", answers=[{"answer": 3}, {"answer": "four"}])
+    numbers["metadata"] = {"type": "ImageQ", "image_doc_ids": ["p2", "p1"]}
+    text = mmqa_question("q1", type="TextQ")
+    dataset = MultimodalQA(write_mmqa(tmp_path, [mmqa_question(), text, numbers]))
+    assert dataset.gold == {"q0": ("p1",), "q2": ("p1",)}
+    first, second = dataset.questions
+    assert (first.text, first.answers, first.category, first.negatives) == (
+        "What color is the roof?",
+        ("red",),
+        "ImageQ",
+        ("p0",),
+    )
+    assert second.answers == ("3", "four")
+    assert dataset.document_ids() == ["p0", "p1", "p2"]
+    assert dataset.document_ids("gold") == ["p1"]
+    document = dataset.document("p2")
+    assert (document.id, document.caption, document.load().size) == ("p2", "Title p2", (8, 8))
+    assert not len(dataset.problems)
+
+
+def test_other_types_of_questions_can_be_asked_for(tmp_path: Path) -> None:
+    listed = mmqa_question(
+        type="ImageListQ",
+        supporting_context=[
+            {"doc_id": "p1", "doc_part": "image"},
+            {"doc_id": "t0", "doc_part": "table"},
+            {"doc_id": "p0", "doc_part": "image"},
+        ],
+    )
+    folder = write_mmqa(tmp_path, [listed])
+    with pytest.raises(DataError, match="no usable question"):
+        MultimodalQA(folder)
+    assert MultimodalQA(folder, types=["ImageListQ"]).gold == {"q0": ("p1", "p0")}
+
+
+def test_of_the_test_split_neither_gold_nor_answers_are_known(tmp_path: Path) -> None:
+    unknown = mmqa_question()
+    del unknown["answers"], unknown["supporting_context"]
+    folder = write_mmqa(tmp_path, [unknown])
+    (folder / "MMQA_dev.jsonl.gz").rename(folder / "MMQA_test.jsonl.gz")
+    dataset = MultimodalQA(folder, split="test")
+    (only,) = dataset.questions
+    assert (only.gold, only.answers, only.negatives) == ((), (), ())
+    assert dataset.document_ids() == ["p0", "p1"]
+
+
+def test_a_lost_picture_takes_its_question_or_itself_out(tmp_path: Path) -> None:
+    other = mmqa_question("q1", supporting_context=[{"doc_id": "p0", "doc_part": "image"}])
+    foreign = mmqa_question("q2", supporting_context=[{"doc_id": "p9", "doc_part": "image"}])
+    folder = write_mmqa(tmp_path, [mmqa_question(), other, foreign])
+    (folder / "final_dataset_images" / "p1.png").unlink()
+    dataset = MultimodalQA(folder)
+    assert dataset.gold == {"q1": ("p0",)}
+    assert dataset.questions[0].negatives == ()
+    assert dataset.document_ids() == ["p0"]
+    assert dataset.problems.counts == {"missing picture": 2}  # each once
+    assert any("p9" in m for m in dataset.problems.messages["missing picture"])
+    with pytest.raises(DataError, match="missing picture"):
+        MultimodalQA(folder, strict=True)
+
+
+def test_broken_lines_are_counted_and_named(tmp_path: Path) -> None:
+    questions = [
+        mmqa_question(),
+        {"qid": "x"},
+        [1],
+        mmqa_question(),
+        mmqa_question("q3", metadata=None),
+    ]
+    pictures = [
+        *map(mmqa_picture, MMQA_PICTURES),
+        mmqa_picture("p0"),
+        mmqa_picture("p8", path=None),
+    ]
+    dataset = MultimodalQA(write_mmqa(tmp_path, questions, pictures))
+    assert list(dataset.gold) == ["q0"]
+    assert dataset.problems.counts == {"broken line": 4, "duplicate id": 2}
+    assert any("line 3" in m for m in dataset.problems.messages["broken line"])
+
+
+@pytest.mark.parametrize("kept", [60, -6])
+def test_a_truncated_file_gives_what_comes_before(tmp_path: Path, kept: int) -> None:
+    folder = write_mmqa(tmp_path, [mmqa_question(f"q{n}") for n in range(2000)])
+    path = folder / "MMQA_dev.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:kept])
+    if kept == 60:  # not a line of it is whole
+        with pytest.raises(DataError, match="truncated file"):
+            MultimodalQA(folder)
+    else:
+        dataset = MultimodalQA(folder)
+        assert len(dataset.questions) > 1000
+        assert dataset.problems.counts["truncated file"] == 1
+
+
+def test_crlf_and_other_encodings_are_noted(tmp_path: Path) -> None:
+    folder = write_mmqa(tmp_path, [mmqa_question()])
+    good = json.dumps(mmqa_question("q1")).encode()
+    bad = (
+        json.dumps(mmqa_question("q2", question="Farbe"))
+        .replace("Farbe", "F\xe4rbe")
+        .encode("latin1")
+    )
+    (folder / "MMQA_dev.jsonl.gz").write_bytes(gzip.compress(good + b"\r\n" + bad + b"\n"))
+    dataset = MultimodalQA(folder)
+    assert list(dataset.gold) == ["q1"]
+    assert dataset.problems.counts == {"CRLF line end": 1, "wrong encoding": 1}
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"MMQA_dev\.jsonl\.gz"):
+        MultimodalQA(tmp_path)
+    folder = write_mmqa(tmp_path, [mmqa_question()])
+    with pytest.raises(FileNotFoundError, match=r"MMQA_train\.jsonl\.gz"):
+        MultimodalQA(folder, split="train")
