@@ -16,7 +16,7 @@ $(BIN)/python:
 
 # A stamp for each set of extras; a larger set holds the smaller ones.
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[cpu]"
+	$(PIP) -e ".[cpu,eval]"
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python

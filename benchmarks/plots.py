@@ -5,22 +5,14 @@ Of a CPU only ratios are drawn.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from tables import Load
 
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ragvl",  # the same bytes each time
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "font.size": 9,
-}
+from ragvl.evaluation.plots import STYLE, svg
+
 _COLORS = {"cold": "#9a6324", "warm": "#1f6fb4"}
 
 
@@ -29,7 +21,7 @@ def prefix_cache_cost(load: Load) -> str | None:
     result = load("prefix_cache_cpu") or load("prefix_cache_cuda")
     if result is None:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
         panels = figure.subplots(1, len(result["scaling"]), sharey=True)
         whole = result["scaling"]["candidates"]["points"][-1]["cold"]["median"]
@@ -45,13 +37,7 @@ def prefix_cache_cost(load: Load) -> str | None:
             axes.set(yscale="log", xlabel=what, xticks=counts, xlim=(0, None))
         panels[0].set_ylabel("time (log), cold call = 1")
         panels[0].legend(frameon=False)
-        return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+        return svg(figure)
 
 
 PLOTS: dict[str, Callable[[Load], str | None]] = {"prefix-cache-cost": prefix_cache_cost}

@@ -445,27 +445,28 @@ def noise_learning(load: Load) -> str:
 def demo(load: Load) -> str:
     """What reranking does to the demo's questions, by pool, in percent."""
     result = load("demo")
-    names = [*(f"recall@{k}" for k in (1, 2, 5, 10, 20)), "precision", "f1"]
-    header = ["pool", "order", *names, "answers right"]
-    answers = {"retriever": "without_reranking", "reranked": "with_reranking"}
+    recalls = [f"recall@{k}" for k in (1, 2, 5, 10, 20)]
+    header = ["pool", "order", *recalls, "precision", "f1", "answers right"]
     rows = []
     for pool in ("full", "gold"):
-        for order, answer in answers.items():
+        for order, way in (("retrieved", "retrieved"), ("reranked", "natural")):
             if result is None:
-                cells = [NOT_MEASURED] * (len(names) + 1)
-            else:
-                figures = result["pools"][pool]
-                values = [figures[order][name] for name in names]
-                cells = [f"{100 * v:.1f}" for v in [*values, figures["answer_accuracy"][answer]]]
-            rows.append([pool, order, *cells])
+                rows.append([pool, order, *[NOT_MEASURED] * (len(header) - 2)])
+                continue
+            found = result["pools"][pool]
+            figures = [found[order][name] for name in recalls]
+            figures += [found["kept"][way]["precision"], found["kept"][way]["f1"]]
+            figures.append(found["answers"][way]["accuracy"])
+            rows.append([pool, order, *(f"{100 * figure['value']:.1f}" for figure in figures)])
     if result is None:
         return _table(header, rows)
-    documents = result["num_documents"]
+    sizes = {pool: found["num_documents"] for pool, found in result["pools"].items()}
+    settings = result["settings"]
     note = (
-        f"{result['num_questions']} test questions; {documents['full']:,} pictures in the full "
-        f"pool, {documents['gold']:,} in the gold one; {result['num_candidates']} candidates, of "
-        f"which the first {result['top_k']} at or above a relevance of {result['threshold']:g} are "
-        "kept."
+        f"{result['num_questions']} test questions; {sizes['full']:,} pictures in the full "
+        f"pool, {sizes['gold']:,} in the gold one; {settings['num_candidates']} candidates, of "
+        f"which the first {settings['top_k']} at or above a relevance of "
+        f"{result['thresholds']['natural']:g} are kept."
     )
     return f"{_table(header, rows)}\n\n{note}"
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ragvl.reranker import Reranker
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Prepare data.")
@@ -51,7 +54,8 @@ def demo(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
-    from ragvl.demo import print_result, run_demo, write_page
+    from ragvl.demo import print_result, run_demo
+    from ragvl.evaluation.report import write_report
 
     for path in (json_file, html_file):  # better now than after the work
         if path is not None and not path.absolute().parent.is_dir():
@@ -61,7 +65,7 @@ def demo(
     if json_file is not None:
         json_file.write_text(json.dumps(result.figures, indent=2) + "\n", encoding="utf-8")
     if html_file is not None:
-        write_page(result, html_file)
+        write_report(result, html_file, cases="mixed")
 
 
 @app.command()
@@ -71,8 +75,8 @@ def rerank(
     model: Annotated[str, typer.Option(help="A hub id or a folder.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Relevance from which a picture is kept.")
-    ] = 0.5,
+        str, typer.Option(help="From what relevance a picture is kept: a number, or a saved name.")
+    ] = "natural",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     preset: Annotated[str, typer.Option(help="What the checkpoint is asked.")] = "ragvl",
@@ -90,9 +94,10 @@ def rerank(
             preset=preset,
             device=device,
             dtype=dtype,
+            threshold=_threshold(threshold),
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
-        ranked = reranker.rank(query, images, top_k=top_k, threshold=threshold)
+        ranked = reranker.rank(query, images, top_k=top_k)
     table = Table("picture", "relevance", "kept")
     for result in ranked:
         table.add_row(
@@ -312,6 +317,212 @@ def overhead(
     Console().print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+_Split = Annotated[
+    str | None, typer.Option(help="Which; what results are usually told of if not given.")
+]
+_Images = Annotated[
+    Path | None, typer.Option(help="The pictures' folder, of formats that keep them apart.")
+]
+_Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
+_Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
+_Template = Annotated[
+    str | None, typer.Option(help="The reranker's prompt; by default the data set's.")
+]
+_Candidates = Annotated[int, typer.Option(min=1, help="How many documents are reranked.")]
+_TopK = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many are kept at most; 1 for MultimodalQA and captions, else 2."),
+]
+_Questions = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many questions; all.")
+]
+_Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
+
+
+@app.command()
+def evaluate(
+    source: _Source,
+    encoder: _Encoder,
+    reranker: _Reranker,
+    out: Annotated[
+        Path, typer.Option(help="A folder for report.html, result.json, and what was computed.")
+    ],
+    generator: Annotated[
+        str | None, typer.Option(help="The generator: a hub id or a folder; none to stop before.")
+    ] = None,
+    split: _Split = None,
+    images: _Images = None,
+    protocol: Annotated[
+        Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")
+    ] = None,
+    pool: Annotated[
+        Literal["full", "gold", "both"],
+        typer.Option(help="Retrieve from every document, from gold ones only, or report both."),
+    ] = "both",
+    noise_ratio: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of gold documents that the generator sees swapped."),
+    ] = 0.0,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="Several may be given; natural and all that the model has saved."),
+    ] = None,
+    template: _Template = None,
+    candidates: _Candidates = 20,
+    top_k: _TopK = None,
+    questions: _Questions = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
+    timed: Annotated[int, typer.Option(min=0, help="Questions timed one by one.")] = 20,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Also write WebQA's submission file, at the first threshold."),
+    ] = None,
+    strict: _Strict = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Retrieve, rerank and answer a data set; write a report with figures, plots and wrong cases.
+
+    Stopped in the middle, it goes on where it was when it is run again.
+    """
+    with _one_line_errors("evaluate"):
+        from ragvl.data.formats import open_questions
+        from ragvl.data.questions import POOLS
+        from ragvl.data.webqa import write_submission
+        from ragvl.evaluation.evaluate import EvaluationSettings, Models
+        from ragvl.evaluation.evaluate import evaluate as run
+        from ragvl.evaluation.report import print_figures, write_report
+        from ragvl.generator import Generator
+        from ragvl.retriever import DualEncoder
+
+        data_set = open_questions(
+            source, split=split, images=images, protocol=protocol, strict=strict
+        )
+        loaded = _load_reranker(reranker, template or data_set.template, device, dtype)
+        names = [_threshold(name) for name in threshold or ("natural", *_saved(loaded))]
+        settings = EvaluationSettings(
+            pools=POOLS if pool == "both" else (pool,),
+            num_candidates=candidates,
+            top_k=top_k,
+            thresholds=names,
+            noise_ratio=noise_ratio,
+            num_questions=questions,
+            num_timed=timed,
+            max_new_tokens=max_new_tokens,
+        )
+        models = Models(
+            DualEncoder.from_pretrained(encoder, device=device),
+            loaded,
+            Generator.from_pretrained(generator, device=device, dtype=dtype) if generator else None,
+        )
+        evaluation = run(data_set, models, settings, work=out / "work", progress=progress)
+        (out / "result.json").write_text(json.dumps(evaluation.figures, indent=2) + "\n")
+        write_report(evaluation, out / "report.html")
+        if submission is not None:
+            write_submission(submission, evaluation.submission())
+        print_figures(evaluation.figures, Console())
+        for line in data_set.problems.lines():
+            typer.echo(line, err=True)
+        typer.echo(f"{out / 'report.html'} has plots and wrong cases")
+
+
+@app.command()
+def calibrate(
+    source: _Source,
+    encoder: _Encoder,
+    reranker: _Reranker,
+    split: _Split = None,
+    images: _Images = None,
+    pool: Annotated[Literal["full", "gold"], typer.Option(help="Retrieve from which.")] = "full",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="Several may be given; adaptive, f1 and precision>=0.9."),
+    ] = None,
+    template: _Template = None,
+    candidates: _Candidates = 20,
+    top_k: _TopK = None,
+    questions: _Questions = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to save them; in the reranker's folder.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw densities and thresholds (SVG).")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="Keeps what was computed.")] = None,
+    strict: _Strict = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Estimate a reranker's thresholds on a dev split, and save them with the model."""
+    with _one_line_errors("calibrate"):
+        from ragvl.data.formats import open_questions
+        from ragvl.evaluation.calibration import ESTIMATED
+        from ragvl.evaluation.evaluate import EvaluationSettings, Models
+        from ragvl.evaluation.evaluate import calibrate as run
+        from ragvl.evaluation.plots import relevance_plot
+        from ragvl.reranker import THRESHOLDS_FILE
+        from ragvl.retriever import DualEncoder
+
+        if out is None:
+            if not Path(reranker).is_dir():
+                raise ValueError(
+                    f"{reranker} is no folder to save thresholds in: say where with --out"
+                )
+            out = Path(reranker) / THRESHOLDS_FILE
+        data_set = open_questions(source, split=split, images=images, strict=strict)
+        models = Models(
+            DualEncoder.from_pretrained(encoder, device=device),
+            _load_reranker(reranker, template or data_set.template, device, dtype),
+        )
+        saved, recalls = run(
+            data_set,
+            models,
+            names=threshold or ESTIMATED,
+            pool=pool,
+            settings=EvaluationSettings(
+                num_candidates=candidates, top_k=top_k, num_questions=questions
+            ),
+            work=work,
+            progress=progress,
+        )
+        saved.save(out)
+        for name, value in saved.values.items():
+            typer.echo(f"{name}: {value:.4f}")
+        for name, reason in saved.refused.items():
+            typer.echo(f"{name}: none; {reason}")
+        if plot is not None:
+            correct, erroneous = recalls.by_kind()
+            plot.write_text(relevance_plot(correct, erroneous, saved.values))
+    typer.echo(f"from {saved.num_questions} questions of {saved.data}; saved in {out}")
+
+
+def _load_reranker(path: str, template: str, device: str, dtype: str) -> Reranker:
+    """With the thresholds that its folder holds."""
+    from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds
+
+    file = Path(path) / THRESHOLDS_FILE
+    thresholds = SavedThresholds.load(file) if file.is_file() else None
+    if thresholds is not None and thresholds.template != template:
+        thresholds = None  # they are of other prompts
+    return Reranker.from_pretrained(
+        path, device=device, dtype=dtype, template=template, thresholds=thresholds
+    )
+
+
+def _saved(reranker: Reranker) -> list[str]:
+    return [] if reranker.thresholds is None else list(reranker.thresholds.values)
+
+
+def _threshold(text: str) -> str | float:
+    """A number where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @contextmanager

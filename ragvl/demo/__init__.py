@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragvl.demo.report import print_result, write_page
-from ragvl.demo.run import DemoResult, run_demo
+from ragvl.demo.report import print_result
+from ragvl.demo.run import run_demo
 
-__all__ = ["DemoResult", "print_result", "run_demo", "write_page"]
+__all__ = ["print_result", "run_demo"]

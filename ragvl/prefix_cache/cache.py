@@ -237,7 +237,8 @@ class PrefixCache:
     def clear(self) -> None:
         """Empties the device and host tiers of what is not in use; the disk's stay."""
         with self._lock:
-            self._drop_idle()
+            if self._mllm is not None:  # else no device tier yet
+                self._drop_idle()
             if self._host is not None:
                 self._host.clear()
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.reranker import RankedDocument, Reranker, WarmReport
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
-from ragvl.reranker.thresholds import Threshold, resolve_threshold
+from ragvl.reranker.thresholds import (
+    THRESHOLDS_FILE,
+    SavedThresholds,
+    Threshold,
+    ThresholdError,
+    resolve_threshold,
+)
 
 __all__ = [
     "PRESETS",
     "TEMPLATES",
+    "THRESHOLDS_FILE",
     "Preset",
     "PromptTemplate",
     "RankedDocument",
     "Reranker",
+    "SavedThresholds",
     "Threshold",
+    "ThresholdError",
     "WarmReport",
     "resolve_threshold",
 ]

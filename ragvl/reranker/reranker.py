@@ -22,8 +22,15 @@ from ragvl.reranker.cached_prefixes import CachedPrefixes
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
-from ragvl.reranker.thresholds import Threshold, resolve_threshold
+from ragvl.reranker.thresholds import (
+    THRESHOLDS_FILE,
+    SavedThresholds,
+    Threshold,
+    ThresholdError,
+    resolve_threshold,
+)
 from ragvl.reranker.whole_prompts import WholePrompts
+from ragvl.runtime import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +89,9 @@ class Reranker:
         mllm: the model.
         template: a `PromptTemplate`, the name of one of `TEMPLATES`, or "auto": `caption` for a
             document that has a caption, `plain` for one that has none.
-        threshold: "natural" (0.5) or a probability; what `rank` keeps unless told otherwise.
+        threshold: "natural" (0.5), a probability, or the name of one of `thresholds`; what `rank`
+            keeps unless told otherwise.
+        thresholds: those that were estimated for this model; see `ragvl calibrate`.
         answers: the words for relevant and not relevant that the checkpoint was trained to say.
         prefix_cache: where documents' prefixes are kept: a `PrefixCache`; memory for one on the
             model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
@@ -93,6 +102,7 @@ class Reranker:
 
     Raises:
         ValueError: an unknown template or threshold, or a cache that is no size.
+        ThresholdError: `thresholds` are another model's.
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
     """
 
@@ -102,6 +112,7 @@ class Reranker:
         *,
         template: PromptTemplate | str = "auto",
         threshold: Threshold = "natural",
+        thresholds: SavedThresholds | None = None,
         answers: tuple[str, str] = ("Yes", "No"),
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
@@ -111,7 +122,10 @@ class Reranker:
             raise ValueError(f"unknown template {template!r}; known: {known}")
         self.mllm = mllm
         self.template = TEMPLATES.get(template) if isinstance(template, str) else template
-        self.threshold = resolve_threshold(threshold)
+        if thresholds is not None:
+            self._check_thresholds(thresholds)
+        self.thresholds = thresholds
+        self.threshold = resolve_threshold(threshold, thresholds)
         self._answers = answers
         self.yes_token_ids, self.no_token_ids = mllm.answer_token_ids(*answers)
         self._prompts = Prompts(mllm, self.template)
@@ -131,6 +145,7 @@ class Reranker:
         preset: Preset | str = "ragvl",
         template: PromptTemplate | str | None = None,
         threshold: Threshold = "natural",
+        thresholds: SavedThresholds | None = None,
         answers: tuple[str, str] | None = None,
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
@@ -146,12 +161,17 @@ class Reranker:
                 `PRESETS`.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
+            thresholds: see `Reranker`; by default, where `threshold` is the name of one, those that
+                `ragvl calibrate` saved in the folder.
             answers: see `Reranker`; the preset's by default.
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
             load: what else `MLLM.from_pretrained` takes, such as `revision`.
         """
         known = resolve_preset(preset)
+        if thresholds is None and isinstance(threshold, str) and threshold != "natural":
+            saved = Path(path) / THRESHOLDS_FILE
+            thresholds = SavedThresholds.load(saved) if saved.is_file() else None
         settings = {**known.processor_settings, **load.pop("processor_settings", {})}
         mllm = MLLM.from_pretrained(
             path, device=device, dtype=dtype, processor_settings=settings, **load
@@ -160,6 +180,7 @@ class Reranker:
             mllm,
             template=known.template if template is None else template,
             threshold=threshold,
+            thresholds=thresholds,
             answers=answers or known.answers,
             prefix_cache=prefix_cache,
             deterministic=deterministic,
@@ -196,7 +217,9 @@ class Reranker:
             raise ValueError("documents is empty: there is nothing to rank")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: it must be at least 1, or None for all")
-        limit = self.threshold if threshold is None else resolve_threshold(threshold)
+        limit = (
+            self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
+        )
         candidates = [Document.of(document) for document in documents]
         scores = self.score(
             [(query, document) for document in candidates],
@@ -296,6 +319,27 @@ class Reranker:
                 bar.update()
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
 
+    @property
+    def weights(self) -> str:
+        """Names the model's weights in their dtype, whatever library loads them."""
+        return fingerprint(self.mllm.model, str(self.mllm.dtype))
+
+    @property
+    def template_name(self) -> str:
+        """The template's name, or "auto"."""
+        return "auto" if self.template is None else self.template.name
+
+    def _check_thresholds(self, thresholds: SavedThresholds) -> None:
+        for what, theirs, own in (
+            ("weights, or in another dtype", thresholds.model, self.weights),
+            (f"prompts ({thresholds.template})", thresholds.template, self.template_name),
+        ):
+            if theirs != own:
+                raise ThresholdError(
+                    f"the thresholds were estimated for other {what}: run `ragvl calibrate` again, "
+                    "or give a number"
+                )
+
     def prompt(self, query: str, document: DocumentLike) -> str:
         """The whole prompt as text, chat template included, for one pair."""
         return self._prompts.text(query, Document.of(document))
@@ -310,9 +354,9 @@ class Reranker:
 
     @property
     def _scorer(self) -> CachedPrefixes | WholePrompts:
-        fingerprint = self.mllm.fingerprint
-        if self._made is None or self._made[0] != fingerprint:  # the first time, or after training
-            self._made = fingerprint, self._make_scorer()
+        name = self.mllm.fingerprint
+        if self._made is None or self._made[0] != name:  # the first time, or after training
+            self._made = name, self._make_scorer()
         return self._made[1]
 
     def _make_scorer(self) -> CachedPrefixes | WholePrompts:

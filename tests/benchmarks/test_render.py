@@ -59,19 +59,23 @@ def fast_rerank_result() -> dict[str, Any]:
 
 
 def demo_result() -> dict[str, Any]:
-    order = {f"recall@{k}": k / 20 for k in (1, 2, 5, 10, 20)} | {"precision": 0.5, "f1": 0.25}
+    order = {f"recall@{k}": {"value": k / 20} for k in (1, 2, 5, 10, 20)}
+    kept = {"precision": {"value": 0.5}, "f1": {"value": 0.25}}
     pool = {
-        "retriever": order,
+        "num_documents": 1560,
+        "retrieved": order,
         "reranked": order,
-        "answer_accuracy": {"without_reranking": 0.125, "with_reranking": 0.875},
+        "kept": {"retrieved": kept, "natural": kept},
+        "answers": {
+            "retrieved": {"accuracy": {"value": 0.125}},
+            "natural": {"accuracy": {"value": 0.875}},
+        },
     }
     return {
         "pools": {"full": pool, "gold": pool},
         "num_questions": 520,
-        "num_documents": {"full": 1560, "gold": 700},
-        "num_candidates": 20,
-        "top_k": 2,
-        "threshold": 0.5,
+        "settings": {"num_candidates": 20, "top_k": 2},
+        "thresholds": {"natural": 0.5},
     }
 
 
@@ -120,7 +124,7 @@ def test_round_trip(repository: Path) -> None:
         *["5.0", "10.0", "25.0", "50.0", "100.0", "50.0", "25.0"],
         "87.5",
     ]
-    assert cells(text, "gold | retriever")[-1] == "12.5"
+    assert cells(text, "gold | retrieved")[-1] == "12.5"
 
     result = fast_rerank_result()
     result["rounds"] = 8

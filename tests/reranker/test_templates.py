@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragvl.reranker import TEMPLATES, PromptTemplate, resolve_threshold
+from ragvl.reranker import TEMPLATES, PromptTemplate
 
 
 def test_the_papers_templates_word_for_word() -> None:
@@ -31,15 +31,3 @@ def test_instruction_first_ends_with_the_query() -> None:
 def test_a_template_without_its_parts_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="exactly once"):
         PromptTemplate("mine", text)
-
-
-def test_thresholds() -> None:
-    assert resolve_threshold("natural") == 0.5
-    assert resolve_threshold(0) == 0.0
-    assert resolve_threshold(0.73) == 0.73
-    for wrong in ("adaptive", None, True):
-        with pytest.raises(ValueError, match="expected 'natural' or a number"):
-            resolve_threshold(wrong)  # type: ignore[arg-type]
-    for outside in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="not a probability"):
-            resolve_threshold(outside)

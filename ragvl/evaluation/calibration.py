@@ -1,0 +1,188 @@
+"""Estimates thresholds on a dev split: adaptive, F1-optimal, and of guaranteed precision.
+
+A *recall* is a document that reranking put among a question's first `top_k`: what a threshold is
+there to keep or to drop. It is correct if it is gold, else erroneous.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import gaussian_kde
+
+from ragvl.reranker import ThresholdError, resolve_threshold
+
+ESTIMATED = ("adaptive", "f1", "precision>=0.9")
+MIN_RECALLS = 20  # correct ones, and erroneous ones, that an estimate needs
+CONFIDENCE = 0.9
+_PRECISION = re.compile(r"precision>=(0?\.\d+)")
+_MOST_LOG_ODDS = 17.0  # float32's sigmoid is 1 from about there
+# Fixed beforehand, since a grid that looks at the data would void the guarantee
+_GRID = np.arange(-6.0, 12.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """Recalls of a dev split.
+
+    Attributes:
+        relevance: of each question, its recalls' relevance.
+        is_gold: whether each is gold.
+        num_gold: how many gold documents each question has.
+    """
+
+    relevance: Sequence[Sequence[float]]
+    is_gold: Sequence[Sequence[bool]]
+    num_gold: Sequence[int]
+
+    def by_kind(self) -> tuple[list[float], list[float]]:
+        """Relevance of the correct recalls, and of the erroneous ones."""
+        rows = zip(self.relevance, self.is_gold, strict=True)
+        pairs = [pair for row in rows for pair in zip(*row, strict=True)]
+        return [score for score, gold in pairs if gold], [s for s, gold in pairs if not gold]
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All recalls' log-odds and whether they are gold."""
+        relevance = np.array([score for row in self.relevance for score in row], np.float64)
+        is_gold = np.array([gold for row in self.is_gold for gold in row], bool)
+        with np.errstate(divide="ignore"):
+            log_odds = logit(relevance)
+        return log_odds.clip(-_MOST_LOG_ODDS, _MOST_LOG_ODDS), is_gold
+
+
+def estimate_threshold(name: str, recalls: Recalls) -> float:
+    """The threshold called `name`: "adaptive", "f1", "precision>=P", or one that needs no data.
+
+    Raises:
+        ThresholdError: the recalls do not allow an estimate; the message says why.
+    """
+    if name == "adaptive":
+        return adaptive_threshold(recalls)
+    if name == "f1":
+        return f1_threshold(recalls)
+    if match := _PRECISION.fullmatch(name):
+        return precision_threshold(recalls, float(match[1]))
+    return resolve_threshold(name)
+
+
+def adaptive_threshold(recalls: Recalls) -> float:
+    """Where the densities of relevance of correct and of erroneous recalls cross (the paper, 3.2).
+
+    Densities are Gaussian kernel estimates over log-odds; their crossing is that over relevance,
+    since both are multiplied by the same slope, and log-odds have no edges for a kernel to spill
+    over. Of several crossings between the two medians, the one that separates best.
+
+    Raises:
+        ThresholdError: too few recalls of a kind, no spread, or correct recalls are not the more
+            relevant ones.
+    """
+    log_odds, is_gold = _checked(recalls)
+    correct, erroneous = log_odds[is_gold], log_odds[~is_gold]
+    low, high = float(np.median(erroneous)), float(np.median(correct))
+    if low >= high:
+        raise ThresholdError(
+            f"correct recalls are not more relevant than erroneous ones: medians {expit(high):.3f} "
+            f"and {expit(low):.3f}"
+        )
+    for kind, values in (("correct", correct), ("erroneous", erroneous)):
+        if np.ptp(values) == 0:
+            raise ThresholdError(f"all {kind} recalls have the same relevance, {expit(values[0])}")
+    points = np.linspace(low, high, 2001)
+    above = gaussian_kde(correct)(points) - gaussian_kde(erroneous)(points)
+    rising = np.flatnonzero((above[:-1] < 0) & (above[1:] >= 0))
+    if not len(rising):
+        raise ThresholdError("the densities of correct and erroneous recalls do not cross")
+    share = above[rising] / (above[rising] - above[rising + 1])
+    crossings = points[rising] + share * (points[rising + 1] - points[rising])
+    separated = [(correct >= x).mean() - (erroneous >= x).mean() for x in crossings]
+    return float(expit(crossings[int(np.argmax(separated))]))
+
+
+def f1_threshold(recalls: Recalls) -> float:
+    """The relevance at which F1 of what is kept is highest; midway to the next recall below.
+
+    Raises:
+        ThresholdError: too few recalls of a kind.
+    """
+    log_odds, is_gold = _checked(recalls)
+    order = np.argsort(-log_odds, kind="stable")
+    values, hits = log_odds[order], np.cumsum(is_gold[order])
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + sum(recalls.num_gold))
+    last_of_its_value = np.append(values[:-1] > values[1:], True)
+    best = int(np.argmax(np.where(last_of_its_value, f1, -1)))
+    below = values[best + 1] if best + 1 < len(values) else -np.inf
+    return float((expit(values[best]) + expit(below)) / 2)
+
+
+def precision_threshold(
+    recalls: Recalls, at_least: float, *, confidence: float = CONFIDENCE
+) -> float:
+    """The lowest threshold whose precision is at least `at_least`, with probability `confidence`.
+
+    The probability is over dev splits: if questions are drawn independently from one population,
+    then of all the times that this is called, at most 1 - `confidence` give a threshold at which
+    the precision over the population (gold documents kept over documents kept) is lower. Nothing is
+    assumed of scores, nor of the recalls of one question, which depend on each other.
+
+    Conformal risk control in the manner of Learn then Test (Angelopoulos et al., arXiv 2110.01052):
+    each threshold of a fixed grid is tested at level (1 - confidence) / size, with the betting test
+    for a bounded mean of Waudby-Smith and Ramdas (arXiv 2010.09686).
+
+    Raises:
+        ThresholdError: too few recalls of a kind, or no threshold passes.
+        ValueError: a number is not between 0 and 1.
+    """
+    if not 0 < at_least < 1 or not 0 < confidence < 1:
+        raise ValueError(f"at_least={at_least}, confidence={confidence}: expected 0 to 1")
+    _checked(recalls)
+    top_k = max(map(len, recalls.relevance))
+    order = np.random.default_rng(0).permutation(len(recalls.relevance))
+    scores = np.full((len(order), top_k), -1.0)
+    is_gold = np.zeros((len(order), top_k), bool)
+    for row, number in enumerate(order):
+        count = len(recalls.relevance[number])
+        scores[row, :count], is_gold[row, :count] = (
+            recalls.relevance[number],
+            recalls.is_gold[number],
+        )
+    level = (1 - confidence) / len(_GRID)
+    for threshold in expit(_GRID):
+        kept = scores >= threshold
+        # In 0..1; its mean is above `at_least` just if precision is
+        gain = at_least + ((is_gold & kept) - at_least * kept).sum(1) / top_k
+        if _mean_is_above(gain, at_least, level):
+            return float(threshold)
+    raise ThresholdError(
+        f"no threshold has a precision of {at_least} with a confidence of {confidence}, from "
+        f"{len(order)} questions: take more of them, or promise less"
+    )
+
+
+def _mean_is_above(values: np.ndarray, bound: float, level: float) -> bool:
+    """Whether values in 0..1 show, at that level, that their mean is above `bound`.
+
+    A gambler who bets a share of the capital on each value being above the bound, and sizes the bet
+    by the values before, seldom gets rich if the mean is not.
+    """
+    counts = np.arange(1, len(values) + 1)
+    means = (0.5 + values.cumsum()) / (counts + 1)
+    variances = (0.25 + ((values - means) ** 2).cumsum()) / (counts + 1)
+    before = np.concatenate([[0.25], variances[:-1]])
+    bets = np.sqrt(2 * np.log(1 / level) / (before * len(values))).clip(max=0.75 / bound)
+    capital = np.log1p(bets * (values - bound)).cumsum()
+    return bool(capital.max() >= np.log(1 / level))
+
+
+def _checked(recalls: Recalls) -> tuple[np.ndarray, np.ndarray]:
+    log_odds, is_gold = recalls.flat()
+    correct, erroneous = int(is_gold.sum()), int((~is_gold).sum())
+    if min(correct, erroneous) < MIN_RECALLS:
+        raise ThresholdError(
+            f"{correct} correct and {erroneous} erroneous recalls; an estimate needs at least "
+            f"{MIN_RECALLS} of each: take more dev questions"
+        )
+    return log_odds, is_gold

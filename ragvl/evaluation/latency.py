@@ -1,0 +1,80 @@
+"""How long each stage takes, one question at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.evaluation.stages import Models
+from ragvl.retriever import VectorIndex
+
+
+def time_stages(
+    source: QuestionSet,
+    questions: Sequence[Question],
+    models: Models,
+    *,
+    pool: Pool,
+    vectors: Mapping[str, np.ndarray],
+    num_candidates: int,
+    top_k: int,
+    threshold: float,
+    max_new_tokens: int,
+) -> dict[str, list[float]]:
+    """Milliseconds of each question in each stage.
+
+    "rerank, cold" is of documents never seen before, "rerank, warm" of known ones.
+
+    Args:
+        source: the data.
+        questions: what is asked; the first one once more before, which is not measured.
+        models: the stages.
+        pool: what is retrieved from.
+        vectors: of its documents, by id.
+        num_candidates: how many documents are reranked.
+        top_k: how many are kept at most.
+        threshold: from what relevance.
+        max_new_tokens: of an answer.
+    """
+    ids = [id for id in source.document_ids(pool) if id in vectors]
+    if not questions or not ids:
+        return {}
+    index = VectorIndex(models.encoder.dim)
+    index.add(ids, np.stack([vectors[id] for id in ids]))
+    found: dict[str, list[float]] = {}
+
+    def clock(stage: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        value = call()
+        found.setdefault(stage, []).append(1e3 * (time.perf_counter() - started))
+        return value
+
+    def run(question: Question) -> None:
+        (hits,) = clock(
+            "retrieve",
+            lambda: index.search(models.encoder.encode_texts([question.text]), num_candidates),
+        )
+        documents = list(source.documents(ids=[id for id, _ in hits]))
+
+        def rerank() -> Any:
+            return models.reranker.rank(
+                question.text, documents, threshold=threshold, on_error="skip", progress=False
+            )
+
+        models.reranker.prefix_cache.clear()
+        clock("rerank, cold", rerank)
+        ranked = clock("rerank, warm", rerank)
+        if models.generator is not None:
+            kept = [result.document for result in ranked[:top_k] if result.kept]
+            generate = models.generator.answer
+            clock("generate", lambda: generate(question.text, kept, max_new_tokens=max_new_tokens))
+
+    run(questions[0])
+    found.clear()
+    for question in questions:
+        run(question)
+    return found

@@ -1,0 +1,181 @@
+"""An evaluation's plots, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.special import logit
+from scipy.stats import gaussian_kde
+
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "ragvl",  # the same bytes each time
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 9,
+}
+_SIZE = (4.6, 3.0)  # inches
+_BEFORE, _AFTER, _BAD, _GOOD = "#9a6324", "#1f6fb4", "#b42318", "#157f3c"
+_LINES = ("-", "--", "-.", ":")
+
+
+def svg(figure: Figure) -> str:
+    """The figure as text, the same each time."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def recall_plot(pools: Mapping[str, Any]) -> str:
+    """recall@k of both orders, a panel for each pool; bands are 95 % intervals."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(_SIZE[0] * max(1, 0.75 * len(pools)), _SIZE[1]))
+        figure.set_layout_engine("constrained")
+        panels = figure.subplots(1, len(pools), sharey=True, squeeze=False)[0]
+        for axes, (pool, found) in zip(panels, pools.items(), strict=True):
+            for order, color in (("retrieved", _BEFORE), ("reranked", _AFTER)):
+                figures = {
+                    int(name.removeprefix("recall@")): value
+                    for name, value in found[order].items()
+                    if name.startswith("recall@")
+                }
+                _band(axes, list(figures), list(figures.values()), color, order)
+            axes.set(xlabel="k", ylim=(0, 1.02), title=f"{pool} pool", xticks=list(figures))
+        panels[0].set_ylabel("recall@k")
+        panels[0].legend(frameon=False, loc="lower right")
+        return svg(figure)
+
+
+def relevance_plot(
+    correct: Sequence[float], erroneous: Sequence[float], thresholds: Mapping[str, float]
+) -> str:
+    """Densities of relevance of correct and erroneous recalls, with the thresholds.
+
+    The axis is stretched to both ends, as log-odds are; there the densities are estimated.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=_SIZE)
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        for values, color, label in (
+            (erroneous, _BAD, "erroneous"),
+            (correct, _GOOD, "correct"),
+        ):
+            if not len(values):
+                continue
+            log_odds = logit(np.clip(values, 1e-6, 1 - 1e-6))
+            axes.hist(
+                log_odds, bins=30, density=True, color=color, alpha=0.25, label=f"{label} recalls"
+            )
+            if len(values) > 2 and np.ptp(log_odds) > 0:
+                points = np.linspace(log_odds.min() - 1, log_odds.max() + 1, 300)
+                axes.plot(points, gaussian_kde(log_odds)(points), color=color)
+        for number, (name, threshold) in enumerate(thresholds.items()):
+            at = logit(np.clip(threshold, 1e-6, 1 - 1e-6))
+            axes.axvline(
+                at,
+                color="black",
+                linewidth=1,
+                linestyle=_LINES[number % 4],
+                label=f"{name} ({threshold:.2f})",
+            )
+        low, high = axes.get_xlim()
+        ticks = [
+            p for p in (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999) if low < logit(p) < high
+        ]
+        axes.set_xticks(logit(ticks), [f"{p:g}" for p in ticks])
+        axes.set(xlabel="relevance", ylabel="density of log-odds")
+        axes.legend(frameon=False, fontsize=7)
+        return svg(figure)
+
+
+def reliability_plot(bins: Sequence[Mapping[str, float]], error: float) -> str:
+    """Relevance against the share of gold documents; on the diagonal they agree."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=_SIZE)
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+        sizes = [15 + 12 * np.log10(found["count"]) ** 2 for found in bins]
+        relevance, gold = ([found[key] for found in bins] for key in ("relevance", "gold"))
+        axes.plot(relevance, gold, color=_AFTER, linewidth=1)
+        axes.scatter(relevance, gold, s=sizes, color=_AFTER, zorder=3)
+        axes.set(xlabel="relevance", ylabel="share of gold documents", xlim=(-0.03, 1.03))
+        axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {error:.3f}")
+        return svg(figure)
+
+
+def category_plot(answers: Mapping[str, Any], ways: Sequence[str]) -> str:
+    """The main measure of answers by category, a bar for each way of choosing documents."""
+    with mpl.rc_context(STYLE):
+        shown = [way for way in ways if answers.get(way)]
+        categories = list(answers[shown[0]]["by_category"])
+        figure = Figure(figsize=(max(_SIZE[0], 0.95 * len(categories) + 1.2), _SIZE[1]))
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        width = 0.8 / len(shown)
+        palette = (_BEFORE, _AFTER, _GOOD, "#7a5195", "#ef5675")
+        for number, way in enumerate(shown):
+            figures = [answers[way]["by_category"][category] for category in categories]
+            places = np.arange(len(categories)) + (number - (len(shown) - 1) / 2) * width
+            axes.bar(
+                places,
+                [found["value"] for found in figures],
+                width,
+                yerr=_error_bars(figures),
+                color=palette[number % len(palette)],
+                label=way,
+                error_kw={"linewidth": 0.8},
+            )
+        axes.set_xticks(np.arange(len(categories)), categories)
+        axes.set(ylabel=next(iter(answers[shown[0]])), ylim=(0, 1.02))
+        axes.legend(frameon=False, fontsize=7, ncols=len(shown), loc="upper center")
+        axes.grid(axis="x", visible=False)
+        return svg(figure)
+
+
+def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
+    """Milliseconds of each stage: the middle half of questions, their median and extremes."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=_SIZE)
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        axes.boxplot(
+            list(latency_ms.values()),
+            orientation="horizontal",
+            whis=(0, 100),
+            tick_labels=list(latency_ms),
+            medianprops={"color": _AFTER},
+        )
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="milliseconds a question")
+        return svg(figure)
+
+
+def _band(
+    axes: Axes, places: Sequence[int], figures: Sequence[Mapping[str, Any]], color: str, label: str
+) -> None:
+    values = [found["value"] for found in figures]
+    axes.plot(places, values, "o-", color=color, markersize=4, label=label)
+    if all(found["low"] is not None for found in figures):
+        low, high = ([found[key] for found in figures] for key in ("low", "high"))
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _error_bars(figures: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(2, n) distances to both ends of the interval."""
+    ends = [
+        (found["value"], found["value"]) if found["low"] is None else (found["low"], found["high"])
+        for found in figures
+    ]
+    values = np.array([found["value"] for found in figures])
+    low, high = np.array(ends).T
+    return np.stack([values - low, high - values]).clip(0)

@@ -1,0 +1,89 @@
+"""Thresholds by number and by name, and the file that keeps them with their model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ragvl.mllm import MLLM
+from ragvl.reranker import (
+    THRESHOLDS_FILE,
+    Reranker,
+    SavedThresholds,
+    ThresholdError,
+    resolve_threshold,
+)
+
+SAVED = SavedThresholds(
+    model="m",
+    template="auto",
+    top_k=2,
+    data="places, val",
+    num_questions=100,
+    values={"adaptive": 0.25, "precision>=0.9": 0.75},
+    refused={"f1": "too few"},
+)
+
+
+def test_numbers_and_names() -> None:
+    assert resolve_threshold("natural") == resolve_threshold("natural", SAVED) == 0.5
+    assert resolve_threshold(0) == 0.0
+    assert resolve_threshold(0.73, SAVED) == 0.73
+    assert resolve_threshold("adaptive", SAVED) == 0.25
+    assert resolve_threshold("precision>=0.9", SAVED) == 0.75
+    with pytest.raises(ThresholdError, match=r"not known.*natural, adaptive.*ragvl calibrate"):
+        resolve_threshold("other", SAVED)
+    with pytest.raises(ThresholdError, match="could not be estimated: too few"):
+        resolve_threshold("f1", SAVED)
+    for wrong in (None, True):
+        with pytest.raises(ValueError, match="expected a name or a number"):
+            resolve_threshold(wrong)  # type: ignore[arg-type]
+    for outside in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="not a probability"):
+            resolve_threshold(outside)
+
+
+def test_the_file_comes_back_as_it_went(tmp_path: Path) -> None:
+    path = tmp_path / THRESHOLDS_FILE
+    SAVED.save(path)
+    assert SavedThresholds.load(path) == SAVED
+    assert [file.name for file in tmp_path.iterdir()] == [THRESHOLDS_FILE]
+    path.write_text('{"model": 3}')
+    with pytest.raises(ThresholdError, match="holds no thresholds"):
+        SavedThresholds.load(path)
+
+
+def test_a_reranker_finds_its_thresholds_beside_its_weights(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "model")
+    with pytest.raises(ThresholdError, match="ragvl calibrate"):
+        Reranker.from_pretrained(folder, device="cpu", threshold="adaptive")
+    plain = Reranker.from_pretrained(folder, device="cpu")
+    picture = Image.new("RGB", (32, 32), "red")
+    (ranked,) = plain.rank("Is it red?", [picture])
+    values = {"low": ranked.score / 2, "high": (1 + ranked.score) / 2}
+    saved = replace(SAVED, model=plain.weights, values=values)
+    saved.save(folder / THRESHOLDS_FILE)
+    for name, kept in (("low", True), ("high", False)):
+        reranker = Reranker.from_pretrained(folder, device="cpu", threshold=name)
+        assert reranker.threshold == values[name]
+        assert reranker.rank("Is it red?", [picture])[0].kept is kept
+        assert reranker.rank("Is it red?", [picture], threshold="low")[0].kept is True
+
+
+def test_thresholds_of_other_weights_or_prompts_are_refused(
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    mllm = tiny_mllm("llava")
+    own = replace(SAVED, model=Reranker(mllm).weights)
+    assert Reranker(mllm, thresholds=own, threshold="adaptive").threshold == 0.25
+    with pytest.raises(ThresholdError, match="other weights"):
+        Reranker(mllm, thresholds=SAVED)
+    with pytest.raises(ThresholdError, match=r"other prompts \(auto\)"):
+        Reranker(mllm, template="plain", thresholds=own)
