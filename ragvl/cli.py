@@ -500,6 +500,35 @@ def calibrate(
     typer.echo(f"from {saved.num_questions} questions of {saved.data}; saved in {out}")
 
 
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The YAML file; see docs/evaluation.md.")],
+    out: Annotated[
+        Path, typer.Option(help="A folder for ablation.json, .md and .svg, and each run's result.")
+    ],
+) -> None:
+    """Train and evaluate a grid of settings and seeds: one table, one plot.
+
+    Stopped in the middle, it goes on where it was when it is run again.
+    """
+    with _one_line_errors("ablate"):
+        from ragvl.evaluation.ablation import AblationSettings, table
+        from ragvl.evaluation.ablation import ablate as run
+        from ragvl.evaluation.plots import ablation_plot
+
+        result = run(AblationSettings.read(config), out / "runs", report=typer.echo)
+        (out / "ablation.json").write_text(json.dumps(result, indent=2) + "\n")
+        head, *rows = table(result)
+        lines = [head, ["---"] * len(head), *rows]
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        (out / "ablation.md").write_text(text + "\n", encoding="utf-8")
+        (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
 def _load_reranker(path: str, template: str, device: str, dtype: str) -> Reranker:
     """With the thresholds that its folder holds."""
     from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds

@@ -160,6 +160,30 @@ def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
         return svg(figure)
 
 
+def ablation_plot(result: Mapping[str, Any]) -> str:
+    """Each arm's mean of each measure with its 95 % interval over seeds, and the seeds as dots."""
+    arms = result["arms"]
+    measures = list(next(iter(arms.values()))["measures"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.0 * len(measures) + 1.6, 0.27 * len(arms) + 1.0))
+        figure.set_layout_engine("constrained")
+        panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+        places = np.arange(len(arms))
+        for axes, measure in zip(panels, measures, strict=True):
+            for place, found in zip(places, arms.values(), strict=True):
+                summary = found["measures"][measure]
+                values = [100 * value for value in summary["values"]]
+                axes.plot(values, [place] * len(values), "|", color="grey", markersize=7)
+                if summary["low"] is not None:
+                    ends = [100 * summary["low"], 100 * summary["high"]]
+                    axes.plot(ends, [place, place], color=_AFTER, linewidth=1.5)
+                axes.plot(100 * summary["mean"], place, "o", color=_AFTER, markersize=4)
+            axes.set(title=measure, xlabel="%")
+        panels[0].set_yticks(places, list(arms))
+        panels[0].invert_yaxis()
+        return svg(figure)
+
+
 def _band(
     axes: Axes, places: Sequence[int], figures: Sequence[Mapping[str, Any]], color: str, label: str
 ) -> None:

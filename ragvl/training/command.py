@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
@@ -43,6 +44,7 @@ class RunSettings:
             Null is train; data without splits has none.
         eval_split: the same for evaluation; null for none.
         num_examples: only so many, the first ones; null for all.
+        share: only this share of those, drawn by the seed.
         num_eval_examples: the same for evaluation.
         dtype: of the model's weights: float32, or bfloat16 together with adapters.
         attn_implementation: sdpa, flash_attention_2, ...; null is Hugging Face's choice.
@@ -55,6 +57,7 @@ class RunSettings:
     split: str | None = None
     eval_split: str | None = None
     num_examples: int | None = None
+    share: float = 1.0
     num_eval_examples: int | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
@@ -119,7 +122,7 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     return train(
         mllm,
         arguments,
-        _first(examples, settings.num_examples),
+        _drawn(_first(examples, settings.num_examples), settings.share, arguments.seed),
         noise=noise,
         lora=lora,
         freeze_vision=settings.freeze_vision,
@@ -212,6 +215,16 @@ def _answer_examples(
 
 def _open(data: Path, split: str | None) -> QuestionSet:
     return open_questions(data, split=split, purpose="train")
+
+
+def _drawn(examples: Dataset[Example], share: float, seed: int) -> Dataset[Example]:
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share}: expected more than 0, and at most 1")
+    if share == 1:
+        return examples
+    size = len(examples)  # type: ignore[arg-type]
+    order = np.random.default_rng(seed).permutation(size)
+    return Subset(examples, sorted(order[: max(1, round(share * size))].tolist()))
 
 
 def _first(examples: Dataset[Example], count: int | None) -> Dataset[Example]:

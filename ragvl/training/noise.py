@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.ops import diffusion_noise, visual_weighted_cross_entropy
+from ragvl.ops.diffusion_noise import alphas_cumprod
 from ragvl.training.examples import IGNORE
 
 # Of what a vision tower returns, what no decoder reads
@@ -33,7 +34,10 @@ class NoiseSettings:
             otherwise drawn at random.
         token_level: what a second pass sees noised: "tokens", the projected visual tokens, which
             needs no second pass of the vision tower; "pixels"; "none", no second pass.
-        timestep: how much noise, 0 to 999.
+        kind: "diffusion", the paper's; "gaussian", noise of the same strength against the signal
+            added to what is left as large as it is; "drop", visual tokens put to zero, as many of
+            them as the share of the signal's power that diffusion takes.
+        timestep: how much noise, 0 to 999, in every kind.
         clamp_low: the least weight of an answer's token.
         clamp_high: the largest.
         window: how many neighbouring tokens a weight is averaged over; odd.
@@ -44,6 +48,7 @@ class NoiseSettings:
     data_level: int = 0
     hard_negatives: bool = True
     token_level: Literal["none", "pixels", "tokens"] = "none"
+    kind: Literal["diffusion", "gaussian", "drop"] = "diffusion"
     timestep: int = 500
     clamp_low: float = 1.0
     clamp_high: float = 5.0
@@ -57,6 +62,10 @@ class NoiseSettings:
             raise ValueError(
                 f"token_level={self.token_level!r}: expected 'none', 'pixels' or 'tokens'"
             )
+        if self.kind not in ("diffusion", "gaussian", "drop"):
+            raise ValueError(f"kind={self.kind!r}: expected 'diffusion', 'gaussian' or 'drop'")
+        if self.kind == "drop" and self.token_level == "pixels":
+            raise ValueError("kind='drop' drops visual tokens; there are none among the pixels")
         if not 0 <= self.timestep < 1000:
             raise ValueError(f"timestep={self.timestep}: it must lie in 0 to 999")
         if not 0 < self.clamp_low <= self.clamp_high < float("inf"):
@@ -201,7 +210,16 @@ def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
     seed = int(torch.randint(2**62, ()))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seed ^= torch.distributed.get_rank()
-    return diffusion_noise(x.detach(), timestep=noise.timestep, seed=seed)
+    x = x.detach()
+    if noise.kind == "diffusion":
+        return diffusion_noise(x, timestep=noise.timestep, seed=seed)
+    kept = float(alphas_cumprod()[noise.timestep])  # of the signal's power
+    generator = torch.Generator(x.device).manual_seed(seed)
+    if noise.kind == "drop":
+        stays = torch.rand(x.shape[:-1], generator=generator, device=x.device) < kept
+        return x * stays[..., None]
+    drawn = torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+    return x + ((1 - kept) / kept) ** 0.5 * drawn.to(x.dtype)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

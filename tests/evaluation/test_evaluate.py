@@ -273,7 +273,7 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
 
 def test_bad_settings_are_refused() -> None:
     for wrong in ({"top_k": 0}, {"num_candidates": 0}, {"noise_ratio": 1.5}, {"pools": ()}):
-        with pytest.raises(ValueError, match="at least|share"):
+        with pytest.raises(ValueError, match=r"at least|share"):
             EvaluationSettings(**wrong)  # type: ignore[arg-type]
 
 
