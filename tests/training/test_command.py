@@ -14,6 +14,7 @@ from ragvl.cli import app
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
 from ragvl.training import command
+from ragvl.training.command import _drawn
 from ragvl.training.ranking import RankingSample, write_ranking
 
 BASE = ["--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2"]
@@ -193,3 +194,16 @@ def test_errors_are_one_line(
         assert complaint in outcome.output
         assert "Traceback" not in outcome.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_the_data_is_drawn_by_the_seed() -> None:
+    examples = list(range(200))
+    half, again, other = (_drawn(examples, 0.5, seed) for seed in (0, 0, 1))  # type: ignore[arg-type]
+    assert len(half) == 100  # type: ignore[arg-type]
+    assert list(half) == list(again) == sorted(set(half))  # type: ignore[call-overload]
+    assert list(half) != list(other)  # type: ignore[call-overload]
+    assert list(half) != examples[:100]  # type: ignore[call-overload]
+    assert list(_drawn(examples, 0.001, 0))  # type: ignore[arg-type,call-overload]
+    for wrong in (0, 1.5, -1):
+        with pytest.raises(ValueError, match=f"share={wrong}"):
+            _drawn(examples, wrong, 0)  # type: ignore[arg-type]

@@ -15,10 +15,12 @@ from torch import Tensor
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.ops import diffusion_noise
+from ragvl.ops.diffusion_noise import alphas_cumprod
 from ragvl.training.examples import IGNORE, AnswerExamples, Collator
 from ragvl.training.noise import (
     ARMS,
     NoiseSettings,
+    _noised,
     install_loss,
     released_loss,
     uninstall_loss,
@@ -376,3 +378,43 @@ def test_the_arm_release_trains_with_that_loss(
 def test_settings_out_of_range(settings: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         NoiseSettings(**settings)
+
+
+@pytest.mark.parametrize("timestep", [0, 500, 999])
+def test_kinds_of_noise_are_of_one_strength(timestep: int) -> None:
+    """Signal against noise is the same in diffusion and Gaussian; drop takes as many tokens."""
+    torch.manual_seed(0)
+    x = torch.full((4, 300, 64), 2.0)
+    kept = float(alphas_cumprod()[timestep])
+    noised = {
+        kind: _noised(x, NoiseSettings(token_level="tokens", kind=kind, timestep=timestep))
+        for kind in ("diffusion", "gaussian", "drop")
+    }
+    means = {kind: found.mean().item() for kind, found in noised.items()}
+    spreads = {kind: found.std().item() for kind, found in noised.items()}
+    assert means["gaussian"] == pytest.approx(2.0, abs=0.05)
+    assert means["diffusion"] == pytest.approx(2.0 * kept**0.5, abs=0.05)
+    for kind in ("diffusion", "gaussian"):
+        ratio = spreads[kind] / means[kind]
+        assert ratio == pytest.approx(((1 - kept) / kept) ** 0.5 / 2, rel=0.05, abs=1e-3)
+    dropped = (noised["drop"] == 0).all(-1)
+    assert torch.equal(noised["drop"][~dropped], x[~dropped])
+    assert dropped.float().mean().item() == pytest.approx(1 - kept, abs=0.05)
+
+
+def test_each_draw_is_another_and_follows_torchs_seed() -> None:
+    x = torch.randn(2, 8, 16)
+    for kind in ("diffusion", "gaussian", "drop"):
+        noise = NoiseSettings(token_level="tokens", kind=kind)
+        torch.manual_seed(3)
+        first, second = _noised(x, noise), _noised(x, noise)
+        torch.manual_seed(3)
+        assert torch.equal(_noised(x, noise), first)
+        assert not torch.equal(first, second)
+
+
+def test_bad_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="kind='salt'"):
+        NoiseSettings(kind="salt")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none among the pixels"):
+        NoiseSettings(token_level="pixels", kind="drop")

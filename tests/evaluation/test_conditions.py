@@ -1,0 +1,49 @@
+"""What a generator is given in each condition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragvl.data.webqa import WebQA
+from ragvl.evaluation.answers import webqa_accuracy
+from ragvl.evaluation.conditions import CONDITIONS, accuracy_by_condition, evidence
+from ragvl.evaluation.stages import Models
+
+
+@pytest.fixture(scope="module")
+def source(places: Path) -> WebQA:
+    return WebQA(places, split="test")
+
+
+def test_each_condition_has_its_evidence(source: WebQA) -> None:
+    for number, question in enumerate(source.questions):
+        found = {
+            condition: evidence(source, question, condition, number) for condition in CONDITIONS
+        }
+        ids = {name: {document.id for document in documents} for name, documents in found.items()}
+        assert ids["gold"] == ids["noised"] == set(question.gold)
+        assert len(ids["irrelevant"]) == len(question.gold) + 1
+        assert ids["irrelevant"] - ids["gold"] <= set(question.negatives)
+        again = evidence(source, question, "noised", number)
+        for clean, noised, same in zip(found["gold"], found["noised"], again, strict=True):
+            pixels = [np.asarray(document.load()) / 127.5 - 1.0 for document in (clean, noised)]
+            # x_t = 0.863 x + 0.505 eps, cut off at the ends of the range
+            inside = (np.abs(pixels[0]) < 0.2) & (np.abs(pixels[1]) < 0.9)
+            assert (np.abs(pixels[1] - pixels[0])[inside]).mean() > 0.2
+            assert clean.caption == noised.caption
+            assert same.digest() == noised.digest(), "the same noise for every model"
+
+
+def test_answers_are_judged_question_by_question(source: WebQA, models: Models) -> None:
+    assert models.generator is not None
+    questions = source.questions[:6]
+    found = accuracy_by_condition(models.generator, source, questions, max_new_tokens=6)
+    assert list(found) == ["gold", "irrelevant", "noised"]
+    for number, question in enumerate(questions):
+        shown = evidence(source, question, "irrelevant", number)
+        answer = models.generator.answer(question.text, shown, max_new_tokens=6)
+        expected = webqa_accuracy(answer, question.answers, question.category)
+        assert found["irrelevant"][number] == expected
