@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -273,50 +273,69 @@ def overhead(
         Path | None, typer.Option("--data", help="A data set; drawn if not given.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 4,
+    only: Annotated[
+        Literal["rerank", "train"] | None, typer.Option(help="One of the two; both.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a training step.")] = 4,
     lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains all weights.")] = 16,
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Compute activations again in the backward pass.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=2, help="Timed steps with each kind of noise.")] = 5,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed queries and steps of each kind.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file.")
     ] = None,
 ) -> None:
-    """What noise-injected training costs: time per step and peak memory, by kind of noise."""
+    """What reranking adds to a query, and noise to a training step: time and peak memory."""
     with _one_line_errors("overhead"):
         from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import write_world
-        from ragvl.evaluation.overhead import training_overhead
+        from ragvl.evaluation.overhead import reranking_overhead, training_overhead
         from ragvl.mllm import MLLM
         from ragvl.training.trainer import LoraSettings
 
+        figures = {}
         with TemporaryDirectory() as drawn:
             if source is None:
                 source, split = write_world(drawn, places={"train": 20}, seed=0), "train"
-            figures = training_overhead(
-                MLLM.from_pretrained(model, device=device, dtype=dtype),
-                open_questions(source, split=split, purpose="train"),
-                batch_size=batch_size,
-                lora=LoraSettings(rank=lora_rank),
-                gradient_checkpointing=gradient_checkpointing,
-                rounds=rounds,
-            )
-    table = Table("noise", "ms a step", "against plain", "tokens", "peak MiB")
+            data_set = open_questions(source, split=split, purpose="train")
+            mllm = MLLM.from_pretrained(model, device=device, dtype=dtype)
+            if only != "train":
+                figures["rerank"] = reranking_overhead(
+                    mllm, data_set, num_candidates=candidates, rounds=rounds
+                )
+            if only != "rerank":  # last, since it changes the weights
+                figures["train"] = training_overhead(
+                    mllm,
+                    data_set,
+                    batch_size=batch_size,
+                    lora=LoraSettings(rank=lora_rank),
+                    gradient_checkpointing=gradient_checkpointing,
+                    rounds=rounds,
+                )
+    for stage, unit in (("rerank", "ms a query"), ("train", "ms a step")):
+        if stage in figures:
+            _print_overhead(figures[stage], unit)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:
+    first = next(iter(figures))
+    what = "reranking" if unit == "ms a query" else "noise"
+    table = Table(what, unit, f"against {first}", "peak MiB")
     for name, found in figures.items():
         peak = found["peak_mib"]
         table.add_row(
             name,
-            f"{found['ms']['median']:.0f}",
+            f"{found['ms']['median']:.1f}",
             f"{1 / found['speedup']['median']:.2f}x",
-            str(found["tokens"]),
             "?" if peak is None else f"{peak:.0f}",
         )
     Console().print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 _Split = Annotated[

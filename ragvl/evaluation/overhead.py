@@ -1,17 +1,24 @@
-"""What noise costs in training: time per step and peak memory, arm by arm."""
+"""What reranking adds to a query, and noise to a training step: time and peak memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 from ragvl.mllm import MLLM
+from ragvl.reranker import TEMPLATES, Reranker
+from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.prompts import Prompts
+from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.training.examples import AnswerExamples, Collator
 from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
 from ragvl.training.trainer import LoraSettings, trainable
@@ -20,6 +27,80 @@ OVERHEAD_ARMS: dict[str, NoiseSettings] = {
     **ARMS,
     "token, pixels": replace(ARMS["token"], token_level="pixels"),
 }
+
+
+def reranking_overhead(
+    mllm: MLLM, source: QuestionSet, *, num_candidates: int = 20, rounds: int = 5
+) -> dict[str, dict[str, Any]]:
+    """Time and memory of reranking one question's candidates, way by way.
+
+    "serial" runs each whole prompt by itself, "batched" all of them at once; "cold" caches prefixes
+    of documents never seen before, "warm" finds them cached. Ways take turns, each round with
+    another question. Of a model whose prefixes cannot be reused, only the first two.
+
+    Args:
+        mllm: the reranker's model, on the device to measure.
+        source: its first documents are the candidates of its first questions.
+        num_candidates: how many.
+        rounds: timed queries of each way, at least two.
+
+    Returns:
+        By way: `ms` and `speedup` over "serial", as spreads over rounds; `peak_mib` above what is
+        held between queries, None where the system does not tell; `difference`, the largest between
+        a relevance and the serial one.
+
+    Raises:
+        ValueError: the data set has no documents, or fewer than two rounds.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds={rounds}: expected at least 2")
+    template = TEMPLATES.get(source.template)
+    documents = list(source.documents(ids=source.document_ids()[:num_candidates]))
+    if not documents:
+        raise ValueError(f"{source.name} has no documents to rerank")
+    texts = [question.text for question in source.questions]
+    whole = WholePrompts(mllm, Prompts(mllm, template), AnswerHead(mllm, ("Yes", "No")))
+
+    def score_whole(text: str, batch_size: int) -> Tensor:
+        scores = torch.empty(len(documents))
+        pairs = [(text, document) for document in documents]
+        for indices, relevance in whole.score(pairs, batch_size, "raise"):
+            scores[list(indices)] = relevance
+        return scores
+
+    ways: dict[str, Callable[[str], Tensor]] = {
+        "serial": lambda text: score_whole(text, 1),
+        "batched": lambda text: score_whole(text, len(documents)),
+    }
+    if mllm.prefix_problem is None:
+        for name, cache in (("cold", None), ("warm", "auto")):
+            reranker = Reranker(mllm, template=template or "auto", prefix_cache=cache)
+            ways[name] = partial(_score_all, reranker, documents)
+            if cache is not None:
+                reranker.warm(documents, progress=False)
+    differences = {
+        name: float((way(texts[0]) - ways["serial"](texts[0])).abs().max())
+        for name, way in ways.items()
+    }
+    asked = {name: itertools.cycle(texts) for name in ways}
+    calls = {name: partial(_ask_next, way, asked[name]) for name, way in ways.items()}
+    samples = time_in_turn(calls, rounds=rounds, device=mllm.device)
+    return {
+        name: {
+            **figures,
+            "peak_mib": peak_mib(calls[name], mllm.device),
+            "difference": differences[name],
+        }
+        for name, figures in compare(samples, "serial").items()
+    }
+
+
+def _score_all(reranker: Reranker, documents: Sequence[Document], text: str) -> Tensor:
+    return reranker.score([(text, document) for document in documents], progress=False)
+
+
+def _ask_next(way: Callable[[str], Tensor], texts: Iterator[str]) -> Tensor:
+    return way(next(texts))
 
 
 def training_overhead(

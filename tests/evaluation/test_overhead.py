@@ -1,4 +1,4 @@
-"""What noise costs, measured on a real step."""
+"""What reranking and noise cost, measured on real queries and steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ragvl.cli import app
 from ragvl.data.synthetic import write_world
 from ragvl.data.webqa import WebQA
-from ragvl.evaluation.overhead import OVERHEAD_ARMS, training_overhead
+from ragvl.evaluation.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.mllm import MLLM
 from ragvl.training.trainer import LoraSettings
 
@@ -46,14 +46,41 @@ def test_every_arm_takes_steps(
     assert "forward" not in vars(mllm.model)
 
 
+@pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])
+def test_every_way_of_reranking_gives_the_same_scores(
+    architecture: str, tiny_mllm: Callable[[str], MLLM], world: Path
+) -> None:
+    source = WebQA(world, split="train")
+    figures = reranking_overhead(tiny_mllm(architecture), source, num_candidates=6, rounds=2)
+    assert list(figures) == ["serial", "batched", "cold", "warm"]
+    assert all(found["difference"] <= 1e-5 for found in figures.values())
+    assert figures["serial"]["speedup"]["median"] == 1
+    assert figures["warm"]["ms"]["median"] < figures["cold"]["ms"]["median"]
+    with pytest.raises(ValueError, match="rounds=1"):
+        reranking_overhead(tiny_mllm(architecture), source, rounds=1)
+
+
+def test_of_a_model_without_reusable_prefixes_the_plain_ways_are_measured(
+    tiny_mllm: Callable[[str], MLLM], world: Path
+) -> None:
+    source = WebQA(world, split="train")
+    figures = reranking_overhead(tiny_mllm("paligemma"), source, num_candidates=3, rounds=2)
+    assert list(figures) == ["serial", "batched"]
+
+
 def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "overhead.json"
     command = ["overhead", str(tiny_model("internvl")), "--batch-size", "2", "--rounds", "2"]
     outcome = CliRunner().invoke(app, [*command, "--device", "cpu", "--json", str(path)])
     assert outcome.exit_code == 0, outcome.output
-    for arm in OVERHEAD_ARMS:
-        assert f" {arm} " in outcome.output
-    assert json.loads(path.read_text()).keys() == OVERHEAD_ARMS.keys()
+    for name in (*OVERHEAD_ARMS, "serial", "warm"):
+        assert f" {name} " in outcome.output
+    figures = json.loads(path.read_text())
+    assert figures["train"].keys() == OVERHEAD_ARMS.keys()
+    assert list(figures["rerank"]) == ["serial", "batched", "cold", "warm"]
+    only = [*command, "--device", "cpu", "--only", "rerank", "--json", str(path)]
+    assert CliRunner().invoke(app, only).exit_code == 0
+    assert list(json.loads(path.read_text())) == ["rerank"]
 
 
 def test_errors_are_one_line() -> None:
