@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ragvl.data.synthetic.world import SPLITS, Split, split_of, write_world
+from ragvl.data.synthetic.places import write_world
+from ragvl.data.synthetic.world import SPLITS, Split, split_of
 
 __all__ = ["SPLITS", "Split", "split_of", "write_world"]
