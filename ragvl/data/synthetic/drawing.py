@@ -185,7 +185,8 @@ def _draw_silhouette(
         raise ValueError(f"unknown kind of place {kind!r}; known: {', '.join(KINDS)}")
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, box: Box, fill: Color) -> None:
+def draw_marker(pen: ImageDraw.ImageDraw, shape: str, box: Box, fill: Color) -> None:
+    """One of `SHAPES`, filling `box`."""
     left, top, right, bottom = box
     if shape == "round":
         pen.ellipse(box, fill=fill, outline=_OUTLINE)
@@ -214,7 +215,7 @@ def _draw_outside(pen: ImageDraw.ImageDraw, place: Place, rng: np.random.Generat
     for i in range(place.num_windows):
         x = first + gap * i
         pen.rectangle((x - 1, 23 + dy, x + 1, 27 + dy), fill=(255, 245, 160), outline=(0, 0, 0))
-    _draw_shape(pen, place.door_shape, (middle - 4, 32 + dy, middle + 4, 42 + dy), (110, 70, 40))
+    draw_marker(pen, place.door_shape, (middle - 4, 32 + dy, middle + 4, 42 + dy), (110, 70, 40))
 
 
 def _draw_inside(pen: ImageDraw.ImageDraw, place: Place, rng: np.random.Generator) -> None:
@@ -235,7 +236,7 @@ def _draw_inside(pen: ImageDraw.ImageDraw, place: Place, rng: np.random.Generato
     pen.rectangle(
         (3 + dx, 37 + dy, 45 + dx, 46 + dy), fill=COLORS[place.carpet_color], outline=_OUTLINE
     )
-    _draw_shape(pen, place.table_shape, (18 + dx, 29 + dy, 30 + dx, 39 + dy), (130, 85, 45))
+    draw_marker(pen, place.table_shape, (18 + dx, 29 + dy, 30 + dx, 39 + dy), (130, 85, 45))
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, place: Place, rng: np.random.Generator) -> None:
