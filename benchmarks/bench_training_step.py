@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
 
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.overhead import training_overhead
 from ragvl.mllm import MLLM
@@ -41,7 +41,9 @@ def main(
         "model", "adapters", "checkpointing", "noise", "ms", "times", "tokens", "peak MiB"
     )
     with tempfile.TemporaryDirectory() as folder:
-        world = WebQA(write_world(Path(folder), places={"train": 20}, seed=0), split="train")
+        world = WebQA(
+            write_world(Path(folder), Places(), counts={"train": 20}, seed=0), split="train"
+        )
         for name in models or MODELS:
             for rank, checkpointing in SETUPS:
                 mllm = MLLM(*build_model(SHAPES[name], device=DEVICE, dtype=DTYPE))

@@ -184,6 +184,40 @@ def check(
 
 
 @data.command()
+def draw(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is missing.")],
+    subject: Annotated[
+        Literal["places", "charts"], typer.Option(help="What the pictures are of.")
+    ] = "places",
+    train: Annotated[int, typer.Option(min=0, help="So many places for training.")] = 0,
+    val: Annotated[int, typer.Option(min=0, help="Others for validation.")] = 0,
+    test: Annotated[int, typer.Option(min=0, help="Others for testing.")] = 0,
+    questions: Annotated[int, typer.Option(min=1, help="About each of them.")] = 1,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Captions to find pictures by, not questions.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+) -> None:
+    """Draw a small world: questions in WebQA's files, or captions in Karpathy's.
+
+    A place, or a company, has three pictures. The numbers are even, since each has a twin.
+    """
+    from ragvl.data.synthetic import SUBJECTS, Split, write_captions, write_world
+
+    counts: dict[Split, int] = {"train": train, "val": val, "test": test}
+    with _one_line_errors("data draw"):
+        if not any(counts.values()):
+            raise ValueError("nothing to draw: say how many with --train, --val or --test")
+        if captions:
+            written = write_captions(folder, SUBJECTS[subject], counts=counts, seed=seed)
+        else:
+            written = write_world(
+                folder, SUBJECTS[subject], counts=counts, questions_each=questions, seed=seed
+            )
+    typer.echo(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
+
+
+@data.command()
 def ranking(
     source: _Source,
     encoder: Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")],
@@ -292,7 +326,8 @@ def overhead(
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
     with _one_line_errors("overhead"):
         from ragvl.data.formats import open_questions
-        from ragvl.data.synthetic import write_world
+        from ragvl.data.synthetic import Places, write_world
+        from ragvl.doctor import machine, versions
         from ragvl.evaluation.overhead import reranking_overhead, training_overhead
         from ragvl.mllm import MLLM
         from ragvl.training.trainer import LoraSettings
@@ -300,7 +335,7 @@ def overhead(
         figures = {}
         with TemporaryDirectory() as drawn:
             if source is None:
-                source, split = write_world(drawn, places={"train": 20}, seed=0), "train"
+                source, split = write_world(drawn, Places(), counts={"train": 20}, seed=0), "train"
             data_set = open_questions(source, split=split, purpose="train")
             mllm = MLLM.from_pretrained(model, device=device, dtype=dtype)
             if only != "train":
@@ -320,7 +355,8 @@ def overhead(
         if stage in figures:
             _print_overhead(figures[stage], unit)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        record = {"model": model, **figures, "machine": machine(), "versions": versions()}
+        json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:

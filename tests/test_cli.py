@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from data_files import write_picture
 from PIL import Image
 from tiny_models import ARCHITECTURES
@@ -116,6 +117,28 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'slow_rerank'"):
         ragvl.slow_rerank  # noqa: B018
+
+
+def test_data_draw_writes_what_the_other_commands_read(tmp_path: Path) -> None:
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["data", *arguments])
+
+    outcome = invoke("draw", str(tmp_path / "w"), "--test", "4", "--val", "2", "--questions", "3")
+    assert outcome.exit_code == 0, outcome.output
+    assert "6 places" in outcome.output
+    told = invoke("check", str(tmp_path / "w"), "--split", "test").output
+    assert 4 < int(told.split()[0]) <= 12  # the same may be asked twice
+    assert "12 documents, 0 problems" in told
+    outcome = invoke("draw", str(tmp_path / "c"), "--subject", "charts", "--test", "4")
+    assert "4 charts" in outcome.output
+    assert ", profit: " in (tmp_path / "c" / "descriptions.json").read_text()
+    outcome = invoke("draw", str(tmp_path / "k"), "--test", "4", "--captions")
+    assert "12 usable questions" in invoke("check", str(tmp_path / "k" / "captions.json")).output
+    for wrong, told in (((), "nothing to draw"), (("--test", "3"), "not even")):
+        outcome = invoke("draw", str(tmp_path / "wrong"), *wrong)
+        assert outcome.exit_code == 1
+        assert told in outcome.output
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_data_check_says_what_is_wrong(tmp_path: Path) -> None:

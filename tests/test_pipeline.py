@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ragvl import Document, Generator, RagVL, Reranker, Retriever
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.retriever import DualEncoder
 
@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parent.parent / "ragvl" / "assets"
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> WebQA:
-    folder = write_world(tmp_path_factory.mktemp("world"), places={"test": 12}, seed=3)
+    folder = write_world(tmp_path_factory.mktemp("world"), Places(), counts={"test": 12}, seed=3)
     return WebQA(folder, split="test")
 
 

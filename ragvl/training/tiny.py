@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from ragvl.data.questions import Question
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.synthetic.drawing import COLORS, KINDS, SETTINGS, SHAPES, SIZE, WORDS
 from ragvl.data.synthetic.world import NUMBERS, SYLLABLES
 from ragvl.data.webqa import WebQA
@@ -569,7 +569,9 @@ def main(
             raise typer.BadParameter(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
     world = work / "world"
     if not (world / "WebQA_train_val.json").exists():
-        write_world(world, places={"train": places, "val": 200}, questions_per_place=12, seed=seed)
+        write_world(
+            world, Places(), counts={"train": places, "val": 200}, questions_each=12, seed=seed
+        )
     train, val = TrainingSet.read(world, "train"), TrainingSet.read(world, "val")
     logger.info("train: %d questions, %d pictures", len(train.questions), len(train.captions))
 

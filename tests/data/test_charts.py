@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragvl.data.synthetic import split_of, write_charts, write_world
+from ragvl.data.synthetic import Places, split_of, write_world
 from ragvl.data.synthetic.charts import KINDS, VIEWS, Charts, Company
 from ragvl.data.synthetic.drawing import KINDS as PLACE_KINDS
 from ragvl.data.webqa import WebQA
@@ -18,8 +18,8 @@ COMPANY = Company("Velmora", "bank", 3, 1, "red", 3, "blue", "round", "green", T
 
 
 def test_charts_are_written_as_webqa_and_share_nothing_with_places(tmp_path: Path) -> None:
-    folder = write_charts(tmp_path / "charts", companies={"val": 20, "test": 40}, seed=7)
-    again = write_charts(tmp_path / "again", companies={"val": 20, "test": 40}, seed=7)
+    folder = write_world(tmp_path / "charts", Charts(), counts={"val": 20, "test": 40}, seed=7)
+    again = write_world(tmp_path / "again", Charts(), counts={"val": 20, "test": 40}, seed=7)
     for name in ("WebQA_train_val.json", "imgs.tsv", "imgs.lineidx"):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
     dataset = WebQA(folder, split="test")
@@ -36,7 +36,7 @@ def test_charts_are_written_as_webqa_and_share_nothing_with_places(tmp_path: Pat
             assert any(split_of(word) == "test" for word in words & asked if word.istitle())
             assert not any(view in caption for view in VIEWS)
     assert not set(KINDS) & set(PLACE_KINDS)
-    places = write_world(tmp_path / "places", places={"test": 40}, seed=7)
+    places = write_world(tmp_path / "places", Places(), counts={"test": 40}, seed=7)
     pictures = [
         {document.image for document in WebQA(world, split="test").documents()}
         for world in (folder, places)
@@ -87,10 +87,10 @@ def test_the_tallest_and_the_largest_are_so(seed: int) -> None:
 
 
 def test_every_picture_is_described(tmp_path: Path) -> None:
-    folder = write_charts(tmp_path, companies={"test": 4})
+    folder = write_world(tmp_path, Charts(), counts={"test": 4})
     described = json.loads((folder / "descriptions.json").read_text())
     assert set(described) == {
         line.split(b"\t")[0].decode() for line in (folder / "imgs.tsv").read_bytes().splitlines()
     }
     with pytest.raises(ValueError, match="even"):
-        write_charts(tmp_path, companies={"test": 3})
+        write_world(tmp_path, Charts(), counts={"test": 3})

@@ -10,7 +10,7 @@ from data_files import write_picture
 
 from ragvl.data.problems import DataError
 from ragvl.data.sources import Documents
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 
 
@@ -64,7 +64,7 @@ def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
 
 
 def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
-    write_world(tmp_path, places={"test": 4}, seed=0)
+    write_world(tmp_path, Places(), counts={"test": 4}, seed=0)
     found = Documents(tmp_path, split="test")
     expected = WebQA(tmp_path, split="test")
     assert [document.id for document in found] == expected.document_ids()

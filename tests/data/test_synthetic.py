@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ragvl.data.synthetic import split_of, write_world
+from ragvl.data.captions import Captions
+from ragvl.data.synthetic import (
+    SUBJECTS,
+    Places,
+    Split,
+    Subject,
+    split_of,
+    write_captions,
+    write_world,
+)
 from ragvl.data.synthetic.drawing import KINDS, SETTINGS, SIZE, VIEWS, Place, draw
 from ragvl.data.webqa import WebQA
 
@@ -18,7 +29,7 @@ PLACES = {"train": 60, "val": 40, "test": 80}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    return write_world(folder, places=PLACES, questions_per_place=3, seed=7)
+    return write_world(folder, Places(), counts=PLACES, questions_each=3, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +43,8 @@ def names_of(sample: dict) -> set[str]:
 
 
 def test_same_seed_same_bytes_and_another_seed_others(world: Path, tmp_path: Path) -> None:
-    again = write_world(tmp_path / "again", places=PLACES, questions_per_place=3, seed=7)
-    other = write_world(tmp_path / "other", places=PLACES, questions_per_place=3, seed=8)
+    again = write_world(tmp_path / "again", Places(), counts=PLACES, questions_each=3, seed=7)
+    other = write_world(tmp_path / "other", Places(), counts=PLACES, questions_each=3, seed=8)
     for name in ("WebQA_train_val.json", "imgs.tsv", "imgs.lineidx"):
         assert (again / name).read_bytes() == (world / name).read_bytes()
         assert (other / name).read_bytes() != (world / name).read_bytes()
@@ -102,7 +113,7 @@ def test_the_questions_name_the_place_and_have_every_category(samples: list[dict
 
 
 def test_the_default_demo_size_meets_its_promise(tmp_path: Path) -> None:
-    write_world(tmp_path, places={"test": 520})
+    write_world(tmp_path, Places(), counts={"test": 520})
     dataset = WebQA(tmp_path, split="test")
     assert len(dataset.questions) >= 500
     assert len(dataset.document_ids("full")) >= 1500
@@ -143,12 +154,38 @@ def test_what_is_asked_shows_in_its_view_and_only_there(view: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"places": {"test": 3}}, "even"),
-        ({"places": {"test": -2}}, "even"),
-        ({"places": {"dev": 2}}, "unknown split 'dev'"),
-        ({"places": {"test": 2}, "two_image_share": 1.5}, "between 0 and 1"),
+        ({"counts": {"test": 3}}, "even"),
+        ({"counts": {"test": -2}}, "even"),
+        ({"counts": {"dev": 2}}, "unknown split 'dev'"),
+        ({"counts": {"test": 2}, "two_image_share": 1.5}, "between 0 and 1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        write_world(tmp_path, **arguments)
+        write_world(tmp_path, Places(), **arguments)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_captions_tell_the_same_pictures_without_a_name(
+    subject: Subject[Any], tmp_path: Path
+) -> None:
+    counts: dict[Split, int] = {"val": 4, "test": 6}
+    asked = write_world(tmp_path / "asked", subject, counts=counts, seed=5)
+    file = write_captions(tmp_path / "told", subject, counts=counts, seed=5)
+    descriptions = json.loads((asked / "descriptions.json").read_text())
+    seen = set()
+    for split, count in counts.items():
+        told = Captions(file, split=split)
+        assert len(told.questions) == 3 * count
+        for question in told.questions:
+            (picture,) = question.gold
+            image_id = picture.removesuffix(".png")
+            name, _, rest = descriptions[image_id].partition(" ")
+            assert question.text == rest
+            assert split_of(name) == split
+            seen.add(image_id)
+    assert seen == set(descriptions)
+    rows = dict(line.split(b"\t") for line in (asked / "imgs.tsv").read_bytes().splitlines())
+    for image_id in seen:
+        png = (tmp_path / "told" / "images" / f"{image_id}.png").read_bytes()
+        assert png == base64.b64decode(rows[image_id.encode()])

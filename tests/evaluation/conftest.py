@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.reranker import Reranker
@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parents[2] / "ragvl" / "assets"
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn world with a dev and a test split; do not write into it."""
     folder = tmp_path_factory.mktemp("places")
-    return write_world(folder, places={"val": 60, "test": 24}, seed=11)
+    return write_world(folder, Places(), counts={"val": 60, "test": 24}, seed=11)
 
 
 @pytest.fixture(scope="session")

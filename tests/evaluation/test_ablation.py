@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
 from ragvl.cli import app
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.evaluation.ablation import AblationSettings, _summary, ablate, table
 
 ASSETS = Path(__file__).parents[2] / "ragvl" / "assets"
@@ -21,7 +21,7 @@ ASSETS = Path(__file__).parents[2] / "ragvl" / "assets"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = {"train": 8, "test": 4}
-    return write_world(tmp_path_factory.mktemp("world"), places=places, seed=3)  # type: ignore[arg-type]
+    return write_world(tmp_path_factory.mktemp("world"), Places(), counts=places, seed=3)  # type: ignore[arg-type]
 
 
 def grid(world: Path, **changes: object) -> dict[str, object]:

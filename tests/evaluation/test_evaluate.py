@@ -20,7 +20,7 @@ from ragvl.data.captions import Captions
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.problems import DataError
 from ragvl.data.questions import Question
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.answers import webqa_accuracy
 from ragvl.evaluation.evaluate import (
@@ -212,7 +212,7 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
 def test_documents_that_cannot_be_read_are_counted_and_left_out(
     models: Models, tmp_path: Path
 ) -> None:
-    folder = write_world(tmp_path / "world", places={"test": 8}, seed=2)
+    folder = write_world(tmp_path / "world", Places(), counts={"test": 8}, seed=2)
     source = WebQA(folder, split="test")
     lost = source.questions[0].gold[0]
     row = (folder / "imgs.tsv").read_bytes()

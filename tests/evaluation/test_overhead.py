@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ragvl.cli import app
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.mllm import MLLM
@@ -19,7 +19,7 @@ from ragvl.training.trainer import LoraSettings
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"), places={"train": 20}, seed=0)
+    return write_world(tmp_path_factory.mktemp("world"), Places(), counts={"train": 20}, seed=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -80,7 +80,9 @@ def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_pat
     assert list(figures["rerank"]) == ["serial", "batched", "cold", "warm"]
     only = [*command, "--device", "cpu", "--only", "rerank", "--json", str(path)]
     assert CliRunner().invoke(app, only).exit_code == 0
-    assert list(json.loads(path.read_text())) == ["rerank"]
+    record = json.loads(path.read_text())
+    assert list(record) == ["model", "rerank", "machine", "versions"]
+    assert record["model"] == command[1]
 
 
 def test_errors_are_one_line() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 
 
@@ -12,7 +12,7 @@ from ragvl.data.webqa import WebQA
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WebQA folder with a few questions; do not write into it."""
     folder = tmp_path_factory.mktemp("world")
-    return write_world(folder, places={"train": 8, "val": 4}, questions_per_place=2, seed=3)
+    return write_world(folder, Places(), counts={"train": 8, "val": 4}, questions_each=2, seed=3)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_encoders import save_checkpoint
 
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
 from ragvl.training.ranking import (
@@ -232,7 +232,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_a_broken_picture_costs_its_own_samples(tmp_path: Path, encoder: DualEncoder) -> None:
-    write_world(tmp_path, places={"train": 6}, seed=3)
+    write_world(tmp_path, Places(), counts={"train": 6}, seed=3)
     lost = WebQA(tmp_path, split="train").questions[0].gold[0]
     rows = (tmp_path / "imgs.tsv").read_bytes()
     start = rows.index(lost.encode() + b"\t") + len(lost) + 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
-from ragvl.data.synthetic import write_world
+from ragvl.data.synthetic import Places, write_world
 from ragvl.mllm import MLLM
 from ragvl.training import tiny
 
@@ -17,7 +17,7 @@ from ragvl.training import tiny
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    return write_world(folder, places={"train": 40, "val": 20}, questions_per_place=12, seed=1)
+    return write_world(folder, Places(), counts={"train": 40, "val": 20}, questions_each=12, seed=1)
 
 
 @pytest.fixture(scope="module")

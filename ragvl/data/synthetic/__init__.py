@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from ragvl.data.synthetic.charts import write_charts
-from ragvl.data.synthetic.places import write_world
-from ragvl.data.synthetic.world import SPLITS, Split, split_of
+from typing import Any
 
-__all__ = ["SPLITS", "Split", "split_of", "write_charts", "write_world"]
+from ragvl.data.synthetic.charts import Charts
+from ragvl.data.synthetic.places import Places
+from ragvl.data.synthetic.world import SPLITS, Split, Subject, split_of, write_captions, write_world
+
+SUBJECTS: dict[str, Subject[Any]] = {"places": Places(), "charts": Charts()}
+
+__all__ = [
+    "SPLITS",
+    "SUBJECTS",
+    "Charts",
+    "Places",
+    "Split",
+    "Subject",
+    "split_of",
+    "write_captions",
+    "write_world",
+]

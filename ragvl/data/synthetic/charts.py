@@ -6,15 +6,14 @@ kinds of names' company and new questions. What differs is what a model has to c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ragvl.data.synthetic.drawing import COLORS, SHAPES, SIZE, draw_marker
-from ragvl.data.synthetic.world import NUMBERS, Asked, Split, write_subject
+from ragvl.data.synthetic.world import NUMBERS, Asked
 
 VIEWS = ("sales", "staff", "profit")
 KINDS = ("bakery", "brewery", "shipyard", "bank", "farm", "foundry", "pottery", "press")
@@ -105,39 +104,6 @@ class Charts:
                     yield _ask_about_two(company, others[rng.integers(len(others))])
                 else:
                     yield _ask_about_one(company, rng)
-
-
-def write_charts(
-    folder: str | Path,
-    *,
-    companies: Mapping[Split, int],
-    questions_per_company: int = 1,
-    two_image_share: float = 0.2,
-    seed: int = 0,
-) -> Path:
-    """Draws a world of charts in WebQA's format; see `write_subject`.
-
-    Args:
-        folder: where to write; made if it is missing.
-        companies: how many companies each split has; three charts a company.
-        questions_per_company: how many questions are drawn for each.
-        two_image_share: the share of them that needs the charts of two companies.
-        seed: the same seed gives the same files, byte for byte.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: see `write_subject`.
-    """
-    return write_subject(
-        folder,
-        Charts(),
-        counts=companies,
-        questions_each=questions_per_company,
-        two_image_share=two_image_share,
-        seed=seed,
-    )
 
 
 def _make_company(name: str, kind: str, rng: np.random.Generator) -> Company:

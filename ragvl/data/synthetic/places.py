@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from ragvl.data.synthetic.drawing import (
     View,
     draw,
 )
-from ragvl.data.synthetic.world import NUMBERS, Asked, Split, write_subject
+from ragvl.data.synthetic.world import NUMBERS, Asked
 
 
 class Places:
@@ -174,36 +173,3 @@ def _ask_about_two(place: Place, other: Place, rng: np.random.Generator) -> Aske
     question = f"Do {place.name} and {other.name} {which} have doors of the same shape?"
     same = place.door_shape == other.door_shape
     return Asked("YesNo", question, "yes" if same else "no", gold)
-
-
-def write_world(
-    folder: str | Path,
-    *,
-    places: Mapping[Split, int],
-    questions_per_place: int = 1,
-    two_image_share: float = 0.2,
-    seed: int = 0,
-) -> Path:
-    """Draws a world of places in WebQA's format; see `write_subject`.
-
-    Args:
-        folder: where to write; made if it is missing.
-        places: how many places each split has; three pictures a place.
-        questions_per_place: how many questions are drawn for each place.
-        two_image_share: the share of them that needs the pictures of two places.
-        seed: the same seed gives the same files, byte for byte.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: see `write_subject`.
-    """
-    return write_subject(
-        folder,
-        Places(),
-        counts=places,
-        questions_each=questions_per_place,
-        two_image_share=two_image_share,
-        seed=seed,
-    )

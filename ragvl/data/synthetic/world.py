@@ -87,7 +87,7 @@ class Subject(Protocol[T]):
         """One picture; `rng` changes what is never asked about."""
 
     def describe(self, thing: T, view: str) -> str:
-        """What a picture shows."""
+        """What a picture shows, after the thing's name."""
 
     def ask(
         self, things: Sequence[T], per_thing: int, two_image_share: float, rng: np.random.Generator
@@ -120,14 +120,14 @@ def split_of(name: str) -> Split:
     return _SPLIT_OF_BUCKET[bucket]
 
 
-def write_subject(
+def write_world(
     folder: str | Path,
     subject: Subject[T],
     *,
     counts: Mapping[Split, int],
-    questions_each: int,
-    two_image_share: float,
-    seed: int,
+    questions_each: int = 1,
+    two_image_share: float = 0.2,
+    seed: int = 0,
 ) -> Path:
     """Draws a world and writes it as WebQA: WebQA_train_val.json, imgs.tsv and imgs.lineidx.
 
@@ -137,7 +137,8 @@ def write_subject(
     Args:
         folder: where to write; made if it is missing.
         subject: what the world is of.
-        counts: how many things each split has. Even, since they come as twins.
+        counts: how many things each split has. Even, since they come as twins. A picture of each
+            view is drawn of each.
         questions_each: how many questions are drawn for each.
         two_image_share: the share of them that needs the pictures of two things.
         seed: the same seed gives the same files, byte for byte.
@@ -148,26 +149,16 @@ def write_subject(
     Raises:
         ValueError: an odd or negative count, an unknown split, or a share outside 0..1.
     """
-    for split, count in counts.items():
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-        if count < 0 or count % 2:
-            raise ValueError(f"{split!r}: {count} is not even; things come as twins")
     if not 0 <= two_image_share <= 1:
         raise ValueError(f"two_image_share = {two_image_share} is not between 0 and 1")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
     samples: dict[str, dict[str, Any]] = {}
     descriptions: dict[int, str] = {}
     offsets: list[int] = []
+    planned = _plan(subject, counts, seed)
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "imgs.tsv").open("wb") as rows:
-        for split in SPLITS:
-            # Seeded by the split too: no draw is shared between train, val and test.
-            rng = np.random.default_rng([seed, SPLITS.index(split)])
-            things = _make_things(subject, counts.get(split, 0), split, rng)
-            first_id = _FIRST_IMAGE_ID + len(offsets)
-            pictures = list(_make_pictures(subject, things, first_id, rng))
+        for split, things, pictures, rng in planned:
             for picture in pictures:
                 descriptions[picture.image_id] = subject.describe(picture.thing, picture.view)
                 offsets.append(rows.tell())
@@ -183,6 +174,42 @@ def write_subject(
     (folder / "WebQA_train_val.json").write_text(json.dumps(samples))
     (folder / "descriptions.json").write_text(json.dumps(descriptions))
     return folder
+
+
+def write_captions(
+    folder: str | Path, subject: Subject[T], *, counts: Mapping[Split, int], seed: int = 0
+) -> Path:
+    """Writes the same pictures as `write_world`, with what each shows as its caption.
+
+    A caption has no name, so that its picture can be told by looking. The layout is Karpathy's, as
+    of Flickr30K and MSCOCO: captions.json, and the pictures in a folder images.
+
+    Args:
+        folder: where to write; made if it is missing.
+        subject: what the world is of.
+        counts: how many things each split has, as in `write_world`.
+        seed: the same seed gives the same files, byte for byte.
+
+    Returns:
+        captions.json.
+
+    Raises:
+        ValueError: an odd or negative count, or an unknown split.
+    """
+    planned = _plan(subject, counts, seed)
+    images = Path(folder) / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for split, _, pictures, rng in planned:
+        for picture in pictures:
+            file = f"{picture.image_id}.png"
+            subject.draw(picture.thing, picture.view, rng).save(images / file, "PNG")
+            described = subject.describe(picture.thing, picture.view)
+            caption = described.removeprefix(f"{picture.thing.name} ")
+            entries.append({"filename": file, "split": split, "sentences": [{"raw": caption}]})
+    path = Path(folder) / "captions.json"
+    path.write_text(json.dumps({"images": entries, "dataset": "drawn"}), encoding="utf-8")
+    return path
 
 
 class _Album(Generic[T]):
@@ -201,6 +228,27 @@ class _Album(Generic[T]):
     def lookalikes(self, picture: _Picture[T]) -> list[_Picture[T]]:
         """The same view of things that look alike, the picture itself among them."""
         return self._lookalikes[*self._looks_like(picture.thing), picture.view]
+
+
+def _plan(
+    subject: Subject[T], counts: Mapping[Split, int], seed: int
+) -> list[tuple[Split, list[T], list[_Picture[T]], np.random.Generator]]:
+    """Of each split what there is, its pictures to be drawn, and what goes on drawing lots."""
+    for split, count in counts.items():
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+        if count < 0 or count % 2:
+            raise ValueError(f"{split!r}: {count} is not even; things come as twins")
+    plan = []
+    first_id = _FIRST_IMAGE_ID
+    for split in SPLITS:
+        # Seeded by the split too: no draw is shared between train, val and test.
+        rng = np.random.default_rng([seed, SPLITS.index(split)])
+        things = _make_things(subject, counts.get(split, 0), split, rng)
+        pictures = list(_make_pictures(subject, things, first_id, rng))
+        first_id += len(pictures)
+        plan.append((split, things, pictures, rng))
+    return plan
 
 
 def _make_things(
