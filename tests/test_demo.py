@@ -32,7 +32,9 @@ def test_the_figures_have_the_promised_shape_and_add_up(result: Evaluation) -> N
             assert recalls == sorted(recalls)
         # both orders hold the same candidates
         assert pool["retrieved"]["recall@20"] == pool["reranked"]["recall@20"]
-        assert set(pool["answers"]) == {"retrieved", "natural", "gold", "none"}
+        thresholds = ["natural", "adaptive", "f1", "precision>=0.8"]
+        assert list(figures["thresholds"]) == thresholds
+        assert set(pool["answers"]) == {"retrieved", *thresholds, "gold", "none"}
     stages = {"retrieve", "rerank, cold", "rerank, warm", "generate"}
     assert set(figures["latency_ms"]) == stages
     assert figures["pools"]["full"]["num_documents"] == 1560
