@@ -1,0 +1,157 @@
+"""A whole evaluation of the demo's world against scoring its pairs one by one.
+
+Every way retrieves, scores and answers the same questions over both pools from scratch, with the
+same models; only how pairs are scored differs, each pair once. The run fails if the relevances do.
+
+    python benchmarks/bench_evaluate.py                  # about twenty minutes on two CPU cores
+    python benchmarks/bench_evaluate.py --questions 20   # a minute; prints, writes nothing
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from baselines import SerialGenerate
+from common import save
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from ragvl import Document, Reranker
+from ragvl.data.synthetic import Places, write_world
+from ragvl.data.webqa import WebQA
+from ragvl.demo.run import NUM_PLACES, WORLD_SEED
+from ragvl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from ragvl.evaluation.measure import compare, time_in_turn
+from ragvl.evaluation.stages import Models
+from ragvl.generator import Generator
+from ragvl.mllm import MLLM
+from ragvl.retriever import DualEncoder
+
+BASELINE = "generate"
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5  # of a relevance: rounding, in another order of additions
+
+
+class OnePairAtATime(Reranker):
+    """ragvl's own reranker, asked for each pair by itself."""
+
+    def score(self, pairs: Sequence[tuple[str, Document]], **options: Any) -> Tensor:  # type: ignore[override]
+        return torch.cat([super(OnePairAtATime, self).score([pair], **options) for pair in pairs])
+
+
+class GeneratePerPair(Reranker):
+    """RagVL's release: a call of `generate` for each pair."""
+
+    def __init__(self, mllm: MLLM, serial: SerialGenerate) -> None:
+        super().__init__(mllm)
+        self._serial = serial
+
+    def score(self, pairs: Sequence[tuple[str, Document]], **_: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor([self._serial.score(query, [document])[0] for query, document in pairs])
+
+
+def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
+    """Evaluates in every way, in turn.
+
+    Args:
+        num_questions: only the first so many; None for all.
+        rounds: evaluations of each way, at least 2.
+
+    Raises:
+        RuntimeError: two ways' relevances differ by more than rounding.
+    """
+    found: dict[str, Evaluation] = {}
+    with tempfile.TemporaryDirectory() as folder, as_file(files("ragvl") / "assets") as assets:
+        write_world(folder, Places(), counts={"test": NUM_PLACES}, seed=WORLD_SEED)
+        source = WebQA(folder, split="test")
+        mllm = MLLM.from_pretrained(assets / "tiny-reranker", device="cpu")
+        encoder = DualEncoder.from_pretrained(assets / "tiny-retriever", device="cpu")
+        generator = Generator.from_pretrained(assets / "tiny-generator", device="cpu")
+        serial = SerialGenerate(assets / "tiny-reranker", Reranker(mllm))
+        # Made anew for each evaluation, so that none finds the prefixes of the one before
+        rerankers: dict[str, Callable[[], Reranker]] = {
+            "generate": lambda: GeneratePerPair(mllm, serial),
+            "one_pair": lambda: OnePairAtATime(mllm),
+            "evaluate": lambda: Reranker(mllm),
+        }
+        settings = EvaluationSettings(num_questions=num_questions, num_timed=0, max_new_tokens=8)
+        kept = Path(folder) / "kept"  # what an evaluation has computed, for its answers
+
+        def rank(way: str) -> None:
+            shutil.rmtree(kept, ignore_errors=True)
+            models = Models(encoder, rerankers[way]())
+            found[way] = evaluate(source, models, settings, work=kept, progress=False)
+
+        def answer() -> None:
+            models = Models(encoder, Reranker(mllm), generator)
+            evaluate(source, models, settings, work=kept, progress=False)
+
+        steps: dict[str, Callable[[], None]] = {}
+        for way in rerankers:
+            steps |= {f"{way}, ranked": partial(rank, way), f"{way}, answered": answer}
+        samples = time_in_turn(steps, rounds=rounds, warmup=0)
+    every = torch.tensor([list(_pairs(evaluation).values()) for evaluation in found.values()])
+    difference = (every.amax(0) - every.amin(0)).max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the ways' relevances differ by {difference:.1e}")
+    ranked = {way: samples[f"{way}, ranked"] for way in found}
+    whole = {
+        way: [sum(times) for times in zip(of_way, samples[f"{way}, answered"], strict=True)]
+        for way, of_way in ranked.items()
+    }
+    pairs = _pairs(found["evaluate"])
+    return {
+        "rounds": rounds,
+        "baseline": BASELINE,
+        "num_questions": found["evaluate"].figures["num_questions"],
+        "num_pairs": len(pairs),
+        "num_documents": len({document_id for _, document_id in pairs}),
+        "max_relevance_difference": difference,
+        "ranked": compare(ranked, BASELINE),
+        "whole": compare(whole, BASELINE),
+    }
+
+
+def _pairs(evaluation: Evaluation) -> dict[tuple[str, str], float]:
+    """Relevance by question and document, each pair once."""
+    return {
+        (ranking.question.id, candidate.id): candidate.relevance
+        for of_pool in evaluation.rankings.values()
+        for ranking in of_pool
+        for candidate in ranking.retrieved
+    }
+
+
+def main(
+    questions: Annotated[int | None, typer.Option(min=1, help="Only so many; all.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Evaluations of each way.")] = 3,
+) -> None:
+    """Measure, print a table and write benchmarks/results/evaluate_cpu.json if all are asked."""
+    transformers_logging.disable_progress_bar()
+    result = measure(questions, rounds)
+    table = Table("way", "ranked: s", "speedup", "and answered: s", "speedup")
+    for way in result["whole"]:
+        row = [way]
+        for part in ("ranked", "whole"):
+            figures = result[part][way]
+            row.append(f"{figures['ms']['median'] / 1e3:.1f}")
+            row.append(f"{figures['speedup']['median']:.2f}x")
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if questions is None:
+        console.print(f"wrote {save('evaluate_cpu', result, CPU)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
