@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench noise-learning tables tiny-models clean
+.PHONY: help demo test lint format bench evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -52,11 +52,52 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_training_step.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/python benchmarks/bench_prefix_cache.py
-	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
+	$(BIN)/python benchmarks/bench_evaluate.py
+	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --only rerank --json benchmarks/results/overhead_cpu.json
 	$(MAKE) tables
 
-noise-learning: $(VENV)/.dev ## Compare what each kind of noise teaches (hours on two cores; goes on)
-	$(BIN)/python benchmarks/noise_learning.py
+# What docs/results.md says of the shipped models and of models like them, on drawn worlds.
+WORLDS := runs/worlds
+RETRIEVER := --encoder ragvl/assets/tiny-retriever
+SHIPPED := $(RETRIEVER) --reranker ragvl/assets/tiny-reranker
+
+evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with captions (half an hour)
+	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
+	$(BIN)/ragvl data draw $(WORLDS)/charts --subject charts --test 520
+	$(BIN)/ragvl evaluate $(WORLDS)/charts --split test $(SHIPPED) --max-new-tokens 8 \
+	    --generator ragvl/assets/tiny-generator --out runs/evaluate/charts --no-progress
+	cp runs/evaluate/charts/result.json benchmarks/results/charts.json
+	for world in places charts; do \
+	    $(BIN)/ragvl data draw $(WORLDS)/$$world --subject $$world --test 520 && \
+	    $(BIN)/ragvl evaluate $(WORLDS)/$$world --split test $(SHIPPED) --pool gold --candidates 1000 \
+	        --questions 100 --timed 0 --out runs/evaluate/$$world-unretrieved --no-progress && \
+	    cp runs/evaluate/$$world-unretrieved/result.json \
+	        benchmarks/results/$${world}_unretrieved.json || exit 1; \
+	done
+	$(BIN)/ragvl data draw $(WORLDS)/captions --train 1500 --test 200 --captions
+	$(BIN)/ragvl data ranking $(WORLDS)/captions/captions.json --split train $(RETRIEVER) \
+	    --depth 40 --ratio 2 --out $(WORLDS)/captions/ranking.jsonl
+	$(BIN)/ragvl train reranker --config tiny-reranker --model ragvl/assets/tiny-base \
+	    --data $(WORLDS)/captions/captions.json --ranking $(WORLDS)/captions/ranking.jsonl \
+	    --num_train_epochs 4 --eval_strategy no --save_strategy no --report_to none \
+	    --output_dir runs/evaluate/caption-reranker
+	$(BIN)/ragvl evaluate $(WORLDS)/captions/captions.json --pool full $(RETRIEVER) \
+	    --reranker runs/evaluate/caption-reranker --out runs/evaluate/captions --no-progress
+	cp runs/evaluate/captions/result.json benchmarks/results/captions.json
+	$(BIN)/ragvl evaluate $(WORLDS)/captions/captions.json --pool full $(SHIPPED) \
+	    --out runs/evaluate/captions-zero-shot --no-progress
+	cp runs/evaluate/captions-zero-shot/result.json benchmarks/results/captions_zero_shot.json
+	$(MAKE) tables
+
+ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
+	$(BIN)/ragvl data draw $(WORLDS)/learn --train 1500 --questions 6
+	$(BIN)/ragvl data draw $(WORLDS)/places --test 520
+	test -f $(WORLDS)/learn/ranking.jsonl || $(BIN)/ragvl data ranking $(WORLDS)/learn \
+	    $(RETRIEVER) --labelled 0.5 --out $(WORLDS)/learn/ranking.jsonl
+	$(BIN)/ragvl ablate benchmarks/ablations/noise.yaml --out runs/ablations/noise
+	cp runs/ablations/noise/ablation.json benchmarks/results/ablation_noise.json
+	$(BIN)/ragvl ablate benchmarks/ablations/low_resource.yaml --out runs/ablations/low_resource
+	cp runs/ablations/low_resource/ablation.json benchmarks/results/ablation_low_resource.json
 	$(MAKE) tables
 
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
@@ -64,6 +105,9 @@ tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and
 
 tiny-models: $(VENV)/.test ## Train the demo's tiny models again (about two hours on two cores)
 	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets
+	$(BIN)/ragvl data draw $(WORLDS)/places-dev --val 520
+	$(BIN)/ragvl calibrate $(WORLDS)/places-dev --split val $(SHIPPED) \
+	    --threshold adaptive --threshold f1 --threshold 'precision>=0.8' --threshold 'precision>=0.9'
 
 clean: ## Remove what was built and installed
 	rm -rf $(VENV) build dist

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from tables import Load
 
-from ragvl.evaluation.plots import STYLE, svg
+from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
 
 _COLORS = {"cold": "#9a6324", "warm": "#1f6fb4"}
 
@@ -40,4 +40,30 @@ def prefix_cache_cost(load: Load) -> str | None:
         return svg(figure)
 
 
-PLOTS: dict[str, Callable[[Load], str | None]] = {"prefix-cache-cost": prefix_cache_cost}
+def relevance(load: Load) -> str | None:
+    """Relevance of the demo's correct and erroneous recalls, with the thresholds."""
+    result = load("demo")
+    if result is None:
+        return None
+    recalls = result["pools"]["full"]["recalls"]
+    return relevance_plot(recalls["correct"], recalls["erroneous"], result["thresholds"])
+
+
+def ablation_noise(load: Load) -> str | None:
+    """What each kind of noise teaches the demo's generator."""
+    result = load("ablation_noise")
+    return None if result is None else ablation_plot(result)
+
+
+def ablation_low_resource(load: Load) -> str | None:
+    """What a share of the data teaches the demo's reranker."""
+    result = load("ablation_low_resource")
+    return None if result is None else ablation_plot(result)
+
+
+PLOTS: dict[str, Callable[[Load], str | None]] = {
+    "prefix-cache-cost": prefix_cache_cost,
+    "relevance": relevance,
+    "ablation-noise": ablation_noise,
+    "ablation-low-resource": ablation_low_resource,
+}

@@ -6,8 +6,10 @@ table then says. Of a CPU only ratios are quoted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from ragvl.evaluation.ablation import table as ablation_table
 
 NOT_MEASURED = "not measured"
 METHODS = {
@@ -407,38 +409,6 @@ def training_step(load: Load) -> str:
     return "\n\n".join([_table(header, rows), *notes])
 
 
-def noise_learning(load: Load) -> str:
-    """Right answers by arm and evidence: mean over seeds, with the lowest and the highest."""
-    result = load("noise_learning")
-    conditions = {
-        "clean": "gold pictures",
-        "irrelevant": "and an irrelevant one",
-        "noised": "gold pictures, noised",
-    }
-    header = ["fine-tuning", *conditions.values()]
-    if result is None:
-        return _table(header, [["any", *[NOT_MEASURED] * len(conditions)]])
-    by_arm: dict[str, list[Result]] = {}
-    for run in result["runs"]:
-        by_arm.setdefault(run["arm"], []).append(run)
-
-    def cell(runs: list[Result], condition: str) -> str:
-        values = [100 * run[condition] for run in runs]
-        mean = f"{sum(values) / len(values):.1f}"
-        return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
-
-    rows = [[arm, *(cell(runs, name) for name in conditions)] for arm, runs in by_arm.items()]
-    seeds = max(len(runs) for runs in by_arm.values())
-    note = (
-        f"Right answers in percent to {result['num_questions']} test questions: mean, lowest and "
-        f"highest of {seeds} seeds, {result['steps']} steps of {result['batch_size']} examples "
-        f"from tiny-base. One answer is {100 / result['num_questions']:.1f} points. Noise lowers "
-        f"the logits of {100 * result['reweighted']:.1f} % of tiny-base's answer tokens by more "
-        f"than 1: only those weigh more than others at the token level."
-    )
-    return f"{_table(header, rows)}\n\n{note}"
-
-
 # --- demo ---------------------------------------------------------------------------------------
 
 
@@ -469,6 +439,219 @@ def demo(load: Load) -> str:
         f"{result['thresholds']['natural']:g} are kept."
     )
     return f"{_table(header, rows)}\n\n{note}"
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+_FOUND = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20", "mrr", "ndcg@10")
+
+
+def documents_found(load: Load) -> str:
+    """Of each drawn world, pool and order: where the gold documents are, with intervals."""
+    rows = []
+    for name, world in (("demo", "places"), ("charts", "charts")):
+        result = load(name)
+        for pool in ("full", "gold"):
+            for order in ("retrieved", "reranked"):
+                found = None if result is None else result["pools"][pool][order]
+                rows.append([world, pool, order, *_figures(found, _FOUND)])
+    return _table(["world", "pool", "order", *_FOUND], rows)
+
+
+def documents_kept(load: Load) -> str:
+    """What each threshold keeps of the demo's world, and how many answers are right from it."""
+    header = ["pool", "kept", "relevance from", "precision", "recall", "F1", "answers right"]
+    result = load("demo")
+    if result is None:
+        return _table(header, [["any", *[NOT_MEASURED] * (len(header) - 1)]])
+    rows = []
+    for pool, found in result["pools"].items():
+        for way, answers in found["answers"].items():
+            limit = result["thresholds"].get(way)
+            rows.append(
+                [
+                    pool,
+                    _WAYS.get(way, way),
+                    "" if limit is None else f"{limit:.3f}",
+                    *_figures(found["kept"].get(way), ("precision", "recall", "f1"), missing=""),
+                    *_figures(answers, ("accuracy",)),
+                ]
+            )
+    note = (
+        f"The first {result['settings']['top_k']} of {result['settings']['num_candidates']} "
+        f"candidates, {result['num_questions']} questions, percent with 95 % intervals."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+_WAYS = {
+    "retrieved": "the retriever's first",
+    "gold": "(gold pictures)",
+    "none": "(no picture)",
+}
+
+
+def answers_by_category(load: Load) -> str:
+    """Right answers of the demo's world by category and evidence, full pool."""
+    result = load("demo")
+    ways = ("none", "retrieved", "natural", "gold")
+    header = ["category", *(_WAYS.get(way, way) for way in ways)]
+    if result is None:
+        return _table(header, [["any", *[NOT_MEASURED] * len(ways)]])
+    answers = result["pools"]["full"]["answers"]
+    rows = [
+        [
+            f"{category} ({count})",
+            *(_figures(answers[way]["by_category"], (category,))[0] for way in ways),
+        ]
+        for category, count in result["categories"].items()
+    ]
+    return _table(header, rows)
+
+
+def cross_domain(load: Load) -> str:
+    """The models of one drawn world in another."""
+    header = ["", "places", "charts", "change"]
+    worlds = load("demo"), load("charts")
+    measures = {
+        "recall@1, retrieved": ("retrieved", "recall@1"),
+        "recall@1, reranked": ("reranked", "recall@1"),
+        "recall@20, either": ("retrieved", "recall@20"),
+        "F1 of what is kept": ("kept", "natural", "f1"),
+        "answers right, from the retriever's first": ("answers", "retrieved", "accuracy"),
+        "answers right, from what is kept": ("answers", "natural", "accuracy"),
+        "answers right, from gold pictures": ("answers", "gold", "accuracy"),
+        "answers right, without pictures": ("answers", "none", "accuracy"),
+    }
+    compared = {
+        label: [None if world is None else _at(world["pools"]["full"], path) for world in worlds]
+        for label, path in measures.items()
+    }
+    alone = load("places_unretrieved"), load("charts_unretrieved")
+    for name in ("recall@1", "recall@20"):
+        compared[f"{name}, reranking the whole gold pool"] = [
+            None if world is None else world["pools"]["gold"]["reranked"][name] for world in alone
+        ]
+    rows = []
+    for label, figures in compared.items():
+        change = NOT_MEASURED
+        if figures[0] is not None and figures[1] is not None:
+            change = f"{100 * (figures[1]['value'] - figures[0]['value']):+.1f}"
+        rows.append([label, *map(_figure, figures), change])
+    if alone[1] is None:
+        return _table(header, rows)
+    note = (
+        f"The last two rows are of the reranker alone: the first {alone[1]['num_questions']} "
+        f"questions, each with all {alone[1]['pools']['gold']['num_documents']} pictures of the "
+        f"gold pool for candidates (places: {_pool_size(alone[0])}); a random order has "
+        f"{2000 / alone[1]['pools']['gold']['num_documents']:.1f} % of them among its first 20."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def _pool_size(result: Result | None) -> str:
+    return NOT_MEASURED if result is None else str(result["pools"]["gold"]["num_documents"])
+
+
+def caption_retrieval(load: Load) -> str:
+    """Pictures found by their captions, before reranking and after."""
+    measures = ("recall@1", "recall@5", "recall@10")
+    rows = []
+    for name, order, label in (
+        ("captions", "retrieved", "retrieved"),
+        ("captions_zero_shot", "reranked", "reranked by the demo's reranker, of questions"),
+        ("captions", "reranked", "reranked by one trained on captions"),
+    ):
+        result = load(name)
+        found = None if result is None else result["pools"]["full"][order]
+        rows.append([label, *_figures(found, measures)])
+    result = load("captions")
+    if result is None:
+        return _table(["", *measures], rows)
+    note = (
+        f"{result['num_questions']} captions, {result['pools']['full']['num_documents']} pictures, "
+        f"{result['settings']['num_candidates']} candidates: no order of them finds more than "
+        f"{_figures(result['pools']['full']['retrieved'], ('recall@20',))[0]} percent."
+    )
+    return f"{_table(['', *measures], rows)}\n\n{note}"
+
+
+def ablation_noise(load: Load) -> str:
+    """What each kind of noise teaches the demo's generator."""
+    return _ablation(load("ablation_noise"))
+
+
+def ablation_low_resource(load: Load) -> str:
+    """What a share of the data teaches the demo's reranker."""
+    return _ablation(load("ablation_low_resource"))
+
+
+def _ablation(result: Result | None) -> str:
+    if result is None:
+        return _table(["arm", ""], [["any", NOT_MEASURED]])
+    header, *rows = ablation_table(result)
+    note = (
+        f"Percent of {result['num_questions']} test questions; mean of "
+        f"{len(result['seeds'])} seeds with Student's 95 % interval, "
+        f"{result['settings']['max_steps']} steps."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def overhead(load: Load) -> str:
+    """What reranking adds to a query, against scoring each candidate by itself."""
+    result = load("overhead_cpu")
+    header = ["way", "time", "memory"]
+    if result is None:
+        return _table(header, [["any", NOT_MEASURED, NOT_MEASURED]])
+    rows = []
+    for way, figures in result["rerank"].items():
+        peak = figures["peak_mib"]
+        time = f"{1 / figures['speedup']['median']:.2f}x"
+        rows.append([way, time, NOT_MEASURED if peak is None else f"{peak:,.0f} MiB"])
+    note = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, float32."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def evaluate_speed(load: Load) -> str:
+    """A whole evaluation against scoring pair by pair."""
+    result = load("evaluate_cpu")
+    labels = {
+        "generate": "a call of `generate` for each pair (the release)",
+        "one_pair": "a call of `Reranker.score` for each pair",
+        "evaluate": "**`ragvl evaluate`**",
+    }
+    header = ["pairs are scored by", "retrieved and reranked", "and answered"]
+    if result is None:
+        return _table(header, [[label, *[NOT_MEASURED] * 2] for label in labels.values()])
+    rows = [
+        [label, *(_range(result[part][way]["speedup"]) for part in ("ranked", "whole"))]
+        for way, label in labels.items()
+    ]
+    note = (
+        f"{result['machine']['device']}, float32: {result['num_questions']} questions over both "
+        f"pools, {result['num_pairs']:,} pairs of {result['num_documents']:,} documents; median "
+        f"(lowest to highest) of {result['rounds']} rounds in one run, against the first row."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def _figures(found: Result | None, names: Sequence[str], missing: str = NOT_MEASURED) -> list[str]:
+    return [missing if found is None else _figure(found.get(name)) for name in names]
+
+
+def _figure(figure: Result | None) -> str:
+    """Percent, with the ends of its interval."""
+    if figure is None:
+        return NOT_MEASURED
+    low, value, high = (100 * figure[key] for key in ("low", "value", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _at(found: Result, path: Sequence[str]) -> Result:
+    for key in path:
+        found = found[key]
+    return found
 
 
 # --- shared -------------------------------------------------------------------------------------
@@ -502,7 +685,15 @@ TABLES: dict[str, Callable[[Load], str]] = {
         diffusion_noise,
         visual_weighted_cross_entropy,
         training_step,
-        noise_learning,
         demo,
+        documents_found,
+        documents_kept,
+        answers_by_category,
+        cross_domain,
+        caption_retrieval,
+        ablation_noise,
+        ablation_low_resource,
+        overhead,
+        evaluate_speed,
     )
 }

@@ -66,6 +66,7 @@ def demo_result() -> dict[str, Any]:
         "retrieved": order,
         "reranked": order,
         "kept": {"retrieved": kept, "natural": kept},
+        "recalls": {"correct": [0.9, 0.8, 0.95, 0.7], "erroneous": [0.1, 0.3, 0.2]},
         "answers": {
             "retrieved": {"accuracy": {"value": 0.125}},
             "natural": {"accuracy": {"value": 0.875}},
