@@ -49,7 +49,7 @@ def methods(
     pool = PagePool(KvLayout(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device)
     pages = [pool.allocate(n) for n in lengths]
     for where, (keys, values) in zip(pages, prefixes, strict=True):
-        pool.write(0, where, keys, values)
+        pool.write(0, [where], keys[None], values[None])
     own = torch.full((BATCH,), SUFFIX_TOKENS, dtype=torch.int32)
     numbers = (
         page_table(pages, max(map(len, pages))),

@@ -170,9 +170,10 @@ def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Sprea
     num_heads = mllm.model.config.get_text_config().num_attention_heads
     pool = PagePool(layout, batch * -(-prefix_tokens // 16), mllm.device)
     prefixes = [pool.allocate(prefix_tokens) for _ in range(batch)]
-    kv = torch.randn(layout.num_heads, prefix_tokens, layout.head_dim).to(mllm.device, layout.dtype)
+    kv = torch.randn(1, layout.num_heads, prefix_tokens, layout.head_dim)
+    kv = kv.to(mllm.device, layout.dtype)
     for layer, pages in itertools.product(range(layout.num_layers), prefixes):
-        pool.write(layer, pages, kv, kv)  # memory that nobody has written to reads as one page
+        pool.write(layer, [pages], kv, kv)  # memory that nobody has written to reads as one page
     table = page_table(prefixes, pool.size // batch)
     lengths = torch.full((batch,), suffix_tokens, dtype=torch.int32)
     starts = torch.arange(batch, dtype=torch.int32) * suffix_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragvl.mllm.answers import AnswerTokenError
-from ragvl.mllm.decoder import Prefilled
+from ragvl.mllm.decoder import Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, common_prefix_length
 from ragvl.mllm.loading import UnsupportedModelError
@@ -32,6 +32,8 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "UnsupportedModelError",
+    "WriteKv",
+    "WriteKv",
     "common_prefix_length",
     "num_pages",
     "page_table",

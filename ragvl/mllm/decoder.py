@@ -50,8 +50,8 @@ class Prefilled:
     Attributes:
         next_position: the position of the token that comes after the prefix.
         features: what the model's `get_image_features` gave, to prefill from again; None without
-            pictures.
-        seconds: how long the decoder took, the vision tower not counted.
+            pictures, and where several prefixes were computed together.
+        seconds: how long the decoder took, the vision tower not counted; all prefixes together.
     """
 
     next_position: int
@@ -89,13 +89,18 @@ class Decoder:
         return _capture(self._model.base_model, **batch)
 
     def prefill(
-        self, batch: Mapping[str, Tensor], write: WriteKv, features: Any = None
-    ) -> Prefilled:
-        """Computes the keys and values of a prefix, and nothing that only its output needs.
+        self,
+        batch: Mapping[str, Tensor],
+        lengths: Sequence[int],
+        write: WriteKv,
+        features: Any = None,
+    ) -> list[Prefilled]:
+        """Computes the keys and values of prefixes, and nothing that only their output needs.
 
         Args:
-            batch: one prefix, as `MLLM.collate` makes it.
-            write: takes a layer's number, its keys and its values, each (G, T, D), positions
+            batch: B prefixes, as `MLLM.collate` makes them, filled up on the right to T tokens.
+            lengths: how many tokens each has.
+            write: takes a layer's number, its keys and its values, each (B, G, T, D), positions
                 applied; called once a layer, in order.
             features: what an earlier prefill of the same picture gave: its vision is not run again.
         """
@@ -108,8 +113,12 @@ class Decoder:
             _pass.reset(token)
         # A prefix must be whole before a pass on another stream reads it
         finished = _now(self._model.device)
-        next_position = _next_position(run.position_ids, batch["input_ids"].shape[1])
-        return Prefilled(next_position, run.features, finished - run.decoder_start)
+        features = run.features if len(lengths) == 1 else None
+        seconds = finished - run.decoder_start
+        return [
+            Prefilled(_next_position(run.position_ids, row, length), features, seconds)
+            for row, length in enumerate(lengths)
+        ]
 
     def extend(
         self,
@@ -145,7 +154,7 @@ class Decoder:
 
 
 class _Prefill:
-    """A pass over a prefix that hands out keys and values and stops before the last attention."""
+    """A pass over prefixes that hands out keys and values and stops before the last attention."""
 
     skips_queries = True
 
@@ -159,7 +168,7 @@ class _Prefill:
     def attend(
         self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
     ) -> Tensor | None:
-        self.write(module.layer_idx, key[0], value[0])
+        self.write(module.layer_idx, key, value)
         if module.layer_idx == self.last_layer:
             raise _Finished
         return None
@@ -317,10 +326,11 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _next_position(position_ids: Tensor | None, length: int) -> int:
+def _next_position(position_ids: Tensor | None, row: int, length: int) -> int:
     """The position after a prefix of `length` tokens, given what its decoder was called with."""
     if position_ids is None:
         return length
     if position_ids.ndim == 3 and len(position_ids) == 4:  # the first row counts tokens, for masks
         position_ids = position_ids[1:]
-    return int(position_ids.max()) + 1
+    own = position_ids[..., row if position_ids.shape[-2] > 1 else 0, :length]
+    return int(own.max()) + 1

@@ -61,13 +61,21 @@ def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> i
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def pad_ids(prompts: Sequence[Prompt], pad_id: int, padding_side: str) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` (B, T) int64, the short prompts filled up to the longest."""
+def pad_ids(
+    prompts: Sequence[Prompt], pad_id: int, padding_side: str, length: int = 0
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` (B, T) int64; T is the longest prompt's, or `length`."""
     ids = [torch.tensor(prompt.input_ids) for prompt in prompts]
     ones = [torch.ones_like(row) for row in ids]
-    return {
+    batch = {
         "input_ids": pad_sequence(ids, True, pad_id, padding_side),
         "attention_mask": pad_sequence(ones, True, 0, padding_side),
+    }
+    missing = max(0, length - batch["input_ids"].shape[1])
+    pads = (missing, 0) if padding_side == "left" else (0, missing)
+    return {
+        name: F.pad(x, pads, value=pad_id if name == "input_ids" else 0)
+        for name, x in batch.items()
     }
 
 

@@ -28,6 +28,7 @@ from ragvl.runtime import fingerprint, resolve_device, resolve_dtype, weights_ve
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
+_LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
 _NOT_OF_IMAGES = (*_TEXT_INPUTS, "labels", "text_replacement_offsets")
 
 
@@ -182,12 +183,12 @@ class MLLM:
         shapes: list[tuple[int, int, int]] = []
 
         def note(layer: int, keys: Tensor, values: Tensor) -> None:
-            heads, _, dim = keys.shape
+            _, heads, _, dim = keys.shape
             if layer != len(shapes) or keys.shape != values.shape:
                 raise UnsupportedModelError("its layers' keys and values differ in shape or order")
             shapes.append((layer, heads, dim))
 
-        self.prefill(self.encode_prompt(self.render("Yes or No?")), note)
+        self.prefill([self.encode_prompt(self.render("Yes or No?"))], note)
         (_, heads, dim), *_ = shapes
         if len({shape[1:] for shape in shapes}) > 1:
             raise UnsupportedModelError("its layers' keys differ in shape")
@@ -340,12 +341,14 @@ class MLLM:
         prompts: Sequence[Prompt],
         *,
         padding_side: Literal["left", "right"] = "right",
+        length: int = 0,
         device: torch.device | None = None,
     ) -> dict[str, Tensor]:
         """A batch on `device`, by default the model's: the keyword arguments of its forward.
 
         `input_ids` and `attention_mask` (B, T) int64, token types where the model wants them, and
-        the tensors of all the pictures, in order.
+        the tensors of all the pictures, in order. T is the longest prompt's, or `length` if that is
+        more.
 
         Raises:
             ValueError: no prompts.
@@ -356,7 +359,7 @@ class MLLM:
         for i, prompt in enumerate(prompts):
             if len(prompt) > self.max_length:
                 raise PromptTooLongError(i, len(prompt), self.max_length)
-        batch = pad_ids(prompts, self.tokenizer.pad_token_id or 0, padding_side)
+        batch = pad_ids(prompts, self.tokenizer.pad_token_id or 0, padding_side, length)
         for name, marked in self._marked_tokens.items():
             is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))
             batch[name] = is_marked * batch["attention_mask"]
@@ -373,16 +376,32 @@ class MLLM:
         return self._decoder.hidden_states(batch)
 
     @torch.inference_mode()
-    def prefill(self, prefix: Prompt, write: WriteKv, features: Any = None) -> Prefilled:
-        """Computes a prefix's keys and values; its output is not computed.
+    def prefill(
+        self, prefixes: Sequence[Prompt], write: WriteKv, features: Any = None
+    ) -> list[Prefilled]:
+        """Computes the keys and values of B prefixes; their output is not computed.
 
         Args:
-            prefix: the beginning of a prompt, its pictures included.
-            write: takes each layer's number, keys and values, (G, T, D) each, in turn.
-            features: of an earlier `Prefilled` of the same pictures, which need not be looked at
-                again then: of the tensors in `prefix.images` only those of whole numbers are read.
+            prefixes: the beginnings of prompts, their pictures included.
+            write: takes each layer's number, keys and values, (B, G, T, D) each, in turn; T is
+                `padded_length` of the longest, and what lies past a prefix's own length is of no
+                use.
+            features: of an earlier `Prefilled` of one prefix with the same pictures, which need not
+                be looked at again then: of the tensors in its images only those of whole numbers
+                are read.
         """
-        return self._decoder.prefill(self.collate([prefix]), write, features)
+        lengths = [len(prefix) for prefix in prefixes]
+        batch = self.collate(prefixes, length=self.padded_length(max(lengths)))
+        # No token sees one after it, so that what fills up need not be masked, which costs more
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+        return self._decoder.prefill(batch, lengths, write, features)
+
+    def padded_length(self, length: int) -> int:
+        """How many tokens a prefix of `length` tokens is filled up to.
+
+        Few lengths are left then, and prefixes of one are computed in batches of one shape.
+        """
+        return max(length, min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self.max_length))
 
     @torch.inference_mode()
     def extend(
@@ -514,7 +533,7 @@ class MLLM:
         pool = PagePool(self.kv_layout, num_pages(split), self.device)
         pages = pool.allocate(split)
         prefix = Prompt(ids[:split], prompt.images)
-        start = self.prefill(prefix, lambda layer, k, v: pool.write(layer, pages, k, v))
+        (start,) = self.prefill([prefix], lambda layer, k, v: pool.write(layer, [pages], k, v))
         suffix = torch.tensor(ids[split:], device=self.device)
         zero, prefix_length, suffix_length = (
             torch.tensor([n], dtype=torch.int32, device=self.device)

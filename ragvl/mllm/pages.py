@@ -103,18 +103,25 @@ class PagePool:
         """Gives pages back."""
         self._free.extend(pages.tolist())
 
-    def write(self, layer: int, pages: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Puts one layer's keys and values, each (G, T, D), into `pages`."""
+    def write(self, layer: int, pages: Sequence[Tensor], keys: Tensor, values: Tensor) -> None:
+        """Puts one layer's keys and values, each (B, G, T, D), into the pages of B prefixes.
+
+        T is at least what the longest prefix has; a shorter one's pages end sooner.
+        """
+        width = num_pages(keys.shape[2])
+        counts = torch.tensor([len(own) for own in pages])
+        used = (torch.arange(width) < counts[:, None]).flatten().nonzero()[:, 0].to(self.device)
+        targets = torch.cat(list(pages))
         for name, x in (("key", keys), ("value", values)):
-            padded = F.pad(x, (0, 0, 0, len(pages) * PAGE_TOKENS - x.shape[1]))
-            paged = padded.unflatten(1, (len(pages), PAGE_TOKENS)).transpose(0, 1)  # (n, G, T, D)
+            padded = F.pad(x, (0, 0, 0, width * PAGE_TOKENS - x.shape[2]))
+            paged = padded.unflatten(2, (width, PAGE_TOKENS)).transpose(1, 2).flatten(0, 1)[used]
             if self.compression is not None:
                 paged, scales = _compress(paged, self.compression)
-                self._tensors[f"{name}_scales"][layer].index_copy_(0, pages, scales)
+                self._tensors[f"{name}_scales"][layer].index_copy_(0, targets, scales)
             target = self._tensors[f"{name}s"][layer]
             if target.dtype == torch.float8_e4m3fn:  # index_copy_ does not know it
                 target, paged = target.view(torch.uint8), paged.view(torch.uint8)
-            target.index_copy_(0, pages, paged.mT if name == "key" else paged)
+            target.index_copy_(0, targets, paged.mT if name == "key" else paged)
 
     def read(self, pages: Tensor) -> dict[str, Tensor]:
         """Copies of what `pages` hold, on the CPU, for `load`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.cache import CachedPrefix, PrefixCache, PrefixTooLargeError
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
@@ -12,6 +13,7 @@ __all__ = [
     "CachedPrefix",
     "DiskTier",
     "HostTier",
+    "PrefixBuilder",
     "PrefixCache",
     "PrefixRecord",
     "PrefixTooLargeError",

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,11 @@ from ragvl.mllm import (
     Compression,
     PagePool,
     PoolFullError,
+    Prefilled,
     Prompt,
     num_pages,
 )
+from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
 from ragvl.prefix_cache.kinds import (
@@ -198,33 +200,37 @@ class PrefixCache:
                 return entry
         return None
 
-    def build(self, key: str, prefix: Prompt) -> CachedPrefix:
-        """Computes a prefix with one picture and keeps it in every tier; in use until `release`.
+    def build(self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder) -> list[CachedPrefix]:
+        """Computes prefixes with one picture each and keeps them in every tier.
+
+        They are in use until `release`.
+
+        Args:
+            prefixes: by their names.
+            builder: computes them.
 
         Raises:
-            PoolFullError: what is in use leaves no room on the device.
-            PrefixTooLargeError: it would not fit there alone.
+            PoolFullError: what is in use leaves no room on the device for all of them.
+            PrefixTooLargeError: one would not fit there alone.
         """
-        mllm, pages = self._attached(), self._allocate(len(prefix))
+        # Visual tokens, and the time that one prefix takes, are known of prefixes built alone
+        together = all(self._kinds.get(tier) == "kv" for tier in self._lower())
+        if not together and len(prefixes) > 1:
+            return self._build_alone(prefixes, builder)
+        pages = self._allocate([len(prefix) for prefix in prefixes.values()])
         try:
-            done = mllm.prefill(prefix, lambda layer, k, v: self._pool.write(layer, pages, k, v))
+            found = builder(list(prefixes.values()), pages)
         except BaseException:
-            self._pool.free(pages)
+            for own in pages:
+                self._pool.free(own)
             raise
-        entry = CachedPrefix(
-            key, prefix.input_ids, prefix.images[0].expansion, done.next_position, pages
-        )
-        for tier in self._lower():
-            kind = self._kinds.get(tier)
-            if kind != "features":
-                record = kv_record(prefix, done, self._pool.read(pages))
-                tier.put(key, record)
-                if kind is None:
-                    kind = self._faster_kind(tier, entry, record, done.seconds)
-                    self._kinds[tier] = kind
-            if kind == "features":
-                tier.put(key, features_record(prefix, done))
-        return self._insert(entry)
+        entries = []
+        for (key, prefix), own, done in zip(prefixes.items(), pages, found, strict=True):
+            expansion = prefix.images[0].expansion
+            entry = CachedPrefix(key, prefix.input_ids, expansion, done.next_position, own)
+            self._keep_below(entry, prefix, done)
+            entries.append(self._insert(entry))
+        return entries
 
     def release(self, entries: Iterable[CachedPrefix]) -> None:
         """Ends the use of prefixes that `get` and `build` gave."""
@@ -248,6 +254,31 @@ class PrefixCache:
         return self._device_bytes == "scratch"
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _build_alone(
+        self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder
+    ) -> list[CachedPrefix]:
+        entries: list[CachedPrefix] = []
+        try:
+            for key, prefix in prefixes.items():
+                entries += self.build({key: prefix}, builder)
+        except BaseException:
+            self.release(entries)
+            raise
+        return entries
+
+    def _keep_below(self, entry: CachedPrefix, prefix: Prompt, done: Prefilled) -> None:
+        """Writes a prefix that has just been built to the lower tiers."""
+        for tier in self._lower():
+            kind = self._kinds.get(tier)
+            if kind != "features":
+                record = kv_record(prefix, done, self._pool.read(entry.pages))
+                tier.put(entry.key, record)
+                if kind is None:
+                    kind = self._faster_kind(tier, entry, record, done.seconds)
+                    self._kinds[tier] = kind
+            if kind == "features":
+                tier.put(entry.key, features_record(prefix, done))
 
     def _attached(self) -> MLLM:
         if self._mllm is None:
@@ -279,16 +310,18 @@ class PrefixCache:
             self._count_bytes()
             return entry
 
-    def _allocate(self, num_tokens: int) -> Tensor:
-        count = num_pages(num_tokens)
+    def _allocate(self, lengths: Sequence[int]) -> list[Tensor]:
+        """Pages for prefixes of so many tokens; for all of them, or none."""
+        longest = max(lengths)
+        if num_pages(longest) > self._pool.size:
+            raise PrefixTooLargeError(
+                f"its prefix of {longest} tokens takes "
+                f"{format_bytes(num_pages(longest) * self._page_bytes)} and the prefix cache has "
+                f"{format_bytes(self._pool.size * self._page_bytes)}: give it more "
+                "(prefix_cache=...)"
+            )
+        count = sum(map(num_pages, lengths))
         with self._lock:
-            if count > self._pool.size:
-                raise PrefixTooLargeError(
-                    f"its prefix of {num_tokens} tokens takes "
-                    f"{format_bytes(count * self._page_bytes)} and the prefix cache has "
-                    f"{format_bytes(self._pool.size * self._page_bytes)}: give it more "
-                    "(prefix_cache=...)"
-                )
             idle = [key for key, entry in self._entries.items() if not entry.users]
             room = self._pool.num_free + sum(len(self._entries[key].pages) for key in idle)
             if room < count:
@@ -299,14 +332,14 @@ class PrefixCache:
                 self._pool.free(self._entries.pop(key).pages)
                 self._device.evictions += 1
             self._count_bytes()
-            return self._pool.allocate(num_tokens)
+            return [self._pool.allocate(length) for length in lengths]
 
     def _restore(self, key: str, record: PrefixRecord) -> CachedPrefix | None:
         """The prefix that a record holds, on the device; None if it is of another kind of pool."""
         mllm = self._attached()
         try:
             input_ids, expansion, next_position = prefix_of(record)
-            pages = self._allocate(len(input_ids))
+            (pages,) = self._allocate([len(input_ids)])
         except KeyError:
             return None
         try:
@@ -315,7 +348,7 @@ class PrefixCache:
             else:
                 prefix, features = features_of(record, mllm.device)
                 mllm.prefill(
-                    prefix, lambda layer, k, v: self._pool.write(layer, pages, k, v), features
+                    [prefix], lambda layer, k, v: self._pool.write(layer, [pages], k, v), features
                 )
         except (ValueError, KeyError):
             self._pool.free(pages)

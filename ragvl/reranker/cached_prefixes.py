@@ -6,11 +6,11 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 
 from torch import Tensor
 
@@ -20,9 +20,10 @@ from ragvl.mllm import (
     MLLM,
     ImageInputs,
     PoolFullError,
+    Prompt,
     PromptTooLongError,
 )
-from ragvl.prefix_cache import CachedPrefix, PrefixCache
+from ragvl.prefix_cache import CachedPrefix, PrefixBuilder, PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
 from ragvl.reranker.images import NUM_THREADS, load_image
@@ -30,8 +31,11 @@ from ragvl.reranker.prompts import Prompts, shared_length
 
 logger = logging.getLogger(__name__)
 
+_GROUP = 8  # documents whose prefixes are computed together, while the next's pictures are prepared
 _BLOCK = 32  # documents whose prefixes are in use at once
-_AHEAD = 8  # documents whose pictures are prepared before it is their turn
+
+
+_Block = list[tuple[Document, CachedPrefix | None]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class CachedPrefixes:
         prompts: writes the prompts.
         head: reads relevance.
         cache: keeps the prefixes.
-        deterministic: chunks have one shape on a GPU, so that a score's bits do not depend on
-            what else was asked. (On a CPU they never do.)
+        deterministic: a score's bits do not depend on what else was asked. Chunks have one shape
+            on a GPU, and prefixes are computed together only where that changes nothing.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class CachedPrefixes:
         self._mllm = mllm
         self._prompts = prompts
         self._cache = cache
+        self._build = PrefixBuilder(mllm, cache.pool, exact=deterministic)
         self._run = ChunkRunner(mllm, head, cache.pool, deterministic=deterministic)
 
     def score(
@@ -90,63 +95,120 @@ class CachedPrefixes:
         for i, (_, document) in enumerate(pairs):
             by_document.setdefault(id(document), []).append(i)
         documents = [pairs[indices[0]][1] for indices in by_document.values()]
-        asked = list(by_document.values())
-        for block in self._blocks(documents, on_error):
+        for block in self._blocks(self._start(documents), on_error):
             try:
                 suffixes = self._suffixes(
-                    [(i, *pairs[i], entry) for n, entry in block for i in asked[n]], on_error
+                    [
+                        (i, *pairs[i], entry)
+                        for document, entry in block
+                        if entry is not None
+                        for i in by_document[id(document)]
+                    ],
+                    on_error,
                 )
                 for chunk in self._run.chunks(suffixes, batch_size):
                     yield [suffix.index for suffix in chunk], self._run(chunk)
             finally:
-                self._cache.release(entry for _, entry in block)
+                self._release(block)
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
-        for started in self._start(documents):
-            known = started.image is None
-            if known and self._cache.is_scratch:  # there is no device tier to bring it up to
-                yield "known"
+        for known, run in groupby(self._start(documents), lambda started: started.image is None):
+            if known and self._cache.is_scratch:  # there is no device tier to bring them up to
+                yield from ("known" for _ in run)
                 continue
-            entry = self._entry(started, on_error)
-            if entry is None:
-                yield "skipped"
-                continue
-            self._cache.release([entry])
-            yield "known" if known else "built"
+            for block in self._blocks(run, on_error):
+                self._release(block)
+                for _, entry in block:
+                    yield "skipped" if entry is None else "known" if known else "built"
 
     # --- prefixes -------------------------------------------------------------------------------
 
-    def _blocks(
-        self, documents: Sequence[Document], on_error: str
-    ) -> Iterator[list[tuple[int, CachedPrefix]]]:
-        """Documents' numbers with their prefixes, as many as the device has room for.
+    def _blocks(self, coming: Iterable[_Started], on_error: str) -> Iterator[_Block]:
+        """Documents with their prefixes, as many as the device has room for; None where skipped.
 
         Prefixes are in use, and the caller's to release.
         """
-        block: list[tuple[int, CachedPrefix]] = []
+        block: _Block = []
         try:
-            for number, started in enumerate(self._start(documents)):
-                while True:
-                    try:
-                        entry = self._entry(started, on_error)
-                        break
-                    except PoolFullError:
-                        if block:
-                            full, block = block, []
-                            yield full
-                        else:  # other threads hold it all, and will be done
-                            time.sleep(1e-3)
-                if entry is not None:
-                    block.append((number, entry))
-                if len(block) == _BLOCK:
+            for loaded in self._loaded(iter(coming), on_error):
+                block += loaded or []
+                if block and (loaded is None or len(block) >= _BLOCK):
                     full, block = block, []
                     yield full
+                elif loaded is None:  # other threads hold it all, and will be done
+                    time.sleep(1e-3)
             if block:
                 full, block = block, []
                 yield full
         finally:  # a document was bad, and the others of its block were not handed over
-            self._cache.release(entry for _, entry in block)
+            self._release(block)
+
+    def _loaded(self, coming: Iterator[_Started], on_error: str) -> Iterator[_Block | None]:
+        """Documents with their prefixes, a few at a time.
+
+        None where the device is full: the caller releases some, and it is tried again.
+        """
+        while group := list(islice(coming, _GROUP)):
+            lacking: dict[str, ImageInputs] = {}
+            documents: dict[str, list[Document]] = {}  # several where one comes twice
+            for started in group:
+                document, key = started.document, started.key
+                if key in lacking:
+                    documents[key].append(document)
+                    continue
+                try:
+                    # Prepared, but the same picture may have come before; or known, but evicted
+                    image = None if started.image is None else started.image.result()
+                    entry = yield from self._get(key)
+                    if entry is None:
+                        lacking[key] = image or self._load_unchanged(document, started.digest)
+                        documents[key] = [document]
+                    else:
+                        yield [(document, entry)]
+                except ImageError as error:
+                    self._skip(document, error, on_error)
+                    yield [(document, None)]
+            pictured = [(documents[key][0], image) for key, image in lacking.items()]
+            prefixes = dict(zip(lacking, self._prompts.prefixes(pictured), strict=True))
+            for key in [key for key, p in prefixes.items() if len(p) >= self._mllm.max_length]:
+                length = len(prefixes.pop(key)) + 1
+                too_long = PromptTooLongError(0, length, self._mllm.max_length)
+                self._skip(documents[key][0], too_long, on_error)
+                yield [(document, None) for document in documents[key]]
+            yield from self._built(prefixes, documents)
+
+    def _get(self, key: str) -> Generator[None, None, CachedPrefix | None]:
+        while True:
+            try:
+                return self._cache.get(key)
+            except PoolFullError:
+                yield None
+
+    def _built(
+        self, prefixes: Mapping[str, Prompt], documents: Mapping[str, Sequence[Document]]
+    ) -> Iterator[_Block | None]:
+        """The prefixes that no tier has, together or, where there is little room, in parts."""
+        parts = deque([list(prefixes)] if prefixes else [])
+        while parts:
+            part = parts.popleft()
+            try:
+                entries = self._cache.build({key: prefixes[key] for key in part}, self._build)
+            except PoolFullError:
+                half = len(part) // 2
+                parts.extendleft(keys for keys in (part[half:], part[:half]) if keys)
+                yield None
+                continue
+            # Further users of a prefix that is in use already
+            again = [
+                (document, self._cache.get(entry.key))
+                for entry in entries
+                for document in documents[entry.key][1:]
+            ]
+            yield [(documents[entry.key][0], entry) for entry in entries] + again
+
+    def _release(self, block: _Block) -> None:
+        self._cache.release(entry for _, entry in block if entry is not None)
 
     def _start(self, documents: Iterable[Document]) -> Iterator[_Started]:
         """Every document, with its picture being prepared if its prefix is not known."""
@@ -154,7 +216,7 @@ class CachedPrefixes:
         started: deque[_Started] = deque()
         try:
             while True:
-                started.extend(map(self._look_up, islice(coming, _AHEAD - len(started))))
+                started.extend(map(self._look_up, islice(coming, _GROUP - len(started))))
                 if not started:
                     return
                 yield started.popleft()
@@ -187,26 +249,10 @@ class CachedPrefixes:
             raise ImageError(f"{document.name} was changed while it was read")
         return image
 
-    def _entry(self, started: _Started, on_error: str) -> CachedPrefix | None:
-        """The document's prefix, in use; None where it is skipped."""
-        document = started.document
-        try:
-            # Prepared, but the same picture may have come before; or known, but evicted since
-            image = None if started.image is None else started.image.result()
-            entry = self._cache.get(started.key)
-            if entry is not None:
-                return entry
-            if image is None:
-                image = self._load_unchanged(document, started.digest)
-            prefix = self._prompts.prefix(document, image)
-            if len(prefix) >= self._mllm.max_length:
-                raise PromptTooLongError(0, len(prefix) + 1, self._mllm.max_length)
-            return self._cache.build(started.key, prefix)
-        except (ImageError, PromptTooLongError) as error:
-            if on_error == "raise":
-                raise
-            logger.warning("skipped %s: %s", document.name, error)
-            return None
+    def _skip(self, document: Document, error: Exception, on_error: str) -> None:
+        if on_error == "raise":
+            raise error
+        logger.warning("skipped %s: %s", document.name, error)
 
     # --- suffixes -------------------------------------------------------------------------------
 
@@ -220,9 +266,7 @@ class CachedPrefixes:
         for (index, _, document, entry), ids in zip(asked, prompts, strict=True):
             if len(ids) > self._mllm.max_length:
                 error = PromptTooLongError(index, len(ids), self._mllm.max_length)
-                if on_error == "raise":
-                    raise error
-                logger.warning("skipped %s: %s", document.name, error)
+                self._skip(document, error, on_error)
                 continue
             shared = shared_length(ids, entry.input_ids)
             suffixes.append(Suffix(index, entry, shared, ids[shared:]))

@@ -70,14 +70,20 @@ class Prompts:
         ]
         return self._mllm.tokenize(texts)
 
-    def prefix(self, document: Document, image: ImageInputs) -> Prompt:
-        """The tokens that every query's prompt about `document` begins with.
+    def prefixes(self, pictured: Sequence[tuple[Document, ImageInputs]]) -> list[Prompt]:
+        """Of each document the tokens that every query's prompt about it begins with.
 
         Found on token ids of whole prompts: a merge across the boundary costs a token, never
         correctness.
         """
-        first, second = self.tokens([(probe, document, image.expansion) for probe in _PROBES])
-        return Prompt(first[: common_prefix_length(first, second)], (image,))
+        asked = [
+            (probe, document, image.expansion) for document, image in pictured for probe in _PROBES
+        ]
+        ids = self.tokens(asked)
+        return [
+            Prompt(first[: common_prefix_length(first, second)], (image,))
+            for (_, image), first, second in zip(pictured, ids[::2], ids[1::2], strict=True)
+        ]
 
     def _template_of(self, document: Document) -> PromptTemplate:
         template = self._template or (PLAIN if document.caption is None else CAPTION)
@@ -107,7 +113,8 @@ def split_prompt(
     """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
     image = load_image(mllm, document)
     (ids,) = prompts.tokens([(query, document, image.expansion)])
-    shared = shared_length(ids, prompts.prefix(document, image).input_ids)
+    (prefix,) = prompts.prefixes([(document, image)])
+    shared = shared_length(ids, prefix.input_ids)
     return ids[:shared], ids[shared:]
 
 

@@ -51,8 +51,8 @@ class Halves:
             pages = self.pool.allocate(split)
             prefix = Prompt(prompt.input_ids[:split], prompt.images)
             self.pages.append(pages)
-            self.prefilled.append(
-                mllm.prefill(prefix, lambda i, k, v, pages=pages: self.pool.write(i, pages, k, v))
+            self.prefilled += mllm.prefill(
+                [prefix], lambda i, k, v, pages=pages: self.pool.write(i, [pages], k, v)
             )
 
     def run(self, crops: list[int] | None = None) -> torch.Tensor:
@@ -117,18 +117,18 @@ def test_a_prefix_comes_back_from_its_visual_tokens(
         for image in prompt.images
     ]
     for layer in range(mllm.kv_layout.num_layers):
-        halves.pool.write(layer, halves.pages[0], *torch.zeros(2, *kv_shape(mllm, split)).unbind())
+        halves.pool.write(layer, halves.pages, *torch.zeros(2, *kv_shape(mllm, split)).unbind())
     mllm.prefill(
-        Prompt(prompt.input_ids[:split], tuple(blind)),
-        lambda i, k, v: halves.pool.write(i, halves.pages[0], k, v),
+        [Prompt(prompt.input_ids[:split], tuple(blind))],
+        lambda i, k, v: halves.pool.write(i, halves.pages, k, v),
         halves.prefilled[0].features,
     )
     after = halves.pool.read(halves.pages[0])
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def kv_shape(mllm: MLLM, tokens: int) -> tuple[int, int, int]:
-    return mllm.kv_layout.num_heads, tokens, mllm.kv_layout.head_dim
+def kv_shape(mllm: MLLM, tokens: int) -> tuple[int, int, int, int]:
+    return 1, mllm.kv_layout.num_heads, tokens, mllm.kv_layout.head_dim
 
 
 @EIGHT
@@ -207,7 +207,7 @@ def test_an_error_in_a_pass_leaves_the_model_as_it_was(
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        mllm.prefill(whole[0], fail)
+        mllm.prefill(whole[:1], fail)
     assert torch.equal(last_hidden(mllm, whole), expected)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from ragvl.mllm import (
     PAGE_TOKENS,
@@ -23,9 +24,9 @@ CPU = torch.device("cpu")
 
 
 def random_kv(tokens: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer, keys and values (G, T, D)."""
+    """For each layer, keys and values (1, G, T, D)."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (LAYOUT.num_heads, tokens, LAYOUT.head_dim)
+    shape = (1, LAYOUT.num_heads, tokens, LAYOUT.head_dim)
     return [
         (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
         for _ in range(LAYOUT.num_layers)
@@ -34,7 +35,7 @@ def random_kv(tokens: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tens
 
 def fill(pool: PagePool, pages: torch.Tensor, tokens: int, seed: int = 0) -> None:
     for layer, (keys, values) in enumerate(random_kv(tokens, seed)):
-        pool.write(layer, pages, keys, values)
+        pool.write(layer, [pages], keys, values)
 
 
 def values_seen(pool: PagePool, pages: torch.Tensor, tokens: int, layer: int) -> torch.Tensor:
@@ -62,9 +63,35 @@ def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObjec
     for seed, pages in held.items():
         tokens = lengths[seed % 100]
         for layer, (_, values) in enumerate(random_kv(tokens, seed)):
-            mean = values.sum(1) / (tokens + 1)
+            mean = values[0].sum(1) / (tokens + 1)
             found = values_seen(pool, pages, tokens, layer)
             torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 20))
+@settings(max_examples=50, deadline=None)
+def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_up: int) -> None:
+    size = sum(map(num_pages, lengths))
+    alone, together = PagePool(LAYOUT, size, CPU), PagePool(LAYOUT, size, CPU)
+    pages = [alone.allocate(tokens) for tokens in lengths]
+    assert all(map(torch.equal, pages, [together.allocate(tokens) for tokens in lengths]))
+    for seed, (own, tokens) in enumerate(zip(pages, lengths, strict=True)):
+        fill(alone, own, tokens, seed)
+    longest = max(lengths) + filled_up
+    every = [random_kv(tokens, seed) for seed, tokens in enumerate(lengths)]
+    for layer in range(LAYOUT.num_layers):
+        keys, values = (
+            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2]), value=7.0) for x in of_layer])
+            for of_layer in zip(*(kv[layer] for kv in every), strict=True)
+        )
+        together.write(layer, pages, keys, values)
+    for own, tokens in zip(pages, lengths, strict=True):
+        for name, token_dim in (("keys", -1), ("values", -2)):
+            one, other = (
+                pool.read(own)[name].movedim(token_dim, 2).flatten(1, 2)[:, :tokens]
+                for pool in (alone, together)
+            )
+            assert torch.equal(one, other)
 
 
 def test_a_full_pool_gives_nothing() -> None:
@@ -84,7 +111,7 @@ def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dty
     pool = PagePool(layout, 8, CPU, compression)
     pages = pool.allocate(37)
     for layer, (keys, values) in enumerate(random_kv(37)):
-        pool.write(layer, pages, keys.to(dtype), values.to(dtype))
+        pool.write(layer, [pages], keys.to(dtype), values.to(dtype))
     copies = pool.read(pages)
     other = PagePool(layout, 5, CPU, compression)
     other.allocate(16)
@@ -137,6 +164,6 @@ def test_compression_errs_by_its_rounding(compression: Compression) -> None:
 def test_zeros_compress_to_zeros() -> None:
     pool = PagePool(LAYOUT, 1, CPU, "fp8")
     pages = pool.allocate(16)
-    zeros = torch.zeros(3, 16, 8)
-    pool.write(0, pages, zeros, zeros)
+    zeros = torch.zeros(1, 3, 16, 8)
+    pool.write(0, [pages], zeros, zeros)
     assert not pool.read(pages)["keys"][0].float().any()

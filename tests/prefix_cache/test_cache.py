@@ -125,9 +125,10 @@ def test_what_is_kept_below_is_chosen_by_measurement(
         prefill = MLLM.prefill
 
         def slow_prefill(self: MLLM, *args: object, prefill=prefill) -> object:  # type: ignore[no-untyped-def]
-            done = prefill(self, *args)
-            done.seconds += 0.1  # a decoder that takes longer than a fast disk
-            return done
+            every = prefill(self, *args)
+            for done in every:
+                done.seconds += 0.1  # a decoder that takes longer than a fast disk
+            return every
 
         with monkeypatch.context() as patch:
             patch.setattr(MLLM, "prefill", slow_prefill)

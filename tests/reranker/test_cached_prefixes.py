@@ -17,8 +17,8 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, PromptTooLongError
-from ragvl.prefix_cache import PrefixTooLargeError
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError, WriteKv
+from ragvl.prefix_cache import PrefixBuilder, PrefixTooLargeError
 from ragvl.reranker import PromptTemplate
 
 TINY = "llava"
@@ -208,16 +208,15 @@ def test_trained_weights_are_another_model(tiny_model: Callable[[str], Path]) ->
 def test_each_document_is_built_once_for_many_queries(
     mllm: MLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: list[int] = []
-    prefill = MLLM.prefill
+    built: list[Prompt] = []
+    build = PrefixBuilder.__call__
 
-    def counting(self: MLLM, prefix: object, *rest: object) -> object:
-        built.append(1)
-        return prefill(self, prefix, *rest)  # type: ignore[arg-type]
+    def counting(self: PrefixBuilder, prefixes: list[Prompt], pages: object) -> object:
+        built.extend(prefixes)
+        return build(self, prefixes, pages)  # type: ignore[arg-type]
 
     reranker = Reranker(mllm)
-    reranker.score([("warm up", picture(9))])  # the model itself is tried out at first
-    monkeypatch.setattr(MLLM, "prefill", counting)
+    monkeypatch.setattr(PrefixBuilder, "__call__", counting)
     documents = [Document(picture(i), caption="x" * i) for i in range(40)]
     pairs = [(query, document) for query in QUERIES for document in documents]
     reranker.score(pairs, progress=False)
@@ -226,6 +225,66 @@ def test_each_document_is_built_once_for_many_queries(
     twice = [Document(picture(100), caption="twice") for _ in range(3)]
     reranker.score([(QUERIES[0], document) for document in twice])
     assert len(built) == 41
+
+
+@EIGHT
+def test_prefixes_built_together_are_the_same_bits(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    documents = [Document(picture(i), caption="x " * (i % 5)) for i in range(27)]
+    pairs = [(QUERIES[0], document) for document in documents]
+    together = Reranker(mllm, prefix_cache=None).score(pairs)  # the same shapes several times
+    alone = torch.cat([Reranker(mllm, prefix_cache=None).score([pair]) for pair in pairs])
+    assert torch.equal(together, alone)
+    at_once = Reranker(mllm, prefix_cache=None, deterministic=False).score(pairs)
+    torch.testing.assert_close(at_once, alone, atol=1e-5, rtol=0)
+
+
+class Batches:
+    """Notes how many prefixes are computed at once, and may spoil those of a batch a little."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, error: float = 0.0) -> None:
+        self.sizes: list[int] = []
+        prefill = MLLM.prefill
+
+        def noted(mllm: MLLM, prefixes: list[Prompt], write: WriteKv, *rest: object) -> object:
+            self.sizes.append(len(prefixes))
+            spoiled = error if len(prefixes) > 1 else 0.0
+            return prefill(mllm, prefixes, lambda i, k, v: write(i, k + spoiled, v), *rest)
+
+        monkeypatch.setattr(MLLM, "prefill", noted)
+
+
+def test_a_batch_shape_is_computed_both_ways_once(
+    mllm: MLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document(picture(i), caption="one shape") for i in range(24)]
+    reranker = Reranker(mllm)
+    reranker.score([("warm up", picture(99))])
+    batches = Batches(monkeypatch)
+    reranker.score([(QUERIES[0], document) for document in documents])
+    assert batches.sizes == [8, *[1] * 8, 8, 8]
+    batches.sizes.clear()
+    exact = Reranker(mllm, deterministic=False)
+    exact.score([("warm up", picture(99))])
+    batches.sizes.clear()
+    exact.score([(QUERIES[0], document) for document in documents])
+    assert batches.sizes == [8, 8, 8]
+
+
+def test_prefixes_are_built_alone_where_a_batch_changes_a_bit(
+    mllm: MLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(QUERIES[0], Document(picture(i), caption="one shape")) for i in range(24)]
+    expected = Reranker(mllm).score(pairs)
+    reranker = Reranker(mllm)
+    reranker.score([("warm up", picture(99))])
+    batches = Batches(monkeypatch, error=1e-6)
+    assert torch.equal(reranker.score(pairs), expected)
+    assert batches.sizes == [8, *[1] * 24]
+    roughly = Reranker(mllm, deterministic=False).score(pairs)
+    assert not torch.equal(roughly, expected)
 
 
 def test_nothing_is_kept_without_a_cache(mllm: MLLM) -> None:

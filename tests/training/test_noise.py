@@ -308,7 +308,8 @@ def test_prefixes_are_cached_as_before_after_training(
     prompt = mllm.encode_prompt(mllm.render("<image>\n{q}", q=query), [image])
 
     def prefill() -> Tensor:
-        return torch.cat(list(mllm.prefill(prompt, lambda *_: None).features.pooler_output))
+        (done,) = mllm.prefill([prompt], lambda *_: None)
+        return torch.cat(list(done.features.pooler_output))
 
     before = prefill()
     install_loss(mllm, TOKENS)
