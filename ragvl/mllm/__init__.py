@@ -33,7 +33,6 @@ __all__ = [
     "PromptTooLongError",
     "UnsupportedModelError",
     "WriteKv",
-    "WriteKv",
     "common_prefix_length",
     "num_pages",
     "page_table",
