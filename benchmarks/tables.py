@@ -477,9 +477,11 @@ def documents_kept(load: Load) -> str:
                     *_figures(answers, ("accuracy",)),
                 ]
             )
+    estimated_on = result["estimated_on"]
     note = (
         f"The first {result['settings']['top_k']} of {result['settings']['num_candidates']} "
-        f"candidates, {result['num_questions']} questions, percent with 95 % intervals."
+        f"candidates, {result['num_questions']} questions, percent with 95 % intervals; thresholds "
+        f"from {estimated_on['num_questions']} questions ({estimated_on['data']})."
     )
     return f"{_table(header, rows)}\n\n{note}"
 

@@ -174,6 +174,7 @@ def evaluate(
         "categories": dict(Counter(question.category for question in questions)),
         "settings": {**asdict(settings), "top_k": top_k},
         "thresholds": thresholds,
+        "estimated_on": _estimated_on(settings, models.reranker),
         "pools": pools,
         "latency_ms": time_stages(
             source,
@@ -308,13 +309,24 @@ def _thresholds(
     settings: EvaluationSettings, reranker: Reranker, source: QuestionSet
 ) -> dict[str, float]:
     saved = reranker.thresholds
-    estimated = [t for t in settings.thresholds if isinstance(t, str) and t != "natural"]
+    estimated = _estimated(settings)
     if estimated and saved is not None and saved.data == source.name:
         raise ThresholdError(
             f"{', '.join(estimated)} were estimated on {saved.data}, and would be judged by the "
             "same questions: evaluate another split"
         )
     return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
+
+
+def _estimated(settings: EvaluationSettings) -> list[str]:
+    return [t for t in settings.thresholds if isinstance(t, str) and t != "natural"]
+
+
+def _estimated_on(settings: EvaluationSettings, reranker: Reranker) -> dict[str, Any] | None:
+    saved = reranker.thresholds
+    if saved is None or not _estimated(settings):
+        return None
+    return {"data": saved.data, "num_questions": saved.num_questions}
 
 
 # --- answers ------------------------------------------------------------------------------------

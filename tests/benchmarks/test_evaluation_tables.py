@@ -45,6 +45,7 @@ def evaluation(shift: float) -> dict[str, Any]:
         "categories": {"color": 300, "text": 220},
         "settings": {"num_candidates": 20, "top_k": 2},
         "thresholds": {"natural": 0.5, "adaptive": 0.912},
+        "estimated_on": {"data": "other places, val", "num_questions": 440},
         "pools": {"full": pool(0), "gold": pool(0.1)},
     }
 
@@ -70,6 +71,8 @@ def test_documents_kept_has_every_threshold() -> None:
     assert cells == ["0.912", *["50.0 (49.0 to 51.0)"] * 3, "70.0 (69.0 to 71.0)"]
     cells = row("documents_kept", "full | (no picture)", demo=evaluation(0))
     assert cells == ["", "", "", "", "12.0 (11.0 to 13.0)"]
+    note = TABLES["documents_kept"]({"demo": evaluation(0)}.get).splitlines()[-1]
+    assert note.endswith("thresholds from 440 questions (other places, val).")
 
 
 def test_answers_by_category() -> None:

@@ -203,6 +203,8 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     settings = replace(SETTINGS, thresholds=("f1", "natural"), num_timed=0)
     found = evaluate(source, calibrated, settings, progress=False)
     assert found.figures["thresholds"] == {"f1": saved.values["f1"], "natural": 0.5}
+    num_dev = len(dev.questions)
+    assert found.figures["estimated_on"] == {"data": dev.name, "num_questions": num_dev}
     with pytest.raises(ThresholdError, match=r"estimated on places.*, val.*another split"):
         evaluate(dev, calibrated, settings, progress=False)
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
@@ -350,7 +352,9 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     assert "R@1" in outcome.output
     figures = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {"natural", "f1"} <= set(figures["thresholds"])
-    assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("data:image/") > 20
+    assert "Thresholds were estimated on 40 questions" in report
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert len(submission) == figures["num_questions"]
     assert all(set(entry) == {"sources", "answer"} for entry in submission.values())
