@@ -71,6 +71,7 @@ def visual_weighted_cross_entropy(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or number; a label that is not in the vocabulary.
+        RuntimeError: a CUDA graph is being captured: it would hold one batch's count of labels.
         BackendUnavailableError: the backend asked for by name is not available here.
 
     Source: RagVL, arXiv 2407.21439, equation 5; CAL, arXiv 2405.17871, whose label's column is
@@ -158,6 +159,11 @@ def _check(
     vocabulary = head_weight.shape[0]
     if head_bias is not None:
         check_tensor("head_bias", head_bias, shape=(vocabulary,), dtypes=dtype, device=device)
+    if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "visual_weighted_cross_entropy cannot be captured in a CUDA graph: how many labelled "
+            "positions there are decides what is computed, and differs from batch to batch"
+        )
     low, high = clamp
     if not 0 < low <= high < float("inf"):
         raise ValueError(f"clamp must be two positive numbers, the lower first, got {clamp}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ BACKENDS = [
     pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
     *KERNELS,
 ]
+GPU_BACKENDS = ["triton", "cuda"]
 # A shape whose rows begin within a counter's four elements, spans and items, and one of whole ones
 SHAPES = [(3, 17, 192), (2, 5, 7, 33), (1, 1), (5,), (2, 9001)]
 
@@ -240,16 +243,87 @@ def test_gradient_is_the_references(backend, device):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_registered_as_torch_wants_it() -> None:
-    signal = torch.tensor([0.8], dtype=torch.float64)
-    for x in (normal(3, 8), normal(3, 8).requires_grad_()):
-        torch.library.opcheck(_diffusion_noise, (x, mask(3), signal, signal, 5, None, "auto"))
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_registered_as_torch_wants_it(backend, device) -> None:
+    signal = torch.tensor([0.8], dtype=torch.float64, device=device)
+    marked = mask(3).to(device)
+    for x in (normal(3, 8).to(device), normal(3, 8).to(device).requires_grad_()):
+        torch.library.opcheck(_diffusion_noise, (x, marked, signal, signal, 5, None, backend))
 
 
-def test_compiles() -> None:
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_compiles(backend, device) -> None:
+    x = normal(3, 8).to(device)
+
+    def doubled(x: Tensor) -> Tensor:
+        return diffusion_noise(x, seed=2, backend=backend) * 2
+
+    compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), doubled(x))
+
+
+def test_compiles_with_inductor() -> None:
     x = normal(3, 8)
     compiled = torch.compile(lambda x: diffusion_noise(x, seed=2) * 2, fullgraph=True)
     assert torch.equal(compiled(x), diffusion_noise(x, seed=2) * 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("marked", [False, True])
+def test_cuda_graph(backend, marked) -> None:
+    x, rows = normal(5, 64).cuda(), mask(5).cuda() if marked else None
+    diffusion_noise(x, rows, seed=3, backend=backend)  # compiles and loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = diffusion_noise(x, rows, seed=3, backend=backend)
+    x.copy_(normal(5, 64, seed=1))
+    graph.replay()
+    assert torch.equal(out, diffusion_noise(x, rows, seed=3, backend=backend))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_runs_on_the_current_stream(backend) -> None:
+    x = normal(5, 64).cuda()
+    expected = diffusion_noise(x, seed=3, backend="reference")
+    late = torch.zeros_like(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # a kernel on any other stream would see the zeros
+        late.copy_(x)
+        out = diffusion_noise(late, seed=3, backend=backend)
+    stream.synchronize()
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
+
+
+_COMPILE_FOR_A_GPU = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ragvl.kernels.diffusion_noise import _diffusion_noise_fwd_kernel as kernel
+
+dtype, given = sys.argv[1:]
+signature = {
+    "x": dtype, "rows": "*u8", "noise": dtype, "signal": "*fp32", "scale": "*fp32", "out": dtype,
+    **dict.fromkeys(("size", "dim", "item_size", "key0", "key1"), "i32"),
+    "BLOCK_COUNTERS": "constexpr",
+}
+constants = {"BLOCK_COUNTERS": 256}
+if given == "drawn":
+    signature["noise"], constants["noise"] = "constexpr", None
+source = ASTSource(kernel, signature, constexprs=constants)
+assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+@pytest.mark.parametrize("arguments", [("*bf16", "drawn"), ("*fp32", "given")], ids=str)
+def test_the_triton_kernel_compiles_for_a_gpu(arguments, monkeypatch):
+    # The interpreter accepts what the compiler does not; compiling needs no GPU.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    subprocess.run([sys.executable, "-c", _COMPILE_FOR_A_GPU, *arguments], check=True)
 
 
 @settings(max_examples=80, deadline=None)

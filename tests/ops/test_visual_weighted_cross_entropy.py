@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -296,14 +298,119 @@ def test_without_a_gap_it_is_the_mean_cross_entropy() -> None:
     torch.testing.assert_close(visual_weighted_cross_entropy(**inputs), plain)
 
 
-def test_registered_as_torch_wants_it() -> None:
-    inputs = Case(bias=True).inputs()
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)], ids=str)
+def test_no_positions(backend, device, shape):
+    inputs = Case(batch=shape[0], length=shape[1]).inputs(device)
+    assert visual_weighted_cross_entropy(**inputs, backend=backend) == 0
+
+
+def _strided_rows(inputs: dict) -> None:
+    for name in ("hidden", "hidden_noisy"):
+        inputs[name] = torch.cat([inputs[name]] * 2, dim=2)[..., : inputs[name].shape[2]]
+
+
+def _strided_columns(inputs: dict) -> None:
+    for name in ("hidden", "hidden_noisy"):
+        inputs[name] = inputs[name].transpose(0, 2).contiguous().transpose(0, 2)
+
+
+def _strided_head(inputs: dict) -> None:
+    inputs["head_weight"] = inputs["head_weight"].t().contiguous().t()
+    inputs["head_bias"] = inputs["head_bias"].repeat_interleave(2)[::2]
+
+
+def _strided_labels(inputs: dict) -> None:
+    inputs["labels"] = inputs["labels"].t().contiguous().t()
+
+
+@pytest.mark.parametrize(
+    "change", [_strided_rows, _strided_columns, _strided_head, _strided_labels]
+)
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_memory_layouts(backend, device, change):
+    inputs = Case(batch=3, bias=True).inputs(device)
+    change(inputs)
+    assert_close_to_truth(visual_weighted_cross_entropy(**inputs, backend=backend), truth(**inputs))
+    wanted = ["hidden", "head_weight", "head_bias"]
+    found = gradients(visual_weighted_cross_entropy, inputs, wanted, backend=backend)
+    for ours, exact in zip(found, gradients(truth, inputs, wanted), strict=True):
+        assert_close_to_truth(ours, exact)
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_registered_as_torch_wants_it(backend, device) -> None:
+    inputs = Case(bias=True).inputs(device)
     names = ("hidden", "hidden_noisy", "head_weight", "labels", "head_bias")
     tensors = [inputs[name] for name in names]
     torch.library.opcheck(
         module._visual_weighted_cross_entropy,
-        (*tensors, 1.0, 5.0, 3, -100, True, True, True, "cpu"),
+        (*tensors, 1.0, 5.0, 3, -100, True, True, True, backend),
     )
+
+
+@pytest.mark.parametrize(("backend", "device"), KERNELS)
+def test_torch_compile_changes_nothing(backend, device) -> None:
+    def doubled(**inputs) -> Tensor:
+        return 2 * visual_weighted_cross_entropy(**inputs, backend=backend)
+
+    # Not in one graph: that labels are in the vocabulary is looked at first
+    compiled = torch.compile(doubled, backend="aot_eager")
+    inputs = Case().inputs(device)
+    assert_close_to_truth(compiled(**inputs), 2 * truth(**inputs))
+    for ours, exact in zip(
+        *(
+            gradients(function, inputs, ["hidden", "head_weight"])
+            for function in (compiled, doubled)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream() -> None:
+    inputs = Case().inputs("cuda")
+    expected, hidden = truth(**inputs), inputs["hidden"].clone()
+    inputs["hidden"].zero_()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # a kernel on any other stream would see the zeros
+        inputs["hidden"].copy_(hidden)
+        loss = visual_weighted_cross_entropy(**inputs, backend="triton")
+    stream.synchronize()
+    assert_close_to_truth(loss, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_refuses_to_be_captured_in_a_graph(backend) -> None:
+    inputs = Case().inputs("cuda")
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="labelled positions"), torch.cuda.graph(graph):
+        visual_weighted_cross_entropy(**inputs, backend=backend)
+
+
+_COMPILE_FOR_A_GPU = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ragvl.kernels.visual_weighted_cross_entropy import _weighted_softmax_fwd_kernel as kernel
+
+signature = {
+    "logits": "*fp32", "row_stride": "i64", "label": "*i64", "weights": "*fp32",
+    "losses": "*fp32", "vocabulary": "i32", "WANTS_SLOPES": "constexpr", "BLOCK_SIZE": "constexpr",
+}
+source = ASTSource(kernel, signature, constexprs={"WANTS_SLOPES": True, "BLOCK_SIZE": 4096})
+assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def test_the_triton_kernel_compiles_for_a_gpu(monkeypatch):
+    # The interpreter accepts what the compiler does not; compiling needs no GPU.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    subprocess.run([sys.executable, "-c", _COMPILE_FOR_A_GPU], check=True)
 
 
 @pytest.mark.parametrize(
