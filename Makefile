@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench evaluate ablation tables tiny-models clean
+.PHONY: help demo test lint format bench gpu-build bench-gpu-ops evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -55,6 +55,19 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --only rerank --json benchmarks/results/overhead_cpu.json
 	$(MAKE) tables
+
+# On a GPU machine with its own Python, torch and packages, and no network. Elsewhere the same
+# commands run in .venv at a small size.
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+ON_GPU := $(if $(GPU),PYTHONPATH=$(CURDIR)/build/gpu $(PYTHON),$(BIN)/python)
+
+gpu-build: # The extension for this machine's GPU, without touching the machine's packages
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
+	    --target build/gpu -C build-dir=build/gpu-objects -C cmake.define.RAGVL_CUDA=ON \
+	    -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native .
+
+bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU (ten minutes)
+	$(ON_GPU) benchmarks/gpu_ops.py
 
 # What docs/results.md says of the shipped models and of models like them, on drawn worlds.
 WORLDS := runs/worlds

@@ -1,7 +1,7 @@
 """prefix_attention against torch's attention over keys and values that are gathered first.
 
-As a script it prints a table and writes benchmarks/results; under pytest it is a pytest-benchmark
-suite of the same methods.
+As a script it prints a table of the CPU and writes benchmarks/results; under pytest it is a
+pytest-benchmark suite of the same methods, on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 import typer
 from common import backends_to_measure
-from operation import DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation
 from shapes import SHAPES
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
 from ragvl.mllm import KvLayout, PagePool, page_table
@@ -25,14 +26,18 @@ from ragvl.ops import prefix_attention
 OPERATION = "prefix_attention"
 BASELINE = "sdpa, stock cache"
 BATCH, SUFFIX_TOKENS = 20, 31
-# (whose heads, tokens of the shortest prefix); captions make the longest 24 tokens longer
+RAGGED = 24  # tokens by which captions make the longest prefix longer than the shortest
+# (whose heads, tokens of the shortest prefix)
 CASES = [("mid", 272), ("internvl2-1b", 272), ("llava-1.5-7b", 592)]
 
 
 def methods(
-    model: str, shortest: int, dtype: torch.dtype, device: torch.device
+    model: str, shortest: int, dtype: torch.dtype, device: torch.device, ragged: int = RAGGED
 ) -> dict[str, Method]:
-    """What to compare, by name; each gives the packed suffixes' rows, (S, H, D)."""
+    """What to compare, by name; each gives the packed suffixes' rows, (S, H, D).
+
+    With `ragged=0` there is nothing to pad, and torch's attention is also asked without a mask.
+    """
     decoder = SHAPES[model].decoder
     heads, kv_heads, dim = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
     rng = torch.Generator(device).manual_seed(0)
@@ -40,7 +45,7 @@ def methods(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=rng, device=device, dtype=dtype)
 
-    lengths = [shortest + b * 24 // (BATCH - 1) for b in range(BATCH)]
+    lengths = prefix_lengths(shortest, ragged)
     prefixes = [(normal(kv_heads, n, dim), normal(kv_heads, n, dim)) for n in lengths]
     rows = BATCH * SUFFIX_TOKENS
     q, k, v = normal(rows, heads, dim), normal(rows, kv_heads, dim), normal(rows, kv_heads, dim)
@@ -117,6 +122,16 @@ def methods(
         "sdpa, already concatenated": lambda: sdpa(*whole),
         "sdpa, already concatenated, one by one": one_by_one,
     }
+    if ragged == 0:
+        bias = causal_lower_right(SUFFIX_TOKENS, longest + SUFFIX_TOKENS)
+
+        def unpadded() -> Tensor:
+            out = F.scaled_dot_product_attention(
+                by_candidate(q), *whole, bias, scale=scale, enable_gqa=True
+            )
+            return out.transpose(1, 2).flatten(0, 1)
+
+        found["sdpa, no padding"] = unpadded
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def paged(backend: str = backend) -> Tensor:
@@ -124,6 +139,11 @@ def methods(
 
         found[backend] = paged
     return found
+
+
+def prefix_lengths(shortest: int, ragged: int = RAGGED) -> list[int]:
+    """How many tokens each candidate's prefix has."""
+    return [shortest + b * ragged // (BATCH - 1) for b in range(BATCH)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,9 +157,9 @@ def test_prefix_attention(benchmark, method: str, case: tuple[str, int], dtype: 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Samples of each method.")] = 11,
-    threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = torch.get_num_threads(),
+    threads: Annotated[int, typer.Option(help="Threads.")] = torch.get_num_threads(),
 ) -> None:
-    """Measure, print a table and write benchmarks/results/prefix_attention_{cpu,cuda}.json."""
+    """Measure, print a table and write benchmarks/results/prefix_attention_cpu.json."""
     cases = [
         {"model": model, "prefix": shortest, "dtype": dtype}
         for (model, shortest), dtype in product(CASES, DTYPES)
@@ -148,7 +168,7 @@ def main(
         measure_operation(
             OPERATION,
             cases,
-            lambda case: methods(case["model"], case["prefix"], DTYPES[case["dtype"]], DEVICE),
+            lambda case: methods(case["model"], case["prefix"], DTYPES[case["dtype"]], CPU),
             BASELINE,
             rounds=rounds,
             threads=threads,

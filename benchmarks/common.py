@@ -15,6 +15,7 @@ from ragvl.ops.backends import OPERATIONS, choose
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+BUILD = ROOT / "build"  # for what no document quotes
 
 
 def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -31,8 +32,10 @@ def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype
     return found
 
 
-def save(name: str, result: dict[str, Any], device: torch.device) -> Path:
-    """Writes `result`, with machine, versions and commit, to benchmarks/results/<name>.json."""
+def save(
+    name: str, result: dict[str, Any], device: torch.device, folder: Path | None = None
+) -> Path:
+    """Writes `result`, with machine, versions and commit, to <name>.json in benchmarks/results."""
     facts = machine()
     where = facts["gpu"] if device.type == "cuda" else f"{facts['cpu']}, {facts['cores']} cores"
     record = {
@@ -41,7 +44,7 @@ def save(name: str, result: dict[str, Any], device: torch.device) -> Path:
         "versions": versions(),
         "commit": _commit(),
     }
-    path = RESULTS / f"{name}.json"
+    path = (folder or RESULTS) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path

@@ -1,4 +1,7 @@
-"""What the benchmarks of single operations share: the table that they print and their JSON."""
+"""What the benchmarks of single operations share: the table that they print and their JSON.
+
+They measure on the CPU; gpu_ops.py takes their methods and measures them on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from torch import Tensor
 
 from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of pytest-benchmark
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Method = Callable[[], Tensor]
@@ -31,7 +35,7 @@ def measure_operation(
     memory: bool = False,
     **facts: Any,
 ) -> None:
-    """Times each case's methods in turn, prints a table, writes <operation>_{cpu,cuda}.json.
+    """Times each case's methods in turn, prints a table, writes <operation>_cpu.json.
 
     Args:
         operation: its name.
@@ -39,28 +43,28 @@ def measure_operation(
         methods: what to compare in a case, by name.
         baseline: the method that speed is against.
         rounds: samples of each method.
-        threads: on the CPU.
+        threads: of torch.
         sample_ms: how long a sample lasts.
         memory: also measure each method's peak memory above its inputs, once, after its timing.
         facts: what is the same in all cases; goes into the JSON.
     """
     torch.set_num_threads(threads)
     columns = ["us", "speedup", *(["peak MiB"] if memory else [])]
-    table = Table(*cases[0], "method", *columns, title=f"{operation}, {DEVICE}")
+    table = Table(*cases[0], "method", *columns, title=operation)
     measured = []
     for case in cases:
         found = methods(case)
-        samples = time_in_turn(found, rounds=rounds, warmup=3, sample_ms=sample_ms, device=DEVICE)
+        samples = time_in_turn(found, rounds=rounds, warmup=3, sample_ms=sample_ms, device=CPU)
         compared = compare(samples, baseline)
         measured.append({**case, "methods": compared})
         for name, figures in compared.items():
             cells = [f"{figures['ms']['median'] * 1e3:.0f}", f"{figures['speedup']['median']:.2f}x"]
             if memory:
-                peak = figures["peak_mib"] = peak_mib(found[name], DEVICE)
+                peak = figures["peak_mib"] = peak_mib(found[name], CPU)
                 cells.append("?" if peak is None else f"{peak:.0f}")
             table.add_row(*map(str, case.values()), name, *cells)
     result = {"rounds": rounds, **facts, "baseline": baseline, "cases": measured}
-    path = save(f"{operation}_{DEVICE.type}", result, DEVICE)
+    path = save(f"{operation}_cpu", result, CPU)
     console = Console()
     console.print(table)
     console.print(f"wrote {path}")

@@ -20,28 +20,28 @@ _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations (a multiply-add is two), and bytes that are read at least once."""
+    """Floating-point operations (a multiply-add is two), and bytes read and written."""
 
     linear_flops: float
     attention_flops: float
-    read_bytes: float
+    moved_bytes: float
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.linear_flops + other.linear_flops,
             self.attention_flops + other.attention_flops,
-            self.read_bytes + other.read_bytes,
+            self.moved_bytes + other.moved_bytes,
         )
 
     def seconds(self, peaks: Peaks) -> float:
         """The time below which no program can be on such a machine."""
         flops = self.linear_flops + self.attention_flops
-        return max(flops / peaks.flops_per_second, self.read_bytes / peaks.bytes_per_second)
+        return max(flops / peaks.flops_per_second, self.moved_bytes / peaks.bytes_per_second)
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine was measured to reach: a large square product, a large copy (read side)."""
+    """What a machine was measured to reach: a large square product; a large copy, both ways."""
 
     flops_per_second: float
     bytes_per_second: float

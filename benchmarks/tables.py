@@ -254,10 +254,7 @@ def prefix_attention(load: Load) -> str:
         load,
         "prefix_attention",
         {"model": "heads of", "prefix": "prefix tokens", "dtype": "dtype"},
-        {
-            "CPU": ["sdpa, already concatenated", "reference", "cpu"],
-            "GPU": ["sdpa, already concatenated", "reference", "triton"],
-        },
+        ["sdpa, already concatenated", "reference", "cpu"],
         lambda result: (
             f"Speed is against concatenating the new keys to a stock, padded cache and torch's "
             f"attention; {result['batch']} suffixes of {result['suffix']} tokens"
@@ -271,10 +268,7 @@ def relevance_head(load: Load) -> str:
         load,
         "relevance_head",
         {"batch": "prompts", "hidden_size": "hidden", "dtype": "dtype"},
-        {
-            "CPU": ["eager, two rows", "reference", "cpu"],
-            "GPU": ["eager, two rows", "reference", "triton", "cuda"],
-        },
+        ["eager, two rows", "reference", "cpu"],
         lambda result: (
             f"Speed is against the product with a whole vocabulary of {result['vocabulary']:,}"
         ),
@@ -287,10 +281,7 @@ def diffusion_noise(load: Load) -> str:
         load,
         "diffusion_noise",
         {"rows": "rows", "hidden_size": "hidden", "dtype": "dtype"},
-        {
-            "CPU": ["copy alone", "reference", "cpu"],
-            "GPU": ["copy alone", "reference", "triton", "cuda"],
-        },
+        ["copy alone", "reference", "cpu"],
         lambda result: (
             f"Speed is against clone, `randn_like`, multiply, add and masked write, "
             f"{100 * result['marked']:.0f} % of the rows marked"
@@ -311,10 +302,7 @@ def visual_weighted_cross_entropy(load: Load) -> str:
         load,
         "visual_weighted_cross_entropy",
         {"labelled": "labelled", "head": "head"},
-        {
-            "CPU": ["eager", "reference", "cpu"],
-            "GPU": ["eager", "liger, unweighted, one branch", "reference", "triton"],
-        },
+        ["eager", "reference", "cpu"],
         lambda result: (
             f"Loss and gradients of {result['positions']:,} positions, hidden size "
             f"{result['dim']:,}, a vocabulary of {result['vocabulary']:,}, {result['dtype']}, "
@@ -333,41 +321,104 @@ def _operation(
     load: Load,
     name: str,
     keys: dict[str, str],
-    methods: dict[str, list[str]],
+    methods: list[str],
     explain: Callable[[Result], str],
     *,
     cell: Callable[[Result, Result], str] = _speedup,
 ) -> str:
-    """A row for each case, whose names `keys` translates; a column for each method.
+    """A row for each case, whose names `keys` translates; a column for each method, on the CPU.
 
     `cell` makes what stands there of the case and the method's figures.
     """
-    found = {"CPU": load(f"{name}_cpu"), "GPU": load(f"{name}_cuda")}
-    cases = {
-        device: {tuple(str(case[key]) for key in keys): case for case in result["cases"]}
-        for device, result in found.items()
-        if result is not None
-    }
-    measured = dict.fromkeys(key for by_case in cases.values() for key in by_case)
-    columns = [(device, method) for device, names in methods.items() for method in names]
+    header = [*keys.values(), *methods]
+    result = load(f"{name}_cpu")
+    if result is None:
+        return _table(header, [[*["any"] * len(keys), *[NOT_MEASURED] * len(methods)]])
 
-    def measured_cell(device: str, method: str, key: tuple[str, ...]) -> str:
-        case = cases.get(device, {}).get(key)
-        figures = case and case["methods"].get(method)
-        return cell(case, figures) if case and figures else NOT_MEASURED
+    def measured(case: Result, method: str) -> str:
+        figures = case["methods"].get(method)
+        return NOT_MEASURED if figures is None else cell(case, figures)
 
     rows = [
-        [*key, *(measured_cell(device, method, key) for device, method in columns)]
-        for key in measured or [("any",) * len(keys)]
+        [*(str(case[key]) for key in keys), *(measured(case, method) for method in methods)]
+        for case in result["cases"]
     ]
-    header = [*keys.values(), *(f"{device}: {method}" for device, method in columns)]
-    notes = [
-        f"{device}: {result['machine']['device']}. {explain(result)}; median of "
-        f"{result['rounds']} rounds in one run."
-        for device, result in found.items()
-        if result is not None
-    ]
-    return "\n\n".join([_table(header, rows), *notes])
+    note = (
+        f"{result['machine']['device']}. {explain(result)}; median of {result['rounds']} rounds in "
+        f"one run."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def gpu_ops(load: Load) -> str:
+    """Every operation on a GPU: time, share of the hardware's limit, the fastest other way."""
+    result = load("gpu_ops")
+    header = ["operation", "case", "torch", "another way", "Triton", "CUDA", "of the limit"]
+    if result is None:
+        return _table(header, [["any", "any", *[NOT_MEASURED] * (len(header) - 2)]])
+
+    def time(name: str, methods: Result) -> str:
+        return f"{methods[name]['us']['median']:,.1f} us" if name in methods else ""
+
+    rows = []
+    for case in result["cases"]:
+        methods = case["methods"]
+        ours = [name for name in ("triton", "cuda", "cpu") if name in methods]
+        others = [n for n in methods if n not in (*ours, "reference", case["baseline"])]
+        other = min(others, key=lambda n: methods[n]["us"]["median"], default=None)
+        share = max((methods[name]["share_of_limit"] for name in ours), default=0.0)
+        rows.append(
+            [
+                *(case["operation"], case["case"], time(case["baseline"], methods)),
+                "" if other is None else f"{time(other, methods)} ({other})",
+                *(time(name, methods) for name in ("triton", "cuda")),
+                f"{100 * share:.0f} %",
+            ]
+        )
+    tests, peaks = result["checks"]["tests"], result["peaks"]
+    clocks = result["clocks"].get("clocks.sm")
+    note = (
+        f"{result['machine']['device']}, medians of {result['rounds']} rounds in one run, on "
+        f"tensors that the cache does not hold; replayed from a CUDA graph where a method can be "
+        f"captured. The limit: operations and bytes counted, at the measured rates of a large "
+        f"product ({peaks['flops_per_second'] / 1e12:.0f} TFLOP/s) and a large copy "
+        f"({peaks['bytes_per_second'] / 1e12:.2f} TB/s)."
+    )
+    if clocks is not None:
+        note += f" Clock: {clocks['median']:.0f} MHz ({clocks['min']:.0f} to {clocks['max']:.0f})."
+    if "problem" in tests:
+        note += f" Tests: {tests['problem']}."
+    else:
+        failed = tests["failures"] + tests["errors"]
+        passed = tests["tests"] - failed - tests["skipped"]
+        note += f" Tests there: {passed} passed, {failed} failed, {tests['skipped']} skipped;"
+        found = (f"{tool} {said}" for tool, said in result["checks"]["sanitizer"].items())
+        note += f" compute-sanitizer: {', '.join(found)}."
+    if result["left_out"]:
+        note += f" Not measured, for lack of time: {'; '.join(result['left_out'])}."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def gpu_ops_goals(load: Load) -> str:
+    """What each operation promises on a GPU, and whether it keeps it."""
+    return _goals(load("gpu_ops"))
+
+
+def _goals(result: Result | None) -> str:
+    header = ["of", "figure", "goal", "measured", ""]
+    if result is None:
+        return _table(header, [["any", "any", *[NOT_MEASURED] * 2, ""]])
+    rows = []
+    for found in result["goals"]:
+        at_most = found["at_most"] is not None
+        bound = found["at_most"] if at_most else found["at_least"]
+        rows.append(
+            [
+                *(found["of"], found["what"], f"at {'most' if at_most else 'least'} {bound:g}"),
+                *(f"{found['found']:.3g}", "reached" if found["reached"] else "**missed**"),
+            ]
+        )
+    return _table(header, rows)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -686,6 +737,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
         relevance_head,
         diffusion_noise,
         visual_weighted_cross_entropy,
+        gpu_ops,
+        gpu_ops_goals,
         training_step,
         demo,
         documents_found,

@@ -160,10 +160,7 @@ def test_relevance_head_has_a_row_for_each_case() -> None:
 
     found = {"relevance_head_cpu": result(["vocabulary product", "eager, two rows", "cpu"])}
     table = TABLES["relevance_head"](found.get)
-    assert cells(table, "20 | 896 | float32")[3:] == [
-        *["4.0x", "not measured", "5.0x"],
-        *["not measured"] * 4,
-    ]
+    assert cells(table, "20 | 896 | float32")[3:] == ["4.0x", "not measured", "5.0x"]
 
 
 def test_the_loss_table_counts_memory_above_the_gradients() -> None:

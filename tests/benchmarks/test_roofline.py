@@ -63,11 +63,11 @@ def test_attention_by_hand() -> None:
     assert work.attention_flops == 2 * 2 * 32 * (all_rows + last_rows)
     # the prefixes' keys and values, and nine matrices' weights a layer
     layer = 4 * 32 * 32 + 3 * 32 * 64
-    assert work.read_bytes == 4 * (2 * layer + 2 * 2 * 32 * 30)
+    assert work.moved_bytes == 4 * (2 * layer + 2 * 2 * 32 * 30)
 
 
 def test_the_slower_of_both_decides() -> None:
-    work = Work(linear_flops=60, attention_flops=40, read_bytes=30)
+    work = Work(linear_flops=60, attention_flops=40, moved_bytes=30)
     assert work.seconds(Peaks(flops_per_second=50, bytes_per_second=30)) == 2
     assert work.seconds(Peaks(flops_per_second=1000, bytes_per_second=3)) == 10
     assert (work + work).seconds(Peaks(50, 30)) == 4

@@ -1,0 +1,95 @@
+"""What the three GPU benchmarks share: graphs, clocks, goals."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ragvl.evaluation.measure import spread
+
+
+def captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph that makes all of the calls, one after the other."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:  # libraries and Triton set themselves up
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+class Clocks:
+    """Asks nvidia-smi for the GPU's clocks twice a second while a `with` block runs."""
+
+    _QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+    def __init__(self, device: torch.device) -> None:
+        self._program = shutil.which("nvidia-smi") if device.type == "cuda" else None
+        self._samples: list[list[float]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Clocks:
+        if self._program is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if self._program is not None:
+            self._thread.join()
+
+    def seen(self) -> dict[str, Any]:
+        """Spreads of MHz, watts and degrees; empty where there were fewer than two samples."""
+        if len(self._samples) < 2:
+            return {}
+        return {
+            name: spread(list(values))
+            for name, values in zip(self._QUERY, zip(*self._samples, strict=True), strict=True)
+        }
+
+    def _watch(self) -> None:
+        command = [str(self._program), f"--query-gpu={','.join(self._QUERY)}"]
+        command.append("--format=csv,noheader,nounits")
+        while not self._done.wait(0.5):
+            run = subprocess.run(command, capture_output=True, text=True)
+            try:
+                self._samples.append([float(x) for x in run.stdout.splitlines()[0].split(",")])
+            except (IndexError, ValueError):  # a value that this GPU does not tell
+                return
+
+
+def goal(
+    of: str,
+    what: str,
+    found: float,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> dict[str, Any]:
+    """One promise and whether it is kept, for the JSON."""
+    reached = (at_most is None or found <= at_most) and (at_least is None or found >= at_least)
+    return {
+        "of": of,
+        "what": what,
+        "found": found,
+        "at_most": at_most,
+        "at_least": at_least,
+        "reached": reached,
+    }

@@ -1,0 +1,413 @@
+"""Every operation on a GPU: tested, checked for bad memory accesses, timed against the hardware.
+
+    make bench-gpu-ops                            # builds, then runs this: ten minutes at most
+    python benchmarks/gpu_ops.py --device cpu     # a small size, to see that it runs
+
+Needs no network and nothing but torch, triton, pytest and what builds the extension.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import bench_diffusion_noise
+import bench_prefix_attention
+import bench_relevance_head
+import bench_visual_weighted_cross_entropy
+import torch
+import typer
+from bench_visual_weighted_cross_entropy import Size
+from common import BUILD, ROOT, save
+from gpu import Clocks, captured, goal
+from operation import DTYPES, Method
+from rich.console import Console
+from rich.table import Table
+from roofline import Peaks, Work, measure_peaks
+from shapes import SHAPES
+
+from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
+from ragvl.ops import diffusion_noise, relevance_head
+from ragvl.runtime import resolve_device
+
+RESULT = "gpu_ops"
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# A cache that holds all inputs would be measured in the memory's place: so many times its size
+_ROTATED = 4
+_MOST_ROTATED = 512
+_MOST_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size.
+
+    Attributes:
+        operation: its name.
+        case: its size, in words.
+        make: makes the methods, each time on tensors of their own; by name.
+        baseline: the method that speed is against.
+        work: what has to be computed and moved at least.
+        waits: methods that wait for the GPU, which no graph can hold.
+        trains: with gradients, and peak memory is measured as well.
+    """
+
+    operation: str
+    case: str
+    make: Callable[[], dict[str, Method]]
+    baseline: str
+    work: Work
+    waits: tuple[str, ...] = ()
+    trains: bool = False
+
+
+# --- cases --------------------------------------------------------------------------------------
+
+
+def cases(device: torch.device, *, small: bool) -> Iterator[Case]:
+    """Everything that is timed; `small` runs in seconds on a CPU."""
+    yield from _relevance_head_cases(device, small)
+    yield from _prefix_attention_cases(device, small)
+    yield from _diffusion_noise_cases(device, small)
+    yield from _loss_cases(device, small)
+
+
+def _relevance_head_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    sizes = [(2, 64)] if small else [(1, 896), (20, 2048), (20, 4096), (64, 2048), (64, 5120)]
+    for (batch, dim), dtype in product(sizes, DTYPES.values()):
+        rows = batch * dim
+        yield Case(
+            "relevance_head",
+            f"B={batch}, D={dim}, {_name(dtype)}",
+            partial(bench_relevance_head.methods, batch, dim, dtype, device, 0),
+            "eager, two rows",
+            # The norm, its weight, and two products of a row; weights and head are float32
+            Work(8 * rows, 0, rows * dtype.itemsize + 3 * dim * 4 + batch * 20),
+        )
+
+
+def _prefix_attention_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    bench = bench_prefix_attention
+    sizes = [("tiny", 16)] if small else [("internvl2-1b", 272), ("internvl2-2b", 272)]
+    sizes += [] if small else [("qwen2.5-vl-7b", 1312), ("llava-1.5-7b", 592)]
+    dtypes = [torch.float32] if small else [torch.bfloat16]
+    for (model, shortest), dtype, ragged in product(sizes, dtypes, (0, bench.RAGGED)):
+        decoder = SHAPES[model].decoder
+        lengths = bench.prefix_lengths(shortest, ragged)
+        suffix = bench.SUFFIX_TOKENS
+        seen = sum(suffix * n + suffix * (suffix + 1) // 2 for n in lengths)
+        numbers = 2 * decoder.num_kv_heads * decoder.head_dim * sum(n + suffix for n in lengths)
+        numbers += 2 * decoder.num_heads * decoder.head_dim * suffix * len(lengths)
+        yield Case(
+            bench.OPERATION,
+            f"{model}, {shortest} to {shortest + ragged} prefix tokens, {_name(dtype)}",
+            partial(bench.methods, model, shortest, dtype, device, ragged),
+            "sdpa, already concatenated",
+            Work(0, 4 * decoder.num_heads * decoder.head_dim * seen, numbers * dtype.itemsize),
+            waits=("reference",),
+        )
+
+
+def _diffusion_noise_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    mebibytes = [1] if small else [16, 256, 1024]
+    dim = 64 if small else 2048
+    for size, dtype, share in product(mebibytes, DTYPES.values(), (1.0, 0.75)):
+        rows = size * 2**20 // dtype.itemsize // dim
+        yield Case(
+            "diffusion_noise",
+            f"{size} MiB, {100 * share:.0f} % noised, {_name(dtype)}",
+            partial(bench_diffusion_noise.methods, rows, dim, dtype, device, share),
+            "eager",
+            Work(0, 0, 2 * rows * dim * dtype.itemsize + (rows if share < 1 else 0)),
+            waits=() if share == 1 else ("eager",),
+        )
+
+
+def _loss_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    bench = bench_visual_weighted_cross_entropy
+    size = Size(64, 16, 100, torch.float32) if small else Size(8192, 2048, 151_655, torch.bfloat16)
+    for labelled, head in bench.CASES:
+        rows = round(size.positions * float(labelled.removesuffix(" %")) / 100)
+        products = 3 if head == "trained" else 2  # logits, gradient of hidden, of the head
+        weights = size.vocabulary * size.dim
+        numbers = 4 * rows * size.dim + (products * weights)
+        yield Case(
+            bench.OPERATION,
+            f"{size.positions} x {size.dim} x {size.vocabulary}, {labelled} labelled, {head} head",
+            partial(bench.methods, size, labelled, head, device),
+            "eager",
+            Work(2 * products * rows * weights, 0, numbers * size.dtype.itemsize),
+            waits=("eager", *BACKENDS, "liger, unweighted, one branch"),
+            trains=True,
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- timing -------------------------------------------------------------------------------------
+
+
+def measure(
+    chosen: Sequence[Case], device: torch.device, *, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Times every case, and says what share of the hardware's measured limit each method reaches.
+
+    Methods take turns, each round on other tensors than the call before, more than the cache holds.
+    `call_us` is one call from Python; `us` the same replayed from a CUDA graph, where a method can
+    be captured: what it takes inside a captured model.
+
+    Args:
+        chosen: what to time.
+        device: where.
+        rounds: samples of each method, at least two.
+        seconds: cases that are not begun in this time are left out, and named.
+    """
+    started = time.monotonic()
+    with Clocks(device) as clocks:
+        peaks = measure_peaks(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        measured, left_out = [], []
+        for case in chosen:
+            if time.monotonic() - started > seconds:
+                left_out.append(f"{case.operation}, {case.case}")
+                continue
+            with torch.inference_mode(not case.trains):
+                measured.append(_measure_case(case, device, peaks, rounds))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return {
+        "rounds": rounds,
+        "peaks": asdict(peaks),
+        "clocks": clocks.seen(),
+        "cases": measured,
+        "left_out": left_out,
+    }
+
+
+def _measure_case(case: Case, device: torch.device, peaks: Peaks, rounds: int) -> dict[str, Any]:
+    sets = _tensor_sets(case, device)
+    calls: dict[str, Callable[[], object]] = {}
+    for name in sets[0]:
+        rotated = [methods[name] for methods in sets]
+        calls[f"{name}: call"] = partial(_call_all, rotated)
+        if device.type == "cuda" and name not in case.waits:
+            calls[f"{name}: graph"] = captured(rotated).replay
+    samples = time_in_turn(calls, rounds=rounds, warmup=2, sample_ms=20, device=device)
+    us = {name: [1e3 * ms / len(sets) for ms in times] for name, times in samples.items()}
+    # What counts is a graph's replay; where a method cannot be captured, its call
+    best = {name: us.get(f"{name}: graph", us[f"{name}: call"]) for name in sets[0]}
+    least_us = 1e6 * case.work.seconds(peaks)
+    methods = {
+        name: {
+            "us": figures["ms"],
+            "speedup": figures["speedup"],
+            "share_of_limit": least_us / figures["ms"]["median"],
+            "captured": f"{name}: graph" in us,
+            "call_us": compare({name: us[f"{name}: call"]}, name)[name]["ms"],
+        }
+        for name, figures in compare(best, case.baseline).items()
+    }
+    if case.trains:
+        for name, figures in methods.items():
+            figures["peak_mib"] = peak_mib(sets[0][name], device)
+    return {
+        "operation": case.operation,
+        "case": case.case,
+        "baseline": case.baseline,
+        "flops": case.work.linear_flops + case.work.attention_flops,
+        "bytes": case.work.moved_bytes,
+        "least_us": least_us,
+        "tensors_rotated": len(sets),
+        "methods": methods,
+    }
+
+
+def _call_all(calls: Sequence[Method]) -> None:
+    for call in calls:
+        call()
+
+
+def _tensor_sets(case: Case, device: torch.device) -> list[dict[str, Method]]:
+    """Methods on as many sets of tensors as the cache does not hold; one where it is larger."""
+    if device.type != "cuda":
+        return [case.make() for _ in range(2)]
+    before = torch.cuda.memory_allocated(device)
+    sets = [case.make()]
+    taken = max(1, torch.cuda.memory_allocated(device) - before)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    wanted = -(-_ROTATED * cache // int(case.work.moved_bytes))
+    count = max(1, min(wanted, _MOST_ROTATED, _MOST_BYTES // taken))
+    return sets + [case.make() for _ in range(count - 1)]
+
+
+# --- goals --------------------------------------------------------------------------------------
+
+
+def goals(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each operation promises, against what was measured at the sizes of `cases`."""
+    by_operation: dict[str, list[dict[str, Any]]] = {}
+    for case in measured:
+        by_operation.setdefault(case["operation"], []).append(case)
+    found = []
+    for case in by_operation.get("relevance_head", []):
+        found.append(goal(_label(case), "us", _best(case)["us"]["median"], at_most=8))
+    for case in by_operation.get("prefix_attention", []):
+        ours, padded = _best(case), case["methods"]["sdpa, already concatenated"]
+        unpadded = case["methods"].get("sdpa, no padding")
+        if unpadded is not None:
+            share = unpadded["us"]["median"] / ours["us"]["median"]
+            found.append(goal(_label(case), "rate of SDPA without padding", share, at_least=0.7))
+        share = padded["us"]["median"] / ours["us"]["median"]
+        found.append(goal(_label(case), "rate of padded SDPA", share, at_least=1))
+    for case in by_operation.get("diffusion_noise", []):
+        if case["bytes"] >= 2 * 256 * 2**20:
+            share = _best(case)["share_of_limit"]
+            found.append(goal(_label(case), "share of copy bandwidth", share, at_least=0.85))
+    for case in by_operation.get("visual_weighted_cross_entropy", []):
+        ours, eager = _best(case), case["methods"]["eager"]
+        if " 100 % labelled" in case["case"]:
+            share = ours["share_of_limit"]
+            found.append(goal(_label(case), "share of matrix rate", share, at_least=0.75))
+            if ours["peak_mib"] is not None and eager["peak_mib"]:
+                memory = ours["peak_mib"] / eager["peak_mib"]
+                found.append(goal(_label(case), "memory against eager", memory, at_most=0.1))
+        else:
+            speed = ours["speedup"]["median"]
+            found.append(goal(_label(case), "speed against eager", speed, at_least=10))
+    return found
+
+
+def _label(case: dict[str, Any]) -> str:
+    return f"{case['operation']}, {case['case']}"
+
+
+def _best(case: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the fastest of our kernels."""
+    ours = [case["methods"][name] for name in BACKENDS[1:] if name in case["methods"]]
+    return min(ours, key=lambda figures: figures["us"]["median"])
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def run_tests(seconds: float) -> dict[str, Any]:
+    """The operations' tests that need a GPU or run on one where it is, and their counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # -P: the folder above holds a ragvl without its extension
+        command = [sys.executable, "-P", "-m", "pytest", "tests/ops", "-q", "--tb=short"]
+        # Where there is no GPU, those that need one are skipped, and the others are CI's
+        chosen = ["-k", "cuda or triton or gpu"] if torch.cuda.is_available() else ["-m", "gpu"]
+        command += [*chosen, f"--junitxml={report}", "-p", "no:cacheprovider"]
+        try:
+            run = subprocess.run(command, cwd=ROOT, timeout=seconds, capture_output=True, text=True)
+        except subprocess.TimeoutExpired:
+            return {"problem": f"not done in {seconds:.0f} s"}
+        if not report.exists():
+            return {"problem": (run.stdout + run.stderr)[-2000:]}
+        suite = next(ET.parse(report).iter("testsuite"))
+        counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors")}
+        counts["skipped"] = int(suite.get("skipped", 0))
+        names = [
+            f"{case.get('classname')}::{case.get('name')}"
+            for case in suite.iter("testcase")
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+    return {**counts, "failed": names, "seconds": float(suite.get("time", 0))}
+
+
+def sanitize(seconds: float) -> dict[str, str]:
+    """What compute-sanitizer says of each CUDA kernel at a small size, tool by tool."""
+    program = shutil.which("compute-sanitizer")
+    if program is None or not torch.cuda.is_available():
+        return {tool: "not available" for tool in ("memcheck", "racecheck")}
+    found = {}
+    for tool in ("memcheck", "racecheck"):
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__]
+        try:
+            run = subprocess.run(
+                [*command, "--smallest"], timeout=seconds / 2, capture_output=True, text=True
+            )
+        except subprocess.TimeoutExpired:
+            found[tool] = f"not done in {seconds / 2:.0f} s"
+            continue
+        summary = [line for line in run.stdout.splitlines() if "ERROR SUMMARY" in line]
+        summary += [line for line in run.stdout.splitlines() if "RACECHECK SUMMARY" in line]
+        clean = run.returncode == 0 and summary
+        found[tool] = (
+            "clean" if clean else f"exit {run.returncode}: {(run.stdout + run.stderr)[-1500:]}"
+        )
+    return found
+
+
+def run_smallest() -> None:
+    """Each CUDA kernel on few elements, whole vectors and odd ends, in every dtype."""
+    for dtype, dim in product((torch.float32, torch.bfloat16, torch.float16), (64, 7)):
+        hidden = torch.randn(9, dim, device="cuda").to(dtype)
+        last_index = torch.tensor([0, 3, 8], device="cuda")
+        head = torch.randn(3, dim, device="cuda")
+        weight = torch.ones(dim, device="cuda")
+        relevance_head(hidden, last_index, weight, head, num_yes=2, backend="cuda")
+        relevance_head(hidden, last_index, None, head, norm="layer", backend="cuda")
+        rows = torch.arange(9, device="cuda") % 2 == 0
+        diffusion_noise(hidden, rows, seed=1, backend="cuda")
+        diffusion_noise(hidden, noise=torch.randn_like(hidden), backend="cuda")
+    torch.cuda.synchronize()
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def main(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 15,
+    seconds: Annotated[float, typer.Option(help="For all of it.")] = 500,
+    smallest: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Test, check, time; write benchmarks/results/gpu_ops.json, or on a CPU build/gpu_ops.json."""
+    if smallest:  # what `sanitize` runs
+        return run_smallest()
+    started = time.monotonic()
+    where = resolve_device(device)
+    small = where.type != "cuda"
+    tests = run_tests(0.45 * seconds)
+    checks = {"tests": tests, "sanitizer": sanitize(0.2 * seconds)}
+    left = seconds - (time.monotonic() - started)
+    result = measure(list(cases(where, small=small)), where, rounds=rounds, seconds=left)
+    result = {"checks": checks, **result, "goals": [] if small else goals(result["cases"])}
+    path = save(RESULT, result, where, folder=BUILD if small else None)
+    _print(result, Console(width=160))
+    print(json.dumps(checks, indent=1))
+    print(f"wrote {path}")
+
+
+def _print(result: dict[str, Any], console: Console) -> None:
+    table = Table("operation", "case", "method", "us", "of the limit", "speedup")
+    for case in result["cases"]:
+        for name, figures in case["methods"].items():
+            table.add_row(
+                *(case["operation"], case["case"], name),
+                f"{figures['us']['median']:.1f} ± {figures['us']['iqr'] / 2:.1f}",
+                f"{100 * figures['share_of_limit']:.1f} %",
+                f"{figures['speedup']['median']:.2f}x",
+            )
+    console.print(table)
+    for found in result["goals"]:
+        mark = "reached" if found["reached"] else "MISSED"
+        console.print(f"{mark}: {found['of']}: {found['what']} {found['found']:.3g}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
