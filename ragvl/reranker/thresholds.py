@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 Threshold = str | float
 """A probability; "natural"; or a name that was estimated and saved with the model, such as
 "adaptive", "f1" or "precision>=0.9"."""
@@ -56,13 +54,12 @@ class SavedThresholds:
             FileNotFoundError: there is no such file.
             ThresholdError: it holds something else.
         """
+        from pydantic import TypeAdapter, ValidationError  # scoring needs no file, so no pydantic
+
         try:
-            return _SAVED.validate_json(path.read_bytes())
+            return TypeAdapter(SavedThresholds).validate_json(path.read_bytes())
         except ValidationError as error:
             raise ThresholdError(f"{path} holds no thresholds: {error}") from error
-
-
-_SAVED = TypeAdapter(SavedThresholds)
 
 
 def resolve_threshold(threshold: Threshold, saved: SavedThresholds | None = None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, Prompt
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
-from ragvl.training.ranking import RankingSample
+
+if TYPE_CHECKING:
+    from ragvl.training.ranking import RankingSample
 
 IGNORE = -100  # the label of a position that does not count
 _CPU = torch.device("cpu")
