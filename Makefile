@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-build bench-gpu-ops evaluate ablation tables tiny-models clean
+.PHONY: help demo test lint format bench gpu-build bench-gpu-ops bench-gpu-rerank evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -68,6 +68,9 @@ gpu-build: # The extension for this machine's GPU, without touching the machine'
 
 bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU (ten minutes)
 	$(ON_GPU) benchmarks/gpu_ops.py
+
+bench-gpu-rerank: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Rerank with real models' sizes on a GPU; PARTS="..."
+	$(ON_GPU) benchmarks/gpu_rerank.py $(PARTS:%=--part %)
 
 # What docs/results.md says of the shipped models and of models like them, on drawn worlds.
 WORLDS := runs/worlds

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from baselines import SerialGenerate
+from baselines import SerialGenerate, stock_model
 from common import save
 from rich.console import Console
 from rich.table import Table
@@ -77,7 +77,8 @@ def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
         mllm = MLLM.from_pretrained(assets / "tiny-reranker", device="cpu")
         encoder = DualEncoder.from_pretrained(assets / "tiny-retriever", device="cpu")
         generator = Generator.from_pretrained(assets / "tiny-generator", device="cpu")
-        serial = SerialGenerate(assets / "tiny-reranker", Reranker(mllm))
+        plain = Reranker(mllm)
+        serial = SerialGenerate(stock_model(assets / "tiny-reranker", plain), plain)
         # Made anew for each evaluation, so that none finds the prefixes of the one before
         rerankers: dict[str, Callable[[], Reranker]] = {
             "generate": lambda: GeneratePerPair(mllm, serial),

@@ -1,8 +1,8 @@
-"""fast_rerank against other ways to score the same candidates with the same model.
+"""fast_rerank against other ways to score the same candidates with the same model, on the CPU.
 
 Every method reads the same JPEG files and sees the same prompts, with a new question each round.
-Only the warm one keeps something from one call to the next: the documents' prefixes. The run fails
-if the methods' scores differ.
+Only warm ones keep something from one call to the next: the documents' prefixes. The run fails if
+the methods' scores differ. gpu_rerank.py measures the same on a GPU.
 
     python benchmarks/bench_fast_rerank.py                # about twenty minutes on two CPU cores
     python benchmarks/bench_fast_rerank.py --model tiny   # seconds; prints, writes nothing
@@ -13,18 +13,18 @@ from __future__ import annotations
 import importlib.metadata
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate
+from baselines import CrossEncoderBaseline, PaddedBatch, SerialGenerate, StockCache
 from common import save
-from models import write_model
+from models import build_model
 from rich.console import Console
 from rich.table import Table
 from roofline import Peaks, measure_peaks, prefix_work, suffix_work
@@ -34,15 +34,10 @@ from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker, fast_rerank
 from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
-from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.mllm import MLLM
 
 BASELINE = "serial_generate"
-# Models and image tokens, the most important first: on a GPU the time may not suffice for all
-_ON_GPU = ["internvl2-2b", "qwen2.5-vl-3b", "internvl2-1b", "qwen2.5-vl-7b", "llava-1.5-7b"]
-DEFAULT_MODELS = {
-    "cpu": [("mid", 256), ("mid-internvl", 256)],
-    "cuda": [(model, tokens) for model in _ON_GPU for tokens in (256, 576)],
-}
+DEFAULT_MODELS = [("mid", 256), ("mid-internvl", 256)]  # and their image tokens
 SUFFIX_TOKENS = (30, 55)
 # How far apart two methods' scores may lie: rounding, in another order of additions
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
@@ -51,111 +46,113 @@ Score = Callable[[str, Sequence[Document]], list[float]]
 
 
 def measure(
-    models: Sequence[tuple[str, int | None]],
-    device: torch.device,
-    *,
-    rounds: int,
-    num_documents: int,
-    latency_calls: int,
-    seconds: float = float("inf"),
+    models: Sequence[tuple[str, int | None]], *, rounds: int, num_documents: int
 ) -> dict[str, Any]:
-    """Times every method in turn, for each model and each length of suffix.
+    """Times every method in turn on the CPU, for each model and each length of suffix.
 
     Args:
         models: names in `SHAPES`, each with the number of image tokens; None for the shape's own.
-        device: where.
         rounds: samples of each method, at least 2.
         num_documents: candidates a question, at least 1.
-        latency_calls: calls of the warm method for its percentiles, at least 2.
-        seconds: models that are not begun in this time are left out, and named.
 
     Raises:
         RuntimeError: two methods' scores differ by more than rounding.
     """
-    start = time.monotonic()
-    dtype = resolve_dtype("auto", device)
+    device, dtype = torch.device("cpu"), torch.float32
     peaks = measure_peaks(device, dtype)
-    cases, left_out = [], []
-    for name, image_tokens in models:
-        if time.monotonic() - start > seconds:
-            left_out.append(name if image_tokens is None else f"{name} ({image_tokens} tokens)")
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            cases += _measure_model(
-                name,
-                image_tokens,
-                Path(folder),
-                device,
-                dtype,
-                peaks,
-                rounds,
-                num_documents,
-                latency_calls,
-            )
+    cases = [
+        case
+        for name, image_tokens in models
+        for case in measure_model(
+            name, image_tokens, device, dtype, peaks, rounds=rounds, num_documents=num_documents
+        )
+    ]
     return {
         "num_documents": num_documents,
         "rounds": rounds,
         "baseline": BASELINE,
         "peaks": asdict(peaks),
         "cases": cases,
-        "left_out": left_out,
         "sentence_transformers": importlib.metadata.version("sentence-transformers"),
     }
 
 
-def _measure_model(
+def measure_model(
     name: str,
     image_tokens: int | None,
-    folder: Path,
     device: torch.device,
     dtype: torch.dtype,
     peaks: Peaks,
+    *,
     rounds: int,
     num_documents: int,
-    latency_calls: int,
+    warm_calls: int = 0,
+    cold_calls: int = 0,
 ) -> list[dict[str, Any]]:
-    family = SHAPES[name].family
-    parameters = write_model(
-        folder, SHAPES[name], image_tokens=image_tokens, device=device, dtype=dtype
-    )
-    documents = write_documents(folder, num_documents)
-    cold = Reranker.from_pretrained(folder, device=device, dtype=dtype, prefix_cache=None)
+    """One model's cases, one for each length of suffix; see `measure`.
+
+    Args:
+        name: in `SHAPES`.
+        image_tokens: what a picture becomes; None for the shape's own.
+        device: where.
+        dtype: of the weights.
+        peaks: what the machine was measured to reach.
+        rounds: samples of each method.
+        num_documents: candidates a question.
+        warm_calls: single calls for the percentiles of the warm method; 0 or at least 2.
+        cold_calls: the same of the cold one.
+    """
+    shape = SHAPES[name]
+    if image_tokens is not None:
+        shape = replace(shape, image_tokens=image_tokens)
+    model, processor = build_model(shape, device=device, dtype=dtype)
+    stock, _ = build_model(shape, device=device, dtype=dtype)
+    cold = Reranker(MLLM(model, processor), prefix_cache=None)
     warm = Reranker(cold.mllm)
-    methods: dict[str, Score] = {
-        "serial_generate": SerialGenerate(folder, cold).score,
-        "padded_batch": PaddedBatch(folder, cold).score,
-        "fast_rerank_cold": partial(_fast_rerank, reranker=cold),
-        "fast_rerank_warm": partial(_fast_rerank, reranker=warm),
-    }
-    if family == "llava":  # of the others it wants the processor for videos
-        methods["cross_encoder"] = CrossEncoderBaseline(folder, cold).score
-    model = {
-        "name": name,
-        "family": family,
-        "parameters": parameters,
-        "dtype": str(dtype).removeprefix("torch."),
-        "image_tokens": cold.mllm.encode_image(documents[0].load()).num_tokens,
-    }
-    cases = []
-    for tokens in SUFFIX_TOKENS:
-        questions = fitting_questions(cold, documents[0], rounds + 1 + latency_calls, tokens)
-        case = _measure_case(methods, questions[: rounds + 1], documents, device, dtype)
-        warm_ms = _percentiles_ms(
-            methods["fast_rerank_warm"], questions[rounds + 1 :], documents, device
-        )
-        prompts = _prompt_tokens(cold, questions, documents)
-        shape = replace(SHAPES[name], image_tokens=model["image_tokens"])
-        least_ms = _least_ms(shape, prompts, dtype, peaks)
-        prompts = {part: [min(found), max(found)] for part, found in prompts.items()}
-        cases.append(
-            {
-                "model": model,
-                "prompt_tokens": prompts,
-                **case,
-                "warm_ms": warm_ms,
-                "least_ms": least_ms,
+    with tempfile.TemporaryDirectory() as folder:
+        documents = write_documents(Path(folder), num_documents)
+        methods: dict[str, Score] = {
+            "serial_generate": SerialGenerate(stock, cold).score,
+            "padded_batch": PaddedBatch(stock, cold).score,
+            "stock_cache_warm": StockCache(stock, cold).score,
+            "fast_rerank_cold": partial(_fast_rerank, reranker=cold),
+            "fast_rerank_warm": partial(_fast_rerank, reranker=warm),
+        }
+        if shape.family == "llava":  # of the others it wants the processor for videos
+            stock.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            methods["cross_encoder"] = CrossEncoderBaseline(Path(folder), cold).score
+        described = {
+            "name": name,
+            "family": shape.family,
+            "parameters": model.num_parameters(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "image_tokens": cold.mllm.encode_image(documents[0].load()).num_tokens,
+        }
+        shape = replace(shape, image_tokens=described["image_tokens"])
+        cases = []
+        for tokens in SUFFIX_TOKENS:
+            count = rounds + 1 + warm_calls + cold_calls
+            questions = fitting_questions(cold, documents[0], count, tokens)
+            case = _measure_case(methods, questions[: rounds + 1], documents, device, dtype)
+            coming = iter(questions[rounds + 1 :])
+            percentiles = {
+                f"{way}_ms": _percentiles_ms(
+                    methods[f"fast_rerank_{way}"], list(islice(coming, calls)), documents, device
+                )
+                for way, calls in (("warm", warm_calls), ("cold", cold_calls))
+                if calls
             }
-        )
+            prompts = _prompt_tokens(cold, questions[: rounds + 1], documents)
+            cases.append(
+                {
+                    "model": described,
+                    "prompt_tokens": {p: [min(found), max(found)] for p, found in prompts.items()},
+                    **case,
+                    **percentiles,
+                    "least_ms": _least_ms(shape, prompts, dtype, peaks),
+                }
+            )
     return cases
 
 
@@ -231,40 +228,31 @@ def _least_ms(
 
 
 def main(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     model: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(SHAPES)}; by default several.")
+        str | None, typer.Option(help=f"One of {', '.join(SHAPES)}; by default two.")
     ] = None,
     image_tokens: Annotated[
         int | None, typer.Option(help="What a picture becomes, a square number.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 7,
     num_documents: Annotated[int, typer.Option(min=1, help="Candidates a question.")] = 20,
-    latency_calls: Annotated[int, typer.Option(min=2, help="For the warm percentiles.")] = 50,
-    seconds: Annotated[float, typer.Option(help="Begin no other model after so long.")] = float(
-        "inf"
-    ),
 ) -> None:
-    """Measure, print a table and write benchmarks/results/fast_rerank_{cpu,cuda}.json.
+    """Measure, print a table and write benchmarks/results/fast_rerank_cpu.json.
 
     Only the default models are written, since those are what the documents' tables are about.
     """
     transformers_logging.disable_progress_bar()
-    where = resolve_device(device)
     if model is not None and model not in SHAPES:
         raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
     result = measure(
-        DEFAULT_MODELS[where.type] if model is None else [(model, image_tokens)],
-        where,
+        DEFAULT_MODELS if model is None else [(model, image_tokens)],
         rounds=rounds,
         num_documents=num_documents,
-        latency_calls=latency_calls,
-        seconds=seconds,
     )
     console = Console()
     for case in result["cases"]:
         tokens, suffix = case["model"]["image_tokens"], case["prompt_tokens"]["suffix"][1]
-        title = f"{case['model']['name']}, {tokens} image tokens, {suffix} suffix tokens, {where}"
+        title = f"{case['model']['name']}, {tokens} image tokens, {suffix} suffix tokens"
         table = Table("method", "ms", "speedup", "peak MiB", title=title)
         for method, figures in case["methods"].items():
             peak = figures["peak_mib"]
@@ -277,7 +265,7 @@ def main(
         console.print(table)
         console.print(f"scores agree within {case['max_score_difference']:.1e}")
     if model is None:
-        console.print(f"wrote {save(f'fast_rerank_{where.type}', result, where)}")
+        console.print(f"wrote {save('fast_rerank_cpu', result, torch.device('cpu'))}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def measure(model: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
                 "suffix tokens": _by_suffix_tokens(mllm, documents, rounds),
                 "queries": _by_queries(mllm, documents, questions, rounds),
             },
-            "tiers": _tiers(mllm, documents, questions, folder / "cache", rounds),
+            "tiers": _hits_and_misses(mllm, documents, questions, folder / "cache", rounds),
             "compression": _compression(mllm, documents, questions, rounds),
             "bfloat16": _bfloat16(checkpoint, mllm, documents, questions, rounds),
             "templates": _templates(mllm, documents, questions, rounds),
@@ -207,63 +207,89 @@ def _with_slopes(points: dict[int, dict[str, Spread]]) -> dict[str, Any]:
 # --- tiers --------------------------------------------------------------------------------------
 
 
-def _tiers(
+def measure_tiers(
     mllm: MLLM,
     documents: Sequence[Document],
     questions: Sequence[str],
     folder: Path,
     rounds: int,
+    *,
+    known_shares: Sequence[float] = (0.0, 1.0),
+    keeps: Sequence[Literal["auto", "kv", "features"]] = ("kv", "features"),
 ) -> list[dict[str, Any]]:
-    """One query over documents that a tier has, and that it has not, against using no cache.
+    """One query over documents of which a tier has a share, against using no cache.
 
-    `break_even` is the share of known documents from which on the tier saves time: a known document
-    costs `hit`, an unknown one `miss`, which is the plain work and writing it down. The device tier
-    is full, as it is after a while: an unknown document takes the memory of one that goes.
+    The device tier is full, as it is after a while: an unknown document takes the memory of one
+    that goes.
+
+    Args:
+        mllm: the model.
+        documents: what is known where the share is 1; unknown ones take the place of the last.
+        questions: asked in turn.
+        folder: for the disk tier.
+        rounds: samples of each share in each tier.
+        known_shares: from 0 to 1, with both ends.
+        keeps: what the host and disk tiers hold.
+
+    Returns:
+        By tier `by_share`, milliseconds and speed over no cache at each share, as spreads;
+        `break_even`, the share of known documents from which on the tier saves time: a known
+        document costs what it does at a share of 1, an unknown one what it does at 0, which is the
+        plain work and writing it down.
     """
     # Room for the known ones and for four times as many others, which three rounds nearly fill
     room = 5 * _bytes_held(_warmed(mllm, PrefixCache(), documents))
-    caches = {
-        "device": PrefixCache(room),
-        "host, kv": PrefixCache("scratch", host_bytes="8GiB", keep="kv"),
-        "host, features": PrefixCache("scratch", host_bytes="8GiB", keep="features"),
-        "disk, kv": PrefixCache("scratch", folder=folder / "kv", keep="kv"),
-        "disk, features": PrefixCache("scratch", folder=folder / "features", keep="features"),
-    }
+    caches = {"device": PrefixCache(room)}
+    for keep in keeps:
+        caches[f"host, {keep}"] = PrefixCache("scratch", host_bytes="8GiB", keep=keep)
+        caches[f"disk, {keep}"] = PrefixCache("scratch", folder=folder / keep, keep=keep)
     asked = itertools.cycle(questions)
     numbers = itertools.count()
 
-    def ask_known(reranker: Reranker) -> None:
-        reranker.score([(q, d) for q in [next(asked)] for d in documents], progress=False)
+    def ask(reranker: Reranker, share: float) -> None:
+        known = round(share * len(documents))
+        mixed = [*documents[:known], *unseen(documents[known:], next(numbers))]
+        reranker.score([(q, d) for q in [next(asked)] for d in mixed], progress=False)
 
-    def ask_unknown(reranker: Reranker) -> None:
-        strangers = unseen(documents, next(numbers))
-        reranker.score([(q, d) for q in [next(asked)] for d in strangers], progress=False)
-
-    calls = {"no cache": partial(ask_unknown, Reranker(mllm, prefix_cache=None))}
+    calls = {"no cache": partial(ask, Reranker(mllm, prefix_cache=None), 0.0)}
     for name, cache in caches.items():
         reranker = _warmed(mllm, cache, documents)
-        calls[f"{name}: hit"] = partial(ask_known, reranker)
-        calls[f"{name}: miss"] = partial(ask_unknown, reranker)
+        for share in known_shares:
+            calls[f"{name}: {share}"] = partial(ask, reranker, share)
     samples = time_in_turn(calls, rounds=rounds, warmup=3, device=mllm.device)
     figures = compare(samples, "no cache")
 
     rows = []
     for name, cache in caches.items():
         served = cache.statistics()[name.partition(",")[0]].hits
-        if served < NUM_DOCUMENTS * rounds:
+        if served < len(documents) * rounds:
             raise RuntimeError(f"the tier {name} served {served} documents only: there is a bug")
-        hit, miss = figures[f"{name}: hit"], figures[f"{name}: miss"]
-        without, known, unknown = (f["ms"]["median"] for f in (figures["no cache"], hit, miss))
+        by_share = {share: figures[f"{name}: {share}"] for share in known_shares}
+        without, known, unknown = (
+            f["ms"]["median"] for f in (figures["no cache"], by_share[1.0], by_share[0.0])
+        )
         break_even = max(0.0, (unknown - without) / (unknown - known))
         rows.append(
             {
                 "tier": name,
-                "hit": hit["speedup"],
-                "miss": miss["speedup"],
+                "by_share": {str(share): found for share, found in by_share.items()},
                 "break_even": break_even,
             }
         )
     return rows
+
+
+def _hits_and_misses(*arguments: Any) -> list[dict[str, Any]]:
+    """`measure_tiers`, all known and all unknown."""
+    return [
+        {
+            "tier": row["tier"],
+            "hit": row["by_share"]["1.0"]["speedup"],
+            "miss": row["by_share"]["0.0"]["speedup"],
+            "break_even": row["break_even"],
+        }
+        for row in measure_tiers(*arguments)
+    ]
 
 
 # --- compression, dtype, template ---------------------------------------------------------------

@@ -1,15 +1,20 @@
-"""What the three GPU benchmarks share: graphs, clocks, goals."""
+"""What the GPU benchmarks share: tests, graphs, clocks, goals."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from common import ROOT
 
 from ragvl.evaluation.measure import spread
 
@@ -93,3 +98,34 @@ def goal(
         "at_least": at_least,
         "reached": reached,
     }
+
+
+def run_tests(folders: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Runs the tests that need a GPU, or run on one where it is.
+
+    Returns:
+        `tests`, `failures`, `errors` and `skipped`, counted; the names of those that `failed`;
+        `seconds`. Or a `problem`, in words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # -P: the folder above holds a ragvl without its extension
+        command = [sys.executable, "-P", "-m", "pytest", *folders, "-q", "--tb=short"]
+        # Where there is no GPU, those that need one are skipped, and the others are CI's
+        chosen = ["-k", "cuda or triton or gpu"] if torch.cuda.is_available() else ["-m", "gpu"]
+        command += [*chosen, f"--junitxml={report}", "-p", "no:cacheprovider"]
+        try:
+            run = subprocess.run(command, cwd=ROOT, timeout=seconds, capture_output=True, text=True)
+        except subprocess.TimeoutExpired:
+            return {"problem": f"not done in {seconds:.0f} s"}
+        if not report.exists():
+            return {"problem": (run.stdout + run.stderr)[-2000:]}
+        suite = next(ET.parse(report).iter("testsuite"))
+        counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors")}
+        counts["skipped"] = int(suite.get("skipped", 0))
+        names = [
+            f"{case.get('classname')}::{case.get('name')}"
+            for case in suite.iter("testcase")
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+    return {**counts, "failed": names, "seconds": float(suite.get("time", 0))}

@@ -12,14 +12,11 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import bench_diffusion_noise
@@ -29,8 +26,8 @@ import bench_visual_weighted_cross_entropy
 import torch
 import typer
 from bench_visual_weighted_cross_entropy import Size
-from common import BUILD, ROOT, save
-from gpu import Clocks, captured, goal
+from common import BUILD, save
+from gpu import Clocks, captured, goal, run_tests
 from operation import DTYPES, Method
 from rich.console import Console
 from rich.table import Table
@@ -302,32 +299,6 @@ def _best(case: dict[str, Any]) -> dict[str, Any]:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def run_tests(seconds: float) -> dict[str, Any]:
-    """The operations' tests that need a GPU or run on one where it is, and their counts."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        # -P: the folder above holds a ragvl without its extension
-        command = [sys.executable, "-P", "-m", "pytest", "tests/ops", "-q", "--tb=short"]
-        # Where there is no GPU, those that need one are skipped, and the others are CI's
-        chosen = ["-k", "cuda or triton or gpu"] if torch.cuda.is_available() else ["-m", "gpu"]
-        command += [*chosen, f"--junitxml={report}", "-p", "no:cacheprovider"]
-        try:
-            run = subprocess.run(command, cwd=ROOT, timeout=seconds, capture_output=True, text=True)
-        except subprocess.TimeoutExpired:
-            return {"problem": f"not done in {seconds:.0f} s"}
-        if not report.exists():
-            return {"problem": (run.stdout + run.stderr)[-2000:]}
-        suite = next(ET.parse(report).iter("testsuite"))
-        counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors")}
-        counts["skipped"] = int(suite.get("skipped", 0))
-        names = [
-            f"{case.get('classname')}::{case.get('name')}"
-            for case in suite.iter("testcase")
-            if case.find("failure") is not None or case.find("error") is not None
-        ]
-    return {**counts, "failed": names, "seconds": float(suite.get("time", 0))}
-
-
 def sanitize(seconds: float) -> dict[str, str]:
     """What compute-sanitizer says of each CUDA kernel at a small size, tool by tool."""
     program = shutil.which("compute-sanitizer")
@@ -382,7 +353,7 @@ def main(
     started = time.monotonic()
     where = resolve_device(device)
     small = where.type != "cuda"
-    tests = run_tests(0.45 * seconds)
+    tests = run_tests(["tests/ops"], 0.45 * seconds)
     checks = {"tests": tests, "sanitizer": sanitize(0.2 * seconds)}
     left = seconds - (time.monotonic() - started)
     result = measure(list(cases(where, small=small)), where, rounds=rounds, seconds=left)

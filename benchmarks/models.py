@@ -75,7 +75,7 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model of `shape` with random weights, the same ones each time, and its processor.
+    """A model of `shape` with random weights, each time the same ones, and its processor.
 
     Args:
         shape: the model.
@@ -95,7 +95,7 @@ def build_model(
         part.initializer_range = shape.initializer_range
     torch.manual_seed(0)
     with torch.device(device):
-        return model_class._from_config(config, dtype=dtype), processor
+        return model_class._from_config(config, dtype=dtype).eval(), processor
 
 
 # --- families: what is special to an architecture -----------------------------------------------

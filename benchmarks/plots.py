@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from tables import Load
+from tables import GPU_MODELS, Load
 
 from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
 
@@ -40,6 +40,43 @@ def prefix_cache_cost(load: Load) -> str | None:
         return svg(figure)
 
 
+def gpu_rerank(load: Load) -> str | None:
+    """Milliseconds of each way to rerank on a GPU by model, and by share of known documents."""
+    results = [result for name in GPU_MODELS if (result := load(f"gpu_rerank_{name}"))]
+    if not results:
+        return None
+    tiers = load("gpu_rerank_tiers")
+    ways = {
+        "serial_generate": ("`generate`", "#b42318"),
+        "padded_batch": ("padded batch", "#9a6324"),
+        "fast_rerank_cold": ("cold", "#7a5195"),
+        "stock_cache_warm": ("stock cache, warm", "#6b7280"),
+        "fast_rerank_warm": ("warm", "#1f6fb4"),
+    }
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        cases = [(result["model"], result["cases"][0]) for result in results]
+        for number, (way, (label, color)) in enumerate(ways.items()):
+            places = [place + 0.15 * (number - 2) for place in range(len(cases))]
+            medians = [case["methods"][way]["ms"]["median"] for _, case in cases]
+            left.bar(places, medians, 0.14, color=color, label=label)
+        least = [case["least_ms"]["warm"] for _, case in cases]
+        left.plot(range(len(cases)), least, "k_", markersize=18, label="warm, at best")
+        left.set_xticks(range(len(cases)), [name for name, _ in cases], rotation=20, ha="right")
+        left.set(yscale="log", ylabel="milliseconds, 20 candidates")
+        left.legend(frameon=False, fontsize=7, ncols=2)
+        for model in tiers["models"][:1] if tiers else ():
+            for row in model["tiers"]:
+                shares = [100 * float(share) for share in row["by_share"]]
+                medians = [found["ms"]["median"] for found in row["by_share"].values()]
+                right.plot(shares, medians, "o-", markersize=4, label=row["tier"])
+            right.set(title=model["model"], yscale="log", xlabel="known documents, %")
+            right.set_ylabel("milliseconds")
+            right.legend(frameon=False, fontsize=7)
+        return svg(figure)
+
+
 def relevance(load: Load) -> str | None:
     """Relevance of the demo's correct and erroneous recalls, with the thresholds."""
     result = load("demo")
@@ -63,6 +100,7 @@ def ablation_low_resource(load: Load) -> str | None:
 
 PLOTS: dict[str, Callable[[Load], str | None]] = {
     "prefix-cache-cost": prefix_cache_cost,
+    "gpu-rerank": gpu_rerank,
     "relevance": relevance,
     "ablation-noise": ablation_noise,
     "ablation-low-resource": ablation_low_resource,

@@ -15,10 +15,16 @@ NOT_MEASURED = "not measured"
 METHODS = {
     "serial_generate": "one candidate at a time, `generate` (the release)",
     "padded_batch": "one padded batch, all logits",
+    "stock_cache_warm": "one at a time, prefixes in Hugging Face's cache, warm",
     "cross_encoder": "sentence-transformers `CrossEncoder`",
     "fast_rerank_cold": "**`ragvl.fast_rerank`, cold**",
     "fast_rerank_warm": "**`ragvl.fast_rerank`, warm**",
 }
+# In the order in which the tables have them
+GPU_MODELS = (
+    *("internvl2-1b", "internvl2-2b", "qwen3-vl-2b", "qwen2.5-vl-3b", "qwen2.5-vl-7b"),
+    *("llava-1.5-7b", "llava-1.5-13b"),
+)
 FAMILIES = {
     "llava": "LLaVA",
     "internvl": "InternVL",
@@ -52,6 +58,7 @@ def fast_rerank(load: Load) -> str:
     rows = [
         [label, *(speedup(case, method) for case in cases), memory(method)]
         for method, label in METHODS.items()
+        if method in cases[0]["methods"]
     ]
     header = ["", *map(_case_name, cases), "memory"]
     difference = max(case["max_score_difference"] for case in cases)
@@ -72,40 +79,79 @@ def _case_name(case: Result) -> str:
     return f"{family}, {model['parameters'] / 1e6:,.0f} M, {suffix} suffix tokens"
 
 
-def fast_rerank_gpu(load: Load) -> str:
+def gpu_rerank(load: Load) -> str:
     """Times on the GPU, a row for each model, number of image tokens and length of suffix."""
-    result = load("fast_rerank_cuda")
     header = [
-        *("model", "image tokens", "suffix tokens", "warm p50", "warm p99", "at best", "cold"),
-        *("at best", "against `generate`: warm", "cold"),
+        *("model", "image tokens", "suffix tokens", "warm p50", "p90", "p99", "at best"),
+        *("cold p50", "at best", "`generate`", "padded batch", "CrossEncoder", "stock cache, warm"),
     ]
-    if result is None:
+    results = [result for name in GPU_MODELS if (result := load(f"gpu_rerank_{name}"))]
+    if not results:
         return _table(header, [["any", *[NOT_MEASURED] * (len(header) - 1)]])
-    rows = []
-    for case in result["cases"]:
-        cold, warm = (case["methods"][f"fast_rerank_{way}"] for way in ("cold", "warm"))
-        rows.append(
-            [
-                case["model"]["name"],
-                str(case["model"]["image_tokens"]),
-                str(case["prompt_tokens"]["suffix"][1]),
-                *(f"{case['warm_ms'][p]:.1f} ms" for p in ("p50", "p99")),
-                f"{case['least_ms']['warm']:.1f} ms",
-                f"{cold['ms']['median']:.0f} ms",
-                f"{case['least_ms']['cold']:.0f} ms",
-                *(f"{way['speedup']['median']:.1f}x" for way in (warm, cold)),
-            ]
-        )
+    rows, left_out = [], []
+    for result in results:
+        left_out += [f"{result['model']}, {what}" for what in result["left_out"]]
+        for case in result["cases"]:
+            others = ("serial_generate", "padded_batch", "cross_encoder", "stock_cache_warm")
+            found = [case["methods"].get(name) for name in others]
+            rows.append(
+                [
+                    case["model"]["name"],
+                    f"{case['model']['image_tokens']:,}",
+                    str(case["prompt_tokens"]["suffix"][1]),
+                    *(f"{case['warm_ms'][p]:.2f} ms" for p in ("p50", "p90", "p99")),
+                    f"{case['least_ms']['warm']:.2f} ms",
+                    f"{case['cold_ms']['p50']:.0f} ms",
+                    f"{case['least_ms']['cold']:.0f} ms",
+                    *("" if f is None else f"{f['ms']['median']:.0f} ms" for f in found),
+                ]
+            )
+    calls = results[0]["cases"][0]["warm_ms"]["calls"], results[0]["cases"][0]["cold_ms"]["calls"]
+    rates = [
+        f"{result['model']} {row['pairs_per_second']['median']:,.0f} ({row['image_tokens']} tokens)"
+        for result in results
+        for row in result["throughput"]
+    ]
     note = (
-        f"{result['machine']['device']}, bfloat16, {result['num_documents']} candidates, medians "
-        f"of {result['rounds']} rounds in one run. At best: operations and bytes counted, at the "
-        f"measured rates of a large product ({result['peaks']['flops_per_second'] / 1e12:.0f} "
-        f"TFLOP/s) and a large copy ({result['peaks']['bytes_per_second'] / 1e12:.2f} TB/s)."
+        f"{_machines(results)}, bfloat16, {results[0]['num_documents']} candidates; percentiles of "
+        f"{calls[0]:,} warm and {calls[1]:,} cold calls, other methods' medians of "
+        f"{results[0]['rounds']} rounds in the same run. At best: operations and bytes counted, at "
+        f"the rates of a large product and a large copy measured in the run. Warm pairs a second, "
+        f"many queries in one call: {', '.join(rates)}."
     )
-    left_out = result["left_out"]
     if left_out:
-        note += f" Not measured, for lack of time: {', '.join(left_out)}."
+        note += f" Not measured, for lack of time or memory: {'; '.join(left_out)}."
     return f"{_table(header, rows)}\n\n{note}"
+
+
+def gpu_rerank_goals(load: Load) -> str:
+    """What reranking promises on a GPU, right and fast, and whether it keeps it."""
+    parts = ("checks", "tiers", *GPU_MODELS)
+    results = [result for part in parts if (result := load(f"gpu_rerank_{part}"))]
+    goals = {"goals": [goal for result in results for goal in result["goals"]]}
+    return _goals(goals if results else None)
+
+
+def gpu_rerank_tiers(load: Load) -> str:
+    """How a query's time falls with the share of known documents, by tier."""
+    result = load("gpu_rerank_tiers")
+    header = ["model", "tier", "none known", "50 %", "90 %", "100 %", "pays from"]
+    if result is None:
+        return _table(header, [["any", "any", *[NOT_MEASURED] * 5]])
+    rows = [
+        [
+            *(model["model"], row["tier"]),
+            *(f"{found['ms']['median']:.1f} ms" for found in row["by_share"].values()),
+            f"{100 * row['break_even']:.0f} %",
+        ]
+        for model in result["models"]
+        for row in model["tiers"]
+    ]
+    return f"{_table(header, rows)}\n\n{_machines([result])}, medians of {result['rounds']} rounds."
+
+
+def _machines(results: Sequence[Result]) -> str:
+    return ", ".join(dict.fromkeys(result["machine"]["device"] for result in results))
 
 
 # --- prefix cache -------------------------------------------------------------------------------
@@ -728,7 +774,9 @@ TABLES: dict[str, Callable[[Load], str]] = {
     function.__name__: function
     for function in (
         fast_rerank,
-        fast_rerank_gpu,
+        gpu_rerank,
+        gpu_rerank_goals,
+        gpu_rerank_tiers,
         prefix_cache_costs,
         prefix_cache_bytes,
         prefix_cache_tiers,

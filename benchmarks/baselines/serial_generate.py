@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import PreTrainedModel
 
 from ragvl import Document, Reranker
 
@@ -14,11 +13,10 @@ from ragvl import Document, Reranker
 class SerialGenerate:
     """Generates one token for each document and reads Yes and No from its scores."""
 
-    def __init__(self, folder: Path, reranker: Reranker) -> None:
+    def __init__(self, model: PreTrainedModel, reranker: Reranker) -> None:
         self.reranker = reranker
         self.processor = reranker.mllm.processor
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=reranker.mllm.dtype)
-        self.model = model.to(reranker.mllm.device).eval()
+        self.model = model
 
     @torch.inference_mode()
     def score(self, query: str, documents: Sequence[Document]) -> list[float]:

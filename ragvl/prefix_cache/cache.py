@@ -356,6 +356,7 @@ class PrefixCache:
         except BaseException:
             self._pool.free(pages)
             raise
+        self._wait()  # a pass on another stream may read it next
         return self._insert(CachedPrefix(key, input_ids, expansion, next_position, pages))
 
     def _faster_kind(
@@ -371,9 +372,13 @@ class PrefixCache:
             # Another view of the folder, so that the measurement does not count as a use
             record = DiskTier(tier.folder, None).get(entry.key) or record
         self._pool.load(entry.pages, record.tensors)
-        if self._pool.device.type == "cuda":
-            torch.cuda.synchronize(self._pool.device)
+        self._wait()
         return "kv" if time.perf_counter() - start <= decoder_seconds else "features"
+
+    def _wait(self) -> None:
+        """Until what has been asked of the GPU is done."""
+        if self._pool.device.type == "cuda":
+            torch.cuda.current_stream(self._pool.device).synchronize()
 
     def _drop_idle(self) -> None:
         for key in [key for key, entry in self._entries.items() if not entry.users]:
