@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.jsonl import check_jsonl
-from ragvl.data.problems import Problems
+from ragvl.data.problems import DataError, Problems, printable
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,40 @@ class CheckReport:
 
 
 def check_questions(
-    source: str | Path, *, split: str | None = None, pictures: bool = False
+    source: str | Path,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    protocol: Protocol | None = None,
+    pictures: bool = False,
 ) -> CheckReport:
     """Reads a data set's files and says what is wrong.
 
-    A single .jsonl file is read line by line, in memory that does not grow with it.
+    A single .jsonl file is read line by line, in memory that does not grow with it. Of a data set
+    of which nothing can be used, the report has no questions.
 
     Args:
         source: see `open_questions`.
         split: see `open_questions`.
+        images: see `open_questions`.
+        protocol: see `open_questions`.
         pictures: decode every picture too; otherwise only whether it is there.
 
     Raises:
-        FileNotFoundError, DataError, ValueError: see `open_questions`.
+        FileNotFoundError, UnknownFormatError, ValueError: see `open_questions`.
     """
     path = Path(source)
-    if path.is_file() and ".jsonl" in path.suffixes and split is None:
+    is_own = path.is_file() and ".jsonl" in path.suffixes
+    if is_own and split is None and images is None and protocol is None:
         problems = Problems()
         return CheckReport(*check_jsonl(path, problems, pictures=pictures), problems)
-    found = open_questions(path, split=split)
+    try:
+        found = open_questions(path, split=split, images=images, protocol=protocol)
+    except DataError as error:
+        if error.problems is None:
+            raise
+        error.problems.add("of no use", printable(str(error)))
+        return CheckReport(0, 0, error.problems)
     if pictures:
         for document in found.documents():
             try:

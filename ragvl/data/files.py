@@ -1,17 +1,20 @@
-"""Reading data sets' files as a stream, going on after what is broken."""
+"""Reading data sets' files line by line, going on after what is broken."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ragvl.data.problems import DataError, Problems
+from ragvl.data.problems import Problems
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # that Windows programs put before UTF-8
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # that Windows programs put before UTF-8
+_NAMES_ARE_EXACT = sys.platform == "linux"  # elsewhere A.png may be a.png
 _MAX_LINE = 64 * 2**20  # bytes; a file without line ends is not read into memory whole
 
 
@@ -21,45 +24,103 @@ def existing(path: Path, hint: str) -> Path:
     Raises:
         FileNotFoundError: it is not; `hint` says where it should come from.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"{path} is missing; {hint}")
     return path
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; False too for what can be no name, unlike `Path.is_file`."""
+    return os.path.isfile(path)
+
+
+class Listings:
+    """Whether files are there, told by their folders' listings: asking for each takes far longer.
+
+    Args:
+        names: so many are held; files of other folders are asked for one by one.
+    """
+
+    def __init__(self, names: int = 100_000) -> None:
+        self._left = names
+        self._listed: dict[str, set[str] | None] = {}
+
+    def has_file(self, path: str) -> bool:
+        """See `is_file`."""
+        folder, _, name = path.rpartition(os.sep)
+        if folder and folder not in self._listed and self._left > 0:
+            self._listed[folder] = self._list(folder)
+        names = self._listed.get(folder)
+        if names is None:
+            return is_file(path)
+        return name in names or (not _NAMES_ARE_EXACT and is_file(path))
+
+    def _list(self, folder: str) -> set[str] | None:
+        names: set[str] = set()
+        self._left -= 1  # a folder counts, too, or there might be any number of them
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    self._left -= 1
+                    if self._left < 0:
+                        return None
+                    if entry.is_file():
+                        names.add(entry.name)
+        except (OSError, ValueError):
+            return None
+        return names
+
+
+def is_utf16(start: bytes) -> bool:
+    """Whether a text file that starts so is UTF-16: it has that mark, or a zero byte."""
+    return start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:2]
 
 
 def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines, without their ends; blank lines are passed over.
 
     A name that ends in .gz is unpacked. Noted as problems: "CRLF line end", "wrong encoding" (a
-    line that is not UTF-8 is left out), "line too long", and "truncated file" (a gzip file that
-    ends too early gives the lines up to there).
+    line that is not UTF-8 is left out; UTF-16 is not read), "line too long", and "truncated file",
+    "damaged file" or "not a gzip file" (which give the lines up to there).
     """
+    for number, line in _raw_lines(path, problems):
+        if number == 1:
+            if is_utf16(line):
+                problems.add("wrong encoding", f"{path} is UTF-16: save it as UTF-8")
+                return
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.endswith(b"\r\n"):
+            problems.add("CRLF line end", f"{path}, line {number}")
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            problems.add("wrong encoding", f"{path}, line {number} is not UTF-8: {error}")
+            continue
+        if text.strip():
+            yield number, text
+
+
+def _raw_lines(path: Path, problems: Problems) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and lines with their ends, without those that are too long."""
+    number = 0
+    is_rest = False  # of a line that is too long
     with _open(path) as file:
-        number = 0
-        while True:
-            try:
-                line = file.readline(_MAX_LINE)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                problems.add("truncated file", f"{path}, after line {number}: {error}")
-                return
-            if not line:
-                return
-            number += 1
-            if len(line) == _MAX_LINE:
-                problems.add("line too long", f"{path}, line {number}: over {_MAX_LINE:,} bytes")
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(_MAX_LINE)
-                continue
-            if number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            if line.endswith(b"\r\n"):
-                problems.add("CRLF line end", f"{path}, line {number}")
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                problems.add("wrong encoding", f"{path}, line {number} is not UTF-8: {error}")
-                continue
-            if text.strip():
-                yield number, text
+        try:
+            while piece := file.readline(_MAX_LINE):
+                is_whole = len(piece) < _MAX_LINE or piece.endswith(b"\n")
+                if not is_rest:
+                    number += 1
+                    if is_whole:
+                        yield number, piece
+                    else:
+                        message = f"{path}, line {number}: over {_MAX_LINE:,} bytes"
+                        problems.add("line too long", message)
+                is_rest = not is_whole
+        except EOFError as error:
+            problems.add("truncated file", f"{path}, after line {number}: {error}")
+        except (zlib.error, gzip.BadGzipFile) as error:
+            kind = "damaged file" if number or "Not a gzip" not in str(error) else "not a gzip file"
+            problems.add(kind, f"{path}, after line {number}: {error}")
 
 
 def read_json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,38 +136,6 @@ def read_json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[
         else:
             kind = type(value).__name__
             problems.add("broken line", f"{path}, line {number} is a {kind}, not an object")
-
-
-def read_json_entries(
-    path: Path, problems: Problems, *, key: str | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Names and values of the object in a JSON file, or of the list under its `key`, one by one.
-
-    A file that breaks off, or is not UTF-8, gives what comes before that, and is a problem.
-
-    Raises:
-        DataError: the file does not hold such an object.
-    """
-    import ijson  # the only user; what reads no JSON files needs no ijson
-
-    with path.open("rb") as file:
-        if file.read(3) != _BYTE_ORDER_MARK:
-            file.seek(0)
-        started = False
-        try:
-            if key is None:
-                for entry in ijson.kvitems(file, "", use_float=True):
-                    started = True
-                    yield entry
-            else:
-                for number, item in enumerate(ijson.items(file, f"{key}.item", use_float=True)):
-                    started = True
-                    yield str(number), item
-        except ijson.JSONError as error:
-            if not started:
-                raise DataError(f"{path} is not JSON: {error}") from error
-            kind = "wrong encoding" if "UTF8" in str(error) else "truncated file"
-            problems.add(kind, f"{path}: {str(error).split(chr(10))[0]}")
 
 
 def _open(path: Path) -> BinaryIO:

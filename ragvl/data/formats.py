@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ragvl.data.captions import Captions, Protocol
+from ragvl.data.captions import Captions, Protocol, is_karpathy
+from ragvl.data.files import is_file
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, MultimodalQA
 from ragvl.data.questions import QuestionSet
@@ -52,7 +53,7 @@ def open_questions(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
-    karpathy = sorted(path.glob("dataset_*.json")) if path.is_dir() else []
+    karpathy = sorted(filter(is_karpathy, path.glob("dataset_*.json"))) if path.is_dir() else []
     is_captions = bool(karpathy) or path.suffix in (".json", ".txt", ".csv")
     if protocol is not None and not is_captions:
         raise ValueError(f"protocol={protocol!r} is of Flickr30K and MSCOCO; {path} is neither")
@@ -65,12 +66,14 @@ def open_questions(
             names = ", ".join(file.name for file in karpathy)
             raise ValueError(f"{path} holds several data sets: name one of {names}")
         file = karpathy[0] if karpathy else path
-        return Captions(file, split=chosen("test"), images=images, protocol=protocol, strict=strict)
-    if (path / PICTURES).is_file():
+        if file.suffix == ".json":
+            split = chosen("test")
+        return Captions(file, split=split, images=images, protocol=protocol, strict=strict)
+    if is_file(path / PICTURES):
         return MultimodalQA(path, split=chosen("dev"), images=images, strict=strict)
     if images is not None:
         raise ValueError(f"images={str(images)!r}: {path} says itself where its pictures are")
-    if (path / ROWS).is_file():
+    if is_file(path / ROWS):
         return WebQA(path, split=chosen("val"), strict=strict)
     if path.is_dir() and any(path.glob("*.jsonl")):
         return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)

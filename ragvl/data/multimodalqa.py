@@ -10,12 +10,49 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ragvl.data.document import Document
-from ragvl.data.files import existing, read_json_lines
+from ragvl.data.files import existing, is_file, read_json_lines
+from ragvl.data.layouts import String, StringOrNumber, Text, parsed
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.rules import Pictures, each_once, given_answers, pictures_are_there
 
 PICTURES = "MMQA_images.jsonl.gz"
+
+
+class _Picture(BaseModel):
+    id: Text
+    path: Text
+    title: String
+
+
+class _Answer(BaseModel):
+    answer: StringOrNumber
+
+
+class _Metadata(BaseModel):
+    type: String
+    image_doc_ids: list[Text]
+
+
+class _Part(BaseModel):
+    doc_id: Text
+    doc_part: str
+
+
+class _Question(BaseModel):
+    qid: Text
+    question: Text
+    metadata: _Metadata
+    answers: list[_Answer] = []  # the test split has neither these
+    supporting_context: list[_Part] = []  # nor these
+
+    @property
+    def gold(self) -> list[str]:
+        """The documents that answer it, of those that are pictures."""
+        return [part.doc_id for part in self.supporting_context if part.doc_part == "image"]
 
 
 class MultimodalQA(QuestionSet):
@@ -54,78 +91,89 @@ class MultimodalQA(QuestionSet):
         pictures = existing(folder / PICTURES, hint)
         self._folder = folder / "final_dataset_images" if images is None else Path(images)
         self.name = f"MultimodalQA, {split}"
+        self.identity = ", ".join([str(path.resolve()), *sorted(types)])
         self.problems = Problems(strict)
-        self._pictures: dict[str, tuple[str, str]] = {}  # file and title by id
-        for number, line in read_json_lines(pictures, self.problems):
-            try:
-                id, file, title = line["id"], line["path"], line["title"]
-                if not all(isinstance(value, str) for value in (id, file, title)):
-                    raise TypeError("id, path and title must be text")
-            except (KeyError, TypeError) as error:
-                self.problems.add("broken line", f"{pictures}, line {number}: {error!r}")
-                continue
-            if id in self._pictures:
-                self.problems.add("duplicate id", f"{pictures}, line {number}: picture {id}")
-                continue
-            self._pictures[id] = file, title
-        self._types = frozenset(types)
-        self._ids: dict[str, bool] = {}  # documents in order, and whether their picture is there
+        self._listed = self._read_pictures(pictures)
+        self._pictures = Pictures(self._why_missing, self.problems)
+        self._ids: dict[str, None] = {}  # ordered set
         self._gold: dict[str, None] = {}
         self.questions: list[Question] = []
         seen: set[str] = set()
         for number, line in read_json_lines(path, self.problems):
-            try:
-                qid = line["qid"]
-                if line["metadata"]["type"] not in self._types:
-                    continue
-                if qid in seen:
-                    self.problems.add("duplicate id", f"{path}, line {number}: question {qid}")
-                    continue
-                seen.add(qid)
-                self._add(line)
-            except (KeyError, TypeError, AttributeError) as error:
-                self.problems.add("broken line", f"{path}, line {number}: {error!r}")
+            if _is_of_another_type(line, types):
+                continue
+            where = f"{path}, line {number}"
+            found = parsed(_Question.model_validate, line, "broken line", where, self.problems)
+            if found is None:
+                continue
+            where += f", question {found.qid}"
+            if found.qid in seen:
+                self.problems.add("duplicate id", where)
+                continue
+            seen.add(found.qid)
+            self._add(found, where)
         self.check()
 
-    def _add(self, line: dict[str, Any]) -> None:
-        supporting = line.get("supporting_context", ())
-        gold = [part["doc_id"] for part in supporting if part["doc_part"] == "image"]
-        listed = line["metadata"]["image_doc_ids"]
-        question = Question(
-            id=line["qid"],
-            text=line["question"].strip(),
-            answers=tuple(str(answer["answer"]) for answer in line.get("answers", ())),
-            category=line["metadata"]["type"],
-            gold=tuple(dict.fromkeys(gold)),
-            negatives=tuple(id for id in listed if id not in gold and self._is_there(id, line))
-            if supporting
-            else (),
-        )
-        there = [self._is_there(id, line) for id in question.gold]
-        if all(there):
-            self.questions.append(question)
-            self._gold |= dict.fromkeys(question.gold)
-        for id in listed:  # the test split's too, of which no one knows what is gold
-            self._is_there(id, line)
+    def _read_pictures(self, path: Path) -> dict[str, _Picture]:
+        listed: dict[str, _Picture] = {}
+        for number, line in read_json_lines(path, self.problems):
+            where = f"{path}, line {number}"
+            found = parsed(_Picture.model_validate, line, "broken line", where, self.problems)
+            if found is not None and found.id in listed:
+                self.problems.add("duplicate id", f"{where}: picture {found.id}")
+            elif found is not None:
+                listed[found.id] = found
+        return listed
 
-    def _is_there(self, id: str, line: dict[str, Any]) -> bool:
-        """Whether a document has a picture; notes the document, and the problem, once."""
-        if id not in self._ids:
-            known = self._pictures.get(id)
-            self._ids[id] = known is not None and (self._folder / known[0]).is_file()
-            if not self._ids[id]:
-                what = "is not listed" if known is None else f"lacks its file {known[0]}"
-                message = f"document {id} of question {line['qid']} {what}"
-                self.problems.add("missing picture", message)
-        return self._ids[id]
+    def _add(self, line: _Question, where: str) -> None:
+        listed = each_once(line.metadata.image_doc_ids, where, self.problems)
+        gold = each_once(line.gold, where, self.problems)
+        if strangers := [id for id in gold if id not in listed]:
+            message = f"{where}: {strangers[0]!r} is none of its image_doc_ids"
+            self.problems.add("gold not among images", message)
+            return
+        if not gold and "supporting_context" in line.model_fields_set:
+            self.problems.add("no gold picture", f"{where}: supporting_context has no image")
+        missing = self._pictures.missing(listed, where)
+        if not pictures_are_there(gold, missing, where, self.problems):
+            return
+        there = [id for id in listed if id not in missing]
+        answers = (
+            given_answers([given.answer for given in line.answers], where, self.problems)
+            if "answers" in line.model_fields_set
+            else ()
+        )
+        self._ids |= dict.fromkeys(there)
+        self._gold |= dict.fromkeys(gold)
+        self.questions.append(
+            Question(
+                id=line.qid,
+                text=line.question,
+                answers=answers,
+                category=line.metadata.type,
+                gold=gold,
+                # Where no gold is known, the others are not known to be distractors either
+                negatives=tuple(id for id in there if id not in gold and line.supporting_context),
+            )
+        )
+
+    def _why_missing(self, id: str) -> str | None:
+        listed = self._listed.get(id)
+        if listed is None:
+            return f"document {id} is not listed"
+        return None if is_file(self._folder / listed.path) else f"document {id}: {listed.path}"
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
         """Every picture that the split's questions list, or gold ones only; see `QuestionSet`."""
-        if pool == "gold":
-            return list(self._gold)
-        return [id for id, is_there in self._ids.items() if is_there]
+        return list(self._gold if pool == "gold" else self._ids)
 
     def document(self, document_id: str) -> Document:
         """One document; see `QuestionSet`."""
-        file, title = self._pictures[document_id]
-        return Document(self._folder / file, caption=title, id=document_id)
+        listed = self._listed[document_id]
+        return Document(self._folder / listed.path, caption=listed.title, id=document_id)
+
+
+def _is_of_another_type(line: dict[str, Any], types: Collection[str]) -> bool:
+    metadata = line.get("metadata")
+    found = metadata.get("type") if isinstance(metadata, dict) else None
+    return isinstance(found, str) and found not in types

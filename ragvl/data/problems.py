@@ -10,7 +10,15 @@ _NAMED = 20  # problems of a kind that are kept in words; the others are counted
 
 
 class DataError(ValueError):
-    """A data set's file that cannot be used, or not all of it; the message names the place."""
+    """A data set's file that cannot be used, or not all of it; the message names the place.
+
+    Attributes:
+        problems: what was found wrong before, where it is not one problem that is told of.
+    """
+
+    def __init__(self, message: str, problems: Problems | None = None) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 @dataclass
@@ -20,7 +28,7 @@ class Problems:
     Attributes:
         strict: raise at the first one.
         counts: how many of each kind.
-        messages: the first twenty of each kind, in words.
+        messages: the first twenty of each kind, in words that any terminal can print.
     """
 
     strict: bool = False
@@ -34,11 +42,11 @@ class Problems:
             DataError: `strict` is set.
         """
         if self.strict:
-            raise DataError(f"{kind}: {message}")
+            raise DataError(f"{kind}: {printable(message)}")
         self.counts[kind] += 1
         named = self.messages.setdefault(kind, [])
         if len(named) < _NAMED:
-            named.append(message)
+            named.append(printable(message))
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -54,3 +62,15 @@ class Problems:
 
     def __str__(self) -> str:
         return ", ".join(f"{count} x {kind}" for kind, count in self.counts.items())
+
+
+def no_use(message: str, problems: Problems) -> DataError:
+    """The error that a data set is of no use, with its problems, the first of them in words."""
+    first = next((named[0] for named in problems.messages.values()), "")
+    found = f"; {problems}; the first: {first}" if first else ""
+    return DataError(printable(message + found), problems)
+
+
+def printable(text: str) -> str:
+    """`text` in UTF-8: half a surrogate pair, as broken names have, is written as its number."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from typing import Literal
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
-from ragvl.data.problems import DataError, Problems
+from ragvl.data.problems import Problems, no_use
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class QuestionSet(ABC):
 
     Attributes:
         name: what results call it: data set and split.
+        identity: what caches call it: where its files are, and what of them is taken.
         questions: its questions, in order.
         problems: what is wrong with its files, so far as it was noticed.
         answer_metric: how answers are judged; see `ragvl.evaluation.answers`.
@@ -68,6 +72,7 @@ class QuestionSet(ABC):
     """
 
     name: str
+    identity: str
     questions: Sequence[Question]
     problems: Problems
     answer_metric: Literal["webqa", "multimodalqa", "exact"] = "exact"
@@ -88,6 +93,18 @@ class QuestionSet(ABC):
             KeyError: there is none of that id.
             ImageError: its picture cannot be read.
         """
+
+    def document_key(self, document_id: str) -> str:
+        """Names a document's content: another after its caption or its picture's file changed.
+
+        No picture is decoded; a file is known by its path, size and time of change.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        document = self.document(document_id)
+        picture = document.digest() if document.path is None else file_version(document.path)
+        return content_key(document.caption, picture)
 
     @property
     def gold(self) -> dict[str, tuple[str, ...]]:
@@ -129,7 +146,21 @@ class QuestionSet(ABC):
             DataError: no question is left.
         """
         if not self.questions:
-            found = f"; {self.problems}" if len(self.problems) else ""
-            raise DataError(f"{self.name} has no usable question{found}")
+            raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
             logger.warning("%s: %s", self.name, self.problems)
+
+
+def file_version(path: str | os.PathLike[str]) -> str:
+    """Names a file's content by its path, size and time of change; works if it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return f"{os.path.abspath(path)}, missing"
+    return f"{os.path.abspath(path)}, {status.st_size} bytes, {status.st_mtime_ns}"
+
+
+def content_key(caption: str | None, picture: str) -> str:
+    """Names a document by its caption and what names its picture: 32 hexadecimal digits."""
+    content = json.dumps([caption, picture]).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 from ragvl.data.document import Document
-from ragvl.data.files import read_json_lines
+from ragvl.data.files import is_file, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import FORMATS
+from ragvl.data.layouts import String, Text, parsed
 from ragvl.data.problems import DataError, Problems
 from ragvl.data.questions import QuestionSet
 
@@ -72,16 +74,28 @@ class Documents:
     def _from_lines(self, problems: Problems) -> Iterator[Document]:
         if self._source.is_dir():
             return
+        seen: set[str] = set()
         for number, fields in read_json_lines(self._source, problems):
-            try:
-                image = self._source.parent / fields.pop("image")
-                yield Document(image, **fields)
-            except (ValueError, TypeError, KeyError) as error:
-                problems.add(
-                    "broken line",
-                    f"{self._source}, line {number} is no document "
-                    f'{{"image": path, "caption": text, "id": name}}: {error!r}',
-                )
+            where = f"{self._source}, line {number}"
+            line = parsed(_DocumentLine.model_validate, fields, "broken line", where, problems)
+            if line is None:
+                continue
+            path = self._source.parent / line.image
+            if line.id is not None and line.id in seen:
+                problems.add("duplicate id", f"{where}: {line.id!r}")
+            elif not is_file(path):
+                problems.add("missing picture", f"{where}: {path}")
+            else:
+                yield Document(path, caption=line.caption, id=line.id)
+            seen.add(line.id or "")
+
+
+class _DocumentLine(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    image: Text
+    caption: String | None = None
+    id: Text | None = None
 
 
 def _is_document_file(path: Path) -> bool:

@@ -9,18 +9,35 @@ import base64
 import binascii
 import json
 import mmap
+import os
+import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, StringConstraints
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, read_json_entries, read_lines
+from ragvl.data.files import existing, is_file, read_lines
 from ragvl.data.images import ImageError
+from ragvl.data.json_file import read_json_entries
+from ragvl.data.layouts import String, StringOrNumber, parsed
 from ragvl.data.problems import Problems
-from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.questions import Pool, Question, QuestionSet, content_key, file_version
+from ragvl.data.rules import (
+    CaptionTable,
+    Pictures,
+    each_once,
+    given_answers,
+    is_of_another_split,
+    pictures_are_there,
+)
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
+_MAX_ROW = 64 * 2**20  # bytes; a row without its line end is not searched for it to the file's end
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_SPLITS = ("train", "val", "test")
 _BESIDE = "a WebQA folder holds it beside the annotations"
 ROWS = "imgs.tsv"
 
@@ -34,36 +51,64 @@ class ImageRows:
 
     def __init__(self, folder: Path, problems: Problems) -> None:
         self._path = existing(folder / ROWS, _BESIDE)
-        self._offset_of: dict[str, int] | None = None
+        self._version = file_version(self._path)
+        self._rows = _mapped(self._path)
+        if not self._rows:
+            problems.add("empty file", str(self._path))
         by_id = folder / "imgs.lineidx.new"
-        index = by_id if by_id.is_file() else existing(folder / "imgs.lineidx", _BESIDE)
-        self._offsets: list[int] = []
-        if by_id.is_file():
-            self._offset_of = {}
+        self._offset_of: dict[str, int] | None = None
+        self._offsets: list[int] = []  # -1 where the index's line is lost: others keep their number
+        if is_file(by_id):
+            self._offset_of = self._read_offsets_by_id(by_id, problems)
+        else:
+            index = existing(folder / "imgs.lineidx", _BESIDE)
+            self._offsets = self._read_offsets(index, problems)
+        known = self._offsets if self._offset_of is None else self._offset_of.values()
+        self._starts = sorted(offset for offset in known if offset >= 0)
+
+    def _read_offsets(self, index: Path, problems: Problems) -> list[int]:
+        offsets: list[int] = []
         for number, line in read_lines(index, problems):
-            try:
-                image_id, _, offset = line.rpartition("\t")
-                self._offsets.append(int(offset))
-            except ValueError:
-                problems.add("broken line", f"{index}, line {number} holds no offset: {line[:40]}")
-                self._offsets.append(-1)  # the row is lost, those after it keep their numbers
+            offsets += [-1] * (number - 1 - len(offsets))
+            offset = self._checked(line, f"{index}, line {number}", problems)
+            offsets.append(-1 if offset is None else offset)
+        return offsets
+
+    def _read_offsets_by_id(self, index: Path, problems: Problems) -> dict[str, int]:
+        offset_of: dict[str, int] = {}
+        for number, line in read_lines(index, problems):
+            where = f"{index}, line {number}"
+            image_id, _, text = line.rpartition("\t")
+            offset = self._checked(text, where, problems)
+            if offset is None:
                 continue
-            if self._offset_of is not None:
-                self._offset_of[image_id.strip()] = self._offsets[-1]
-        self._starts = sorted(offset for offset in self._offsets if offset >= 0)
-        with self._path.open("rb") as file:
-            self._rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if image_id.strip() in offset_of:
+                problems.add("duplicate id", f"{where}: image {image_id}")
+                continue
+            offset_of[image_id.strip()] = offset
+        return offset_of
+
+    def _checked(self, text: str, where: str, problems: Problems) -> int | None:
+        """The offset that a line of the index holds; None if there can be no row."""
+        if not _NUMBER.fullmatch(text.strip()):
+            problems.add("broken line", f"{where} holds no offset: {text[:40]}")
+            return None
+        if int(text) >= len(self._rows):
+            size = f"{self._path} has {len(self._rows):,} bytes"
+            problems.add("offset past the end", f"{where}: {text.strip()}, but {size}")
+            return None
+        return int(text)
 
     def __contains__(self, image_id: str) -> bool:
         """Whether the index tells where the row of `image_id` begins, within the file."""
-        return 0 <= self._offset(image_id) < len(self._rows)
+        return self._offset(image_id) >= 0
 
     def __getitem__(self, image_id: str) -> bytes:
         """The encoded picture (PNG or JPEG bytes) of `image_id`.
 
         Raises:
             KeyError: there is no such row.
-            ImageError: the row holds another picture, or is not base64.
+            ImageError: the row holds another picture, has no end, or is not base64.
         """
         if image_id not in self:
             raise KeyError(f"image {image_id}: {self._path} has no row for it")
@@ -71,7 +116,12 @@ class ImageRows:
         # No further than where another row begins, whatever the file holds
         following = bisect_right(self._starts, start)
         bound = self._starts[following] if following < len(self._starts) else len(self._rows)
-        end = self._rows.find(b"\n", start, bound)
+        end = self._rows.find(b"\n", start, min(bound, start + _MAX_ROW))
+        if end < 0 and bound > start + _MAX_ROW:
+            raise ImageError(
+                f"image {image_id}: its row at byte {start} of {self._path} does not end within "
+                f"{_MAX_ROW:,} bytes"
+            )
         row = self._rows[start : end if end >= 0 else bound]
         found, _, encoded = row.rstrip(b"\r\n").partition(b"\t")
         if found.decode("ascii", "replace") != image_id:
@@ -84,14 +134,60 @@ class ImageRows:
         except binascii.Error as error:
             raise ImageError(f"image {image_id} of {self._path} is not base64: {error}") from error
 
+    def version(self, image_id: str) -> str:
+        """Names a picture's content by its place in the file, without reading it."""
+        return f"{self._version}, byte {self._offset(image_id)}"
+
     def _offset(self, image_id: str) -> int:
         """Of the row; -1 where the index has none."""
         if self._offset_of is not None:
             return self._offset_of.get(image_id, -1)
-        if not image_id.isascii() or not image_id.isdigit():
+        if not _NUMBER.fullmatch(image_id):
             return -1
         row = int(image_id) % _ROWS_PER_SHARD
         return self._offsets[row] if row < len(self._offsets) else -1
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""  # which cannot be mapped
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _unquoted(text: str) -> str:
+    """WebQA's strings carry a pair of quotation marks of their own."""
+    return text.strip().removeprefix('"').removesuffix('"').strip()
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+_Unquoted = Annotated[String, AfterValidator(_unquoted)]
+
+
+class _ImageFact(BaseModel):
+    image_id: Annotated[StringOrNumber, StringConstraints(min_length=1)]
+    caption: String
+
+
+class _Sample(BaseModel):
+    Q: Annotated[_Unquoted, AfterValidator(_not_empty)]
+    Qcate: String
+
+
+class _KnownSample(_Sample):
+    A: list[_Unquoted]
+    img_posFacts: list[_ImageFact]
+    img_negFacts: list[_ImageFact]
+    txt_posFacts: list[Any] = []
+
+
+class _TestSample(_Sample):
+    img_Facts: list[_ImageFact]
 
 
 class WebQA(QuestionSet):
@@ -110,7 +206,7 @@ class WebQA(QuestionSet):
 
     Raises:
         FileNotFoundError: a file is missing.
-        DataError: the JSON is broken, no question is left, or `strict` met a problem.
+        DataError: no question is left, or `strict` met a problem.
     """
 
     answer_metric = "webqa"
@@ -125,55 +221,75 @@ class WebQA(QuestionSet):
     ) -> None:
         folder = Path(folder)
         if annotations is None:
-            has_test_file = split == "test" and (folder / "WebQA_test.json").is_file()
+            has_test_file = split == "test" and is_file(folder / "WebQA_test.json")
             annotations = "WebQA_test.json" if has_test_file else "WebQA_train_val.json"
         path = existing(folder / annotations, _BESIDE)
         self.name = f"{folder.resolve().name}, {split}"
+        self.identity = f"{path.resolve()}, {split}"
         self.problems = Problems(strict)
         self.questions: list[Question] = []
         self._images = ImageRows(folder, self.problems)
-        self._captions: dict[str, str] = {}
+        self._pictures = Pictures(self._why_missing, self.problems)
+        self._captions = CaptionTable(self.problems)
         self._gold: dict[str, None] = {}  # ordered set
-        self._split = split
         seen: set[str] = set()
         for guid, sample in read_json_entries(path, self.problems):
+            where = f"{path}: sample {guid}"
             if guid in seen:
-                self.problems.add("duplicate id", f"{path}: sample {guid}")
+                self.problems.add("duplicate id", where)
                 continue
             seen.add(guid)
-            try:
-                if sample["split"] == split:
-                    self._add(guid, sample)
-            except (KeyError, TypeError, AttributeError) as error:
-                self.problems.add("broken sample", f"{path}: sample {guid}: {error!r}")
+            if not is_of_another_split(sample, split, _SPLITS, where, self.problems):
+                self._add(guid, sample, where)
         self.check()
 
-    def _add(self, guid: str, sample: Mapping[str, Any]) -> None:
-        known = "img_Facts" not in sample
-        gold = _captions(sample["img_posFacts"]) if known else {}
-        others = _captions(sample["img_negFacts" if known else "img_Facts"])
-        if not gold and sample.get("txt_posFacts"):
+    def _add(self, guid: str, sample: Any, where: str) -> None:
+        known = not isinstance(sample, dict) or "img_Facts" not in sample
+        layout = _KnownSample if known else _TestSample
+        found = parsed(layout.model_validate, sample, "broken sample", where, self.problems)
+        if isinstance(found, _KnownSample):
+            self._add_known(guid, found, where)
+        elif isinstance(found, _TestSample):
+            self._keep(guid, found, (), (), found.img_Facts, where)
+
+    def _add_known(self, guid: str, sample: _KnownSample, where: str) -> None:
+        gold = each_once([fact.image_id for fact in sample.img_posFacts], where, self.problems)
+        if not gold and sample.txt_posFacts:
             return  # a question about words
-        answers = tuple(_unquoted(answer) for answer in sample["A"]) if known else ()
-        text = _unquoted(sample["Q"])
-        for image_id in [*gold, *others]:
-            if image_id not in self._images:
-                self.problems.add("missing picture", f"image {image_id} of sample {guid}")
-                others.pop(image_id, None)
-        if any(image_id not in self._images for image_id in gold):
+        if not gold:
+            self.problems.add("no gold picture", f"{where} has no gold facts at all")
+        others = each_once([fact.image_id for fact in sample.img_negFacts], where, self.problems)
+        for image_id in (id for id in others if id in gold):
+            self.problems.add("gold is a distractor", f"{where}: image {image_id}")
+        answers = given_answers(sample.A, where, self.problems)
+        facts = [*sample.img_posFacts, *sample.img_negFacts]
+        self._keep(guid, sample, answers, gold, facts, where)
+
+    def _keep(
+        self,
+        guid: str,
+        sample: _Sample,
+        answers: tuple[str, ...],
+        gold: tuple[str, ...],
+        facts: list[_ImageFact],
+        where: str,
+    ) -> None:
+        ids = dict.fromkeys(fact.image_id for fact in facts)
+        missing = self._pictures.missing(ids, where)
+        if not pictures_are_there(gold, missing, where, self.problems):
             return
-        self.questions.append(
-            Question(
-                id=guid,
-                text=text,
-                answers=answers,
-                category=sample["Qcate"],
-                gold=tuple(gold),
-                negatives=tuple(others) if known else (),
-            )
-        )
-        self._captions |= gold | others
+        for fact in facts:
+            if fact.image_id not in missing:
+                self._captions.add(fact.image_id, fact.caption, where)
         self._gold |= dict.fromkeys(gold)
+        # Where no gold is known, the others are not known to be distractors either
+        others = [id for id in ids if gold and id not in gold and id not in missing]
+        self.questions.append(
+            Question(guid, sample.Q, answers, sample.Qcate, gold, negatives=tuple(others))
+        )
+
+    def _why_missing(self, image_id: str) -> str | None:
+        return None if image_id in self._images else f"image {image_id}: the index has no row"
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
         """Every picture that the split names, or gold ones only; see `QuestionSet`."""
@@ -185,6 +301,10 @@ class WebQA(QuestionSet):
             image=self._images[document_id], caption=self._captions[document_id], id=document_id
         )
 
+    def document_key(self, document_id: str) -> str:
+        """Names a document's content, without reading its row; see `QuestionSet`."""
+        return content_key(self._captions[document_id], self._images.version(document_id))
+
 
 def write_submission(path: str | Path, found: Iterable[tuple[str, Iterable[str], str]]) -> None:
     """WebQA's submission file, {guid: {"sources": [image ids], "answer": text}}.
@@ -194,20 +314,7 @@ def write_submission(path: str | Path, found: Iterable[tuple[str, Iterable[str],
         found: of each question its guid, the ids of the documents it was answered from, the answer.
     """
     entries = {
-        guid: {"sources": [int(id) if id.isdigit() else id for id in sources], "answer": answer}
-        for guid, sources, answer in found
+        guid: {"sources": [int(id) if _NUMBER.fullmatch(id) else id for id in sources], "answer": a}
+        for guid, sources, a in found
     }
     Path(path).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-
-
-def _captions(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    captions = {str(fact["image_id"]): fact["caption"] for fact in facts}
-    for image_id, caption in captions.items():
-        if not isinstance(caption, str):
-            raise TypeError(f"the caption of image {image_id} is a {type(caption).__name__}")
-    return captions
-
-
-def _unquoted(text: str) -> str:
-    """WebQA's strings carry a pair of quotation marks of their own."""
-    return text.strip().removeprefix('"').removesuffix('"').strip()

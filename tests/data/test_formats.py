@@ -58,10 +58,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="where its pictures are"):
         open_questions(tmp_path, images=tmp_path)
     (tmp_path / "own.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="is one split"):
-        open_questions(tmp_path / "own.jsonl", split="test")
+    (tmp_path / "captions.txt").write_text("image,caption")
+    for name in ("own.jsonl", "captions.txt"):
+        with pytest.raises(ValueError, match="is one split"):
+            open_questions(tmp_path / name, split="test")
     for name in ("flickr8k", "flickr30k"):
-        (tmp_path / f"dataset_{name}.json").write_text("{}")
+        (tmp_path / f"dataset_{name}.json").write_text('{"dataset": "x", "images": []}')
     with pytest.raises(ValueError, match="several data sets"):
         open_questions(tmp_path)
 
@@ -84,3 +86,46 @@ def test_any_format_is_checked_picture_by_picture(tmp_path: Path) -> None:
     assert (report.questions, report.documents) == (1, 2)
     assert report.problems.counts == {"broken sample": 1, "broken picture": 2}
     assert "30000000" in report.problems.messages["broken picture"][0]
+
+
+@pytest.mark.parametrize("content", ['{"default": {"splits": {}}}', "[]", "", "{", '{"images": 3}'])
+def test_another_datasets_json_makes_no_captions_of_a_folder(content: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "dataset_infos.json").write_text(content)
+    line = {"id": "q", "question": "Who?", "images": ["a.png"]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(line))
+    assert isinstance(open_questions(tmp_path), JsonlQuestions)
+
+
+def test_of_what_is_of_no_use_the_problems_are_reported(tmp_path: Path) -> None:
+    write_webqa(
+        tmp_path, {"a": webqa_sample(split="val", Q=3), "b": webqa_sample(split="val", A=1)}
+    )
+    report = check_questions(tmp_path)
+    assert (report.questions, report.documents) == (0, 0)
+    assert report.problems.counts == {"broken sample": 2, "of no use": 1}
+    assert "sample b: A:" in report.problems.messages["broken sample"][1]
+
+
+def test_a_check_takes_the_pictures_folder_and_the_protocol(tmp_path: Path) -> None:
+    write_picture(tmp_path / "elsewhere" / "1.jpg")
+    path = write_karpathy(tmp_path / "dataset.json", [karpathy_image("1.jpg", "A dog.")])
+    assert check_questions(path, images=tmp_path / "elsewhere").questions == 1
+    report = check_questions(path, images=tmp_path / "elsewhere", protocol="1k")
+    assert "no folds of 1000" in report.problems.messages["of no use"][0]
+    (tmp_path / "own.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="where its pictures are"):
+        check_questions(tmp_path / "own.jsonl", images=tmp_path)
+
+
+def test_an_identity_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+    found = []
+    for folder in ("a", "b"):
+        write_picture(tmp_path / folder / "1.png")
+        line = {"id": "q", "question": "Who?", "images": ["1.png"]}
+        (tmp_path / folder / "test.jsonl").write_text(json.dumps(line))
+        found.append(open_questions(tmp_path / folder))
+    first, second = found
+    assert first.name == second.name
+    assert first.identity != second.identity
+    assert first.document_key("1.png") != second.document_key("1.png")

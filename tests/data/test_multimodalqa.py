@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_files import MMQA_PICTURES, mmqa_picture, mmqa_question, write_mmqa
@@ -69,8 +70,12 @@ def test_a_lost_picture_takes_its_question_or_itself_out(tmp_path: Path) -> None
     assert dataset.gold == {"q1": ("p0",)}
     assert dataset.questions[0].negatives == ()
     assert dataset.document_ids() == ["p0"]
-    assert dataset.problems.counts == {"missing picture": 2}  # each once
-    assert any("p9" in m for m in dataset.problems.messages["missing picture"])
+    assert dataset.problems.counts == {
+        "missing picture": 1,
+        "gold picture missing": 1,
+        "gold not among images": 1,
+    }
+    assert "question q2: 'p9'" in dataset.problems.messages["gold not among images"][0]
     with pytest.raises(DataError, match="missing picture"):
         MultimodalQA(folder, strict=True)
 
@@ -128,3 +133,75 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     folder = write_mmqa(tmp_path, [mmqa_question()])
     with pytest.raises(FileNotFoundError, match=r"MMQA_train\.jsonl\.gz"):
         MultimodalQA(folder, split="train")
+
+
+def test_each_question_without_its_gold_picture_is_counted_and_named(tmp_path: Path) -> None:
+    other = mmqa_question("ok", supporting_context=[{"doc_id": "p0", "doc_part": "image"}])
+    folder = write_mmqa(tmp_path, [*(mmqa_question(f"q{n}") for n in range(5)), other])
+    (folder / "final_dataset_images" / "p1.png").unlink()
+    dataset = MultimodalQA(folder)
+    assert list(dataset.gold) == ["ok"]
+    assert dataset.problems.counts == {"missing picture": 1, "gold picture missing": 5}
+    assert "line 4, question q3" in dataset.problems.messages["gold picture missing"][3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qid": 5},
+        {"qid": None},
+        {"qid": "\ud800"},
+        {"question": " "},
+        {"question": "\ud800"},
+        {"answers": None},
+        {"answers": "red"},
+        {"answers": [{"answer": None}]},
+        {"answers": [{"answer": ["red"]}]},
+        {"answers": [{"answer": True}]},
+        {"metadata": {"type": "ImageQ", "image_doc_ids": "p0"}},
+        {"supporting_context": None},
+    ],
+)
+def test_wrong_types_are_broken_lines(changes: dict[str, Any], tmp_path: Path) -> None:
+    questions = [mmqa_question(), mmqa_question("q1") | changes]
+    dataset = MultimodalQA(write_mmqa(tmp_path, questions))
+    assert list(dataset.gold) == ["q0"]
+    assert dataset.problems.counts == {"broken line": 1}
+    assert "line 2" in dataset.problems.messages["broken line"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"answers": []}, "empty answer"),
+        ({"answers": [{"answer": ""}]}, "empty answer"),
+        ({"supporting_context": [{"doc_id": "p1", "doc_part": "image"}] * 2}, "named twice"),
+        ({"supporting_context": []}, "no gold picture"),
+        ({"supporting_context": [{"doc_id": "t", "doc_part": "text"}]}, "no gold picture"),
+    ],
+)
+def test_gaps_are_noted_and_cost_no_question(
+    changes: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    dataset = MultimodalQA(write_mmqa(tmp_path, [mmqa_question("q9", **changes)]))
+    assert dataset.problems.counts == {kind: 1}
+    assert "line 1, question q9" in dataset.problems.messages[kind][0]
+    assert dataset.gold == {"q9": () if kind == "no gold picture" else ("p1",)}
+
+
+def test_a_name_that_is_too_long_is_a_missing_picture(tmp_path: Path) -> None:
+    pictures = [mmqa_picture("p0", path="n" * 300), mmqa_picture("p1"), mmqa_picture("\ud800")]
+    dataset = MultimodalQA(write_mmqa(tmp_path, [mmqa_question()], pictures))
+    assert dataset.document_ids() == ["p1"]
+    assert dataset.problems.counts == {"missing picture": 1, "broken line": 1}
+
+
+def test_a_documents_key_changes_with_its_title_and_its_file(tmp_path: Path) -> None:
+    folder = write_mmqa(tmp_path, [mmqa_question()])
+    keys = [MultimodalQA(folder).document_key(id) for id in ("p0", "p1")]
+    pictures = [mmqa_picture("p0", title="Edited"), mmqa_picture("p1")]
+    write_mmqa(tmp_path, [mmqa_question()], pictures)
+    (folder / "final_dataset_images" / "p1.png").write_bytes(b"another")
+    edited = MultimodalQA(folder)
+    assert {edited.document_key(id) for id in ("p0", "p1")}.isdisjoint(keys)
+    assert edited.identity != MultimodalQA(folder, types=["ImageQ", "ImageListQ"]).identity

@@ -51,6 +51,7 @@ def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
     path = tmp_path / "documents.jsonl"
     path.write_text(f'{{"image": "a.png"}}\n\n{line}\n')
     found = Documents(path)
@@ -61,6 +62,18 @@ def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
     next(documents)
     with pytest.raises(DataError, match="line 3"):
         next(documents)
+
+
+def test_lost_files_and_ids_that_come_twice_are_left_out_and_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    names = [("a.png", "x"), ("a.png", "x"), ("lost.png", "y"), ("n" * 300, None), ("a.png", None)]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"image": i, "id": id}) + "\n" for i, id in names))
+    found = Documents(path)
+    assert [document.id for document in found] == ["x", None]
+    assert len(found) == 2
+    assert found.problems.counts == {"duplicate id": 1, "missing picture": 2}
+    assert "line 3" in found.problems.messages["missing picture"][0]
 
 
 def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:

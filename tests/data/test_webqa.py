@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_files import WEBQA_IMAGES, webqa_fact, webqa_sample, write_webqa
@@ -64,13 +66,15 @@ def test_a_large_file_of_pictures_is_never_read_through(tmp_path: Path) -> None:
     size = 34 * 10**9
     row = b"30000001\t" + base64.b64encode(b"far away") + b"\n"
     with (folder / "imgs.tsv").open("wb") as file:
-        file.write(b"30000000\t%%%%")  # and no line end before the next row
+        file.write(b"30000000\t%%%%")  # and no line end before the next row, far away
         file.seek(size - len(row))
         file.write(row)
     (folder / "imgs.lineidx").write_text(f"0\n{size - len(row)}\n")
     started = time.process_time()
     dataset = WebQA(folder, split="test")
     assert dataset.document("30000001").image == b"far away"
+    with pytest.raises(ImageError, match=r"30000000.* does not end within"):
+        dataset.document("30000000")
     assert time.process_time() - started < 1
     assert (folder / "imgs.tsv").stat().st_blocks * 512 < 2**20
 
@@ -98,10 +102,12 @@ def test_questions_about_words_are_left_aside(tmp_path: Path) -> None:
 
 def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
-    write_submission(path, [("a", ["30000000", "30000002"], "bläulich"), ("b", [], "")])
+    found = [("a", ["30000000", "30000002"], "bläulich"), ("b", [], ""), ("c", ["x7", "²"], "")]
+    write_submission(path, found)
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "a": {"sources": [30000000, 30000002], "answer": "bläulich"},
         "b": {"sources": [], "answer": ""},
+        "c": {"sources": ["x7", "²"], "answer": ""},
     }
 
 
@@ -114,6 +120,13 @@ def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
         webqa_sample(img_posFacts=[{"image_id": 30000000, "caption": 3}]),
         webqa_sample(Q=3),
         webqa_sample(A=None),
+        webqa_sample(A="red"),
+        webqa_sample(A=[5]),
+        webqa_sample(Qcate=5),
+        webqa_sample(Q='""'),
+        webqa_sample(img_posFacts=[webqa_fact(30000000) | {"image_id": "\ud800"}]),
+        webqa_sample(img_posFacts=[webqa_fact(30000000) | {"caption": "\ud800"}]),
+        webqa_sample(img_posFacts=[webqa_fact(30000000) | {"image_id": [[[]]]}]),
     ],
     ids=[
         "fields missing",
@@ -122,6 +135,13 @@ def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
         "caption a number",
         "question a number",
         "no answers",
+        "one answer, which is no list",
+        "answer a number",
+        "category a number",
+        "empty question",
+        "half a character in an id",
+        "half a character in a caption",
+        "id a list",
     ],
 )
 def test_a_broken_sample_is_left_out_counted_and_named(broken: object, tmp_path: Path) -> None:
@@ -144,7 +164,16 @@ def test_a_sample_that_comes_twice_is_taken_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tail", "kind"), [(b', "b": {"Q": ', "truncated file"), (b', "b": "\xe4"}', "wrong encoding")]
+    ("tail", "kind"),
+    [
+        (b', "b": {"Q": ', "truncated file"),
+        (b', "b": {"Q": "W', "truncated file"),
+        (b', "b": tr', "truncated file"),
+        (b', "b": "\xe4"}', "wrong encoding"),
+        (b', "b": {"Q" 3}}', "broken JSON"),
+        (b'} {"b": {}}', "broken JSON"),
+        (b', "b": ' + b"[" * 200_000, "broken JSON"),
+    ],
 )
 def test_what_comes_before_a_break_is_kept(tail: bytes, kind: str, tmp_path: Path) -> None:
     folder = write_webqa(tmp_path, {"a": webqa_sample()})
@@ -165,10 +194,10 @@ def test_missing_and_garbled_files_say_which(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="val has no usable question"):
         WebQA(folder, split="val")
     (folder / "WebQA_train_val.json").write_text('{"a": ')
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match=r"truncated file; the first: .*byte 6: the file ends"):
         WebQA(folder, split="test")
     (folder / "WebQA_train_val.json").write_text("[]")
-    with pytest.raises(DataError, match="no usable question"):
+    with pytest.raises(DataError, match=r"no usable question; 1 x broken JSON.*expected {"):
         WebQA(folder, split="test")
 
 
@@ -182,7 +211,8 @@ def test_a_missing_picture_takes_its_question_or_itself_out(tmp_path: Path) -> N
     assert dataset.gold == {"whole": ("30000000",), "distractor lost": ("30000002",)}
     assert dataset.questions[1].negatives == ()
     assert dataset.document_ids() == ["30000000", "30000001", "30000002"]
-    assert dataset.problems.counts == {"missing picture": 2}
+    assert dataset.problems.counts == {"missing picture": 2, "gold picture missing": 1}
+    assert "gold lost" in dataset.problems.messages["gold picture missing"][0]
     assert "30000009" in dataset.problems.messages["missing picture"][0]
 
 
@@ -216,3 +246,138 @@ def test_an_unreadable_line_of_the_index_costs_its_own_row(tmp_path: Path) -> No
         b"third picture",
         b"first picture",
     ]
+
+
+def test_a_row_is_an_id_modulo_ten_million(tmp_path: Path) -> None:
+    images = {40000000: b"zero", 30000001: b"one"}
+    samples = {
+        "a": webqa_sample(gold=40000000, negative=30000001),
+        "b": webqa_sample(gold=31000000),  # row 1,000,000, of which the index knows nothing
+    }
+    dataset = WebQA(write_webqa(tmp_path, samples, images), split="test")
+    assert [document.image for document in dataset.documents()] == [b"zero", b"one"]
+    assert list(dataset.gold) == ["a"]
+    assert dataset.problems.counts == {"missing picture": 1, "gold picture missing": 1}
+
+
+@pytest.mark.parametrize("bad", ["-5", "1_0", "", "?", "9" * 30, "9" * 5000, "٣", "999999", "200"])
+@pytest.mark.parametrize("by_id", [False, True])
+def test_what_is_no_offset_within_the_file_costs_one_row(
+    bad: str, by_id: bool, tmp_path: Path
+) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample(gold=30000002, negative=30000001)})
+    offsets = (folder / "imgs.lineidx").read_text().split()
+    offsets[1] = bad
+    ids = [f"{id}\t" if by_id else "" for id in WEBQA_IMAGES]
+    lines = [id + offset for id, offset in zip(ids, offsets, strict=True)]
+    (folder / ("imgs.lineidx.new" if by_id else "imgs.lineidx")).write_text("\n".join(lines))
+    dataset = WebQA(folder, split="test")
+    assert [document.image for document in dataset.documents()] == [b"third picture"]
+    if bad or by_id:  # a blank line is none, but the lines after it keep their numbers
+        assert dataset.problems.counts.total() == 2
+        kind = "offset past the end" if bad in ("999999", "200") else "broken line"
+        assert "line 2" in dataset.problems.messages[kind][0]
+    assert "30000001" in dataset.problems.messages["missing picture"][0]
+
+
+def test_an_id_that_the_index_has_twice_is_noted(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    ids = [30000000, 30000001, 30000000]
+    offsets = (folder / "imgs.lineidx").read_text().split()
+    lines = [f"{id}\t{offset}" for id, offset in zip(ids, offsets, strict=True)]
+    (folder / "imgs.lineidx.new").write_text("\n".join(lines))
+    dataset = WebQA(folder, split="test")
+    assert dataset.problems.counts == {"duplicate id": 1}
+    assert dataset.document("30000000").image == b"first picture"
+
+
+def test_a_row_ends_where_the_next_begins(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    (folder / "imgs.tsv").write_bytes(b"30000000\tQUJD30000001\tQUJD\n")
+    (folder / "imgs.lineidx").write_text("0\n13\n")
+    dataset = WebQA(folder, split="test")
+    assert [document.image for document in dataset.documents()] == [b"ABC"] * 2
+
+
+def test_an_empty_file_of_pictures_is_a_problem_like_others(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    (folder / "imgs.tsv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no usable question; 1 x empty file.*imgs\.tsv") as caught:
+        WebQA(folder, split="test")
+    assert caught.value.problems is not None
+    assert caught.value.problems.counts["gold picture missing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"negative": 30000000}, "gold is a distractor"),
+        ({"img_posFacts": [webqa_fact(30000000)] * 2}, "named twice"),
+        ({"img_negFacts": [webqa_fact(30000001)] * 2}, "named twice"),
+        ({"img_negFacts": [webqa_fact(30000000) | {"caption": "other"}]}, "two captions"),
+        ({"A": []}, "empty answer"),
+        ({"A": ['""']}, "empty answer"),
+        ({"A": ["red", " "]}, "empty answer"),
+        ({"img_posFacts": []}, "no gold picture"),
+    ],
+)
+def test_contradictions_and_gaps_are_noted_and_cost_no_question(
+    changes: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample(**changes)})
+    dataset = WebQA(folder, split="test")
+    assert kind in dataset.problems.counts
+    assert "sample a" in dataset.problems.messages[kind][0]
+    (question,) = dataset.questions
+    assert question.gold == (() if kind == "no gold picture" else ("30000000",))
+    assert not set(question.gold) & set(question.negatives)
+    assert all(question.answers)
+    with pytest.raises(DataError):
+        WebQA(folder, split="test", strict=True)
+
+
+def test_the_first_caption_is_kept(tmp_path: Path) -> None:
+    empty, other = (webqa_fact(30000000) | {"caption": caption} for caption in ("", "other"))
+    samples = {
+        "lost": webqa_sample(img_posFacts=[other, webqa_fact(30000009)]),
+        "a": webqa_sample(img_posFacts=[empty]),
+        "b": webqa_sample(),
+        "c": webqa_sample(img_posFacts=[other]),
+    }
+    dataset = WebQA(write_webqa(tmp_path, samples), split="test")
+    assert dataset.document("30000000").caption == "c30000000"
+    assert dataset.problems.counts["two captions"] == 1
+    assert "sample c" in dataset.problems.messages["two captions"][0]
+
+
+@pytest.mark.parametrize("split", ["valid", 5, None, [[[]]]])
+def test_a_split_that_no_one_knows_is_noted(split: object, tmp_path: Path) -> None:
+    samples = {"a": webqa_sample(), "b": webqa_sample() | {"split": split}}
+    dataset = WebQA(write_webqa(tmp_path, samples), split="test")
+    assert list(dataset.gold) == ["a"]
+    assert dataset.problems.counts == {"unknown split": 1}
+
+
+def test_a_missing_gold_picture_is_noted_for_each_question(tmp_path: Path) -> None:
+    samples = {f"q{n}": webqa_sample(gold=30000009) for n in range(30)}
+    dataset = WebQA(write_webqa(tmp_path, {"a": webqa_sample(), **samples}), split="test")
+    assert dataset.problems.counts == {"missing picture": 1, "gold picture missing": 30}
+    assert "sample q7" in dataset.problems.messages["gold picture missing"][7]
+
+
+def test_a_documents_key_changes_with_its_caption_and_its_file(tmp_path: Path) -> None:
+    folder = write_webqa(tmp_path, {"a": webqa_sample()})
+    before = WebQA(folder, split="test")
+    keys = [before.document_key(id) for id in before.document_ids()]
+    assert len(set(keys)) == 2
+    assert keys == [WebQA(folder, split="test").document_key(id) for id in before.document_ids()]
+    sample = webqa_sample(img_posFacts=[webqa_fact(30000000) | {"caption": "edited"}])
+    (folder / "WebQA_train_val.json").write_text(json.dumps({"a": sample}))
+    edited = WebQA(folder, split="test")
+    assert edited.document_key("30000000") != keys[0]
+    assert edited.document_key("30000001") == keys[1]
+    os.utime(folder / "imgs.tsv", (0, 0))
+    assert WebQA(folder, split="test").document_key("30000001") != keys[1]
+    with pytest.raises(KeyError):
+        edited.document_key("30000007")
+    assert edited.identity == f"{(folder / 'WebQA_train_val.json').resolve()}, test"

@@ -1,0 +1,63 @@
+"""What the descriptions of files' layouts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, StringConstraints, ValidationError
+
+from ragvl.data.problems import Problems, printable
+
+Layout = TypeVar("Layout", bound=BaseModel)
+
+
+def _whole(text: str) -> str:
+    """JSON can name half of a surrogate pair, which nothing can encode or print."""
+    if not text.isascii() and printable(text) != text:
+        raise ValueError("has half a character")
+    return text
+
+
+String = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_whole)
+]
+
+
+def plain_path(path: str) -> str:
+    """A picture's path in the one spelling that is its document's id: ./a//b.png is a/b.png."""
+    is_plain = "//" not in path and "/./" not in f"/{path}"
+    return path if is_plain else str(PurePosixPath(path))
+
+
+def _plain_paths(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(plain_path, paths))
+
+
+def _number_as_text(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+StringOrNumber = Annotated[String, BeforeValidator(_number_as_text)]
+Paths = Annotated[tuple[Text, ...], AfterValidator(_plain_paths)]
+
+
+def parsed(
+    parse: Callable[[Any], Layout], value: Any, kind: str, where: str, problems: Problems
+) -> Layout | None:
+    """What `parse` makes of an entry; None, and a problem of that kind, if it is laid out wrong."""
+    try:
+        return parse(value)
+    except ValidationError as error:
+        problems.add(kind, f"{where}: {in_words(error)}")
+        return None
+
+
+def in_words(error: ValidationError) -> str:
+    """The first thing that is wrong, and in which field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])

@@ -1,0 +1,97 @@
+"""What every data set is asked, so that they all note the same problems by the same names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from ragvl.data.problems import Problems
+
+
+def each_once(ids: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
+    """The ids without repetitions, which are noted."""
+    found = tuple(dict.fromkeys(ids))
+    if len(found) < len(ids):
+        problems.add("named twice", f"{where}: {Counter(ids).most_common(1)[0][0]!r}")
+    return found
+
+
+def given_answers(answers: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
+    """The answers that say something; it is noted if one does not, or there is none."""
+    found = tuple(answer for answer in answers if answer.strip())
+    if not found or len(found) < len(answers):
+        problems.add("empty answer", where)
+    return found
+
+
+def pictures_are_there(
+    gold: Iterable[str], missing: Collection[str], where: str, problems: Problems
+) -> bool:
+    """Whether a question's gold documents all have pictures; it is noted if not."""
+    lost = [id for id in gold if id in missing]
+    if lost:
+        problems.add("gold picture missing", f"{where}: {', '.join(map(repr, lost))}")
+    return not lost
+
+
+def is_of_another_split(
+    entry: Any, split: str, known: Collection[str], where: str, problems: Problems
+) -> bool:
+    """Whether an entry is not of `split`; it is noted if it is of none that is known."""
+    if not isinstance(entry, dict):
+        return False  # what is wrong with its layout is noted where that is read
+    found = entry.get("split")
+    if found == split:
+        return False
+    if found not in known:
+        named = repr(found) if isinstance(found, str) else type(found).__name__
+        problems.add("unknown split", f"{where}: {named} is none of {', '.join(known)}")
+    return True
+
+
+class Pictures:
+    """Which documents have a picture; each is looked for once, and noted once if it has none."""
+
+    def __init__(self, why_missing: Callable[[str], str | None], problems: Problems) -> None:
+        """`why_missing` says what is wrong with a document's picture, None if it is there."""
+        self._why_missing = why_missing
+        self._problems = problems
+        self._is_there: dict[str, bool] = {}
+
+    def missing(self, ids: Collection[str], where: str) -> set[str]:
+        """Those of the ids that have none."""
+        for id in ids:
+            if id not in self._is_there:
+                why = self._why_missing(id)
+                self._is_there[id] = why is None
+                if why is not None:
+                    self._problems.add("missing picture", f"{where}: {why}")
+        return {id for id in ids if not self._is_there[id]}
+
+
+class CaptionTable:
+    """Documents' captions: the first that is not empty is kept, and another one noted."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+        self._captions: dict[str, str | None] = {}
+
+    def add(self, id: str, caption: str | None, where: str) -> None:
+        """Notes a document with what its caption is said to be."""
+        kept = self._captions.setdefault(id, caption)
+        if caption and not kept:
+            self._captions[id] = caption
+        elif caption and caption != kept:
+            self._problems.add("two captions", two_captions(id, where))
+
+    def __getitem__(self, id: str) -> str | None:
+        return self._captions[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._captions)
+
+
+def two_captions(id: str, where: str) -> str:
+    """The words for a document that had another caption before."""
+    return f"{where}: {id!r} had another caption before, which is kept"
