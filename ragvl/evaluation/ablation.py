@@ -1,136 +1,68 @@
-"""Trains and evaluates a grid of settings, several seeds each, from one YAML file: `ragvl ablate`.
-
-stage: generator                  # or reranker
-settings:                         # of `ragvl train`, for every run
-  model: ragvl/assets/tiny-base
-  data: world
-  config: tiny-generator
-  max_steps: 100
-arms:                             # what each changes; a list makes an arm of each value
-  plain: {}
-  token level: {noise.token_level: tokens, noise.timestep: [500, 900]}
-  low resource: {share: [0.025, 0.05, 0.2]}
-seeds: [0, 1, 2]
-test: {data: world, split: test}  # a reranker's with its encoder
-"""
+"""Trains and evaluates a grid of settings, several seeds each: `ragvl ablate`; see `grid`."""
 
 from __future__ import annotations
 
-import itertools
+import gc
+import hashlib
 import json
 import math
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
 from scipy.stats import t as student
 
-from ragvl.data.formats import open_questions
-from ragvl.data.questions import QuestionSet
-from ragvl.evaluation.conditions import CONDITIONS, accuracy_by_condition
+from ragvl.data.formats import Purpose, open_questions
+from ragvl.data.images import ImageError
+from ragvl.data.questions import Question, QuestionSet
+from ragvl.doctor import machine, versions
+from ragvl.evaluation.ablation_table import arm_settings, table
+from ragvl.evaluation.answers import lemmatizer
+from ragvl.evaluation.conditions import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
+from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run, one_line
 from ragvl.evaluation.journal import depending_on
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder
+from ragvl.training.command import Plan, RunSettings
 from ragvl.training.command import run as train
+from ragvl.training.trainer import ResumeError, is_finished
 
-UNTRAINED = "untrained"
+__all__ = ["AblationSettings", "ablate", "arm_settings", "data_fingerprint", "table"]
+
 _RERANKER_MEASURES = ("recall@1", "f1")
-
-
-class TestSettings(BaseModel):
-    """What the trained models are asked.
-
-    Attributes:
-        data: a data set; see `open_questions`.
-        split: of it.
-        num_questions: only so many, the first ones; all by default.
-        encoder: of a reranker: the retriever's model.
-        num_candidates: of a reranker.
-        max_new_tokens: of a generator's answer.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    data: Path
-    split: str | None = None
-    num_questions: int | None = Field(None, ge=1)
-    encoder: str | None = None
-    num_candidates: int = Field(20, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
-
-
-class AblationSettings(BaseModel):
-    """The file, as the module describes it.
-
-    Attributes:
-        stage: what is trained.
-        settings: flags of `ragvl train`, for every run.
-        arms: what each changes, by name; the first is what the others are compared with.
-        seeds: each arm is trained with each.
-        test: what the trained models are asked.
-        untrained: evaluate the model that all start from as well.
-        keep_models: do not delete a model once it is evaluated.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    stage: Literal["reranker", "generator"]
-    settings: dict[str, Any]
-    arms: dict[str, dict[str, Any]] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    test: TestSettings
-    untrained: bool = True
-    keep_models: bool = False
-
-    @classmethod
-    def read(cls, path: Path) -> AblationSettings:
-        """Reads the file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not such a file; the message names the place.
-        """
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path}: {where}: {first['msg']}") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-
-    def runs(self) -> Iterator[Run]:
-        """Every arm with every seed, seed by seed, so that a broken-off grid has whole rounds."""
-        if self.untrained:
-            yield Run(UNTRAINED, {}, 0)
-        arms = list(_expanded(self.arms))
-        for seed in self.seeds:
-            for name, changes in arms:
-                yield Run(name, changes, seed)
+_READ_WHOLE = {".json", ".jsonl", ".gz", ".yaml", ".yml", ".csv", ".txt"}
+_READ_WHOLE_BYTES = 2**30
+# Settings of a run that make no difference to what it finds
+_NO_INGREDIENTS = ("config", "output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training and its evaluation.
+class _Job:
+    """A run, with all that it is made from.
 
     Attributes:
-        arm: its name.
-        changes: what it changes of the settings.
-        seed: of the training.
+        run: the run.
+        plan: its settings.
+        model: fingerprint of the model that it starts from.
+        result: the file of what it found, named by everything that this depends on.
+        folder: its model, while there is one.
     """
 
-    arm: str
-    changes: Mapping[str, Any]
-    seed: int
+    run: Run
+    plan: Plan
+    model: str
+    result: Path
+    folder: Path
 
 
 def ablate(
@@ -141,155 +73,375 @@ def ablate(
 ) -> dict[str, Any]:
     """Does the runs that `work` does not hold yet; returns all results.
 
-    A run that was broken off goes on from its last checkpoint, if it saved one.
+    A run that was broken off goes on from its last checkpoint, if it saved one. One that fails does
+    not end the others; the next call tries it again.
 
     Args:
         settings: the grid.
-        work: keeps each run's result, under a name that says what it depends on.
+        work: keeps each run's result, under a name that says what it depends on: its settings, the
+            weights it starts from, and the data.
         report: gets a line after each run.
 
     Returns:
-        `arms`: of each, its `changes` and, by measure, `values` (one a seed), `mean`, and the ends
-        `low` and `high` of the mean's 95 % interval; `gain` is the same of the difference to the
-        first arm, seed by seed. Intervals are Student's over seeds: they tell how much of a
-        difference is the luck of a training run, on these test questions.
+        `arms`: of each that was measured, its `changes`, its `settings` (every one that is not the
+        same in all arms, and its noise), the `seeds` done, the `model` it started from, its
+        `training` (samples, steps, epochs) and, by measure, `values` (one a seed), `mean`, and the
+        ends `low` and `high` of the mean's 95 % interval; `gain` is the same of the difference to
+        the first arm, `baseline`, seed by seed. Intervals are Student's over seeds: they tell how
+        much of a difference is the luck of a training run, on these test questions.
+        `failed`: of each run that failed, its `arm`, `seed` and `reason`.
+        Besides, what measured it: `machine`, `versions`, `lemmatizer`, `encoder`, `test_noise`.
 
     Raises:
-        ValueError: settings that cannot be used, or a model that cannot be trained on the data.
+        ValueError: settings or data that cannot be used, noticed before anything is trained, or no
+            run that did not fail.
+        OSError: the test's data or encoder is not there.
     """
     work.mkdir(parents=True, exist_ok=True)
-    source = open_questions(settings.test.data, split=settings.test.split)
-    if settings.stage == "reranker" and settings.test.encoder is None:
-        raise ValueError("test.encoder is missing: a reranker orders what a retriever found")
-    values: dict[str, dict[str, list[float]]] = {}
-    changes: dict[str, Mapping[str, Any]] = {}
-    for run in settings.runs():
-        name = depending_on(
-            settings.stage,
-            json.dumps(settings.settings, sort_keys=True),
-            json.dumps(run.changes, sort_keys=True),
-            run.seed,
-            settings.test.model_dump_json(),
-            run.arm == UNTRAINED,
-        )
-        path = work / f"run-{name}.json"
-        if not path.exists():
-            result = _one_run(settings, run, source, work / f"model-{name}")
-            draft = path.with_suffix(".draft")
-            draft.write_text(json.dumps({"arm": run.arm, "seed": run.seed, **result}) + "\n")
-            draft.replace(path)
-        found = json.loads(path.read_text())["measures"]
-        changes[run.arm] = run.changes
-        for measure, value in found.items():
-            values.setdefault(run.arm, {}).setdefault(measure, []).append(value)
-        measured = ", ".join(f"{measure} {100 * value:.1f}" for measure, value in found.items())
-        report(f"{run.arm}, seed {run.seed}: {measured}")
-    first = next(arm for arm in values if arm != UNTRAINED)
+    test = _Test.prepare(settings)
+    jobs = _jobs(settings, test, work)
+    done: list[tuple[_Job, dict[str, Any]]] = []
+    failed: list[dict[str, Any]] = []
+    for job in jobs:
+        reason = _do(job, settings, test)
+        if reason is None:
+            found = json.loads(job.result.read_text())
+            done.append((job, found))
+            report(f"{job.run.arm}, seed {job.run.seed}: {_measured(found['measures'])}")
+        else:
+            failed.append({"arm": job.run.arm, "seed": job.run.seed, "reason": reason})
+            report(f"{job.run.arm}, seed {job.run.seed}: failed: {reason}")
+    if not done:
+        raise ValueError(settings.in_file(f"every run failed, the first: {failed[0]['reason']}"))
     return {
         "stage": settings.stage,
-        "test": source.name,
-        "num_questions": len(list(source.questions)[: settings.test.num_questions]),
+        "test": test.source.name,
+        "num_questions": done[0][1]["num_questions"],
         "settings": settings.settings,
         "seeds": settings.seeds,
-        "arms": {
-            arm: {
-                "changes": changes[arm],
-                "measures": {
-                    measure: {
-                        **_summary(found),
-                        "gain": None
-                        if arm in (first, UNTRAINED)
-                        else _summary(
-                            [a - b for a, b in zip(found, values[first][measure], strict=True)]
-                        ),
-                    }
-                    for measure, found in measures.items()
-                },
-            }
-            for arm, measures in values.items()
-        },
+        "baseline": _baseline(settings),
+        "arms": _arms(jobs, done, _baseline(settings)),
+        "failed": failed,
+        "encoder": test.encoder and test.encoder.fingerprint,
+        "lemmatizer": test.lemmatizer,
+        "test_noise": dict(TEST_NOISE) if settings.stage == "generator" else None,
+        **_measured_by([found for _, found in done]),
     }
 
 
-def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table, the head first: means in percent with their intervals."""
-    measures = list(next(iter(result["arms"].values()))["measures"])
-    first = next(arm for arm in result["arms"] if arm != UNTRAINED)
-    head = ["arm", *(CONDITIONS.get(m, m) for m in measures), f"against {first}: {measures[0]}"]
-    rows = [head]
-    for arm, found in result["arms"].items():
-        gain = found["measures"][measures[0]]["gain"]
-        cells = [_cell(found["measures"][measure]) for measure in measures]
-        rows.append([arm, *cells, "" if gain is None else _cell(gain, "+")])
-    return rows
+# --- what runs are made from --------------------------------------------------------------------
 
 
-def _expanded(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each arm with a list for a value as several arms, of every combination."""
-    for name, changes in arms.items():
-        listed = {key: value for key, value in changes.items() if isinstance(value, list)}
-        for chosen in itertools.product(*listed.values()):
-            picked = dict(zip(listed, chosen, strict=True))
-            label = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in picked.items())
-            yield (f"{name}, {label}" if label else name), {**changes, **picked}
+@dataclass(frozen=True)
+class _Test:
+    """What every model of a grid is asked.
 
+    Attributes:
+        source: the data.
+        questions: of a generator: those that can be asked.
+        encoder: of a reranker.
+        lemmatizer: of WebQA's answers.
+        name: names all of it.
+    """
 
-def _one_run(
-    settings: AblationSettings, run: Run, source: QuestionSet, folder: Path
-) -> dict[str, Any]:
-    """Trains into `folder`, evaluates, and takes the folder away."""
-    model = str(settings.settings.get("model", ""))
-    if run.arm != UNTRAINED:
-        flags = {**settings.settings, **run.changes, "seed": run.seed, "output_dir": str(folder)}
-        flags |= {"resume_from_checkpoint": "last", "report_to": "none"}
-        if not (folder / "config.json").exists():  # else it was trained, and not evaluated
-            # A recipe goes first: of two settings the later one counts
-            ordered = sorted(flags.items(), key=lambda flag: flag[0] != "config")
-            train(settings.stage, [f"--{name}={_flag(value)}" for name, value in ordered])
-        model = str(folder)
-    mllm = MLLM.from_pretrained(model)
-    if settings.stage == "reranker":
-        measures = _reranker_measures(mllm, settings.test, source, folder)
-    else:
-        questions = [q for q in source.questions if q.gold and q.answers]
-        by_condition = accuracy_by_condition(
-            Generator(mllm),
-            source,
-            questions[: settings.test.num_questions],
-            max_new_tokens=settings.test.max_new_tokens,
+    source: QuestionSet
+    questions: Sequence[Question]
+    encoder: DualEncoder | None
+    lemmatizer: str | None
+    name: str
+
+    @classmethod
+    def prepare(cls, settings: AblationSettings) -> _Test:
+        test = settings.test
+        source = open_questions(test.data, split=test.split)
+        encoder, words, questions = None, None, []
+        if settings.stage == "reranker":
+            encoder = DualEncoder.from_pretrained(str(test.encoder))
+        else:
+            questions = [q for q in source.questions if q.gold and q.answers][: test.num_questions]
+            words = lemmatizer()[0] if source.answer_metric == "webqa" else None
+            if not questions:
+                raise ValueError(
+                    settings.in_file(f"{source.name} has no question with documents and an answer")
+                )
+        name = depending_on(
+            test.model_dump_json(),
+            data_fingerprint(test.data, source),
+            encoder and encoder.fingerprint,
+            words,
+            dict(TEST_NOISE),
         )
-        measures = {name: statistics.fmean(values) for name, values in by_condition.items()}
-    result: dict[str, Any] = {"measures": measures}
-    state = folder / "trainer_state.json"
-    if state.exists():
-        history = json.loads(state.read_text())["log_history"]
-        result["losses"] = [entry["loss"] for entry in history if "loss" in entry]
+        return cls(source, questions, encoder, words, name)
+
+
+def data_fingerprint(path: Path, source: QuestionSet) -> str:
+    """Names the content of a data set.
+
+    Its annotations are read; of its pictures, and of files as large as imgs.tsv, sizes and times of
+    change are taken.
+
+    Args:
+        path: what `source` was opened from.
+        source: one split of it.
+
+    Raises:
+        OSError: a file is gone.
+    """
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in [*sorted(files), *_picture_files(source)]:
+        digest.update(f"{file.name}\0{_file_fingerprint(file)}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _picture_files(source: QuestionSet) -> Iterator[Path]:
+    for id in source.document_ids():
+        try:
+            path = source.document(id).path
+        except ImageError:
+            continue
+        if path is None:
+            return  # they are rows of one file, which lies beside the annotations
+        yield Path(path)
+
+
+def _file_fingerprint(file: Path) -> str:
+    found = file.stat()
+    if file.suffix in _READ_WHOLE and found.st_size <= _READ_WHOLE_BYTES:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    return f"{found.st_size} bytes, {found.st_mtime_ns}"
+
+
+class _Ingredients:
+    """What runs are made from; each is looked at once, however many runs share it."""
+
+    def __init__(self) -> None:
+        self.model = cache(self._model)
+        self._data = cache(self._data_of)
+
+    def data(self, planned: Plan) -> list[str]:
+        """Names the content of what a run learns from."""
+        run = planned.run
+        splits = [run.split] if run.eval_split is None else [run.split, run.eval_split]
+        found = [self._data(run.data, split, "train") for split in splits]
+        if planned.ranking is not None:
+            files = (planned.ranking.ranking, planned.ranking.eval_ranking)
+            found += [_file_fingerprint(file) for file in files if file is not None]
+        return found
+
+    @staticmethod
+    def _model(name: str, dtype: str, attention: str | None, trust: bool) -> str:
+        settings = RunSettings(
+            name, Path(), dtype=dtype, attn_implementation=attention, trust_remote_code=trust
+        )
+        return settings.load_model().fingerprint
+
+    @staticmethod
+    def _data_of(path: Path, split: str | None, purpose: Purpose) -> str:
+        return data_fingerprint(path, open_questions(path, split=split, purpose=purpose))
+
+
+def _jobs(settings: AblationSettings, test: _Test, work: Path) -> list[_Job]:
+    """Every run, with a name for all that it depends on.
+
+    Raises:
+        ValueError: runs cannot be made from what is there; the message names them.
+    """
+    jobs, problems, ingredients = [], Problems(), _Ingredients()
+    for run, planned in settings.planned():
+        of = planned.run
+        try:
+            model = ingredients.model(
+                of.model, of.dtype, of.attn_implementation, of.trust_remote_code
+            )
+            learned: list[str] = []
+            if run.arm != UNTRAINED:
+                learned = [*ingredients.data(planned), _values(planned)]
+        except (ValueError, OSError, ImportError) as error:
+            problems.add(run, error)
+            continue
+        name = depending_on(settings.stage, test.name, model, *learned)
+        jobs.append(_Job(run, planned, model, work / f"run-{name}.json", work / f"model-{name}"))
+    settings.refuse(problems)
+    return jobs
+
+
+def _values(planned: Plan) -> str:
+    kept = {key: v for key, v in planned.values.items() if key not in _NO_INGREDIENTS}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+# --- a run --------------------------------------------------------------------------------------
+
+
+def _do(job: _Job, settings: AblationSettings, test: _Test) -> str | None:
+    """Does a run, unless it is done; returns why it failed, if it did."""
+    if job.result.exists():
+        return None
+    try:
+        result = _one_run(job, settings, test)
+    except Exception as error:  # whatever it is, the other runs go on
+        reason = f"{type(error).__name__}: {one_line(error)}"
+    else:
+        draft = job.result.with_suffix(".draft")
+        draft.write_text(json.dumps(result) + "\n")
+        draft.replace(job.result)
+        return None
+    gc.collect()  # its tensors, which the next run may need the room of
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return reason
+
+
+def _one_run(job: _Job, settings: AblationSettings, test: _Test) -> dict[str, Any]:
+    """Trains, evaluates, and takes the model away."""
+    model = job.plan.run.model
+    if job.run.arm != UNTRAINED:
+        if not is_finished(job.folder):
+            _train(settings, job)
+        model = str(job.folder)
+    mllm = MLLM.from_pretrained(model, trust_remote_code=job.plan.run.trust_remote_code)
+    result = {
+        "arm": job.run.arm,
+        "seed": job.run.seed,
+        **(
+            _ask_reranker(mllm, settings, test, job.folder.parent / "vectors")
+            if test.encoder is not None
+            else _ask_generator(mllm, settings, test)
+        ),
+        **_training(job.folder),
+        "machine": machine(),
+        "versions": versions(),
+    }
     if not settings.keep_models:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(job.folder, ignore_errors=True)
     return result
 
 
-def _reranker_measures(
-    mllm: MLLM, test: TestSettings, source: QuestionSet, folder: Path
-) -> dict[str, float]:
+def _train(settings: AblationSettings, job: _Job) -> None:
+    flags = settings.flags(job.run, job.folder)
+    try:
+        train(settings.stage, flags)
+    except ResumeError:  # what is there is of no use
+        shutil.rmtree(job.folder)
+        train(settings.stage, flags)
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What `train` noted of a run; nothing of the untrained model."""
+    if not folder.exists():
+        return {}
+    state = json.loads((folder / "trainer_state.json").read_text())
+    noted = json.loads((folder / "ragvl_run.json").read_text())
+    return {
+        "training": {
+            "samples": noted["examples"],
+            "steps": state["global_step"],
+            "epochs": state["epoch"],
+        },
+        "losses": [entry["loss"] for entry in state["log_history"] if "loss" in entry],
+    }
+
+
+def _ask_generator(mllm: MLLM, settings: AblationSettings, test: _Test) -> dict[str, Any]:
+    by_condition = accuracy_by_condition(
+        Generator(mllm), test.source, test.questions, max_new_tokens=settings.test.max_new_tokens
+    )
+    measures = {name: statistics.fmean(values) for name, values in by_condition.items()}
+    return {"measures": measures, "num_questions": len(test.questions)}
+
+
+def _ask_reranker(
+    mllm: MLLM, settings: AblationSettings, test: _Test, work: Path
+) -> dict[str, Any]:
+    assert test.encoder is not None
     evaluated = evaluate(
-        source,
-        Models(
-            DualEncoder.from_pretrained(str(test.encoder)),
-            Reranker(mllm, template=source.template),
-        ),
+        test.source,
+        Models(test.encoder, Reranker(mllm, template=test.source.template)),
         EvaluationSettings(
             pools=("full",),
-            num_candidates=test.num_candidates,
-            num_questions=test.num_questions,
+            num_candidates=settings.test.num_candidates,
+            num_questions=settings.test.num_questions,
             num_timed=0,
         ),
-        work=folder.parent / "vectors",
+        work=work,
         progress=False,
     )
     found = evaluated.figures["pools"]["full"]
     figures = {**found["reranked"], **found["kept"]["natural"]}
-    return {name: figures[name]["value"] for name in _RERANKER_MEASURES}
+    return {
+        "measures": {name: figures[name]["value"] for name in _RERANKER_MEASURES},
+        "num_questions": evaluated.figures["num_questions"],
+    }
+
+
+def _measured(measures: Mapping[str, float]) -> str:
+    return ", ".join(f"{measure} {100 * value:.1f}" for measure, value in measures.items())
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def _baseline(settings: AblationSettings) -> str:
+    return next(run.arm for run in settings.runs() if run.arm != UNTRAINED)
+
+
+def _arms(
+    jobs: Sequence[_Job], done: Sequence[tuple[_Job, dict[str, Any]]], baseline: str
+) -> dict[str, dict[str, Any]]:
+    """What was measured of each arm, in the grid's order."""
+    by_arm: dict[str, dict[int, dict[str, float]]] = {}
+    for job, found in done:
+        by_arm.setdefault(job.run.arm, {})[job.run.seed] = found["measures"]
+    first = {job.run.arm: (job, found) for job, found in reversed(done)}
+    told = _told_settings([job.plan for job in jobs if job.run.arm != UNTRAINED])
+    arms = {}
+    for arm in dict.fromkeys(job.run.arm for job in jobs if job.run.arm in by_arm):
+        job, found = first[arm]
+        trained = arm != UNTRAINED
+        arms[arm] = {
+            "changes": job.run.changes,
+            "settings": {name: _plain(job.plan.values[name]) for name in told} if trained else {},
+            "seeds": list(by_arm[arm]) if trained else [],
+            "model": job.model,
+            "training": found.get("training"),
+            "measures": {
+                measure: {
+                    **_summary([measures[measure] for measures in by_arm[arm].values()]),
+                    "gain": _gain(by_arm[arm], by_arm.get(baseline, {}), measure)
+                    if arm not in (baseline, UNTRAINED)
+                    else None,
+                }
+                for measure in found["measures"]
+            },
+        }
+    return arms
+
+
+def _told_settings(plans: Sequence[Plan]) -> list[str]:
+    """Names of the settings that runs differ in, and those of a generator's noise."""
+    values = [planned.values for planned in plans]
+    return [
+        name
+        for name in values[0]
+        if name.startswith("noise.")
+        or (name not in (*_NO_INGREDIENTS, "seed") and len({str(v.get(name)) for v in values}) > 1)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _gain(
+    found: Mapping[int, Mapping[str, float]],
+    baseline: Mapping[int, Mapping[str, float]],
+    measure: str,
+) -> dict[str, Any] | None:
+    """The difference, of the seeds that both arms have."""
+    gains = [found[seed][measure] - baseline[seed][measure] for seed in found if seed in baseline]
+    return _summary(gains) if gains else None
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
@@ -300,14 +452,9 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"values": list(values), "mean": mean, "low": mean - reach, "high": mean + reach}
 
 
-def _cell(summary: Mapping[str, Any], sign: str = "") -> str:
-    mean = f"{100 * summary['mean']:{sign}.1f}"
-    if summary["low"] is None:
-        return mean
-    return f"{mean} ({100 * summary['low']:{sign}.1f} to {100 * summary['high']:{sign}.1f})"
-
-
-def _flag(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
+def _measured_by(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where most runs were done, and where the others were."""
+    found = Counter(json.dumps([result["machine"], result["versions"]]) for result in results)
+    (here, its_versions), *others = [json.loads(text) for text, _ in found.most_common()]
+    also = [{"machine": other, "versions": its} for other, its in others]
+    return {"machine": here, "versions": its_versions, "also_measured_by": also}

@@ -6,6 +6,7 @@ Every setting is a flag and a key of a YAML file; of two, the later one on the c
 from __future__ import annotations
 
 import dataclasses
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -64,6 +65,24 @@ class RunSettings:
     trust_remote_code: bool = False
     freeze_vision: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share}: expected more than 0, and at most 1")
+        for name in ("num_examples", "num_eval_examples"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name}={count}: it must be at least 1")
+
+    def load_model(self) -> MLLM:
+        """The model that training starts from, on the CPU, from where Trainer moves it."""
+        return MLLM.from_pretrained(
+            self.model,
+            device="cpu",
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+
 
 @dataclass(frozen=True)
 class RankingSettings:
@@ -91,6 +110,39 @@ def recipes() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What flags say, checked as far as it can be before anything is read or loaded.
+
+    Attributes:
+        run: what to train, and on what.
+        ranking: what a reranker learns from; None of a generator.
+        noise: what is noised.
+        lora: adapters.
+        arguments: Hugging Face's.
+        values: every setting by its flag's name, those that were left out too.
+    """
+
+    run: RunSettings
+    ranking: RankingSettings | None
+    noise: NoiseSettings
+    lora: LoraSettings
+    arguments: TrainingArguments
+    values: Mapping[str, Any]
+
+
+def plan(stage: Stage, flags: Sequence[str]) -> Plan:
+    """Reads flags.
+
+    Raises:
+        ValueError: a flag or a key is unknown, missing or has a wrong value; it says which.
+    """
+    try:
+        return _plan(stage, _parser(stage, exits=False), flags)
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     """Trains as the flags say; returns Trainer's figures.
 
@@ -98,39 +150,46 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
         SystemExit: a flag or a key is unknown, missing or has a wrong value; it says which.
         ValueError, OSError, ArithmeticError: see `train`.
     """
-    values = vars(_parser(stage).parse_args(_with_shipped_files(flags)))
-    for name in ("deepspeed", "fsdp_config"):
-        values[name] = _shipped(values[name])
-    settings, lora = _take(RunSettings, values), LoraSettings(**vars(values["lora"]))
-    evaluates = values["eval_ranking"] if stage == "reranker" else settings.eval_split
-    if evaluates and values["eval_strategy"] == "no":
-        values["eval_strategy"] = "epoch"
-    arguments = _take(TrainingArguments, values)
-    mllm = MLLM.from_pretrained(
-        settings.model,
-        device="cpu",
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    if stage == "reranker":
-        noise = NoiseSettings()
-        examples, eval_examples = _ranking_examples(mllm, settings, _take(RankingSettings, values))
+    planned = _plan(stage, _parser(stage), flags)
+    settings = planned.run
+    mllm = settings.load_model()
+    if planned.ranking is not None:
+        examples, eval_examples = _ranking_examples(mllm, settings, planned.ranking)
     else:
-        noise = NoiseSettings(**vars(values["noise"]))
-        examples, eval_examples = _answer_examples(mllm, settings, noise, arguments.seed)
+        seed = planned.arguments.seed
+        examples, eval_examples = _answer_examples(mllm, settings, planned.noise, seed)
     return train(
         mllm,
-        arguments,
-        _drawn(_first(examples, settings.num_examples), settings.share, arguments.seed),
-        noise=noise,
-        lora=lora,
+        planned.arguments,
+        _drawn(_first(examples, settings.num_examples), settings.share, planned.arguments.seed),
+        noise=planned.noise,
+        lora=planned.lora,
         freeze_vision=settings.freeze_vision,
         eval_examples=eval_examples and _first(eval_examples, settings.num_eval_examples),
     )
 
 
-def _parser(stage: Stage) -> ArgumentParser:
+def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:
+    parsed = parser.parse_args(_with_shipped_files(flags))
+    values = vars(parsed)
+    for name in ("deepspeed", "fsdp_config"):
+        values[name] = _shipped(values[name])
+    settings = _take(RunSettings, values)
+    evaluates = values["eval_ranking"] if stage == "reranker" else settings.eval_split
+    if evaluates and values["eval_strategy"] == "no":
+        values["eval_strategy"] = "epoch"
+    return Plan(
+        run=settings,
+        ranking=_take(RankingSettings, values) if stage == "reranker" else None,
+        noise=NoiseSettings(**vars(values["noise"])) if stage == "generator" else NoiseSettings(),
+        lora=LoraSettings(**vars(values["lora"])),
+        arguments=_take(TrainingArguments, values),
+        values=dict(parsed.items()),
+    )
+
+
+def _parser(stage: Stage, *, exits: bool = True) -> ArgumentParser:
+    """Of the command's flags; what is wrong ends the program, or else is an `ArgumentError`."""
     name = f"ragvl train {stage}"
     needed = "--model M --data FOLDER --output_dir DIR"
     if stage == "reranker":
@@ -140,6 +199,7 @@ def _parser(stage: Stage) -> ArgumentParser:
         usage=f"{name} {needed} [--config RECIPE_OR_FILE] [--SETTING VALUE ...]",
         description=f"Train a {stage}. Settings are those below, TrainingArguments' among them.",
         allow_abbrev=False,
+        exit_on_error=exits,
     )
     parser.add_argument("--config", action="config", help="a YAML file, or a recipe's name")
     parser.add_class_arguments(RunSettings)
@@ -218,8 +278,6 @@ def _open(data: Path, split: str | None) -> QuestionSet:
 
 
 def _drawn(examples: Dataset[Example], share: float, seed: int) -> Dataset[Example]:
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share}: expected more than 0, and at most 1")
     if share == 1:
         return examples
     size = len(examples)  # type: ignore[arg-type]

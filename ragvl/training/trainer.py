@@ -18,7 +18,8 @@ from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 
-_RUN_FILE = "ragvl_run.json"
+_RUN_FILE = "ragvl_run.json"  # whose run a folder holds, and whether its model is whole
+_STATE_FILE = "trainer_state.json"
 
 
 class ResumeError(ValueError):
@@ -68,8 +69,9 @@ def train(
 
     What is saved loads as any checkpoint: adapters are merged into the weights at the end (the
     checkpoints on the way hold them apart). Where `arguments.resume_from_checkpoint` is given,
-    training goes on from there: "last" is the last one in the folder, if there is any, else it is a
-    checkpoint's folder. It sees the data and the noise that an unbroken run would have seen.
+    training goes on from there: "last" is the last whole one in the folder, if there is any, else
+    it is a checkpoint's folder. It sees the data and the noise that an unbroken run would have
+    seen. What a run left that was killed while it saved is written over then; see `is_finished`.
 
     Args:
         mllm: the model to start from, on the CPU: float32, or bfloat16 with adapters. Trainer moves
@@ -106,9 +108,17 @@ def train(
         checkpoint = _claim_folder(arguments, run)
     install_loss(mllm, noise)
     try:
-        return _train(mllm, arguments, examples, lora, freeze_vision, eval_examples, checkpoint)
+        figures = _train(mllm, arguments, examples, lora, freeze_vision, eval_examples, checkpoint)
     finally:
         uninstall_loss(mllm)
+    if arguments.process_index == 0:
+        _note_run(Path(str(arguments.output_dir)), run, finished=True)
+    return figures
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `train` saved the folder's model to the end; files alone do not tell."""
+    return bool(_noted_run(folder).get("finished"))
 
 
 def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
@@ -228,33 +238,76 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
     """
     folder = Path(str(arguments.output_dir))
     asked = arguments.resume_from_checkpoint
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    has_weights = any(folder.glob("*.safetensors"))
     if asked in (None, "", False):
-        if last or any(folder.glob("*.safetensors")):
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last or has_weights:
             raise ResumeError(
                 f"{folder} holds {Path(last).name if last else 'a model'} already: go on with "
                 "resume_from_checkpoint='last', or take another output_dir"
             )
         checkpoint = None
-    else:
-        checkpoint = last if asked in ("last", "True", "true", True) else str(asked)
+    elif asked in ("last", "True", "true", True):
+        checkpoint = _last_whole_checkpoint(folder)
         if checkpoint is not None:
-            _check_run(Path(checkpoint).parent / _RUN_FILE, run)
-        elif folder.is_dir() and any(folder.glob("*.safetensors")):
-            raise ResumeError(f"{folder} holds a model and no checkpoint to go on from")
+            _check_run(folder, run)
+        elif has_weights:
+            # Without a checkpoint only what a broken-off save left may be written over
+            if _noted_run(folder).get("finished") is not False:
+                raise ResumeError(f"{folder} holds a model and no checkpoint to go on from")
+            _check_run(folder, run)
+    else:
+        checkpoint = str(asked)
+        _check_run(Path(checkpoint).parent, run)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.process_index == 0:
-        (folder / _RUN_FILE).write_text(json.dumps(run, indent=2) + "\n")
+        _note_run(folder, run, finished=False)
     return checkpoint
 
 
-def _check_run(path: Path, run: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise ResumeError(f"{path} is missing, so it is not known what the checkpoint is of")
-    found = json.loads(path.read_text())
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """Passes over one whose saving was broken off: Trainer writes its state last."""
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    return next((str(path) for path in found if _step_of(path) >= 0 and _has_state(path)), None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _has_state(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _noted_run(folder: Path) -> dict[str, Any]:
+    """What `_note_run` wrote, if it did. Earlier versions did not say whether a run finished."""
+    try:
+        return json.loads((folder / _RUN_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _note_run(folder: Path, run: dict[str, Any], *, finished: bool) -> None:
+    draft = folder / f"{_RUN_FILE}.draft"
+    draft.write_text(json.dumps({**run, "finished": finished}, indent=2) + "\n")
+    draft.replace(folder / _RUN_FILE)
+
+
+def _check_run(folder: Path, run: dict[str, Any]) -> None:
+    found = _noted_run(folder)
+    if not found:
+        raise ResumeError(
+            f"{folder / _RUN_FILE} is missing or broken, so it is not known what the checkpoint is "
+            "of"
+        )
     for name, wanted in run.items():
         if found.get(name) != wanted:
             raise ResumeError(
-                f"{path.parent} was trained with another {name}: {found.get(name)} there, "
+                f"{folder} was trained with another {name}: {found.get(name)} there, "
                 f"{wanted} here; nothing was changed"
             )

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import statistics
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
 from ragvl.cli import app
+from ragvl.data.formats import open_questions
 from ragvl.data.synthetic import Places, write_world
-from ragvl.evaluation.ablation import AblationSettings, _summary, ablate, table
+from ragvl.evaluation.ablation import _gain, _summary, ablate, data_fingerprint
+from ragvl.evaluation.ablation_table import arm_settings, table
+from ragvl.evaluation.grid import AblationSettings
+from ragvl.evaluation.plots import ablation_plot
+from ragvl.mllm import MLLM
+from ragvl.retriever import DualEncoder
+from ragvl.training.trainer import is_finished
 
-ASSETS = Path(__file__).parents[2] / "ragvl" / "assets"
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "ragvl" / "assets"
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +63,22 @@ def grid(world: Path, **changes: object) -> dict[str, object]:
     }
 
 
-def test_a_list_makes_an_arm_of_each_value(world: Path) -> None:
-    arms = {"a": {"share": [0.1, 1.0], "noise.window": [1, 3], "noise.timestep": 9}, "b": {}}
-    settings = AblationSettings.model_validate(grid(world, arms=arms, seeds=[5, 6]))
-    runs = list(settings.runs())
-    assert [(run.arm, run.seed) for run in runs[:6]] == [
-        ("untrained", 0),
-        ("a, share 0.1, window 1", 5),
-        ("a, share 0.1, window 3", 5),
-        ("a, share 1.0, window 1", 5),
-        ("a, share 1.0, window 3", 5),
-        ("b", 5),
-    ]
-    assert runs[1].changes == {"share": 0.1, "noise.window": 1, "noise.timestep": 9}
-    assert len(runs) == 1 + 2 * 5
+def one_arm(world: Path, **changes: object) -> dict[str, object]:
+    return grid(world, arms={"plain": {}}, seeds=[0], **changes)
+
+
+def done(work: Path) -> dict[str, int]:
+    """The runs that are kept, and when each was done."""
+    return {path.name: path.stat().st_mtime_ns for path in work.glob("run-*.json")}
+
+
+def again(settings: dict[str, object], work: Path) -> int:
+    """How many runs a grid has still to do; does them."""
+    before = done(work)
+    ablate(AblationSettings.model_validate(settings), work)
+    after = done(work)
+    assert {name: after[name] for name in before} == before
+    return len(after) - len(before)
 
 
 def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: Path) -> None:
@@ -116,15 +132,27 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
     options |= {"config": "tiny-reranker", "ranking": str(ranking)}
     for name in ("noise.data_level", "noise.token_level"):
         del options[name]
-    with pytest.raises(ValueError, match=r"test\.encoder is missing"):
-        ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
     settings["test"] |= {"encoder": encoder, "num_candidates": 4}
     result = ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
     assert set(result["arms"]) == {"untrained", "all", "some"}
     for found in result["arms"].values():
         assert set(found["measures"]) == {"recall@1", "f1"}
         assert all(0 <= measure["mean"] <= 1 for measure in found["measures"].values())
-    assert table(result)[0][-1] == "against all: recall@1"
+    assert table(result)[0][-2:] == ["against all: recall@1", "against all: f1"]
+    assert arm_settings(result) == {
+        "untrained": "",
+        "all": "share 1, 0.0833 epochs",
+        "some": "share 0.25, 0.333 epochs",
+    }
+    assert result["encoder"] == DualEncoder.from_pretrained(encoder).fingerprint
+    # samples of another ranking are other data, and so is another share no reason to start anew
+    runs = done(tmp_path / "runs")
+    assert ablate(AblationSettings.model_validate(settings), tmp_path / "runs") == result
+    assert done(tmp_path / "runs") == runs
+    lines = ranking.read_text().splitlines(keepends=True)
+    ranking.write_text("".join(lines[1:]))
+    ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
+    assert len(done(tmp_path / "runs")) == 3 + 2, "not the untrained model's"
 
 
 def test_intervals_are_students() -> None:
@@ -135,20 +163,281 @@ def test_intervals_are_students() -> None:
     assert _summary([0.5])["low"] is None
 
 
-def test_files_that_cannot_be_used_say_why(world: Path, tmp_path: Path) -> None:
-    path = tmp_path / "grid.yaml"
-    for wrong, words in (
-        (grid(world, seeds=[]), "seeds"),
-        (grid(world, arm={}), "arm: Extra inputs"),
-        (grid(world, arms={}), "arms"),
-        ([1], "dictionary"),
+# --- what a result depends on, and says of itself ------------------------------------------------
+
+
+def test_the_result_says_what_measured_it(world: Path, tmp_path: Path) -> None:
+    result = ablate(AblationSettings.model_validate(one_arm(world)), tmp_path)
+    assert result["machine"]["cpu"] and result["versions"]["torch"]
+    assert result["also_measured_by"] == []
+    assert result["lemmatizer"].startswith(("simplemma", "spacy"))
+    assert (result["test_noise"]["timestep"], result["test_noise"]["place"]) == (500, "pixels")
+    assert result["num_questions"] == 3
+    base = MLLM.from_pretrained(ASSETS / "tiny-base", device="cpu", dtype="float32")
+    plain = result["arms"]["plain"]
+    assert plain["model"] == base.fingerprint
+    training = plain["training"]
+    assert training["steps"] == 1
+    assert training["epochs"] == pytest.approx(2 / training["samples"], rel=0.1)
+    assert result["arms"]["untrained"]["training"] is None
+    assert "gold pictures, noised (t=500)" in table(result)[0]
+
+
+def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path) -> None:
+    base, data, work = tmp_path / "base", tmp_path / "data", tmp_path / "runs"
+    shutil.copytree(ASSETS / "tiny-base", base)
+    shutil.copytree(world, data)
+    settings = one_arm(world)
+    options = settings["settings"]
+    assert isinstance(options, dict)
+    options |= {"model": str(base), "data": str(data)}
+    assert again(settings, work) == 2
+    assert again(settings, work) == 0
+    # what is learned: drawn again in the same place
+    shutil.rmtree(data)
+    write_world(data, Places(), counts={"train": 8, "test": 4}, seed=4)
+    assert again(settings, work) == 1, "the untrained model learned nothing"
+    # what all start from: trained on in the same place
+    mllm = MLLM.from_pretrained(base, device="cpu", dtype="float32")
+    mllm.model.get_output_embeddings().weight.data[0, 0] += 1
+    mllm.model.save_pretrained(base)
+    assert again(settings, work) == 2
+    # what is asked
+    settings["test"] = {"data": str(data), "split": "test", "num_questions": 3, "max_new_tokens": 4}
+    assert again(settings, work) == 2
+    write_world(data, Places(), counts={"train": 8, "test": 4}, seed=5)
+    assert again(settings, work) == 2
+    assert again(settings, work) == 0
+
+
+def test_a_recipe_that_is_changed_makes_another_run(world: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1e-4\nuse_cpu: true\n")
+    settings = one_arm(world)
+    assert isinstance(settings["settings"], dict)
+    settings["settings"]["config"] = str(recipe)
+    assert again(settings, tmp_path / "runs") == 2
+    recipe.write_text("learning_rate: 2e-4\nuse_cpu: true\n")
+    assert again(settings, tmp_path / "runs") == 1
+
+
+def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "a.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(picture)
+    lines = tmp_path / "questions.jsonl"
+    one = {"id": "1", "question": "q", "answer": "a", "images": ["pictures/a.png"]}
+    lines.write_text(json.dumps({**one, "captions": ["c"], "gold": ["pictures/a.png"]}) + "\n")
+
+    def name() -> str:
+        return data_fingerprint(lines, open_questions(lines))
+
+    first = name()
+    lines.touch()
+    assert name() == first, "annotations are told by what they say"
+    Image.new("RGB", (9, 9)).save(picture)
+    second = name()
+    lines.write_text(lines.read_text().replace('"q"', '"why"'))
+    assert len({first, second, name()}) == 3
+
+
+# --- runs that fail, and runs that are killed ---------------------------------------------------
+
+
+def test_an_arm_that_fails_does_not_end_the_others(world: Path, tmp_path: Path) -> None:
+    """Its weights overflow, and the loss of the third step is no number."""
+    arms = {
+        "plain": {},
+        "steep": {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 3, "warmup_steps": 0},
+        "after it": {"noise.data_level": 2},
+    }
+    settings = AblationSettings.model_validate(grid(world, arms=arms))
+    lines: list[str] = []
+    result = ablate(settings, tmp_path, report=lines.append)
+    assert list(result["arms"]) == ["untrained", "plain", "after it"]
+    assert [(found["arm"], found["seed"]) for found in result["failed"]] == [
+        ("steep", 0),
+        ("steep", 1),
+    ]
+    assert "TrainingDivergedError: the loss of step" in result["failed"][0]["reason"]
+    assert any(line.startswith("steep, seed 1: failed: ") for line in lines)
+    head, *rows = table(result)
+    assert [row[0] for row in rows] == ["untrained", "plain", "after it", "steep"]
+    assert all(len(row) == len(head) for row in rows)
+    assert rows[-1][1].startswith("failed: TrainingDivergedError")
+    # it is tried again, and the others are not
+    kept = done(tmp_path)
+    assert len(kept) == 5
+    again = ablate(settings, tmp_path)
+    assert again == result
+    assert done(tmp_path) == kept
+
+
+def test_an_arm_of_which_a_seed_failed_is_compared_by_the_others() -> None:
+    def found(values: list[float], seeds: list[int], gain: dict | None) -> dict:
+        return {
+            "changes": {},
+            "settings": {},
+            "seeds": seeds,
+            "measures": {"gold": {**_summary(values), "gain": gain}},
+        }
+
+    by_seed = {0: {"gold": 0.5}, 1: {"gold": 0.6}, 2: {"gold": 0.9}}
+    gain = _gain({0: {"gold": 0.6}, 2: {"gold": 1.0}}, by_seed, "gold")
+    assert gain is not None and gain["values"] == pytest.approx([0.1, 0.1])
+    assert _gain({3: {"gold": 0.6}}, by_seed, "gold") is None
+    result = {
+        "arms": {
+            "plain": found([0.5, 0.6, 0.9], [0, 1, 2], None),
+            "noise": found([0.6, 1.0], [0, 2], gain),
+        },
+        "baseline": "plain",
+        "failed": [{"arm": "noise", "seed": 1, "reason": "OutOfMemoryError: a | b"}],
+    }
+    row = table(result)[2]
+    assert row[0] == "noise (without seed 1, failed: OutOfMemoryError: a / b)"
+    assert row[-1].startswith("+10.0 ")
+
+
+def test_a_grid_of_which_everything_fails_is_an_error(world: Path, tmp_path: Path) -> None:
+    steep = {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 3, "warmup_steps": 0}
+    settings = grid(world, arms={"steep": steep}, seeds=[0], untrained=False)
+    with pytest.raises(ValueError, match=r"every run failed.*TrainingDivergedError"):
+        ablate(AblationSettings.model_validate(settings), tmp_path)
+
+
+# `ragvl ablate` in a process that dies when the first model is saved, but for its processor
+DYING = """
+import os, signal
+from transformers import ProcessorMixin
+ProcessorMixin.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from ragvl.cli import app
+app()
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left: grid.yaml, and runs/ with a model's folder."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "grid.yaml").write_text(yaml.safe_dump(one_arm(world)))
+    flags = ["ablate", str(folder / "grid.yaml"), "--out", str(folder)]
+    outcome = subprocess.run([sys.executable, "-c", DYING, *flags], capture_output=True)
+    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(killed: Path) -> dict[str, object]:
+    """What the same grid finds that nobody stops."""
+    result = ablate(AblationSettings.read(killed / "grid.yaml"), killed / "unbroken")
+    return result["arms"]["plain"]["measures"]
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def lose_the_note(folder: Path) -> None:
+    (folder / "ragvl_run.json").unlink()
+
+
+@pytest.mark.parametrize("also", [lambda _: None, cut_weights, lose_the_note])
+def test_a_run_killed_while_it_saves_its_model_is_done_again(
+    also: Callable[[Path], None], killed: Path, unbroken: dict[str, object], tmp_path: Path
+) -> None:
+    shutil.copytree(killed / "runs", tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("model-*")
+    assert (folder / "config.json").exists(), "the test's premise"
+    assert not is_finished(folder)
+    also(folder)
+    result = ablate(AblationSettings.read(killed / "grid.yaml"), tmp_path / "runs")
+    assert result["failed"] == []
+    assert result["arms"]["plain"]["measures"] == unbroken
+
+
+def test_a_model_that_was_trained_and_not_evaluated_is_not_trained_again(
+    world: Path, tmp_path: Path
+) -> None:
+    settings = one_arm(world, keep_models=True)
+    ablate(AblationSettings.model_validate(settings), tmp_path)
+    (folder,) = tmp_path.glob("model-*")
+    saved = (folder / "model.safetensors").stat().st_mtime_ns
+    for path in tmp_path.glob("run-*.json"):
+        path.unlink()
+    assert again(settings, tmp_path) == 2
+    assert (folder / "model.safetensors").stat().st_mtime_ns == saved
+
+
+# --- checked before anything is trained ---------------------------------------------------------
+
+
+def test_what_is_missing_is_told_before_anything_is_trained(world: Path, tmp_path: Path) -> None:
+    path, work = tmp_path / "grid.yaml", tmp_path / "runs"
+    for change, words in (
+        ({"data": str(tmp_path / "no-data")}, "no-data"),
+        ({"model": str(tmp_path / "no-model")}, "no-model"),
+        ({"split": "no-split"}, "no-split"),
     ):
-        path.write_text(yaml.safe_dump(wrong))
-        with pytest.raises(ValueError, match=words):
-            AblationSettings.read(path)
-    path.write_text("a: [")
-    with pytest.raises(ValueError, match="not YAML"):
-        AblationSettings.read(path)
-    outcome = CliRunner().invoke(app, ["ablate", str(tmp_path / "no.yaml"), "--out", str(tmp_path)])
-    assert outcome.exit_code == 1
-    assert "no.yaml" in outcome.output
+        path.write_text(yaml.safe_dump(grid(world, arms={"plain": {}, "bad": change})))
+        with pytest.raises(ValueError, match=r"grid\.yaml: arm 'bad', seed 0") as refused:
+            ablate(AblationSettings.read(path), work)
+        assert words in str(refused.value)
+        assert "plain" not in str(refused.value)
+    assert not list(work.iterdir())
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def test_a_table_tells_arms_apart_by_their_settings(world: Path, tmp_path: Path) -> None:
+    tokens = {"noise.token_level": "tokens"}
+    arms = {
+        "plain": {},
+        "the paper's": {**tokens, "noise.data_level": 2},
+        "tokens": {**tokens, "noise.clamp_low": 0.01, "noise.timestep": [500, 900]},
+        "as released": {**tokens, "noise.data_level": 2, "noise.as_released": True},
+    }
+    result = ablate(AblationSettings.model_validate(grid(world, arms=arms, seeds=[0])), tmp_path)
+    told = arm_settings(result)
+    assert told == {
+        "untrained": "",
+        "plain": "",
+        "the paper's": "data level 2, tokens, timestep 500, clamp 1 to 5",
+        "tokens, timestep 500": "tokens, timestep 500, clamp 0.01 to 5",
+        "tokens, timestep 900": "tokens, timestep 900, clamp 0.01 to 5",
+        "as released": "data level 2, tokens, timestep 500, as released",
+    }
+    head, *rows = table(result)
+    assert head[:2] == ["arm", "settings"]
+    assert head[-3:] == [
+        "against plain: gold",
+        "against plain: irrelevant",
+        "against plain: noised",
+    ]
+    for row in rows:
+        assert row[1] == told[row[0]]
+        gains = [found["gain"] for found in result["arms"][row[0]]["measures"].values()]
+        assert [bool(cell) for cell in row[-3:]] == [gain is not None for gain in gains]
+    noise = result["arms"]["the paper's"]["settings"]
+    assert (noise["noise.kind"], noise["noise.window"]) == ("diffusion", 3)
+
+
+def test_results_of_earlier_versions_are_shown() -> None:
+    """They hold what was given of settings, and less of what measured them."""
+    text = (ROOT / "benchmarks" / "results" / "ablation_noise.json").read_text()
+    result = json.loads(text)
+    for arm in result["arms"].values():
+        for added in ("settings", "seeds", "model", "training"):
+            arm.pop(added, None)
+    for added in ("baseline", "failed", "encoder", "lemmatizer", "test_noise", "machine"):
+        result.pop(added, None)
+    rows = {row[0]: row for row in table(result)}
+    assert len({len(row) for row in rows.values()}) == 1
+    paper, stronger = rows["tokens, as in the paper"], rows["tokens, timestep 500"]
+    assert "timestep 500, clamp 1 to 5" in paper[1]
+    assert "timestep 500, clamp 0.01 to 5" in stronger[1]
+    measures = result["arms"]["tokens, timestep 500"]["measures"]
+    assert stronger[-1].startswith(f"{100 * measures['noised']['gain']['mean']:+.1f} (")
+    assert ablation_plot(result).startswith("<?xml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from ragvl.cli import app
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
 from ragvl.training import command
-from ragvl.training.command import _drawn
+from ragvl.training.command import RunSettings, _drawn
+from ragvl.training.noise import ARMS
 from ragvl.training.ranking import RankingSample, write_ranking
 
 BASE = ["--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2"]
@@ -78,6 +80,39 @@ def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.run("reranker", ["--model", "m", "--data", "d", "--ranking", "r"])
     assert "output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--noise.foo=1"], "noise.foo"),
+        (["--max_steps=many"], "max_steps"),
+        (["--noise.kind=drop", "--noise.token_level=pixels"], "kind='drop' drops visual tokens"),
+        (["--noise.window=2"], "window=2"),
+        (["--lr_scheduler_type=steep"], "steep"),
+        (["--share=0"], "share=0"),
+        (["--lora.dropout=1"], "dropout=1"),
+        (["--config=no-such-recipe"], "no-such-recipe"),
+    ],
+)
+def test_flags_are_checked_without_reading_anything(flags: list[str], complaint: str) -> None:
+    """What they name is not there."""
+    needed = ["--model=no-model", "--data=no-data", "--output_dir=no-folder"]
+    with pytest.raises(ValueError, match=re.escape(complaint)) as refused:
+        command.plan("generator", [*needed, *flags])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="data, output_dir"):
+        command.plan("generator", ["--model=m"])
+
+
+def test_a_plan_has_every_setting() -> None:
+    needed = ["--model=m", "--data=d", "--output_dir=o"]
+    found = command.plan("generator", ["--config=tiny-generator", *needed, "--seed=3"])
+    assert found.noise == ARMS["both"], "the paper's method"
+    assert found.values["noise.timestep"] == 500
+    assert (found.values["learning_rate"], found.values["share"]) == (3e-4, 1.0)
+    assert (found.arguments.seed, found.ranking) == (3, None)
+    assert command.plan("generator", [*needed, "--eval_split=val"]).arguments.do_eval
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -206,4 +241,7 @@ def test_a_share_of_the_data_is_drawn_by_the_seed() -> None:
     assert list(_drawn(examples, 0.001, 0))  # type: ignore[arg-type,call-overload]
     for wrong in (0, 1.5, -1):
         with pytest.raises(ValueError, match=f"share={wrong}"):
-            _drawn(examples, wrong, 0)  # type: ignore[arg-type]
+            RunSettings("m", Path("d"), share=wrong)
+    for name in ("num_examples", "num_eval_examples"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            RunSettings("m", Path("d"), **{name: 0})  # type: ignore[arg-type]

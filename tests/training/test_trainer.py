@@ -20,10 +20,17 @@ from transformers import TrainingArguments
 
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM, PromptTooLongError, UnsupportedModelError
+from ragvl.training.command import run
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import ARMS
 from ragvl.training.ranking import RankingSample
-from ragvl.training.trainer import LoraSettings, ResumeError, TrainingDivergedError, train
+from ragvl.training.trainer import (
+    LoraSettings,
+    ResumeError,
+    TrainingDivergedError,
+    is_finished,
+    train,
+)
 
 
 @pytest.fixture
@@ -314,6 +321,91 @@ def test_a_killed_run_goes_on_with_the_same_loss_curve(
     assert curve(broken) == curve(whole)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
+
+
+# `ragvl train` in a process that dies when the weights are saved, and the processor is not
+DYING = """
+import os, signal
+from transformers import ProcessorMixin
+ProcessorMixin.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from ragvl.cli import app
+app()
+"""
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole weights", "weights cut short"])
+def test_a_run_killed_while_it_saves_is_done_again(
+    cut: bool, tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = {"max_steps": 2, "save_strategy": "no", "resume_from_checkpoint": "last"}
+
+    def flags(out: Path, **changed: Any) -> list[str]:
+        found = command(tiny_model("llava"), small_world, out, **settings | changed)
+        return found[found.index("train") :]
+
+    outcome = subprocess.run([sys.executable, "-c", DYING, *flags(broken)], capture_output=True)
+    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    weights = broken / "model.safetensors"
+    assert (broken / "config.json").exists() and weights.exists(), "the test's premise"
+    assert not (broken / "processor_config.json").exists()
+    if cut:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    assert not is_finished(broken)
+
+    left = contents(broken)
+    for changed in ({"resume_from_checkpoint": "null"}, {"noise.timestep": 300}):
+        with pytest.raises(ResumeError):  # not asked to go on; another run
+            run("generator", flags(broken, **changed)[2:])
+        assert contents(broken) == left
+    for out in (whole, broken):
+        run("generator", flags(out)[2:])
+        assert is_finished(out)
+    assert weights.read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert MLLM.from_pretrained(broken, device="cpu").architecture == "llava"
+
+
+def test_a_checkpoint_that_was_broken_off_is_passed_over(
+    begun: Path, fresh: Callable[..., MLLM], questions: WebQA
+) -> None:
+    before = {name: (begun / name).read_bytes() for name in ("model.safetensors",)}
+    losses = curve(begun)
+    torn = begun / "checkpoint-2"
+    (torn / "trainer_state.json").unlink()  # which comes last
+    (torn / "model.safetensors").write_bytes(b"cut")
+    mllm = fresh()
+    settings = arguments(
+        begun, max_steps=2, save_strategy="steps", save_steps=1, resume_from_checkpoint="last"
+    )
+    train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+    assert curve(begun) == losses
+    assert {name: (begun / name).read_bytes() for name in before} == before
+    assert (torn / "trainer_state.json").exists()
+
+
+def test_a_finished_model_is_never_begun_anew(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    mllm = fresh()
+    train(mllm, arguments(tmp_path, max_steps=1), AnswerExamples(questions, mllm))
+    assert is_finished(tmp_path)
+    before = contents(tmp_path)
+    again = fresh()
+    with pytest.raises(ResumeError, match="holds a model"):
+        settings = arguments(tmp_path, max_steps=1, resume_from_checkpoint="last")
+        train(again, settings, AnswerExamples(questions, again))
+    assert contents(tmp_path) == before
+
+
+def test_a_note_of_the_run_that_is_broken(
+    begun: Path, fresh: Callable[..., MLLM], questions: WebQA
+) -> None:
+    (begun / "ragvl_run.json").write_text('{"model": "12')
+    assert not is_finished(begun)
+    mllm = fresh()
+    with pytest.raises(ResumeError, match="missing or broken"):
+        settings = arguments(begun, resume_from_checkpoint="last")
+        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
 
 
 def test_nothing_to_go_on_from_is_a_beginning(

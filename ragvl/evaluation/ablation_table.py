@@ -1,0 +1,136 @@
+"""An ablation's result as a table, which says what sets its arms apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ragvl.evaluation.conditions import CONDITIONS
+from ragvl.evaluation.grid import UNTRAINED
+from ragvl.training.command import RunSettings
+from ragvl.training.noise import NoiseSettings
+
+_LONGEST_REASON = 160  # in a cell
+
+
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a table, the head first: means in percent with their intervals.
+
+    Args:
+        result: of `ablate`, this version's or an earlier one's.
+    """
+    arms = result["arms"]
+    measures = list(next(iter(arms.values()))["measures"])
+    told = arm_settings(result)
+    head, rows = ["arm"], {arm: [_with_failures(arm, result)] for arm in arms}
+    if any(told.values()):
+        head.append("settings")
+        for arm, cells in rows.items():
+            cells.append(told[arm])
+    head += [_label(measure, result) for measure in measures]
+    head += [f"against {_first_arm(result)}: {measure}" for measure in measures]
+    for arm, cells in rows.items():
+        summaries = [arms[arm]["measures"][measure] for measure in measures]
+        cells += [_cell(summary) for summary in summaries]
+        cells += [_cell(summary["gain"], "+") if summary["gain"] else "" for summary in summaries]
+    return [head, *rows.values(), *_failed_rows(result, len(head))]
+
+
+def arm_settings(result: Mapping[str, Any]) -> dict[str, str]:
+    """By arm, in a few words, its settings that are not the same in every arm.
+
+    Args:
+        result: of `ablate`, this version's or an earlier one's.
+    """
+    arms = {arm: found for arm, found in result["arms"].items() if arm != UNTRAINED}
+    effective = {arm: _effective_settings(result, found) for arm, found in arms.items()}
+    names = list(dict.fromkeys(name for settings in effective.values() for name in settings))
+    differing = [
+        name for name in names if len({str(found.get(name)) for found in effective.values()}) > 1
+    ]
+    epochs = {arm: (found.get("training") or {}).get("epochs") for arm, found in arms.items()}
+    told = dict.fromkeys(result["arms"], "")
+    for arm, settings in effective.items():
+        words = _in_words(settings, differing)
+        if len(set(epochs.values())) > 1:
+            words.append(f"{epochs[arm]:.3g} epochs")
+        told[arm] = ", ".join(words)
+    return told
+
+
+def _effective_settings(result: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    if "settings" in found:
+        return found["settings"]
+    # An earlier version's, which noted what was given: the rest is as `ragvl train` has it
+    usual = {f"noise.{field.name}": field.default for field in fields(NoiseSettings)}
+    usual |= {field.name: field.default for field in fields(RunSettings) if field.name == "share"}
+    return {**usual, **result["settings"], **found["changes"]}
+
+
+def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The settings of those names that mean something beside the others."""
+    unread = set()
+    if settings.get("noise.token_level") == "none":
+        unread = {f"noise.{f.name}" for f in fields(NoiseSettings)} - {"noise.data_level"}
+    elif settings.get("noise.as_released"):  # it has a clamp and a window of its own
+        unread = {"noise.clamp_low", "noise.clamp_high", "noise.window"}
+    if not settings.get("noise.data_level"):
+        unread |= {"noise.data_level", "noise.hard_negatives"}
+    words: list[str] = []
+    for name in names:
+        if name in unread:
+            continue
+        value, label = settings.get(name), name.rpartition(".")[2].replace("_", " ")
+        if name in ("noise.token_level", "noise.kind"):
+            words.append(str(value))
+        elif name in ("noise.clamp_low", "noise.clamp_high"):
+            low, high = settings["noise.clamp_low"], settings["noise.clamp_high"]
+            words.append(f"clamp {low:g} to {high:g}")
+        elif name == "noise.as_released":
+            words += ["as released"] if value else []
+        else:
+            words.append(f"{label} {value:g}" if isinstance(value, float) else f"{label} {value}")
+    return list(dict.fromkeys(words))
+
+
+def _first_arm(result: Mapping[str, Any]) -> str:
+    first = next((arm for arm in result["arms"] if arm != UNTRAINED), "")
+    return result.get("baseline", first)
+
+
+def _label(measure: str, result: Mapping[str, Any]) -> str:
+    label = CONDITIONS.get(measure, measure)
+    noise = result.get("test_noise")
+    return f"{label} (t={noise['timestep']})" if noise and measure == "noised" else label
+
+
+def _with_failures(arm: str, result: Mapping[str, Any]) -> str:
+    """An arm's name, and which of its seeds are not in its figures."""
+    failed = [found for found in result.get("failed", ()) if found["arm"] == arm]
+    if not failed:
+        return arm
+    seeds = ", ".join(str(found["seed"]) for found in failed)
+    return f"{arm} (without seed {seeds}, failed: {_short(failed[0]['reason'])})"
+
+
+def _failed_rows(result: Mapping[str, Any], width: int) -> list[list[str]]:
+    """A row of each arm of which no run succeeded."""
+    reasons: dict[str, str] = {}
+    for found in result.get("failed", ()):
+        if found["arm"] not in result["arms"]:
+            reasons.setdefault(found["arm"], _short(found["reason"]))
+    return [[arm, f"failed: {why}", *[""] * (width - 2)] for arm, why in reasons.items()]
+
+
+def _short(reason: str) -> str:
+    """As it can stand in a cell."""
+    reason = reason.replace("|", "/")
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+
+
+def _cell(summary: Mapping[str, Any], sign: str = "") -> str:
+    mean = f"{100 * summary['mean']:{sign}.1f}"
+    if summary["low"] is None:
+        return mean
+    return f"{mean} ({100 * summary['low']:{sign}.1f} to {100 * summary['high']:{sign}.1f})"
