@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ _Source = Annotated[
     ),
 ]
 
+_Images = Annotated[
+    Path | None, typer.Option(help="The pictures' folder, of formats that keep them apart.")
+]
+_Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")]
+_Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
+
 # Settings are read by jsonargparse, which knows their types and their YAML
 _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -38,6 +45,9 @@ _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 @app.callback()
 def ragvl() -> None:
     """Fast multimodal reranking with MLLMs (RagVL, arXiv 2407.21439)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names in files may be more than it can print
+            stream.reconfigure(errors="backslashreplace")
 
 
 @app.command()
@@ -57,9 +67,7 @@ def demo(
     from ragvl.demo import print_result, run_demo
     from ragvl.evaluation.report import write_report
 
-    for path in (json_file, html_file):  # better now than after the work
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.absolute().parent} to write into")
+    _check_writable(json_file, html_file)
     result = run_demo(num_questions=questions, progress=progress)
     print_result(result, Console())
     if json_file is not None:
@@ -162,6 +170,8 @@ def warm(
 def check(
     source: _Source,
     split: Annotated[str | None, typer.Option(help="Which, of a set that has several.")] = None,
+    images: _Images = None,
+    protocol: _Protocol = None,
     pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
 ) -> None:
@@ -172,7 +182,9 @@ def check(
     with _one_line_errors("data check"):
         from ragvl.data.checking import check_questions
 
-        report = check_questions(source, split=split, pictures=pictures)
+        report = check_questions(
+            source, split=split, images=images, protocol=protocol, pictures=pictures
+        )
     for line in report.problems.lines():
         typer.echo(line)
     typer.echo(
@@ -239,6 +251,7 @@ def ranking(
     index: Annotated[
         Path | None, typer.Option(help="A folder with the documents' vectors, made if not there.")
     ] = None,
+    strict: _Strict = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
@@ -247,7 +260,7 @@ def ranking(
         from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
-        questions = open_questions(source, split=split, purpose="train")
+        questions = open_questions(source, split=split, purpose="train", strict=strict)
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():
             vectors = VectorIndex.load(index)
@@ -266,6 +279,8 @@ def ranking(
             progress=True,
         )
         counts = write_ranking(samples, out)
+    for line in questions.problems.lines():
+        typer.echo(line, err=True)
     typer.echo(
         f"{len(questions.questions)} questions, {len(vectors)} documents: "
         f"{counts['Yes']} Yes and {counts['No']} No samples in {out}"
@@ -324,6 +339,7 @@ def overhead(
     ] = None,
 ) -> None:
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
+    _check_writable(json_file)
     with _one_line_errors("overhead"):
         from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import Places, write_world
@@ -355,7 +371,14 @@ def overhead(
         if stage in figures:
             _print_overhead(figures[stage], unit)
     if json_file is not None:
-        record = {"model": model, **figures, "machine": machine(), "versions": versions()}
+        measured = {
+            "model": model,
+            "data": data_set.name,
+            "rounds": rounds,
+            "num_candidates": candidates,
+            "batch_size": batch_size,
+        }
+        record = {**measured, **figures, "machine": machine(), "versions": versions()}
         json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -377,9 +400,6 @@ def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:
 _Split = Annotated[
     str | None, typer.Option(help="Which; what results are usually told of if not given.")
 ]
-_Images = Annotated[
-    Path | None, typer.Option(help="The pictures' folder, of formats that keep them apart.")
-]
 _Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
 _Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
 _Template = Annotated[
@@ -393,7 +413,7 @@ _TopK = Annotated[
 _Questions = Annotated[
     int | None, typer.Option(min=1, help="Only the first so many questions; all.")
 ]
-_Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
+_Skip = Annotated[int, typer.Option(min=0, help="Leave out so many questions, the first ones.")]
 
 
 @app.command()
@@ -409,17 +429,16 @@ def evaluate(
     ] = None,
     split: _Split = None,
     images: _Images = None,
-    protocol: Annotated[
-        Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")
-    ] = None,
+    protocol: _Protocol = None,
     pool: Annotated[
         Literal["full", "gold", "both"],
         typer.Option(help="Retrieve from every document, from gold ones only, or report both."),
     ] = "both",
     noise_ratio: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of gold documents that the generator sees swapped."),
+        typer.Option(min=0, max=1, help="Share of gold documents swapped before reranking."),
     ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is swapped.")] = 0,
     threshold: Annotated[
         list[str] | None,
         typer.Option(help="Several may be given; natural and all that the model has saved."),
@@ -427,12 +446,17 @@ def evaluate(
     template: _Template = None,
     candidates: _Candidates = 20,
     top_k: _TopK = None,
+    skip: _Skip = 0,
     questions: _Questions = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
     timed: Annotated[int, typer.Option(min=0, help="Questions timed one by one.")] = 20,
     submission: Annotated[
         Path | None,
         typer.Option(help="Also write WebQA's submission file, at the first threshold."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Another evaluation's result.json: also show how far these differ."),
     ] = None,
     strict: _Strict = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -443,27 +467,36 @@ def evaluate(
 
     Stopped in the middle, it goes on where it was when it is run again.
     """
+    _check_writable(submission)
     with _one_line_errors("evaluate"):
         from ragvl.data.formats import open_questions
         from ragvl.data.questions import POOLS
         from ragvl.data.webqa import write_submission
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
         from ragvl.evaluation.evaluate import evaluate as run
+        from ragvl.evaluation.figures import compare_figures
         from ragvl.evaluation.report import print_figures, write_report
         from ragvl.generator import Generator
         from ragvl.retriever import DualEncoder
 
+        other = None if compare is None else json.loads(compare.read_text(encoding="utf-8"))
+        out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
         loaded = _load_reranker(reranker, template or data_set.template, device, dtype)
         names = [_threshold(name) for name in threshold or ("natural", *_saved(loaded))]
+        pools = POOLS if pool == "both" else (pool,)
+        if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
+            pools = ("full",)  # as of captions: the two are one
         settings = EvaluationSettings(
-            pools=POOLS if pool == "both" else (pool,),
+            pools=pools,
             num_candidates=candidates,
             top_k=top_k,
             thresholds=names,
             noise_ratio=noise_ratio,
+            seed=seed,
+            skip=skip,
             num_questions=questions,
             num_timed=timed,
             max_new_tokens=max_new_tokens,
@@ -474,8 +507,14 @@ def evaluate(
             Generator.from_pretrained(generator, device=device, dtype=dtype) if generator else None,
         )
         evaluation = run(data_set, models, settings, work=out / "work", progress=progress)
+        paths = {"data": str(source), "encoder": encoder, "reranker": reranker}
+        if generator:
+            paths["generator"] = generator
+        evaluation.figures["paths"] = paths
+        if other is not None:
+            evaluation.figures["compared"] = compare_figures(evaluation.figures, other)
         (out / "result.json").write_text(json.dumps(evaluation.figures, indent=2) + "\n")
-        write_report(evaluation, out / "report.html")
+        write_report(evaluation, out / "report.html", paths=paths)
         if submission is not None:
             write_submission(submission, evaluation.submission())
         print_figures(evaluation.figures, Console())
@@ -491,6 +530,7 @@ def calibrate(
     reranker: _Reranker,
     split: _Split = None,
     images: _Images = None,
+    protocol: _Protocol = None,
     pool: Annotated[Literal["full", "gold"], typer.Option(help="Retrieve from which.")] = "full",
     threshold: Annotated[
         list[str] | None,
@@ -499,6 +539,7 @@ def calibrate(
     template: _Template = None,
     candidates: _Candidates = 20,
     top_k: _TopK = None,
+    skip: _Skip = 0,
     questions: _Questions = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to save them; in the reranker's folder.")
@@ -512,7 +553,12 @@ def calibrate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
-    """Estimate a reranker's thresholds on a dev split, and save them with the model."""
+    """Estimate a reranker's thresholds on a dev split, and save them with the model.
+
+    Not on questions that the reranker was trained on: it is surer of those. Exits with 1 where
+    nothing could be estimated.
+    """
+    _check_writable(out, plot)
     with _one_line_errors("calibrate"):
         from ragvl.data.formats import open_questions
         from ragvl.evaluation.calibration import ESTIMATED
@@ -528,7 +574,9 @@ def calibrate(
                     f"{reranker} is no folder to save thresholds in: say where with --out"
                 )
             out = Path(reranker) / THRESHOLDS_FILE
-        data_set = open_questions(source, split=split, images=images, strict=strict)
+        data_set = open_questions(
+            source, split=split, images=images, protocol=protocol, strict=strict
+        )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
             _load_reranker(reranker, template or data_set.template, device, dtype),
@@ -539,7 +587,7 @@ def calibrate(
             names=threshold or ESTIMATED,
             pool=pool,
             settings=EvaluationSettings(
-                num_candidates=candidates, top_k=top_k, num_questions=questions
+                num_candidates=candidates, top_k=top_k, skip=skip, num_questions=questions
             ),
             work=work,
             progress=progress,
@@ -552,7 +600,9 @@ def calibrate(
         if plot is not None:
             correct, erroneous = recalls.by_kind()
             plot.write_text(relevance_plot(correct, erroneous, saved.values))
-    typer.echo(f"from {saved.num_questions} questions of {saved.data}; saved in {out}")
+    typer.echo(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
+    if not saved.values:
+        sys.exit(1)
 
 
 @app.command()
@@ -582,6 +632,11 @@ def ablate(
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
+    if failed := result["failed"]:
+        typer.echo(
+            f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True
+        )
+        sys.exit(1)
 
 
 def _load_reranker(path: str, template: str, device: str, dtype: str) -> Reranker:
@@ -589,9 +644,7 @@ def _load_reranker(path: str, template: str, device: str, dtype: str) -> Reranke
     from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds
 
     file = Path(path) / THRESHOLDS_FILE
-    thresholds = SavedThresholds.load(file) if file.is_file() else None
-    if thresholds is not None and thresholds.template != template:
-        thresholds = None  # they are of other prompts
+    thresholds = SavedThresholds.load(file, template) if file.is_file() else None
     return Reranker.from_pretrained(
         path, device=device, dtype=dtype, template=template, thresholds=thresholds
     )
@@ -609,13 +662,20 @@ def _threshold(text: str) -> str | float:
         return text
 
 
+def _check_writable(*paths: Path | None) -> None:
+    """Better now than after the work."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.absolute().parent} to write into")
+
+
 @contextmanager
 def _one_line_errors(command: str) -> Iterator[None]:
     """Ends the program with what is wrong where a person can act on it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = "pip install 'ragvl[cpu,train]'"
+        extra = "pip install 'ragvl[cpu,train,eval]'"
         typer.echo(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
         sys.exit(1)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:

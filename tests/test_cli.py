@@ -153,7 +153,8 @@ def test_data_check_says_what_is_wrong(tmp_path: Path) -> None:
     assert lines[0] == "duplicate id: 1"
     assert "line 2" in lines[1]
     assert lines[2] == "missing picture: 1"
-    assert lines[-1] == "1 usable questions, 2 documents, 2 problems"
+    assert "gold picture missing: 1" in lines
+    assert lines[-1] == "1 usable questions, 1 documents, 3 problems"
     assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 1
     file.write_text(good)
     assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 0

@@ -33,6 +33,7 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
     with tempfile.TemporaryDirectory() as folder, as_file(files("ragvl") / "assets") as assets:
         write_world(folder, Places(), counts={"test": NUM_PLACES}, seed=WORLD_SEED)
         thresholds = SavedThresholds.load(assets / "tiny-reranker" / THRESHOLDS_FILE)
+        assert thresholds is not None  # they come along
         reranker = Reranker.from_pretrained(
             assets / "tiny-reranker",
             dtype="float32",  # that of its thresholds

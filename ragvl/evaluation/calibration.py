@@ -19,7 +19,7 @@ from ragvl.reranker import ThresholdError, resolve_threshold
 ESTIMATED = ("adaptive", "f1", "precision>=0.9")
 MIN_RECALLS = 20  # correct ones, and erroneous ones, that an estimate needs
 CONFIDENCE = 0.9
-_PRECISION = re.compile(r"precision>=(0?\.\d+)")
+_PRECISION = re.compile(r"precision>=(0?\.\d*[1-9]\d*)")  # more than 0, less than 1
 _MOST_LOG_ODDS = 17.0  # float32's sigmoid is 1 from about there
 # Fixed beforehand, since a grid that looks at the data would void the guarantee
 _GRID = np.arange(-6.0, 12.25, 0.5)
@@ -33,11 +33,14 @@ class Recalls:
         relevance: of each question, its recalls' relevance.
         is_gold: whether each is gold.
         num_gold: how many gold documents each question has.
+        groups: which questions depend on each other, since they share a gold document, by number;
+            None if each is its own.
     """
 
     relevance: Sequence[Sequence[float]]
     is_gold: Sequence[Sequence[bool]]
     num_gold: Sequence[int]
+    groups: Sequence[int] | None = None
 
     def by_kind(self) -> tuple[list[float], list[float]]:
         """Relevance of the correct recalls, and of the erroneous ones."""
@@ -69,6 +72,20 @@ def estimate_threshold(name: str, recalls: Recalls) -> float:
     return resolve_threshold(name)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuses what `estimate_threshold` cannot estimate, before the work.
+
+    Raises:
+        ThresholdError: a name is none of those.
+    """
+    for name in names:
+        if name not in ("adaptive", "f1") and not _PRECISION.fullmatch(name):
+            raise ThresholdError(
+                f"threshold={name!r} is none to estimate: expected adaptive, f1, or precision>=P "
+                "with a number between 0 and 1, such as precision>=0.9"
+            )
+
+
 def adaptive_threshold(recalls: Recalls) -> float:
     """Where the densities of relevance of correct and of erroneous recalls cross (the paper, 3.2).
 
@@ -92,7 +109,8 @@ def adaptive_threshold(recalls: Recalls) -> float:
         if np.ptp(values) == 0:
             raise ThresholdError(f"all {kind} recalls have the same relevance, {expit(values[0])}")
     points = np.linspace(low, high, 2001)
-    above = gaussian_kde(correct)(points) - gaussian_kde(erroneous)(points)
+    # Of their logarithms, since far from its recalls a density is 0 in floating point
+    above = gaussian_kde(correct).logpdf(points) - gaussian_kde(erroneous).logpdf(points)
     rising = np.flatnonzero((above[:-1] < 0) & (above[1:] >= 0))
     if not len(rising):
         raise ThresholdError("the densities of correct and erroneous recalls do not cross")
@@ -123,10 +141,12 @@ def precision_threshold(
 ) -> float:
     """The lowest threshold whose precision is at least `at_least`, with probability `confidence`.
 
-    The probability is over dev splits: if questions are drawn independently from one population,
-    then of all the times that this is called, at most 1 - `confidence` give a threshold at which
-    the precision over the population (gold documents kept over documents kept) is lower. Nothing is
-    assumed of scores, nor of the recalls of one question, which depend on each other.
+    The probability is over dev splits: if groups of questions are drawn independently from one
+    population, then of all the times that this is called, at most 1 - `confidence` give a threshold
+    at which the precision over the population (gold documents kept over documents kept, where a
+    group counts as one question) is lower. Nothing is assumed of scores, nor of the recalls of one
+    group, which depend on each other. The promise is about this model, this population, this pool
+    and this number of candidates and of documents kept.
 
     Conformal risk control in the manner of Learn then Test (Angelopoulos et al., arXiv 2110.01052):
     each threshold of a fixed grid is tested at level (1 - confidence) / size, with the betting test
@@ -139,26 +159,26 @@ def precision_threshold(
     if not 0 < at_least < 1 or not 0 < confidence < 1:
         raise ValueError(f"at_least={at_least}, confidence={confidence}: expected 0 to 1")
     _checked(recalls)
+    num_questions = len(recalls.relevance)
     top_k = max(map(len, recalls.relevance))
-    order = np.random.default_rng(0).permutation(len(recalls.relevance))
-    scores = np.full((len(order), top_k), -1.0)
-    is_gold = np.zeros((len(order), top_k), bool)
-    for row, number in enumerate(order):
-        count = len(recalls.relevance[number])
-        scores[row, :count], is_gold[row, :count] = (
-            recalls.relevance[number],
-            recalls.is_gold[number],
-        )
+    scores = np.full((num_questions, top_k), -1.0)
+    is_gold = np.zeros((num_questions, top_k), bool)
+    for row, (found, hits) in enumerate(zip(recalls.relevance, recalls.is_gold, strict=True)):
+        scores[row, : len(found)], is_gold[row, : len(found)] = found, hits
+    groups = np.arange(num_questions) if recalls.groups is None else np.array(recalls.groups)
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(sizes))
     level = (1 - confidence) / len(_GRID)
     for threshold in expit(_GRID):
         kept = scores >= threshold
         # In 0..1; its mean is above `at_least` just if precision is
         gain = at_least + ((is_gold & kept) - at_least * kept).sum(1) / top_k
-        if _mean_is_above(gain, at_least, level):
+        if _mean_is_above((np.bincount(groups, gain) / sizes)[order], at_least, level):
             return float(threshold)
     raise ThresholdError(
         f"no threshold has a precision of {at_least} with a confidence of {confidence}, from "
-        f"{len(order)} questions: take more of them, or promise less"
+        f"{num_questions} questions about {len(order)} pictures or groups of them: take more, or "
+        "promise less"
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,23 @@ import numpy as np
 from ragvl.data.questions import POOLS, Pool, Question, QuestionSet
 from ragvl.doctor import machine, versions
 from ragvl.evaluation.answers import lemmatizer
-from ragvl.evaluation.calibration import ESTIMATED, Recalls, estimate_threshold
+from ragvl.evaluation.calibration import (
+    ESTIMATED,
+    Recalls,
+    check_names,
+    estimate_threshold,
+)
 from ragvl.evaluation.figures import answer_figures, pool_figures, usable
-from ragvl.evaluation.journal import Journal, depending_on
 from ragvl.evaluation.latency import time_stages
+from ragvl.evaluation.metrics import group_by_gold, median_figure
 from ragvl.evaluation.stages import (
+    Answers,
     Candidate,
-    Evidence,
     Models,
     Ranking,
-    answer,
+    Relevances,
     embed_documents,
     retrieve,
-    score,
     wrong_pictures,
 )
 from ragvl.generator import Generator
@@ -47,8 +53,9 @@ class EvaluationSettings:
         num_candidates: how many documents the retriever hands over.
         top_k: how many are kept at most; None is 1 for MultimodalQA and captions, else 2.
         thresholds: from what relevance; the first is the one that wrong cases are shown of.
-        noise_ratio: the share of gold documents in whose place the generator sees wrong ones.
-        num_questions: only so many, the first ones; None for all.
+        noise_ratio: the share of gold documents in whose place the retriever hands over wrong ones.
+        skip: leave out so many questions, the first ones.
+        num_questions: only so many, the first ones after those; None for all.
         num_timed: so many questions are run one by one, and timed.
         max_new_tokens: of an answer.
         seed: of the noise.
@@ -59,6 +66,7 @@ class EvaluationSettings:
     top_k: int | None = None
     thresholds: Sequence[Threshold] = ("natural",)
     noise_ratio: float = 0.0
+    skip: int = 0
     num_questions: int | None = None
     num_timed: int = 20
     max_new_tokens: int = 32
@@ -69,10 +77,16 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: it must be at least 1")
-        if not self.pools or not self.thresholds or self.num_timed < 0:
-            raise ValueError("expected at least one pool and one threshold, and num_timed >= 0")
+        if not self.pools or not self.thresholds or self.num_timed < 0 or self.skip < 0:
+            raise ValueError(
+                "expected at least one pool and one threshold, num_timed and skip >= 0"
+            )
         if not 0 <= self.noise_ratio <= 1:
             raise ValueError(f"noise_ratio={self.noise_ratio}: expected a share from 0 to 1")
+
+    def chosen(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """Those of the questions that are asked."""
+        return questions[self.skip :][: self.num_questions]
 
     def top_k_of(self, source: QuestionSet) -> int:
         """`top_k`, or what the paper takes."""
@@ -107,7 +121,10 @@ class Evaluation:
         """
         way = self.figures["settings"]["pools"][0], next(iter(self.figures["thresholds"]))
         if way not in self.answers:
-            raise ValueError("there are no answers to submit: evaluate with a generator")
+            raise ValueError(
+                "there are no answers to submit: evaluate with a generator, questions with known "
+                "answers or without known documents"
+            )
         for ranking, kept, text in zip(
             self.rankings[way[0]], self.evidence[way], self.answers[way], strict=True
         ):
@@ -134,40 +151,58 @@ def evaluate(
         progress: show progress bars.
 
     Raises:
-        ValueError: a threshold is not known or was estimated on these questions, or no question
-            has a gold document or an answer.
+        ValueError: a threshold is not known or was estimated on one of these questions, no question
+            is left, or there are no two documents to swap.
         DataError: a document cannot be read, and the data set is strict.
     """
     settings = settings or EvaluationSettings()
     started = time.perf_counter()
-    thresholds = _thresholds(settings, models.reranker, source)
-    questions = list(source.questions)[: settings.num_questions]
+    questions = settings.chosen(source.questions)
+    thresholds = _thresholds(settings, models.reranker, questions)
+    swapped = wrong_pictures(source, settings.noise_ratio, settings.seed)
     top_k = settings.top_k_of(source)
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         vectors = embed_documents(source, models.encoder, work, progress=progress)
-        rankings = rank_questions(source, questions, models, settings, vectors, work, progress)
+        questions = _answerable(source, questions, vectors)
+        rankings = rank_questions(
+            source, questions, models, settings, vectors, work, swapped=swapped, progress=progress
+        )
         evidence: dict[tuple[Pool, str], list[tuple[str, ...]]] = {}
         answers: dict[tuple[Pool, str], list[str]] = {}
         if models.generator is not None and any(q.answers or not q.gold for q in questions):
-            evidence = _evidence(rankings, thresholds, top_k, source, settings, vectors)
+            evidence = _evidence(rankings, thresholds, top_k, vectors, swapped)
             answers = _answer_all(
                 evidence, questions, source, models.generator, settings, work, progress
             )
     seconds = time.perf_counter() - started
     pools = {
         pool: {
-            "num_documents": sum(len(search.document_ids) for search in source.searches(pool)),
+            "num_documents": sum(
+                sum(id in vectors for id in search.document_ids) for search in source.searches(pool)
+            ),
             **pool_figures(found, thresholds, top_k),
             "answers": {
                 name: answer_figures(source, questions, given)
                 for (of, name), given in answers.items()
                 if of == pool
             },
+            "estimated_otherwise": _estimated_otherwise(pool, settings, models, top_k),
         }
         for pool, found in rankings.items()
     }
+    latency_ms = time_stages(
+        source,
+        questions[: settings.num_timed],
+        models,
+        pool=settings.pools[0],
+        vectors=vectors,
+        num_candidates=settings.num_candidates,
+        top_k=top_k,
+        threshold=next(iter(thresholds.values())),
+        max_new_tokens=settings.max_new_tokens,
+    )
     figures = {
         "data": source.name,
         "num_questions": len(questions),
@@ -176,17 +211,8 @@ def evaluate(
         "thresholds": thresholds,
         "estimated_on": _estimated_on(settings, models.reranker),
         "pools": pools,
-        "latency_ms": time_stages(
-            source,
-            questions[: settings.num_timed],
-            models,
-            pool=settings.pools[0],
-            vectors=vectors,
-            num_candidates=settings.num_candidates,
-            top_k=top_k,
-            threshold=next(iter(thresholds.values())),
-            max_new_tokens=settings.max_new_tokens,
-        ),
+        "latency_ms": latency_ms,
+        "median_ms": {stage: asdict(median_figure(ms)) for stage, ms in latency_ms.items()},
         "seconds": seconds,
         "problems": dict(source.problems.counts),
         "lemmatizer": lemmatizer()[0] if source.answer_metric == "webqa" else None,
@@ -195,10 +221,32 @@ def evaluate(
             "reranker": models.reranker.mllm.fingerprint,
             "generator": models.generator and models.generator.mllm.fingerprint,
         },
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(),
     }
     return Evaluation(figures, rankings, answers, evidence, source)
+
+
+def _answerable(
+    source: QuestionSet, questions: Sequence[Question], vectors: Mapping[str, np.ndarray]
+) -> list[Question]:
+    """Those of the questions whose gold documents can all be read; the others are problems.
+
+    As a gold document without a picture, so one with a broken picture leaves nothing to be found.
+    """
+    found = []
+    for question in questions:
+        broken = [id for id in question.gold if id not in vectors]
+        if broken:
+            source.problems.add(
+                "gold picture broken", f"question {question.id!r}: document {broken[0]!r}"
+            )
+        else:
+            found.append(question)
+    if not found:
+        raise ValueError(f"{source.name} has no question whose gold documents can all be read")
+    return found
 
 
 def calibrate(
@@ -218,7 +266,7 @@ def calibrate(
         models: retriever and reranker.
         names: which thresholds.
         pool: what is retrieved from.
-        settings: `num_candidates`, `top_k` and `num_questions` count.
+        settings: `num_candidates`, `top_k`, `skip` and `num_questions` count.
         work: see `evaluate`.
         progress: show progress bars.
 
@@ -227,10 +275,12 @@ def calibrate(
 
     Raises:
         ValueError: no question has a gold document.
+        ThresholdError: a name is none that can be estimated.
         DataError: a document cannot be read, and the data set is strict.
     """
+    check_names(names)
     settings = settings or EvaluationSettings()
-    questions = [q for q in source.questions if q.gold][: settings.num_questions]
+    questions = [question for question in settings.chosen(source.questions) if question.gold]
     if not questions:
         raise ValueError(f"no question of {source.name} has a gold document to calibrate by")
     top_k = settings.top_k_of(source)
@@ -238,13 +288,18 @@ def calibrate(
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         vectors = embed_documents(source, models.encoder, work, progress=progress)
+        questions = _answerable(source, questions, vectors)
         one_pool = EvaluationSettings(pools=(pool,), num_candidates=settings.num_candidates)
-        found = rank_questions(source, questions, models, one_pool, vectors, work, progress)[pool]
+        found = rank_questions(
+            source, questions, models, one_pool, vectors, work, progress=progress
+        )[pool]
     tops = [(ranking, usable(ranking.reranked)[:top_k]) for ranking in found]
+    gold = [ranking.question.gold for ranking, _ in tops]
     recalls = Recalls(
         relevance=[[c.relevance for c in top] for _, top in tops],
         is_gold=[[c.id in ranking.question.gold for c in top] for ranking, top in tops],
-        num_gold=[len(ranking.question.gold) for ranking, _ in tops],
+        num_gold=[len(set(ids)) for ids in gold],
+        groups=group_by_gold(gold),
     )
     values, refused = {}, {}
     for name in names:
@@ -255,9 +310,12 @@ def calibrate(
     saved = SavedThresholds(
         model=models.reranker.weights,
         template=models.reranker.template_name,
+        encoder=models.encoder.fingerprint,
+        pool=pool,
+        num_candidates=settings.num_candidates,
         top_k=top_k,
         data=source.name,
-        num_questions=len(questions),
+        questions=tuple(map(_question_name, questions)),
         values=values,
         refused=refused,
     )
@@ -271,17 +329,33 @@ def rank_questions(
     settings: EvaluationSettings,
     vectors: Mapping[str, np.ndarray],
     work: Path,
+    *,
+    swapped: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> dict[Pool, list[Ranking]]:
-    """Candidates of each question and pool with their relevance; a pair is scored once."""
+    """Candidates of each question and pool with their relevance; a pair is scored once.
+
+    Args:
+        source: the data.
+        questions: what is asked.
+        models: the stages.
+        settings: `pools` and `num_candidates` count.
+        vectors: of the documents.
+        work: keeps relevance.
+        swapped: documents in whose place others are handed over; see `wrong_pictures`.
+        progress: show progress bars.
+    """
+    swapped = swapped or {}
     found = {
-        pool: retrieve(source, pool, questions, models.encoder, vectors, settings.num_candidates)
+        pool: {
+            asked: [(swapped.get(id, id), cosine) for id, cosine in hits if id in vectors]
+            for asked, hits in retrieve(
+                source, pool, questions, models.encoder, vectors, settings.num_candidates
+            ).items()
+        }
         for pool in settings.pools
     }
-    name = depending_on(
-        source.name, models.reranker.mllm.fingerprint, models.reranker.template_name
-    )
-    journal: Journal[tuple[str, str]] = Journal(work / f"relevance-{name}.jsonl")
+    relevance = Relevances(source, models.reranker, work)
     by_id = {question.id: question for question in questions}
     pairs = [
         (by_id[asked], id)
@@ -289,13 +363,13 @@ def rank_questions(
         for asked, hits in of_pool.items()
         for id, _ in hits
     ]
-    score(source, pairs, models.reranker, journal, progress=progress)
+    relevance.compute(pairs, progress=progress)
     return {
         pool: [
             Ranking(
                 question,
                 [
-                    Candidate(id, cosine, journal[question.id, id])
+                    Candidate(id, cosine, relevance(question, id))
                     for id, cosine in of_pool.get(question.id, ())
                 ],
             )
@@ -306,16 +380,23 @@ def rank_questions(
 
 
 def _thresholds(
-    settings: EvaluationSettings, reranker: Reranker, source: QuestionSet
+    settings: EvaluationSettings, reranker: Reranker, questions: Sequence[Question]
 ) -> dict[str, float]:
     saved = reranker.thresholds
     estimated = _estimated(settings)
-    if estimated and saved is not None and saved.data == source.name:
-        raise ThresholdError(
-            f"{', '.join(estimated)} were estimated on {saved.data}, and would be judged by the "
-            "same questions: evaluate another split"
-        )
+    if estimated and saved is not None:
+        own = set(map(_question_name, questions)).intersection(saved.questions)
+        if own:
+            raise ThresholdError(
+                f"{', '.join(estimated)} were estimated on {saved.data}, and {len(own)} of its "
+                "questions are asked here: they would be judged by their own threshold"
+            )
     return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
+
+
+def _question_name(question: Question) -> str:
+    """Names a question whatever its data set is called."""
+    return hashlib.sha256(f"{question.id}\0{question.text}".encode()).hexdigest()[:12]
 
 
 def _estimated(settings: EvaluationSettings) -> list[str]:
@@ -326,7 +407,24 @@ def _estimated_on(settings: EvaluationSettings, reranker: Reranker) -> dict[str,
     saved = reranker.thresholds
     if saved is None or not _estimated(settings):
         return None
-    return {"data": saved.data, "num_questions": saved.num_questions}
+    names = ("data", "pool", "num_candidates", "top_k")
+    found = {name: getattr(saved, name) for name in names}
+    return {**found, "num_questions": len(saved.questions)}
+
+
+def _estimated_otherwise(
+    pool: Pool, settings: EvaluationSettings, models: Models, top_k: int
+) -> list[str]:
+    """In what the thresholds' estimation differs: where in anything, no precision is promised."""
+    saved = models.reranker.thresholds
+    if saved is None or not _estimated(settings):
+        return []
+    return saved.differs(
+        pool=pool,
+        num_candidates=settings.num_candidates,
+        top_k=top_k,
+        encoder=models.encoder.fingerprint,
+    )
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -336,24 +434,23 @@ def _evidence(
     rankings: Mapping[Pool, Sequence[Ranking]],
     thresholds: Mapping[str, float],
     top_k: int,
-    source: QuestionSet,
-    settings: EvaluationSettings,
     vectors: Mapping[str, np.ndarray],
+    swapped: Mapping[str, str],
 ) -> dict[tuple[Pool, str], list[tuple[str, ...]]]:
     """What each question is answered from: ids, by pool and way of choosing."""
-    swapped = wrong_pictures(source, settings.noise_ratio, settings.seed)
-
-    def shown(ids: Sequence[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(swapped.get(id, id) for id in ids if id in vectors))
-
     found: dict[tuple[Pool, str], list[tuple[str, ...]]] = {}
     for pool, ranked in rankings.items():
-        found[pool, RETRIEVED] = [shown([c.id for c in r.retrieved[:top_k]]) for r in ranked]
+        found[pool, RETRIEVED] = [tuple(c.id for c in r.retrieved[:top_k]) for r in ranked]
         for name, threshold in thresholds.items():
-            found[pool, name] = [shown(r.kept(top_k, threshold)) for r in ranked]
-        found[pool, GOLD] = [shown(r.question.gold) for r in ranked]
+            found[pool, name] = [r.kept(top_k, threshold) for r in ranked]
+        found[pool, GOLD] = [
+            tuple(dict.fromkeys(swapped.get(id, id) for id in r.question.gold)) for r in ranked
+        ]
         found[pool, NOTHING] = [()] * len(ranked)
-    return found
+    return {
+        way: [tuple(id for id in ids if id in vectors) for ids in of_way]
+        for way, of_way in found.items()
+    }
 
 
 def _answer_all(
@@ -365,22 +462,14 @@ def _answer_all(
     work: Path,
     progress: bool,
 ) -> dict[tuple[Pool, str], list[str]]:
-    name = depending_on(source.name, generator.mllm.fingerprint, settings.max_new_tokens)
-    journal: Journal[Evidence] = Journal(work / f"answers-{name}.jsonl")
+    answers = Answers(source, generator, work, max_new_tokens=settings.max_new_tokens)
     wanted = [
-        (question.id, ids)
+        (question, ids)
         for of_way in evidence.values()
         for question, ids in zip(questions, of_way, strict=True)
     ]
-    answer(
-        source,
-        wanted,
-        generator,
-        journal,
-        max_new_tokens=settings.max_new_tokens,
-        progress=progress,
-    )
+    answers.compute(wanted, progress=progress)
     return {
-        way: [journal[question.id, ids] for question, ids in zip(questions, found, strict=True)]
+        way: [answers(question, ids) for question, ids in zip(questions, found, strict=True)]
         for way, found in evidence.items()
     }

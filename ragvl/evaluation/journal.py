@@ -15,7 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 def depending_on(*parts: object) -> str:
     """A short name for everything that a result depends on."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 class Journal(Generic[Key]):

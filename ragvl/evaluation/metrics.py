@@ -2,45 +2,59 @@
 
 Every figure here is a ratio of two sums over questions, as the paper counts: recall@k is gold
 documents found over gold documents there are, so that a question with two of them weighs twice. The
-interval is the percentile bootstrap's, over questions.
+interval is the percentile bootstrap's, over groups of questions that share a gold document: five
+captions of one picture tell less than five pictures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 _RESAMPLES = 1000
 _SEED = 0  # the same answers have the same interval
+_TAIL = 0.025
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A share with its 95 % interval.
+    """A share, or a difference of shares, with its 95 % interval.
 
     Attributes:
-        value: the share; 0 where it would divide by nothing.
-        low: the interval's lower end; None for fewer than two questions.
+        value: the share; None where it would divide by nothing.
+        low: the interval's lower end; None for fewer than two groups of questions.
         high: its upper end.
         num_questions: over how many questions.
     """
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     num_questions: int
 
 
-def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Figure:
+def ratio(
+    parts: Sequence[float],
+    wholes: Sequence[float] | None = None,
+    groups: Sequence[int] | None = None,
+    *,
+    is_share: bool = True,
+) -> Figure:
     """The sum of `parts` over the sum of `wholes`, one of each for each question.
+
+    A bootstrap knows no luck that it has not seen: of a share of 0 or 1 the interval is
+    Clopper-Pearson's of as many groups.
 
     Args:
         parts: what counts.
         wholes: what it is a share of; 1 a question by default, which gives the mean of `parts`.
+        groups: which questions depend on each other, by number; each is its own by default.
+        is_share: it lies in 0..1; a difference does not.
 
     Raises:
         ValueError: nothing is given, or the lengths differ.
@@ -49,26 +63,95 @@ def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Figu
     under = np.ones_like(over) if wholes is None else np.asarray(wholes, np.float64)
     if len(over) != len(under) or not len(over):
         raise ValueError(f"{len(over)} parts of {len(under)} wholes: expected as many, at least 1")
+    if groups is not None:
+        _, numbers = np.unique(np.asarray(groups), return_inverse=True)
+        over = np.bincount(numbers, over).astype(np.float64)
+        under = np.bincount(numbers, under).astype(np.float64)
+    num_questions, total = len(parts), under.sum()
+    if not total:
+        return Figure(None, None, None, num_questions)
+    value = float(over.sum() / total)
+    counted = int((under > 0).sum())
+    if counted < 2:
+        return Figure(value, None, None, num_questions)
+    if is_share and value in (0.0, 1.0):
+        width = 1 - _TAIL ** (1 / counted)
+        return Figure(value, value and 1 - width, value or width, num_questions)
+    low, high = _percentiles(over, under)
+    return Figure(value, low, high, num_questions)
 
+
+def _percentiles(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     def share(parts: np.ndarray, wholes: np.ndarray, axis: int = -1) -> np.ndarray:
         total = wholes.sum(axis)
-        return np.divide(parts.sum(axis), total, out=np.zeros_like(total), where=total > 0)
+        nothing = np.full_like(total, np.nan)  # drawn without any whole: it says nothing
+        return np.divide(parts.sum(axis), total, out=nothing, where=total > 0)
 
-    value = float(share(over[None], under[None])[0])
-    if len(over) < 2:
-        return Figure(value, None, None, len(over))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # where all draws are alike
+        resampled = bootstrap(
+            (over, under),
+            share,
+            paired=True,
+            vectorized=True,
+            n_resamples=_RESAMPLES,
+            batch=max(1, 10**7 // len(over)),
+            method="percentile",
+            rng=np.random.default_rng(_SEED),
+        )
+    low, high = np.nanquantile(resampled.bootstrap_distribution, [_TAIL, 1 - _TAIL])
+    return float(low), float(high)
+
+
+def difference(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> Figure:
+    """How far a figure lies above another of other questions, from the ends of both.
+
+    Newcombe's square-and-add interval (Statistics in Medicine 17, 1998).
+
+    Args:
+        one: `value`, `low`, `high`, as `asdict` gives of a `Figure`.
+        other: the same of what it is compared with.
+    """
+    ends = [(found["low"], found["value"], found["high"]) for found in (one, other)]
+    (low, value, high), (other_low, other_value, other_high) = ends
+    if value is None or other_value is None:
+        return Figure(None, None, None, 0)
+    gap = value - other_value
+    if low is None or high is None or other_low is None or other_high is None:
+        return Figure(gap, None, None, 0)
+    below = math.hypot(value - low, other_high - other_value)
+    above = math.hypot(high - value, other_value - other_low)
+    return Figure(gap, gap - below, gap + above, 0)
+
+
+def median_figure(values: Sequence[float]) -> Figure:
+    """The median with its bootstrap interval."""
+    samples = np.asarray(values, np.float64)
+    if len(samples) < 2:
+        return Figure(float(np.median(samples)), None, None, len(samples))
     resampled = bootstrap(
-        (over, under),
-        share,
-        paired=True,
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        batch=max(1, 10**7 // len(over)),
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
+        (samples,), np.median, method="percentile", rng=np.random.default_rng(_SEED)
     )
     low, high = map(float, resampled.confidence_interval)
-    return Figure(value, low, high, len(over))
+    return Figure(float(np.median(samples)), low, high, len(samples))
+
+
+def group_by_gold(gold: Sequence[Collection[str]]) -> list[int]:
+    """A number for each question; those that share a gold document, or are linked so, share it."""
+    parents = list(range(len(gold)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    first: dict[str, int] = {}
+    for number, ids in enumerate(gold):
+        for id in ids:
+            parents[root(number)] = root(first.setdefault(id, number))
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(number), len(numbers)) for number in range(len(gold))]
 
 
 def ranking_figures(
@@ -89,22 +172,58 @@ def ranking_figures(
     Raises:
         ValueError: the lengths differ, a k is below 1, or a question has no gold document.
     """
+    groups = group_by_gold(gold)
+    return {
+        name: ratio(parts, wholes, groups)
+        for name, (parts, wholes) in _ranking_parts(ranked, gold, recall_at, ndcg_at).items()
+    }
+
+
+def ranking_gains(
+    ranked: Sequence[Sequence[str]],
+    before: Sequence[Sequence[str]],
+    gold: Sequence[Collection[str]],
+    *,
+    recall_at: Sequence[int] = (1, 2, 5, 10, 20),
+    ndcg_at: int = 10,
+) -> dict[str, Figure]:
+    """How far `ranking_figures` of one order lie above those of another, question by question."""
+    groups = group_by_gold(gold)
+    after = _ranking_parts(ranked, gold, recall_at, ndcg_at)
+    gains = {}
+    for name, (old, wholes) in _ranking_parts(before, gold, recall_at, ndcg_at).items():
+        change = [new - was for new, was in zip(after[name][0], old, strict=True)]
+        gains[name] = ratio(change, wholes, groups, is_share=False)
+    return gains
+
+
+def _ranking_parts(
+    ranked: Sequence[Sequence[str]],
+    gold: Sequence[Collection[str]],
+    recall_at: Sequence[int],
+    ndcg_at: int,
+) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """For each figure, each question's part and whole."""
     _check(ranked, gold)
     if min(*recall_at, ndcg_at) < 1:
         raise ValueError(f"recall_at={tuple(recall_at)}, ndcg_at={ndcg_at}: at least 1 each")
     sizes = [len(set(relevant)) for relevant in gold]
     if not all(sizes):
         raise ValueError("a question has no gold document, so its recall is undefined")
+    ones = [1] * len(sizes)
     hits = [[id in relevant for id in ids] for ids, relevant in zip(ranked, gold, strict=True)]
-    figures = {f"recall@{k}": ratio([sum(row[:k]) for row in hits], sizes) for k in recall_at}
-    figures["mrr"] = ratio([1 / (row.index(True) + 1) if any(row) else 0 for row in hits])
-    figures[f"ndcg@{ndcg_at}"] = ratio(
+    parts: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        f"recall@{k}": ([sum(row[:k]) for row in hits], sizes) for k in recall_at
+    }
+    parts["mrr"] = [1 / (row.index(True) + 1) if any(row) else 0 for row in hits], ones
+    parts[f"ndcg@{ndcg_at}"] = (
         [
             _gain(row[:ndcg_at]) / _gain([True] * min(size, ndcg_at))
             for row, size in zip(hits, sizes, strict=True)
-        ]
+        ],
+        ones,
     )
-    return figures
+    return parts
 
 
 def selection_figures(
@@ -124,39 +243,76 @@ def selection_figures(
     num_kept = [len(set(ids)) for ids in kept]
     num_gold = [len(set(relevant)) for relevant in gold]
     both = [count + total for count, total in zip(num_kept, num_gold, strict=True)]
+    groups = group_by_gold(gold)
     return {
-        "precision": ratio(hits, num_kept),
-        "recall": ratio(hits, num_gold),
-        "f1": ratio([2 * count for count in hits], both),  # 2PR / (P + R)
+        "precision": ratio(hits, num_kept, groups),
+        "recall": ratio(hits, num_gold, groups),
+        "f1": ratio([2 * count for count in hits], both, groups),  # 2PR / (P + R)
     }
 
 
-def calibration_bins(
-    relevance: Sequence[float], is_gold: Sequence[bool], *, num_bins: int = 10
-) -> list[dict[str, float]]:
-    """A reliability diagram: of pairs with like relevance, how many are gold.
+@dataclass(frozen=True)
+class Reliability:
+    """Whether relevance is the share of gold documents among pairs of that relevance.
 
-    Returns:
-        For each bin of equal width that holds any pair: its mean relevance, its share of gold
-        documents, and its number of pairs.
+    Attributes:
+        bins: of equal width, those that hold any pair: mean `relevance`, share of `gold` documents
+            with its interval, `count` of pairs.
+        error: the mean distance of the two, each bin by its number of pairs.
     """
-    scores, hits = np.asarray(relevance, float), np.asarray(is_gold, bool)
+
+    bins: list[dict[str, float | None]]
+    error: Figure
+
+
+def reliability(
+    relevance: Sequence[float],
+    is_gold: Sequence[bool],
+    groups: Sequence[int],
+    *,
+    num_bins: int = 10,
+) -> Reliability:
+    """A reliability diagram's bins, and the expected calibration error.
+
+    Args:
+        relevance: of each pair.
+        is_gold: whether its document is gold.
+        groups: which pairs depend on each other, by number.
+        num_bins: of equal width.
+    """
+    scores, hits = np.asarray(relevance, float), np.asarray(is_gold, float)
+    numbers = np.asarray(groups)
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
-    return [
-        {
-            "relevance": float(scores[bins == number].mean()),
-            "gold": float(hits[bins == number].mean()),
-            "count": int((bins == number).sum()),
-        }
-        for number in range(num_bins)
-        if (bins == number).any()
-    ]
+    found = []
+    for number in np.unique(bins):
+        here = bins == number
+        share = ratio(hits[here].tolist(), None, numbers[here].tolist())
+        found.append(
+            {
+                "relevance": float(scores[here].mean()),
+                "gold": share.value,
+                "low": share.low,
+                "high": share.high,
+                "count": int(here.sum()),
+            }
+        )
+    # Of each group, by how much each bin is too confident in all, and how many pairs it has
+    shape = int(numbers.max()) + 1, num_bins
+    excess = np.bincount(numbers * num_bins + bins, scores - hits, shape[0] * num_bins)
+    counts = np.bincount(numbers, minlength=shape[0])
 
+    def error(excess: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return np.abs(excess).sum(-1) / counts
 
-def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """The mean distance between relevance and share of gold, each bin by its number of pairs."""
-    total = sum(found["count"] for found in bins)
-    return sum(found["count"] * abs(found["relevance"] - found["gold"]) for found in bins) / total
+    excess = excess.reshape(shape)
+    value = float(error(excess.sum(0), counts.sum()))
+    if shape[0] < 2:
+        return Reliability(found, Figure(value, None, None, shape[0]))
+    drawn = np.random.default_rng(_SEED).multinomial(
+        shape[0], np.full(shape[0], 1 / shape[0]), _RESAMPLES
+    )
+    low, high = np.quantile(error(drawn @ excess, drawn @ counts), [_TAIL, 1 - _TAIL])
+    return Reliability(found, Figure(value, float(low), float(high), shape[0]))
 
 
 def _gain(hits: Sequence[bool]) -> float:

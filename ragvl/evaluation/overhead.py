@@ -133,11 +133,6 @@ def training_overhead(
         size in tokens, padding included; `peak_mib` above the model, its gradients and the
         optimizer's state, None where the system does not tell.
     """
-    model: Any = trainable(mllm, lora or LoraSettings(), freeze_vision=True)
-    device = mllm.device
-    if gradient_checkpointing:
-        mllm.model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     collate = Collator(mllm)
     batches = {}
     arms = OVERHEAD_ARMS if arms is None else arms
@@ -147,12 +142,40 @@ def training_overhead(
         )
         # Those with the fewest pictures of their own, to which the data level adds the most
         fewest = sorted(range(min(len(examples), 16 * batch_size)), key=examples.num_own_pictures)
-        batch = collate([examples[fewest[i % len(fewest)]] for i in range(batch_size)])
-        batches[name] = {key: tensor.to(device) for key, tensor in batch.items()}
+        batches[name] = collate([examples[fewest[i % len(fewest)]] for i in range(batch_size)])
+    return step_overhead(
+        mllm,
+        arms,
+        batches,
+        lora=lora,
+        gradient_checkpointing=gradient_checkpointing,
+        rounds=rounds,
+    )
+
+
+def step_overhead(
+    mllm: MLLM,
+    arms: Mapping[str, NoiseSettings],
+    batches: Mapping[str, Mapping[str, Tensor]],
+    *,
+    lora: LoraSettings | None = None,
+    gradient_checkpointing: bool = False,
+    rounds: int = 5,
+) -> dict[str, dict[str, Any]]:
+    """`training_overhead` on batches that are given, one for each arm."""
+    model: Any = trainable(mllm, lora or LoraSettings(), freeze_vision=True)
+    device = mllm.device
+    if gradient_checkpointing:
+        mllm.model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    placed = {
+        name: {key: tensor.to(device) for key, tensor in batch.items()}
+        for name, batch in batches.items()
+    }
 
     def step(name: str, noise: NoiseSettings) -> None:
         install_loss(mllm, noise)
-        model(**batches[name]).loss.backward()
+        model(**placed[name]).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # gradients' memory is no arm's own
 
@@ -165,6 +188,6 @@ def training_overhead(
         model.eval()
         uninstall_loss(mllm)
     return {
-        name: {**figures, "tokens": batches[name]["input_ids"].numel(), "peak_mib": peaks[name]}
+        name: {**figures, "tokens": placed[name]["input_ids"].numel(), "peak_mib": peaks[name]}
         for name, figures in compare(samples, next(iter(arms))).items()
     }

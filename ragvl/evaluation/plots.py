@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from scipy.special import logit
 from scipy.stats import gaussian_kde
 
@@ -65,6 +66,9 @@ def relevance_plot(
         figure = Figure(figsize=_SIZE)
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
+        every = logit(np.clip([*erroneous, *correct] or [0.5], 1e-6, 1 - 1e-6))
+        # Few recalls, few bins: a narrow one that holds any would flatten the curves
+        edges = np.histogram_bin_edges(every, bins=min(30, max(5, round(len(every) ** 0.5))))
         for values, color, label in (
             (erroneous, _BAD, "erroneous"),
             (correct, _GOOD, "correct"),
@@ -73,7 +77,12 @@ def relevance_plot(
                 continue
             log_odds = logit(np.clip(values, 1e-6, 1 - 1e-6))
             axes.hist(
-                log_odds, bins=30, density=True, color=color, alpha=0.25, label=f"{label} recalls"
+                log_odds,
+                bins=edges.tolist(),
+                density=True,
+                color=color,
+                alpha=0.25,
+                label=f"{label} recalls ({len(values)})",
             )
             if len(values) > 2 and np.ptp(log_odds) > 0:
                 points = np.linspace(log_odds.min() - 1, log_odds.max() + 1, 300)
@@ -97,24 +106,42 @@ def relevance_plot(
         return svg(figure)
 
 
-def reliability_plot(bins: Sequence[Mapping[str, float]], error: float) -> str:
-    """Relevance against the share of gold documents; on the diagonal they agree."""
+def reliability_plot(bins: Sequence[Mapping[str, Any]], error: Mapping[str, Any]) -> str:
+    """Relevance against the share of gold documents; on the diagonal they agree.
+
+    A bin's number of pairs stands beside it, and its interval.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE)
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-        sizes = [15 + 12 * np.log10(found["count"]) ** 2 for found in bins]
-        relevance, gold = ([found[key] for found in bins] for key in ("relevance", "gold"))
-        axes.plot(relevance, gold, color=_AFTER, linewidth=1)
-        axes.scatter(relevance, gold, s=sizes, color=_AFTER, zorder=3)
+        for found in bins:
+            if found["low"] is not None:
+                axes.plot([found["relevance"]] * 2, [found["low"], found["high"]], color=_AFTER)
+            axes.plot(found["relevance"], found["gold"], "o", color=_AFTER, markersize=4)
+            side = "right" if found["relevance"] > 0.85 else "left"
+            axes.annotate(
+                f" {found['count']:,} ", (found["relevance"], found["gold"]), fontsize=6, ha=side
+            )
+        told = f"{error['value']:.3f}"
+        if error["low"] is not None:
+            told += f" ({error['low']:.3f} to {error['high']:.3f})"
         axes.set(xlabel="relevance", ylabel="share of gold documents", xlim=(-0.03, 1.03))
-        axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {error:.3f}")
+        axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {told}")
         return svg(figure)
 
 
-def category_plot(answers: Mapping[str, Any], ways: Sequence[str]) -> str:
-    """The main measure of answers by category, a bar for each way of choosing documents."""
+def category_plot(
+    answers: Mapping[str, Any], ways: Sequence[str], counts: Mapping[str, int]
+) -> str:
+    """The main measure of answers by category, a bar for each way of choosing documents.
+
+    Args:
+        answers: figures by way.
+        ways: which of them.
+        counts: how many questions each category has.
+    """
     with mpl.rc_context(STYLE):
         shown = [way for way in ways if answers.get(way)]
         categories = list(answers[shown[0]]["by_category"])
@@ -135,9 +162,18 @@ def category_plot(answers: Mapping[str, Any], ways: Sequence[str]) -> str:
                 label=way,
                 error_kw={"linewidth": 0.8},
             )
-        axes.set_xticks(np.arange(len(categories)), categories)
+            for place, found in zip(places, figures, strict=True):
+                axes.annotate(
+                    f"{100 * found['value']:.0f}",
+                    (place, 0.01),
+                    fontsize=6,
+                    ha="center",
+                    va="bottom",
+                )
+        labels = [f"{category} ({counts.get(category, '?')})" for category in categories]
+        axes.set_xticks(np.arange(len(categories)), labels)
         axes.set(ylabel=next(iter(answers[shown[0]])), ylim=(0, 1.02))
-        axes.legend(frameon=False, fontsize=7, ncols=len(shown), loc="upper center")
+        figure.legend(frameon=False, fontsize=7, ncols=len(shown), loc="outside upper center")
         axes.grid(axis="x", visible=False)
         return svg(figure)
 
@@ -157,6 +193,9 @@ def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
         )
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="milliseconds a question")
+        for of_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            of_ticks(StrMethodFormatter("{x:g}"))
+        axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
         return svg(figure)
 
 

@@ -38,7 +38,7 @@ class Case:
         question: the question.
         retrieved: its first candidates in the retriever's order.
         reranked: the same number in the reranker's.
-        kept: ids of those the generator saw.
+        kept: ids of those kept, from which the generator answers.
         gold: gold documents that are among neither.
         answers: by what they are from, with how right each is; empty without a generator.
     """
@@ -74,7 +74,11 @@ def pick_cases(
 
 
 def write_report(
-    evaluation: Evaluation, path: Path, *, cases: Literal["wrong", "mixed"] = "wrong"
+    evaluation: Evaluation,
+    path: Path,
+    *,
+    cases: Literal["wrong", "mixed"] = "wrong",
+    paths: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the page.
 
@@ -82,6 +86,7 @@ def write_report(
         evaluation: what was measured.
         path: the HTML file.
         cases: see `pick_cases`.
+        paths: what was evaluated, by stage: models' names or folders.
     """
     source = (files("ragvl.evaluation") / "report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -89,6 +94,7 @@ def write_report(
     )
     environment.filters["percent"] = percent
     environment.filters["interval"] = interval
+    environment.filters["signed"] = signed
     shown = pick_cases(evaluation, cases)
     wanted = dict.fromkeys(
         id
@@ -101,6 +107,8 @@ def write_report(
         plots=[(title, Markup(plot)) for title, plot in draw_plots(evaluation.figures).items()],
         cases=shown,
         which=cases,
+        paths=paths or {},
+        problems=list(evaluation.source.problems.lines()),
         captions={id: document.caption or "" for id, document in documents.items()},
         pictures={id: _data_url(document) for id, document in documents.items()},
     )
@@ -121,8 +129,8 @@ def draw_plots(figures: Mapping[str, Any]) -> dict[str, str]:
             drawn["Reliability of relevance"] = plots.reliability_plot(**first["reliability"])
     answers = next(iter(figures["pools"].values()))["answers"]
     if any(answers.values()):
-        ways = [RETRIEVED, next(iter(figures["thresholds"])), "gold"]
-        drawn["Answers by category"] = plots.category_plot(answers, ways)
+        ways = [RETRIEVED, next(iter(figures["thresholds"])), *(["gold"] if pools else [])]
+        drawn["Answers by category"] = plots.category_plot(answers, ways, figures["categories"])
     if figures["latency_ms"]:
         drawn["Time of each stage"] = plots.latency_plot(figures["latency_ms"])
     return drawn
@@ -141,32 +149,21 @@ def print_figures(figures: Mapping[str, Any], console: Console) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("pool", "kept"):
         kept.add_column(name, no_wrap=True)
-    pools = {pool: found for pool, found in figures["pools"].items() if "reranked" in found}
-    for number, (pool, found) in enumerate(pools.items()):
-        measures = [m for m in next(iter(found["answers"].values()), {}) if m != "by_category"]
-        if number == 0:
-            for name in found["reranked"]:
-                table.add_column(heads.get(name, name.replace("recall", "R")), justify="right")
-            for name in (
-                "threshold",
-                "prec.",
-                "recall",
-                "F1",
-                *(f"answers, {m}" for m in measures),
-            ):
-                kept.add_column(name, justify="right")
+    first = next(iter(figures["pools"].values()))
+    measures = answer_measures(first)
+    for name in first.get("reranked", ()):
+        table.add_column(heads.get(name, name.replace("recall", "R")), justify="right")
+    for name in ("threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)):
+        kept.add_column(name, justify="right")
+    for pool, found in figures["pools"].items():
         for order in ("retrieved", "reranked"):
-            table.add_row(pool, order, *map(percent, found[order].values()))
-        for way, selection in found["kept"].items():
-            limit = figures["thresholds"].get(way)
-            answers = [percent(found["answers"][way][m]) for m in measures]
-            row = ["" if limit is None else f"{limit:.3f}", *map(percent, selection.values())]
-            kept.add_row(pool, way, *row, *answers)
-        for way in ("gold", "none") if measures else ():
-            answers = [percent(found["answers"][way][m]) for m in measures]
-            kept.add_row(pool, way, "", "", "", "", *answers)
-    if pools:
+            if order in found:
+                table.add_row(pool, order, *map(percent, found[order].values()))
+        for row in kept_rows(figures, found):
+            kept.add_row(pool, *row)
+    if "reranked" in first:
         console.print(table)
+    if "kept" in first or measures:
         console.print(kept)
     sizes = ", ".join(f"{pool}: {f['num_documents']:,}" for pool, f in figures["pools"].items())
     console.print(f"documents in the pool: {sizes}", highlight=False)
@@ -176,10 +173,34 @@ def print_figures(figures: Mapping[str, Any], console: Console) -> None:
         console.print(f"ms a question, median: {text}", highlight=False)
 
 
+def answer_measures(found: Mapping[str, Any]) -> list[str]:
+    """Of a pool, the names of the measures of its answers."""
+    return [name for name in next(iter(found["answers"].values()), {}) if name != "by_category"]
+
+
+def kept_rows(figures: Mapping[str, Any], found: Mapping[str, Any]) -> list[list[str]]:
+    """Of a pool, a row for each way of choosing documents: name, threshold, figures, answers."""
+    measures = answer_measures(found)
+    selections = found.get("kept", {})
+    rows = []
+    for way in dict.fromkeys([*selections, *(found["answers"] if measures else ())]):
+        limit = figures["thresholds"].get(way)
+        selected = [percent(figure) for figure in selections.get(way, {}).values()]
+        answers = [percent(found["answers"][way][name]) for name in measures]
+        shown = "" if limit is None else f"{limit:.3f}"
+        rows.append([way, shown, *(selected or [""] * 3), *answers])
+    return rows
+
+
 def percent(figure: Mapping[str, Any] | float) -> str:
-    """A share in percent."""
+    """A share in percent; a dash where it would divide by nothing."""
     value = figure["value"] if isinstance(figure, Mapping) else figure
-    return f"{100 * value:.1f}"
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def signed(figure: Mapping[str, Any]) -> str:
+    """A difference in points, with its sign."""
+    return "–" if figure["value"] is None else f"{100 * figure['value']:+.1f}"
 
 
 def interval(figure: Mapping[str, Any]) -> str:

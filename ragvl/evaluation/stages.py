@@ -15,19 +15,15 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ragvl.data.document import Document
-from ragvl.data.images import ImageError
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal, depending_on
 from ragvl.generator import Generator
+from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import Reranker
-from ragvl.retriever import DualEncoder, VectorIndex
+from ragvl.retriever import DualEncoder, VectorIndex, encode_documents, readable
 
 _DOCUMENTS_AT_ONCE = 256
 _ANSWERS_AT_ONCE = 64
-
-Evidence = tuple[str, tuple[str, ...]]
-"""A question's id, and the ids of the documents it is answered from."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +78,29 @@ def embed_documents(
 ) -> dict[str, np.ndarray]:
     """Vectors (dim,) of a data set's documents by id; those that cannot be read are left out.
 
-    Blocks of vectors are kept in `folder`, and not computed again.
+    Blocks of vectors are kept in `folder`, and not computed again while the documents stay as they
+    are.
     """
     vectors: dict[str, np.ndarray] = {}
     ids = source.document_ids()
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
     for start in tqdm(starts, desc="embed", unit="block", disable=not progress or len(starts) < 2):
         wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
-        name = depending_on(encoder.fingerprint, source.name, *wanted)
+        name = depending_on(encoder.fingerprint, *wanted, *map(source.document_key, wanted))
         path = folder / f"vectors-{name}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as saved:
-                vectors |= zip(saved["ids"].tolist(), saved["vectors"], strict=True)
-            continue
-        documents = list(source.documents(ids=wanted))
-        try:
-            found = encoder.encode_images(documents, progress=False)
-        except ImageError:  # find out whose
-            documents = [d for d in documents if _is_picture(d, source)]
-            found = encoder.encode_images(documents, progress=False)
-        names = [str(document.id) for document in documents]
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft.npz")
-        np.savez(draft, ids=np.array(names, np.str_), vectors=found)
-        draft.replace(path)
-        vectors |= zip(names, found, strict=True)
+                found = dict(zip(saved["ids"].tolist(), saved["vectors"], strict=True))
+            # Problems that were noted when they were first tried
+            readable(source, list(source.documents(ids=[id for id in wanted if id not in found])))
+        else:
+            found = encode_documents(source, encoder, wanted)
+            folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".draft.npz")
+            rows = np.stack(list(found.values())) if found else np.empty((0, encoder.dim))
+            np.savez(draft, ids=np.array(list(found), np.str_), vectors=rows)
+            draft.replace(path)
+        vectors |= found
     return vectors
 
 
@@ -119,7 +113,7 @@ def retrieve(
     num_candidates: int,
 ) -> dict[str, list[tuple[str, float]]]:
     """By question id, the documents of the pool that fit it best, with their cosines."""
-    wanted = {question.id for question in questions}
+    wanted = {question.id: question for question in questions}
     found: dict[str, list[tuple[str, float]]] = {}
     for search in source.searches(pool):
         asked = [question for question in search.questions if question.id in wanted]
@@ -133,88 +127,159 @@ def retrieve(
     return found
 
 
-def score(
-    source: QuestionSet,
-    pairs: Iterable[tuple[Question, str]],
-    reranker: Reranker,
-    journal: Journal[tuple[str, str]],
-    *,
-    progress: bool = True,
-) -> None:
-    """Puts the relevance of (question, document id) into the journal, by their ids.
+class Relevances:
+    """Relevance of pairs, computed once and kept in a file while question and document stay.
 
-    Pairs are taken document by document, so that each prefix is built once.
+    Args:
+        source: has the documents.
+        reranker: scores.
+        folder: for the file.
     """
-    order = {id: place for place, id in enumerate(source.document_ids())}
-    texts: dict[str, str] = {}
-    wanted: dict[tuple[str, str], None] = {}
-    for question, document_id in pairs:
-        texts[question.id] = question.text
-        wanted[question.id, document_id] = None
-    missing = sorted((key for key in wanted if key not in journal), key=lambda key: order[key[1]])
-    by_document = [list(group) for _, group in groupby(missing, key=lambda key: key[1])]
 
-    def compute(keys: list[tuple[str, str]]) -> list[float]:
-        ids = dict.fromkeys(id for _, id in keys)
-        documents = {document.id: document for document in source.documents(ids=ids)}
-        usable = [(texts[asked], documents[id]) for asked, id in keys if id in documents]
-        relevance = iter(reranker.score(usable, on_error="skip", progress=False).tolist())
-        return [next(relevance) if id in documents else math.nan for _, id in keys]
+    def __init__(self, source: QuestionSet, reranker: Reranker, folder: Path) -> None:
+        self._source = source
+        self._reranker = reranker
+        name = depending_on(reranker.mllm.fingerprint, reranker.template_name)
+        self._journal: Journal[str] = Journal(folder / f"relevance-{name}.jsonl")
 
-    with tqdm(total=len(missing), desc="rerank", unit="pair", disable=not progress) as bar:
-        for start in range(0, len(by_document), _DOCUMENTS_AT_ONCE):
-            part = [
-                key for group in by_document[start : start + _DOCUMENTS_AT_ONCE] for key in group
-            ]
-            journal.fill(part, compute, block=len(part), title="", progress=False)
-            bar.update(len(part))
+    def __call__(self, question: Question, document_id: str) -> float:
+        """The relevance of a pair that was computed; NaN where it could not be."""
+        return self._journal[self._key(question, document_id)]
+
+    def compute(self, pairs: Iterable[tuple[Question, str]], *, progress: bool = True) -> None:
+        """Scores what is missing; what cannot be scored is a problem of the data set.
+
+        Pairs are taken document by document, so that each prefix is built once.
+
+        Raises:
+            DataError: a pair cannot be scored, and the data set is strict.
+        """
+        wanted = {self._key(question, id): (question, id) for question, id in pairs}
+        order = {id: place for place, id in enumerate(self._source.document_ids())}
+        missing = [key for key in wanted if key not in self._journal]
+        missing.sort(key=lambda key: order[wanted[key][1]])
+        by_document = [list(of_one) for _, of_one in groupby(missing, lambda key: wanted[key][1])]
+
+        def score(keys: list[str]) -> list[float]:
+            ids = dict.fromkeys(wanted[key][1] for key in keys)
+            documents = {document.id: document for document in self._source.documents(ids=ids)}
+            asked = [wanted[key] for key in keys]
+            usable = [(q.text, documents[id]) for q, id in asked if id in documents]
+            found = self._reranker.score(usable, on_error="skip", progress=False).tolist()
+            relevance = iter(found)
+            return [next(relevance) if id in documents else math.nan for _, id in asked]
+
+        with tqdm(total=len(missing), desc="rerank", unit="pair", disable=not progress) as bar:
+            for start in range(0, len(by_document), _DOCUMENTS_AT_ONCE):
+                block = by_document[start : start + _DOCUMENTS_AT_ONCE]
+                part = [key for of_one in block for key in of_one]
+                self._journal.fill(part, score, block=len(part), title="", progress=False)
+                bar.update(len(part))
+        for key, (question, id) in wanted.items():
+            if math.isnan(self._journal[key]):
+                self._source.problems.add(
+                    "pair that cannot be scored",
+                    f"question {question.id!r} and document {id!r}: its prompt is too long, or the "
+                    "picture broken",
+                )
+
+    def _key(self, question: Question, document_id: str) -> str:
+        return depending_on(question.text, self._source.document_key(document_id))
 
 
-def answer(
-    source: QuestionSet,
-    wanted: Iterable[Evidence],
-    generator: Generator,
-    journal: Journal[Evidence],
-    *,
-    max_new_tokens: int,
-    progress: bool = True,
-) -> None:
-    """Puts the generator's answers into the journal; what is asked twice is answered once."""
-    texts = {question.id: question.text for question in source.questions}
+class Answers:
+    """Answers from documents, computed once and kept in a file while both stay.
 
-    def compute(keys: list[Evidence]) -> list[str]:
-        ids = dict.fromkeys(id for _, evidence in keys for id in evidence)
-        documents = {document.id: document for document in source.documents(ids=ids)}
-        return generator.answer_batch(
-            [texts[asked] for asked, _ in keys],
-            [[documents[id] for id in evidence if id in documents] for _, evidence in keys],
-            max_new_tokens=max_new_tokens,
-            progress=False,
-        )
+    Args:
+        source: has the documents.
+        generator: answers.
+        folder: for the file.
+        max_new_tokens: of an answer.
+    """
 
-    journal.fill(wanted, compute, block=_ANSWERS_AT_ONCE, title="answer", progress=progress)
+    def __init__(
+        self, source: QuestionSet, generator: Generator, folder: Path, *, max_new_tokens: int
+    ) -> None:
+        self._source = source
+        self._generator = generator
+        self._max_new_tokens = max_new_tokens
+        name = depending_on(generator.mllm.fingerprint, max_new_tokens)
+        self._journal: Journal[str] = Journal(folder / f"answers-{name}.jsonl")
+
+    def __call__(self, question: Question, document_ids: Sequence[str]) -> str:
+        """An answer that was computed; nothing where it could not be."""
+        return self._journal[self._key(question, document_ids)] or ""
+
+    def compute(
+        self, wanted: Iterable[tuple[Question, Sequence[str]]], *, progress: bool = True
+    ) -> None:
+        """Answers what is missing; what cannot be answered is a problem of the data set.
+
+        Raises:
+            DataError: a question cannot be answered, and the data set is strict.
+        """
+        asked = {self._key(question, ids): (question, ids) for question, ids in wanted}
+
+        def answer(keys: list[str]) -> list[str | None]:
+            return self._answer([asked[key] for key in keys])
+
+        self._journal.fill(asked, answer, block=_ANSWERS_AT_ONCE, title="answer", progress=progress)
+        unanswered = [
+            question for key, (question, _) in asked.items() if self._journal[key] is None
+        ]
+        for question in {question.id: question for question in unanswered}.values():
+            self._source.problems.add(
+                "prompt too long to answer", f"question {question.id!r} with its documents"
+            )
+
+    def _answer(self, asked: Sequence[tuple[Question, Sequence[str]]]) -> list[str | None]:
+        ids = dict.fromkeys(id for _, evidence in asked for id in evidence)
+        documents = {document.id: document for document in self._source.documents(ids=ids)}
+        try:
+            return list(
+                self._generator.answer_batch(
+                    [question.text for question, _ in asked],
+                    [[documents[id] for id in ids if id in documents] for _, ids in asked],
+                    max_new_tokens=self._max_new_tokens,
+                    progress=False,
+                )
+            )
+        except PromptTooLongError:  # find out which
+            if len(asked) == 1:
+                return [None]
+            return [answer for one in asked for answer in self._answer([one])]
+
+    def _key(self, question: Question, document_ids: Sequence[str]) -> str:
+        return depending_on(question.text, *map(self._source.document_key, document_ids))
 
 
 def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:
     """For that share of the gold documents, another gold document in its place.
 
-    As RagVL's release injects noise: the documents are drawn, and trade places among themselves.
+    As RagVL's release injects noise: documents are drawn and trade places in the retriever's list,
+    before they are reranked. No question gets another of its own gold documents where that can be
+    avoided.
 
     Raises:
-        ValueError: `share` is not between 0 and 1.
+        ValueError: `share` is not between 0 and 1, or there are no two documents to trade places.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"noise_ratio={share}: expected a share from 0 to 1")
-    rng = np.random.default_rng(seed)
+    if not share:
+        return {}
     gold = source.document_ids("gold")
-    drawn = [gold[i] for i in rng.permutation(len(gold))[: round(share * len(gold))]]
-    return dict(zip(drawn, drawn[1:] + drawn[:1], strict=True)) if len(drawn) > 1 else {}
+    if len(gold) < 2:
+        raise ValueError(f"noise_ratio={share}: {source.name} has no two gold documents to swap")
+    rng = np.random.default_rng(seed)
+    drawn = [gold[i] for i in rng.permutation(len(gold))[: max(2, round(share * len(gold)))]]
+    asking: dict[str, set[str]] = {}
+    for question in source.questions:
+        for id in question.gold:
+            asking.setdefault(id, set()).add(question.id)
 
+    def clashes(shift: int) -> int:
+        moved = zip(drawn, drawn[shift:] + drawn[:shift], strict=True)
+        return sum(bool(asking[one] & asking[other]) for one, other in moved)
 
-def _is_picture(document: Document, source: QuestionSet) -> bool:
-    try:
-        document.load()
-    except ImageError as error:
-        source.problems.add("broken picture", str(error))
-        return False
-    return True
+    shift = min(range(1, min(len(drawn), 100)), key=clashes)
+    return dict(zip(drawn, drawn[shift:] + drawn[:shift], strict=True))

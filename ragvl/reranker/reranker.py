@@ -169,16 +169,18 @@ class Reranker:
             load: what else `MLLM.from_pretrained` takes, such as `revision`.
         """
         known = resolve_preset(preset)
+        template = known.template if template is None else template
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
             saved = Path(path) / THRESHOLDS_FILE
-            thresholds = SavedThresholds.load(saved) if saved.is_file() else None
+            name = template if isinstance(template, str) else template.name
+            thresholds = SavedThresholds.load(saved, name) if saved.is_file() else None
         settings = {**known.processor_settings, **load.pop("processor_settings", {})}
         mllm = MLLM.from_pretrained(
             path, device=device, dtype=dtype, processor_settings=settings, **load
         )
         return cls(
             mllm,
-            template=known.template if template is None else template,
+            template=template,
             threshold=threshold,
             thresholds=thresholds,
             answers=answers or known.answers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 Threshold = str | float
@@ -20,46 +20,85 @@ class ThresholdError(ValueError):
 
 @dataclass(frozen=True)
 class SavedThresholds:
-    """Thresholds that were estimated for a model, kept beside its weights.
+    """Thresholds that were estimated for a model and its prompts, kept beside its weights.
 
     Attributes:
         model: names the weights; see `Reranker.weights`.
         template: the prompt's template.
+        encoder: names the retriever's weights.
+        pool: what was retrieved from.
+        num_candidates: how many documents were reranked.
         top_k: how many documents of a question are kept at most.
         data: the data they were estimated on.
-        num_questions: how many questions that is.
+        questions: names of its questions, so that none of them is judged by its own threshold.
         values: the threshold by name.
         refused: why there is none, by name.
     """
 
     model: str
     template: str
+    encoder: str
+    pool: str
+    num_candidates: int
     top_k: int
     data: str
-    num_questions: int
+    questions: tuple[str, ...]
     values: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes them to a JSON file; what stood there stays until it is whole."""
+        """Writes them to a JSON file, beside those of other templates.
+
+        Names that were estimated before, under the same conditions, stay. What stood in the file
+        stays until it is whole.
+
+        Raises:
+            ThresholdError: the file holds something else.
+        """
+        every = _read(path) if path.exists() else {}
+        before = every.get(self.template)
+        merged = self if before is None else self._joined(before)
+        every[self.template] = merged
         draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({name: asdict(saved) for name, saved in every.items()}, indent=2)
+        draft.write_text(text + "\n", encoding="utf-8")
         draft.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> SavedThresholds:
-        """Reads what `save` wrote.
+    def load(cls, path: Path, template: str = "auto") -> SavedThresholds | None:
+        """Reads what `save` wrote for a template; None if there is nothing of it.
 
         Raises:
             FileNotFoundError: there is no such file.
             ThresholdError: it holds something else.
         """
-        from pydantic import TypeAdapter, ValidationError  # scoring needs no file, so no pydantic
+        return _read(path).get(template)
 
-        try:
-            return TypeAdapter(SavedThresholds).validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ThresholdError(f"{path} holds no thresholds: {error}") from error
+    def differs(self, **conditions: str | int) -> list[str]:
+        """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""
+        return [name for name, value in conditions.items() if getattr(self, name) != value]
+
+    def _joined(self, before: SavedThresholds) -> SavedThresholds:
+        if replace(before, values={}, refused={}) != replace(self, values={}, refused={}):
+            return self
+        told = {*self.values, *self.refused}
+        kept = {name: value for name, value in before.values.items() if name not in told}
+        refused = {name: why for name, why in before.refused.items() if name not in told}
+        return replace(self, values=kept | self.values, refused=refused | self.refused)
+
+
+def _read(path: Path) -> dict[str, SavedThresholds]:
+    from pydantic import TypeAdapter, ValidationError  # scoring needs no file, so no pydantic
+
+    try:
+        return TypeAdapter(dict[str, SavedThresholds]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ThresholdError(
+            f"{path} holds no thresholds that this version can read ({where}: {first['msg']}): "
+            "remove it, and estimate them again with `ragvl calibrate`"
+        ) from error
 
 
 def resolve_threshold(threshold: Threshold, saved: SavedThresholds | None = None) -> float:

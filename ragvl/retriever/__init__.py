@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ragvl.retriever.documents import encode_documents, readable
 from ragvl.retriever.encoder import DualEncoder
 from ragvl.retriever.index import IndexKind, VectorIndex
 from ragvl.retriever.retriever import IndexMismatchError, RetrievedDocument, Retriever
@@ -15,4 +16,6 @@ __all__ = [
     "RetrievedDocument",
     "Retriever",
     "VectorIndex",
+    "encode_documents",
+    "readable",
 ]

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from ragvl.data.questions import Pool, QuestionSet
-from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex
+from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
 
 _DOCUMENTS_AT_ONCE = 256
 _Text = Annotated[str, Field(min_length=1)]
@@ -74,16 +74,16 @@ def index_documents(
         progress: show a progress bar.
 
     Raises:
-        ImageError: a picture was read and cannot be decoded; the message names the document.
+        DataError: a picture cannot be read, and the data set is strict.
     """
     index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
     ids = source.document_ids(pool)
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
     for start in tqdm(starts, desc="index", unit="batch", disable=not progress):
         part = ids[start : start + _DOCUMENTS_AT_ONCE]
-        documents = list(source.documents(ids=part))
-        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
-        index.add([str(document.id) for document in documents], vectors)
+        vectors = encode_documents(source, encoder, part, batch_size=batch_size)
+        if vectors:
+            index.add(list(vectors), np.stack(list(vectors.values())))
     return index
 
 

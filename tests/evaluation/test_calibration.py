@@ -11,6 +11,7 @@ from scipy.special import expit
 from ragvl.evaluation.calibration import (
     Recalls,
     adaptive_threshold,
+    check_names,
     estimate_threshold,
     f1_threshold,
     precision_threshold,
@@ -37,6 +38,15 @@ def test_adaptive_is_where_the_densities_cross() -> None:
     (crossing,) = [root for root in roots if -1 < root < 3]
     found = adaptive_threshold(recalls(expit(correct), expit(wide)))
     assert found == pytest.approx(expit(crossing), abs=0.03)
+
+
+@pytest.mark.parametrize(("far", "width"), [(8, 0.3), (8, 1.0), (12, 0.5)])
+def test_adaptive_of_recalls_that_lie_far_apart(far: float, width: float) -> None:
+    """Between them both densities are 0 in floating point; the crossing is midway all the same."""
+    rng = np.random.default_rng(5)
+    correct, erroneous = rng.normal(far, width, 300), rng.normal(-far, width, 300)
+    found = adaptive_threshold(recalls(expit(correct), expit(erroneous)))
+    assert abs(np.log(found / (1 - found))) < 0.15 * far
 
 
 def test_f1_is_highest_at_the_threshold() -> None:
@@ -84,6 +94,43 @@ def test_the_promised_precision_is_kept_as_often_as_promised() -> None:
         t for t in expit(np.arange(-6, 12, 0.5)) if many_gold[many_scores >= t].mean() > 0.8
     )
     assert np.median(found) >= lowest
+
+
+@pytest.mark.parametrize(("pictures", "each"), [(60, 5), (100, 5), (30, 10), (200, 1)])
+def test_the_promise_is_kept_where_questions_share_pictures(pictures: int, each: int) -> None:
+    """Questions about one picture are right or wrong together; precision is 0.78 everywhere."""
+    rng = np.random.default_rng(9)
+    promised = 0
+    for _ in range(200):
+        good = rng.random(pictures) < 0.78
+        gold = good.repeat(each)[:, None]
+        dev = Recalls(
+            rng.random((pictures * each, 1)).tolist(),
+            gold.tolist(),
+            [1] * len(gold),
+            groups=np.arange(pictures).repeat(each).tolist(),
+        )
+        try:
+            precision_threshold(dev, 0.8)
+            promised += 1
+        except ThresholdError:
+            pass
+    assert promised <= 0.1 * 200
+
+
+def test_groups_of_one_change_nothing() -> None:
+    rng = np.random.default_rng(7)
+    scores, gold = population(rng, 400)
+    alone = Recalls(scores.tolist(), gold.tolist(), [2] * 400)
+    grouped = Recalls(scores.tolist(), gold.tolist(), [2] * 400, groups=range(400))
+    assert precision_threshold(alone, 0.8) == precision_threshold(grouped, 0.8)
+
+
+def test_names_are_checked_before_the_work() -> None:
+    check_names(["adaptive", "f1", "precision>=0.9", "precision>=.85"])
+    for wrong in ("adaptve", "precision>=90%", "precision>=0", "precision>=.0", "precision>=1.0"):
+        with pytest.raises(ThresholdError, match="none to estimate"):
+            check_names(["f1", wrong])
 
 
 def test_scores_without_meaning_are_promised_nothing() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import karpathy_image, write_karpathy, write_picture
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ragvl.cli import app
@@ -29,7 +32,8 @@ from ragvl.evaluation.evaluate import (
     calibrate,
     evaluate,
 )
-from ragvl.evaluation.report import pick_cases, write_report
+from ragvl.evaluation.figures import compare_figures
+from ragvl.evaluation.report import pick_cases, print_figures, write_report
 from ragvl.evaluation.stages import Models, wrong_pictures
 from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
@@ -166,7 +170,7 @@ def test_another_model_never_takes_what_is_there(
     assert changed.reranker.pairs == own.reranker.pairs > 0
 
 
-def test_noise_puts_wrong_pictures_before_the_generator(
+def test_noise_puts_wrong_pictures_before_the_reranker(
     source: WebQA, models: Models, evaluation: Evaluation
 ) -> None:
     gold = source.document_ids("gold")
@@ -174,20 +178,30 @@ def test_noise_puts_wrong_pictures_before_the_generator(
     assert len(swapped) == round(0.5 * len(gold))
     assert all(id != other for id, other in swapped.items())
     assert sorted(swapped) == sorted(swapped.values())
+    assert wrong_pictures(source, 0.5, seed=1) != swapped
     assert wrong_pictures(source, 0, 0) == {}
+    assert len(wrong_pictures(source, 0.001, 0)) == 2, "one document alone cannot trade places"
     with pytest.raises(ValueError, match="noise_ratio=2"):
         wrong_pictures(source, 2, 0)
     settings = replace(SETTINGS, noise_ratio=1.0, num_timed=0)
     noisy = evaluate(source, models, settings, progress=False)
+    moved = wrong_pictures(source, 1.0, 0)
+    for before, after in zip(evaluation.rankings["full"], noisy.rankings["full"], strict=True):
+        assert [moved.get(c.id, c.id) for c in before.retrieved] == [c.id for c in after.retrieved]
     for question, shown in zip(source.questions, noisy.evidence["full", "gold"], strict=True):
-        assert not set(shown) & set(question.gold) or len(question.gold) > 1
-    # what is retrieved and kept is as before; only the generator is misled
-    assert noisy.rankings == evaluation.rankings
-    clean, misled = (
-        e.figures["pools"]["full"]["answers"]["gold"]["accuracy"]["value"]
-        for e in (evaluation, noisy)
-    )
-    assert misled < clean
+        assert not set(shown) & set(question.gold)
+    # the reranker sees what is there, and rejects it
+    clean, misled = (e.figures["pools"]["full"] for e in (evaluation, noisy))
+    assert misled["retrieved"]["recall@5"]["value"] < clean["retrieved"]["recall@5"]["value"]
+    for way in ("natural", "gold"):
+        right, wrong = (f["answers"][way]["accuracy"]["value"] for f in (clean, misled))
+        assert wrong < right
+    # what the report shows as kept is what the generator saw
+    for case in pick_cases(noisy, "mixed"):
+        number = next(
+            n for n, r in enumerate(noisy.rankings["full"]) if r.question.id == case.question.id
+        )
+        assert case.kept == frozenset(noisy.evidence["full", "natural"][number])
 
 
 def test_thresholds_are_estimated_on_dev_and_applied_to_test(
@@ -195,7 +209,7 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
 ) -> None:
     dev = WebQA(places, split="val")
     saved, recalls = calibrate(dev, models, progress=False, settings=SETTINGS)
-    assert saved.num_questions == len(dev.questions)
+    assert len(saved.questions) == len(dev.questions)
     assert len(recalls.relevance) == len(dev.questions)
     assert set(saved.values) | set(saved.refused) == {"adaptive", "f1", "precision>=0.9"}
     assert "f1" in saved.values
@@ -203,34 +217,190 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     settings = replace(SETTINGS, thresholds=("f1", "natural"), num_timed=0)
     found = evaluate(source, calibrated, settings, progress=False)
     assert found.figures["thresholds"] == {"f1": saved.values["f1"], "natural": 0.5}
-    num_dev = len(dev.questions)
-    assert found.figures["estimated_on"] == {"data": dev.name, "num_questions": num_dev}
-    with pytest.raises(ThresholdError, match=r"estimated on places.*, val.*another split"):
-        evaluate(dev, calibrated, settings, progress=False)
+    assert found.figures["estimated_on"] == {
+        "data": dev.name,
+        "num_questions": len(dev.questions),
+        "pool": "full",
+        "num_candidates": 8,
+        "top_k": 2,
+    }
+    # a promise of precision is about the conditions it was estimated under
+    told = {pool: f["estimated_otherwise"] for pool, f in found.figures["pools"].items()}
+    assert told == {"full": [], "gold": ["pool"]}
+    other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
+    found = evaluate(source, calibrated, other, progress=False)
+    assert found.figures["pools"]["full"]["estimated_otherwise"] == ["num_candidates", "top_k"]
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
         evaluate(source, models, settings, progress=False)
+    with pytest.raises(ThresholdError, match="none to estimate"):
+        calibrate(dev, models, names=["adaptve"], progress=False)
 
 
-def test_documents_that_cannot_be_read_are_counted_and_left_out(
-    models: Models, tmp_path: Path
+def test_no_question_is_judged_by_its_own_threshold(
+    places: Path, models: Models, tmp_path: Path
 ) -> None:
-    folder = write_world(tmp_path / "world", Places(), counts={"test": 8}, seed=2)
-    source = WebQA(folder, split="test")
-    lost = source.questions[0].gold[0]
-    row = (folder / "imgs.tsv").read_bytes()
-    start = row.index(lost.encode() + b"\t") + len(lost) + 1
-    (folder / "imgs.tsv").write_bytes(row[:start] + b"AAAA" + row[start + 4 :])
-    found = evaluate(source, models, replace(SETTINGS, num_timed=0), progress=False)
-    assert found.figures["problems"] == {"broken picture": 1}
-    assert all(
-        c.id != lost and not math.isnan(c.relevance)
-        for ranking in found.rankings["full"]
-        for c in ranking.retrieved
-    )
-    assert lost not in found.evidence["full", "gold"][0]
-    with pytest.raises(DataError, match="broken picture"):
-        strict = WebQA(folder, split="test", strict=True)
-        evaluate(strict, models, replace(SETTINGS, num_timed=0), progress=False)
+    """Whatever its data set is called, or the folder that it lies in."""
+    dev = WebQA(places, split="val")
+    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=SETTINGS)
+    calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
+    settings = replace(SETTINGS, thresholds=("f1",), num_timed=0)
+    copied = WebQA(shutil.copytree(places, tmp_path / "copied"), split="val")
+    for own in (dev, copied):
+        with pytest.raises(
+            ThresholdError, match=rf"{len(dev.questions)} of its questions are asked"
+        ):
+            evaluate(own, calibrated, settings, progress=False)
+    # one split may serve for both, in two parts
+    half = replace(SETTINGS, num_questions=30)
+    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=half)
+    assert len(saved.questions) == 30
+    parted = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
+    with pytest.raises(ThresholdError, match="1 of its questions are asked"):
+        evaluate(dev, parted, replace(settings, skip=29), progress=False)
+    found = evaluate(dev, parted, replace(settings, skip=30), progress=False)
+    assert found.figures["num_questions"] == len(dev.questions) - 30
+    namesake = tmp_path / places.name
+    others = WebQA(write_world(namesake, Places(), counts={"val": 4}, seed=5), split="val")
+    assert others.name == dev.name
+    assert evaluate(others, calibrated, settings, progress=False).figures["thresholds"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, source: WebQA) -> Path:
+    """Questions of one's own, each with the documents of a drawn one."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    lines = []
+    for question in source.questions[:6]:
+        ids = [*question.gold, *question.negatives[:2]]
+        for id in ids:
+            source.document(id).load().save(folder / f"{id}.png")
+        lines.append(
+            {
+                "id": question.id,
+                "question": question.text,
+                "answer": question.answers[0],
+                "images": [f"{id}.png" for id in ids],
+                "captions": [source.document(id).caption for id in ids],
+                "gold": [f"{id}.png" for id in question.gold],
+            }
+        )
+    path = folder / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+QUICK = replace(SETTINGS, pools=("full",), num_timed=0)
+
+
+def test_data_that_have_changed_are_computed_again(
+    own: Path, models: Models, tmp_path: Path
+) -> None:
+    """Question, caption or picture: what was computed is of what it was computed from."""
+    work = tmp_path / "work"
+    before = evaluate(JsonlQuestions(own), models, QUICK, work=work, progress=False)
+
+    def check(changed: Path) -> Evaluation:
+        resumed = evaluate(JsonlQuestions(changed), models, QUICK, work=work, progress=False)
+        fresh = evaluate(JsonlQuestions(changed), models, QUICK, progress=False)
+        assert resumed.rankings == fresh.rankings
+        assert resumed.answers == fresh.answers
+        return resumed
+
+    assert check(own).rankings == before.rankings
+    lines = [json.loads(line) for line in own.read_text().splitlines()]
+    for line in lines:
+        line["question"] = "Is it a castle?"
+    own.write_text("\n".join(map(json.dumps, lines)))
+    asked = check(own)
+    assert asked.rankings != before.rankings
+    for line in lines:
+        line["captions"] = ["A picture"] * len(line["images"])
+    own.write_text("\n".join(map(json.dumps, lines)))
+    captioned = check(own)
+    assert captioned.rankings != asked.rankings
+    for picture in own.parent.glob("*.png"):
+        write_picture(picture, color="white")
+        os.utime(picture, (1, 1))
+    assert check(own).rankings != captioned.rankings
+    # another file of that name, elsewhere
+    twin = shutil.copytree(own.parent, tmp_path / "twin") / "own.jsonl"
+    for line in lines:
+        line["question"] = "How many windows are there?"
+    twin.write_text("\n".join(map(json.dumps, lines)))
+    check(twin)
+
+
+def test_a_broken_gold_picture_leaves_its_question_out_every_time(
+    own: Path, models: Models, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in own.read_text().splitlines()]
+    lost = own.parent / lines[0]["gold"][0]
+    lost.write_bytes(b"no picture")
+    asking = sum(lost.name in line["gold"] for line in lines)
+    problems = {"broken picture": 1, "gold picture broken": asking}
+    for _ in range(2):  # the second time from what was kept
+        source = JsonlQuestions(own)
+        found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
+        assert found.figures["num_questions"] == len(lines) - asking
+        assert found.figures["problems"] == problems
+        images = {name for line in lines for name in line["images"]}
+        assert found.figures["pools"]["full"]["num_documents"] == len(images) - 1
+        with pytest.raises(DataError, match="broken picture"):
+            evaluate(
+                JsonlQuestions(own, strict=True),
+                models,
+                QUICK,
+                work=tmp_path / "work",
+                progress=False,
+            )
+    assert any(repr(lines[0]["id"]) in line for line in source.problems.lines())
+    for picture in own.parent.glob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="no question whose gold documents can all be read"):
+        evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+
+
+def test_a_prompt_that_is_too_long_is_counted_and_named(
+    own: Path, models: Models, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in own.read_text().splitlines()]
+    lines[2]["question"] += " really?" * 3000
+    own.write_text("\n".join(map(json.dumps, lines)))
+    for _ in range(2):
+        source = JsonlQuestions(own)
+        found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
+        candidates = len(found.rankings["full"][2].retrieved)
+        assert all(math.isnan(c.relevance) for c in found.rankings["full"][2].retrieved)
+        assert found.figures["problems"] == {
+            "pair that cannot be scored": candidates,
+            "prompt too long to answer": 1,
+        }
+        named = "\n".join(source.problems.lines())
+        assert named.count(repr(lines[2]["id"])) == candidates + 1
+        answers = found.answers["full", "gold"]
+        assert answers[2] == "" and all(answers[:2] + answers[3:])
+    assert json.dumps(found.figures, allow_nan=False)
+    with pytest.raises(DataError, match="cannot be scored"):
+        evaluate(JsonlQuestions(own, strict=True), models, QUICK, progress=False)
+
+
+def test_figures_are_compared_with_another_evaluations(evaluation: Evaluation) -> None:
+    other = json.loads(json.dumps(evaluation.figures))
+    other["data"] = "elsewhere"
+    figure = other["pools"]["full"]["reranked"]["recall@1"]
+    figure |= {"value": 0.25, "low": 0.1, "high": 0.4}
+    del other["pools"]["gold"]
+    found = compare_figures(evaluation.figures, other)
+    assert found["data"] == "elsewhere"
+    assert set(found["pools"]) == {"full"}
+    row = found["pools"]["full"]["recall@1, reranked"]
+    here = evaluation.figures["pools"]["full"]["reranked"]["recall@1"]
+    assert row["here"] == here and row["there"] == figure
+    assert row["change"]["value"] == pytest.approx(here["value"] - 0.25)
+    assert row["change"]["low"] < row["change"]["value"] < row["change"]["high"]
+    same = found["pools"]["full"]["accuracy of answers from natural"]["change"]
+    assert same["value"] == 0 and same["low"] < 0 < same["high"]
 
 
 def test_captions_are_searched_for_by_the_same_command(
@@ -271,6 +441,27 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
     assert len(found.answers["full", "natural"]) == 1
     assert next(iter(found.submission()))[0] == "q"
     write_report(found, tmp_path / "report.html")
+
+
+def test_answers_are_shown_where_no_gold_is_known(own: Path, models: Models) -> None:
+    lines = [json.loads(line) | {"gold": []} for line in own.read_text().splitlines()]
+    own.write_text("\n".join(map(json.dumps, lines)))
+    found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+    accuracy = found.figures["pools"]["full"]["answers"]["natural"]["accuracy"]["value"]
+    page = own.with_suffix(".html")
+    write_report(found, page)
+    assert "answers: accuracy" in page.read_text()
+    console = Console(record=True, width=100)
+    print_figures(found.figures, console)
+    assert f"{100 * accuracy:.1f}" in console.export_text()
+
+
+def test_a_submission_needs_answers(own: Path, models: Models) -> None:
+    lines = [json.loads(line) | {"answer": []} for line in own.read_text().splitlines()]
+    own.write_text("\n".join(map(json.dumps, lines)))
+    found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+    with pytest.raises(ValueError, match="questions with known answers"):
+        next(iter(found.submission()))
 
 
 def test_bad_settings_are_refused() -> None:
@@ -343,10 +534,13 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     assert outcome.exit_code == 0, outcome.output
     assert "f1: 0." in outcome.output
     assert plot.read_text().startswith("<?xml")
-    assert "f1" in SavedThresholds.load(model / "ragvl_thresholds.json").values
+    saved = SavedThresholds.load(model / "ragvl_thresholds.json")
+    assert saved is not None and "f1" in saved.values
     command = ["evaluate", str(places), "--split", "test", *base, "--out", str(tmp_path / "out")]
     command += ["--generator", str(ASSETS / "tiny-generator"), "--max-new-tokens", "8"]
     command += ["--submission", str(tmp_path / "submission.json"), "--timed", "1"]
+    demo = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
+    command += ["--compare", str(demo)]
     outcome = CliRunner().invoke(app, command, env={"COLUMNS": "100"})
     assert outcome.exit_code == 0, outcome.output
     assert "R@1" in outcome.output
@@ -355,6 +549,9 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/") > 20
     assert "Thresholds were estimated on 40 questions" in report
+    assert "Against drawn places, test (520 questions)" in report
+    assert f"reranker {model}" in report
+    assert figures["compared"]["pools"]["full"]["f1, kept by natural"]["change"]["low"] < 0.2
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert len(submission) == figures["num_questions"]
     assert all(set(entry) == {"sources", "answer"} for entry in submission.values())

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragvl.evaluation.metrics import (
-    calibration_bins,
-    expected_calibration_error,
+    difference,
+    group_by_gold,
+    median_figure,
     ranking_figures,
+    ranking_gains,
     ratio,
+    reliability,
     selection_figures,
 )
 
@@ -47,7 +50,8 @@ def test_precision_recall_f1() -> None:
     assert (skewed["precision"].value, skewed["recall"].value) == (1.0, pytest.approx(1 / 3))
     assert skewed["f1"].value == pytest.approx(2 * (1 / 3) / (4 / 3))
     nothing = selection_figures([[], []], GOLD)
-    assert [figure.value for figure in nothing.values()] == [0, 0, 0]
+    # of nothing kept there is no precision
+    assert [figure.value for figure in nothing.values()] == [None, 0, 0]
 
 
 def test_bad_input_is_refused() -> None:
@@ -75,7 +79,7 @@ def test_figures_of_any_ranking(ranked: list[list[str]], data: st.DataObject) ->
     assert recalls[-1] == 1.0
     for figure in figures.values():
         assert 0 <= figure.value <= 1
-        if len(ranked) == 1:
+        if len(set(group_by_gold(gold))) == 1:
             assert figure.low is None
         else:
             assert figure.low is not None and figure.high is not None
@@ -101,12 +105,85 @@ def test_intervals_narrow_with_the_root_of_the_number_of_questions() -> None:
     assert widths[0] == pytest.approx(2 * 1.96 * 0.05, rel=0.2)
 
 
+def test_a_share_of_none_or_all_still_has_an_interval() -> None:
+    """Clopper-Pearson's: of n without a miss, misses of a share p go unseen with (1 - p)^n."""
+    for size in (2, 30, 1000):
+        none, every = ratio([0] * size), ratio([1] * size)
+        assert (none.low, every.high) == (0, 1)
+        assert none.high is not None and every.low is not None
+        assert (1 - none.high) ** size == pytest.approx(0.025)
+        assert every.low == pytest.approx(1 - none.high)
+    rare = sum(
+        ratio(list(row)).low <= 0.97 for row in np.random.default_rng(1).random((300, 30)) < 0.97
+    )
+    assert rare >= 0.95 * 300  # the bootstrap alone would miss almost half
+
+
+def test_questions_of_one_picture_count_as_one() -> None:
+    gold = [("a",), ("b",), ("a", "c"), ("c",), ("d",), ()]
+    assert group_by_gold(gold) == [0, 1, 0, 0, 2, 3]
+    rng = np.random.default_rng(3)
+    hits = (rng.random(100) < 0.5).repeat(5)  # five questions each, all right or all wrong
+    own, grouped = ratio(hits), ratio(hits, None, np.arange(100).repeat(5))
+    assert own.value == grouped.value
+    assert grouped.num_questions == 500
+    widths = [figure.high - figure.low for figure in (own, grouped)]
+    assert widths[1] / widths[0] == pytest.approx(5**0.5, rel=0.15)
+
+
+def test_intervals_of_linked_questions_hold_the_truth() -> None:
+    rng = np.random.default_rng(6)
+    missed = 0
+    for _ in range(200):
+        chance = rng.beta(1, 1, 60).repeat(5)
+        figure = ratio(rng.random(300) < chance, None, np.arange(60).repeat(5))
+        missed += not figure.low <= 0.5 <= figure.high
+    assert missed <= 22
+
+
+def test_a_gain_is_told_question_by_question() -> None:
+    gold = [(f"a{n}", f"b{n}") for n in range(60)]
+    before = [["x", a] if n % 3 else [a] for n, (a, _) in enumerate(gold)]
+    after = [[a, "x"] if n % 3 else [a] for n, (a, _) in enumerate(gold)]
+    gains = ranking_gains(after, before, gold, recall_at=(1, 2))
+    assert gains["recall@1"].value == pytest.approx(40 / 120)
+    assert gains["recall@2"].value == 0
+    assert (gains["recall@2"].low, gains["recall@2"].high) == (0, 0)
+    assert 0 < gains["mrr"].low < 0.5 * 2 / 3 < gains["mrr"].high
+    worse = ranking_gains(before, after, gold, recall_at=(1,))
+    assert worse["recall@1"].value == pytest.approx(-40 / 120)
+
+
+def test_the_difference_of_two_figures_by_hand() -> None:
+    one, other = {"value": 0.6, "low": 0.5, "high": 0.8}, {"value": 0.3, "low": 0.2, "high": 0.35}
+    found = difference(one, other)
+    assert found.value == pytest.approx(0.3)
+    assert found.low == pytest.approx(0.3 - math.hypot(0.1, 0.05))
+    assert found.high == pytest.approx(0.3 + math.hypot(0.2, 0.1))
+    assert difference(one, {"value": None, "low": None, "high": None}).value is None
+    assert difference(one, {"value": 0.5, "low": None, "high": None}).low is None
+
+
+def test_a_median_has_an_interval() -> None:
+    found = median_figure(np.random.default_rng(2).normal(10, 1, 400).tolist())
+    assert found.low < 10 < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 1.2533 / 20, rel=0.3)
+    assert median_figure([3.0]).low is None
+
+
 def test_the_reliability_of_scores() -> None:
     relevance = [0.05, 0.15, 0.11, 0.97, 1.0, 0.95, 0.93]
     is_gold = [False, False, True, True, True, True, False]
-    bins = calibration_bins(relevance, is_gold)
-    assert [found["count"] for found in bins] == [1, 2, 4]
-    assert [found["gold"] for found in bins] == [0, 0.5, 0.75]
-    assert bins[1]["relevance"] == pytest.approx(0.13)
+    found = reliability(relevance, is_gold, [0, 0, 1, 1, 2, 2, 3])
+    assert [of_bin["count"] for of_bin in found.bins] == [1, 2, 4]
+    assert [of_bin["gold"] for of_bin in found.bins] == [0, 0.5, 0.75]
+    assert found.bins[1]["relevance"] == pytest.approx(0.13)
     by_hand = (1 * 0.05 + 2 * abs(0.13 - 0.5) + 4 * abs(3.85 / 4 - 0.75)) / 7
-    assert expected_calibration_error(bins) == pytest.approx(by_hand)
+    assert found.error.value == pytest.approx(by_hand)
+    assert 0 <= found.error.low <= found.error.high <= 1
+    rng = np.random.default_rng(8)
+    scores = rng.random(5000)
+    honest = reliability(scores, rng.random(5000) < scores, range(5000))
+    sure = reliability(scores, rng.random(5000) < scores**3, range(5000))
+    assert honest.error.high < 0.05 < sure.error.low
+    assert all(b["low"] <= b["gold"] <= b["high"] for b in honest.bins)

@@ -22,9 +22,12 @@ from ragvl.reranker import (
 SAVED = SavedThresholds(
     model="m",
     template="auto",
+    encoder="e",
+    pool="full",
+    num_candidates=20,
     top_k=2,
     data="places, val",
-    num_questions=100,
+    questions=("q1", "q2"),
     values={"adaptive": 0.25, "precision>=0.9": 0.75},
     refused={"f1": "too few"},
 )
@@ -52,10 +55,37 @@ def test_the_file_comes_back_as_it_went(tmp_path: Path) -> None:
     path = tmp_path / THRESHOLDS_FILE
     SAVED.save(path)
     assert SavedThresholds.load(path) == SAVED
+    assert SavedThresholds.load(path, "retrieval") is None
     assert [file.name for file in tmp_path.iterdir()] == [THRESHOLDS_FILE]
     path.write_text('{"model": 3}')
-    with pytest.raises(ThresholdError, match="holds no thresholds"):
+    with pytest.raises(ThresholdError, match=r"holds no thresholds.*ragvl calibrate"):
         SavedThresholds.load(path)
+    with pytest.raises(ThresholdError, match="holds no thresholds"):
+        SAVED.save(path)
+
+
+def test_what_was_estimated_before_stays_if_it_still_holds(tmp_path: Path) -> None:
+    path = tmp_path / THRESHOLDS_FILE
+    SAVED.save(path)
+    captions = replace(SAVED, template="retrieval", values={}, refused={"f1": "one-sided"})
+    captions.save(path)
+    assert SavedThresholds.load(path) == SAVED, "another template's are beside it"
+    replace(SAVED, values={"f1": 0.5, "adaptive": 0.3}, refused={}).save(path)
+    found = SavedThresholds.load(path)
+    assert found is not None
+    assert found.values == {"adaptive": 0.3, "f1": 0.5, "precision>=0.9": 0.75}
+    assert found.refused == {}
+    # of other questions, another pool or other weights, none of the old ones is true
+    for changed in ({"questions": ("q3",)}, {"pool": "gold"}, {"model": "n"}, {"top_k": 1}):
+        SAVED.save(path)
+        replace(SAVED, values={"f1": 0.5}, refused={}, **changed).save(path)
+        found = SavedThresholds.load(path)
+        assert found is not None and found.values == {"f1": 0.5}
+
+
+def test_conditions_that_differ_are_named() -> None:
+    assert SAVED.differs(pool="full", top_k=2, num_candidates=20, encoder="e") == []
+    assert SAVED.differs(pool="gold", top_k=2, num_candidates=5) == ["pool", "num_candidates"]
 
 
 def test_a_reranker_finds_its_thresholds_beside_its_weights(

@@ -1,0 +1,52 @@
+"""Vectors of a data set's documents, those that cannot be read left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ragvl.data.document import Document
+from ragvl.data.images import ImageError
+from ragvl.data.questions import QuestionSet
+from ragvl.retriever.encoder import DualEncoder
+
+
+def encode_documents(
+    source: QuestionSet, encoder: DualEncoder, ids: Sequence[str], *, batch_size: int = 32
+) -> dict[str, np.ndarray]:
+    """Vectors (dim,) by id; a document that cannot be read is a problem of `source`, and left out.
+
+    Args:
+        source: has the documents.
+        encoder: makes the vectors.
+        ids: which; their pictures are all in memory at once.
+        batch_size: pictures per forward pass.
+
+    Raises:
+        DataError: a document cannot be read, and the data set is strict.
+    """
+    documents = list(source.documents(ids=ids))
+    try:
+        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
+    except ImageError:  # find out whose
+        documents = readable(source, documents)
+        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
+    return dict(zip([str(document.id) for document in documents], vectors, strict=True))
+
+
+def readable(source: QuestionSet, documents: Sequence[Document]) -> list[Document]:
+    """Those whose pictures can be decoded; the others are problems of `source`.
+
+    Raises:
+        DataError: one cannot be, and the data set is strict.
+    """
+    found = []
+    for document in documents:
+        try:
+            document.load()
+        except ImageError as error:
+            source.problems.add("broken picture", str(error))
+        else:
+            found.append(document)
+    return found
