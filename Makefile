@@ -7,7 +7,8 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-build bench-gpu-ops bench-gpu-rerank evaluate ablation tables tiny-models clean
+.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu-ops bench-gpu-rerank \
+    bench-gpu-train evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -53,7 +54,7 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/python benchmarks/bench_prefix_cache.py
 	$(BIN)/python benchmarks/bench_evaluate.py
-	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --only rerank --json benchmarks/results/overhead_cpu.json
+	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --json benchmarks/results/overhead_cpu.json
 	$(MAKE) tables
 
 # On a GPU machine with its own Python, torch and packages, and no network. Elsewhere the same
@@ -66,11 +67,26 @@ gpu-build: # The extension for this machine's GPU, without touching the machine'
 	    --target build/gpu -C build-dir=build/gpu-objects -C cmake.define.RAGVL_CUDA=ON \
 	    -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native .
 
+	$(if $(wildcard build/wheels),$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade \
+	    --target build/gpu build/wheels/*.whl)
+
+# What only parts of bench-gpu-train need, for a machine without a network
+GPU_PYTHON_VERSION ?= 3.12
+GPU_WHEELS := annotated-types docstring_parser faiss-cpu jsonargparse pydantic pydantic_core \
+    simplemma typeshed_client typing-inspection
+gpu-wheels: $(BIN)/python ## Fetch into build/wheels what a GPU machine may lack
+	$(BIN)/pip download --quiet --disable-pip-version-check --dest build/wheels --no-deps \
+	    --only-binary :all: --python-version $(GPU_PYTHON_VERSION) \
+	    $(filter $(addsuffix ==%,$(GPU_WHEELS)),$(file <constraints.txt))
+
 bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU (ten minutes)
 	$(ON_GPU) benchmarks/gpu_ops.py
 
 bench-gpu-rerank: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Rerank with real models' sizes on a GPU; PARTS="..."
 	$(ON_GPU) benchmarks/gpu_rerank.py $(PARTS:%=--part %)
+
+bench-gpu-train: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Train with real models' sizes on a GPU; PARTS="..."
+	$(ON_GPU) benchmarks/gpu_train.py $(PARTS:%=--part %)
 
 # What docs/results.md says of the shipped models and of models like them, on drawn worlds.
 WORLDS := runs/worlds
@@ -81,7 +97,8 @@ evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with
 	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
 	$(BIN)/ragvl data draw $(WORLDS)/charts --subject charts --test 520
 	$(BIN)/ragvl evaluate $(WORLDS)/charts --split test $(SHIPPED) --max-new-tokens 8 \
-	    --generator ragvl/assets/tiny-generator --out runs/evaluate/charts --no-progress
+	    --generator ragvl/assets/tiny-generator --compare benchmarks/results/demo.json \
+	    --out runs/evaluate/charts --no-progress
 	cp runs/evaluate/charts/result.json benchmarks/results/charts.json
 	for world in places charts; do \
 	    $(BIN)/ragvl data draw $(WORLDS)/$$world --subject $$world --test 520 && \
@@ -107,9 +124,10 @@ evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with
 
 ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
 	$(BIN)/ragvl data draw $(WORLDS)/learn --train 1500 --questions 6
+	$(BIN)/ragvl data draw $(WORLDS)/learn-other --train 750 --questions 6 --seed 1
 	$(BIN)/ragvl data draw $(WORLDS)/places --test 520
-	test -f $(WORLDS)/learn/ranking.jsonl || $(BIN)/ragvl data ranking $(WORLDS)/learn \
-	    $(RETRIEVER) --labelled 0.5 --out $(WORLDS)/learn/ranking.jsonl
+	$(BIN)/ragvl data ranking $(WORLDS)/learn-other $(RETRIEVER) --labelled 0.5 \
+	    --out $(WORLDS)/learn-other/ranking.jsonl
 	$(BIN)/ragvl ablate benchmarks/ablations/noise.yaml --out runs/ablations/noise
 	cp runs/ablations/noise/ablation.json benchmarks/results/ablation_noise.json
 	$(BIN)/ragvl ablate benchmarks/ablations/low_resource.yaml --out runs/ablations/low_resource
@@ -121,7 +139,7 @@ tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and
 
 tiny-models: $(VENV)/.test ## Train the demo's tiny models again (about two hours on two cores)
 	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets
-	$(BIN)/ragvl data draw $(WORLDS)/places-dev --val 520
+	$(BIN)/ragvl data draw $(WORLDS)/places-dev --val 1040
 	$(BIN)/ragvl calibrate $(WORLDS)/places-dev --split val $(SHIPPED) \
 	    --threshold adaptive --threshold f1 --threshold 'precision>=0.8' --threshold 'precision>=0.9'
 

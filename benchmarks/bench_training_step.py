@@ -1,6 +1,7 @@
-"""What each kind of noise costs a generator's training step, in time and memory.
+"""What each kind of noise costs a generator's training step on the CPU, in time and memory.
 
-What `ragvl overhead` measures, on models with random weights, as a JSON and a table.
+What `ragvl overhead` measures, on models with random weights, as a JSON and a table. gpu_train.py
+measures steps on a GPU.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from common import save
 from models import build_model
-from operation import DEVICE
+from operation import CPU
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
@@ -24,18 +24,17 @@ from ragvl.evaluation.overhead import training_overhead
 from ragvl.mllm import MLLM
 from ragvl.training.trainer import LoraSettings
 
-MODELS = {"cpu": ["mid", "mid-internvl"], "cuda": ["internvl2-1b", "internvl2-2b"]}[DEVICE.type]
-DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE.type]
+MODELS = ["mid", "mid-internvl"]
 # Rank of the adapters, where 0 trains the decoder's weights; gradient checkpointing
 SETUPS = ((0, False), (16, False), (16, True))
-BATCH_SIZE = {"cpu": 2, "cuda": 4}[DEVICE.type]
+BATCH_SIZE = 2
 
 
 def main(
     models: Annotated[list[str] | None, typer.Option("--model", help="Of shapes.py.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timed steps of each arm.")] = 5,
 ) -> None:
-    """Measure, print a table, and write benchmarks/results/training_step_{cpu,cuda}.json."""
+    """Measure, print a table, and write benchmarks/results/training_step_cpu.json."""
     cases = []
     table = Table(
         "model", "adapters", "checkpointing", "noise", "ms", "times", "tokens", "peak MiB"
@@ -46,7 +45,7 @@ def main(
         )
         for name in models or MODELS:
             for rank, checkpointing in SETUPS:
-                mllm = MLLM(*build_model(SHAPES[name], device=DEVICE, dtype=DTYPE))
+                mllm = MLLM(*build_model(SHAPES[name]))
                 arms = training_overhead(
                     mllm,
                     world,
@@ -72,10 +71,10 @@ def main(
     result = {
         "batch_size": BATCH_SIZE,
         "rounds": rounds,
-        "dtype": str(DTYPE).removeprefix("torch."),
+        "dtype": "float32",
         "cases": cases,
     }
-    path = save(f"training_step_{DEVICE.type}", result, DEVICE)
+    path = save("training_step_cpu", result, CPU)
     console = Console()
     console.print(table)
     console.print(f"wrote {path}")

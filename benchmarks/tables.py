@@ -25,6 +25,7 @@ GPU_MODELS = (
     *("internvl2-1b", "internvl2-2b", "qwen3-vl-2b", "qwen2.5-vl-3b", "qwen2.5-vl-7b"),
     *("llava-1.5-7b", "llava-1.5-13b"),
 )
+GPU_TRAINED = ("internvl2-1b", "internvl2-2b", "llava-1.5-7b")
 FAMILIES = {
     "llava": "LLaVA",
     "internvl": "InternVL",
@@ -472,7 +473,7 @@ def _goals(result: Result | None) -> str:
 
 def training_step(load: Load) -> str:
     """Time and memory of a training step by kind of noise, a row for each model and way."""
-    results = {"CPU": load("training_step_cpu"), "GPU": load("training_step_cuda")}
+    results = {"CPU": load("training_step_cpu")}
     names = dict.fromkeys(
         name
         for result in results.values()
@@ -504,6 +505,48 @@ def training_step(load: Load) -> str:
         if result is not None
     ]
     return "\n\n".join([_table(header, rows), *notes])
+
+
+def gpu_train(load: Load) -> str:
+    """Time, tokens a second and memory of a step on a GPU by kind of noise; the largest batches."""
+    results = [result for name in GPU_TRAINED if (result := load(f"gpu_train_{name}"))]
+    header = ["model", "labelled", "noise", "time", "of plain", "tokens/s", "memory", "batch"]
+    if not results:
+        return _table(header, [["any", "any", "any", *[NOT_MEASURED] * (len(header) - 3)]])
+    rows, left_out = [], []
+    for result in results:
+        left_out += [f"{result['model']}, {what}" for what in result["left_out"]]
+        for case in result["cases"]:
+            for arm, figures in case["arms"].items():
+                ms, largest = figures["ms"]["median"], result["largest_batch"].get(arm)
+                peak = figures["peak_mib"]
+                rows.append(
+                    [
+                        *(result["model"], case["labelled"], arm, f"{ms:.0f} ms"),
+                        f"{1 / figures['speedup']['median']:.2f}x",
+                        f"{1e3 * figures['tokens'] / ms:,.0f}",
+                        NOT_MEASURED if peak is None else f"{peak:,.0f} MiB",
+                        "" if largest is None else str(largest),
+                    ]
+                )
+    first = results[0]
+    note = (
+        f"{_machines(results)}, {first['dtype']}, random weights, adapters of rank 16; "
+        f"{first['batch_size']} sequences of {first['num_tokens']:,} tokens with one picture; "
+        f"medians of {first['rounds']} rounds in one run. Memory is the peak above model, "
+        f"gradients and optimizer. Batch: the largest that fits, to a sixteenth."
+    )
+    if left_out:
+        note += f" Not measured, for lack of time: {'; '.join(left_out)}."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def gpu_train_goals(load: Load) -> str:
+    """What noise-injected training promises on a GPU, and whether it keeps it."""
+    parts = (*GPU_TRAINED, "curves", "models")
+    results = [result for part in parts if (result := load(f"gpu_train_{part}"))]
+    goals = {"goals": [goal for result in results for goal in result["goals"]]}
+    return _goals(goals if results else None)
 
 
 # --- demo ---------------------------------------------------------------------------------------
@@ -788,6 +831,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
         gpu_ops,
         gpu_ops_goals,
         training_step,
+        gpu_train,
+        gpu_train_goals,
         demo,
         documents_found,
         documents_kept,

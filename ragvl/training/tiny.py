@@ -257,7 +257,12 @@ def _vision_config() -> CLIPVisionConfig:
 
 
 def train_retriever(
-    data: TrainingSet, tokenizer: PreTrainedTokenizerFast, *, steps: int, seed: int
+    data: TrainingSet,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
 ) -> tuple[CLIPModel, CLIPProcessor]:
     """CLIP's contrastive loss between a question and one of its gold pictures."""
     torch.manual_seed(seed)
@@ -289,7 +294,7 @@ def train_retriever(
         vision_config=_vision_config().to_dict(),
         projection_dim=128,
     )
-    model = CLIPModel(config)
+    model = CLIPModel(config).to(device)
     rng = np.random.default_rng([seed, 1])
 
     def loss_of_step() -> Tensor:
@@ -299,12 +304,12 @@ def train_retriever(
         text = text_tokenizer(
             [q.text for q in questions], padding=True, truncation=True, return_tensors="pt"
         )
-        return model(
-            input_ids=text["input_ids"],
-            attention_mask=text["attention_mask"],
-            pixel_values=data.pixel_values(rows),
-            return_loss=True,
-        ).loss
+        batch = {
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "pixel_values": data.pixel_values(rows),
+        }
+        return model(**_on(batch, device), return_loss=True).loss
 
     _optimise(model, loss_of_step, steps=steps, name="retriever")
     return model, CLIPProcessor(_image_processor(), text_tokenizer)
@@ -395,8 +400,8 @@ def train_mllm(
         groups = [task.draw(data, rng) for _ in range(task.batch_size)]
         batch, labels, is_answer = encode(groups, tokenizer, data)
         losses = F.cross_entropy(
-            model(**batch).logits.float().transpose(1, 2),
-            labels,
+            model(**_on(batch, model.device)).logits.float().transpose(1, 2),
+            labels.to(model.device),
             ignore_index=IGNORE,
             reduction="none",
         )
@@ -472,6 +477,10 @@ def _lay_out(group: Group, tokenizer: PreTrainedTokenizerFast) -> _Row:
     return row
 
 
+def _on(batch: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def _padded(rows: Sequence[list[int]], fill: int) -> Tensor:
     """(rows, longest) int64."""
     return pad_sequence([torch.tensor(row) for row in rows], True, fill)
@@ -497,8 +506,9 @@ def _optimise(
     warmup = min(200, steps // 10)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     started, running = time.perf_counter(), math.nan
+    device = next(model.parameters()).device.type
     for step in range(1, steps + 1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             loss = loss_of_step()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -534,7 +544,8 @@ def evaluate(
         for _ in range(num_batches):
             groups = [task.draw(data, rng) for _ in range(task.batch_size)]
             batch, labels, is_answer = encode(groups, tokenizer, data)
-            wrong = (model(**batch).logits.argmax(-1) != labels) & is_answer
+            likeliest = model(**_on(batch, model.device)).logits.argmax(-1).cpu()
+            wrong = (likeliest != labels) & is_answer
             # an answer's positions are a run of True; count the runs, and those with a mistake
             starts = is_answer & ~F.pad(is_answer, (1, 0))[:, :-1]
             run = starts.cumsum(1) + 1000 * torch.arange(len(groups))[:, None]
@@ -555,6 +566,7 @@ def main(
     stage: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(STAGES)}; all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the weights and the samples.")] = 0,
     places: Annotated[int, typer.Option(help="Places to train on, three pictures each.")] = 3500,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     retriever_steps: int = 450,
     describe_steps: int = 500,
     base_steps: int = 1500,
@@ -580,11 +592,14 @@ def main(
         train_tokenizer(train).save_pretrained(work / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     if "retriever" in stages:
-        retriever, processor = train_retriever(train, tokenizer, steps=retriever_steps, seed=seed)
+        retriever, processor = train_retriever(
+            train, tokenizer, steps=retriever_steps, seed=seed, device=device
+        )
         _save(retriever, processor, folders["retriever"])
     if "base" in stages:
         retriever = CLIPModel.from_pretrained(folders["retriever"], dtype=torch.float32)
         model, processor = new_mllm(tokenizer, retriever, seed=seed)
+        model.to(device)
         # First to see, from dense descriptions; then to read names, count and compare.
         for name, tasks, steps in (
             ("describe", [DESCRIBE], describe_steps),
@@ -608,6 +623,7 @@ def main(
             flags = [f"--model={folders['base']}", f"--data={world}", f"--output_dir={work / name}"]
             flags += [f"--config=tiny-{name}", "--eval_split=val"]
             flags += [f"--max_steps={steps}", "--disable_tqdm=true"]
+            flags += [f"--use_cpu={str(device == 'cpu').lower()}"]
             if name == "reranker":
                 rankings = _write_rankings(world, folders["retriever"], work, seed)
                 flags += [f"--ranking={rankings['train']}", f"--eval_ranking={rankings['val']}"]

@@ -14,7 +14,7 @@ from ragvl.evaluation.overhead import OVERHEAD_ARMS
 def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     bench_training_step.main(models=["tiny", "tiny-internvl"], rounds=2)
-    name = f"training_step_{bench_training_step.DEVICE.type}"
+    name = "training_step_cpu"
     result = json.loads((tmp_path / f"{name}.json").read_text())
     setups = [(0, False), (16, False), (16, True)]
     assert [
@@ -30,5 +30,3 @@ def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.Monk
     assert cells["plain"].startswith("1.00x")
     token = result["cases"][-1]["arms"]["token"]["speedup"]["median"]
     assert cells["token"].startswith(f"{1 / token:.2f}x")
-    other = next(line for line in lines if "| any | any |" in line)
-    assert other.count("not measured") == len(OVERHEAD_ARMS)

@@ -1,0 +1,132 @@
+"""The GPU's benchmark of training at a small size on the CPU: steps, curves, models, goals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gpu_train
+import pytest
+import torch
+from models import build_model
+from shapes import SHAPES
+from tables import GPU_TRAINED, TABLES
+
+from ragvl.evaluation.overhead import OVERHEAD_ARMS
+from ragvl.mllm import MLLM
+
+CPU = torch.device("cpu")
+MACHINE = {"machine": {"device": "Some GPU"}}
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Any]:
+    return {**json.loads(json.dumps(gpu_train.run("tiny-internvl", CPU, 1e9))), **MACHINE}
+
+
+def test_batches_have_the_tokens_and_labels_that_were_asked_for() -> None:
+    mllm = MLLM(*build_model(SHAPES["tiny"]))
+    for labelled in (0.05, 1.0):
+        batches = gpu_train._batches(mllm, OVERHEAD_ARMS, 3, 120, labelled)
+        for arm, batch in batches.items():
+            rows, length = batch["input_ids"].shape
+            assert rows == 3
+            counted = (batch["labels"] != -100).sum(1).tolist()
+            assert counted == [round(labelled * length)] * 3
+            image = mllm.model.config.image_token_id
+            pictures = 2 if OVERHEAD_ARMS[arm].data_level else 1
+            assert (batch["input_ids"] == image).sum().item() == 3 * pictures * 16
+            if pictures == 1:
+                assert length == 120
+            else:  # the second picture and its caption
+                assert 120 + 16 < length < 120 + 70
+
+
+def test_every_arm_is_timed(steps: dict[str, Any]) -> None:
+    assert [case["labelled"] for case in steps["cases"]] == ["5 %", "all"]
+    for case in steps["cases"]:
+        assert list(case["arms"]) == list(OVERHEAD_ARMS)
+        assert case["arms"]["plain"]["speedup"]["median"] == 1
+        assert case["arms"]["data"]["tokens"] > case["arms"]["plain"]["tokens"] == 2 * 96
+    assert steps["largest_batch"] == {"token": 2, "both": 2, "release": 2}
+
+
+def test_the_largest_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in (1, 2, 5, 11, 64):
+        monkeypatch.setattr(gpu_train, "_fits", lambda _m, _b, _d, size, limit=limit: size <= limit)
+        found = gpu_train._largest("tiny", CPU, torch.float32, 96, 64, 0.0, float("inf"))
+        assert all(limit - max(1, limit // 16) < size <= limit for size in found.values())
+    lacking = gpu_train._largest("tiny", CPU, torch.float32, 96, 64, 0.0, -1)
+    assert set(lacking.values()) == {None}
+
+
+def test_tables_have_a_row_for_each_arm(steps: dict[str, Any]) -> None:
+    assert set(GPU_TRAINED) == set(gpu_train.MODELS) < set(gpu_train.PARTS)
+    found = {"gpu_train_internvl2-1b": steps}
+    table = TABLES["gpu_train"](found.get)
+    for arm in OVERHEAD_ARMS:
+        assert f"| tiny-internvl | 5 % | {arm} |" in table
+    goals = TABLES["gpu_train_goals"](found.get)
+    assert "| tiny-internvl, all labelled | token level on tokens, time of plain |" in goals
+
+
+def test_step_goals() -> None:
+    def arm(times: float, mib: float) -> dict[str, Any]:
+        return {"speedup": {"median": 1 / times}, "peak_mib": mib}
+
+    arms = {
+        "plain": arm(1, 100),
+        "token": arm(1.4, 120),
+        "both": arm(2, 200),
+        "release": arm(3, 500),
+    }
+    cases = [{"labelled": "5 %", "arms": arms}]
+    found = gpu_train.step_goals({"model": "internvl2-1b", "cases": cases})
+    assert [(g["what"].split(",")[-1].strip(), g["reached"]) for g in found] == [
+        ("time of plain", True),
+        ("memory of plain", False),
+        ("memory of the release's way over ours", False),
+    ]
+    assert found[2]["found"] == 2.5
+    assert len(gpu_train.step_goals({"model": "llava-1.5-7b", "cases": cases})) == 2
+
+
+@pytest.mark.slow
+def test_curves_of_two_dtypes_and_of_a_killed_run() -> None:
+    found = gpu_train.curves(("cpu float32", "cpu bfloat16"), (0, 1), 8)
+    assert all(len(curve) == 8 for of_kind in found["losses"].values() for curve in of_kind)
+    assert found["between_seeds"] > 0
+    assert 0 < found["from_first"]["cpu bfloat16"] < found["between_seeds"]
+    assert found["after_kill"] <= 1e-3
+    goals = gpu_train.curve_goals({**found, "from_first": {"x": 2 * found["between_seeds"]}})
+    assert [goal["reached"] for goal in goals] == [False, True]
+
+
+@pytest.mark.slow
+def test_the_demos_models_are_trained_and_evaluated(tmp_path: Path) -> None:
+    result = gpu_train.models(CPU, tmp_path, small=True)
+    assert result["num_questions"] == 24
+    for name in ("retriever", "base", "reranker", "generator"):
+        assert (tmp_path / f"tiny-{name}" / "model.safetensors").exists()
+    shipped = json.loads((gpu_train.ROOT / "benchmarks/results/demo.json").read_text())
+    goals = gpu_train.model_goals(result, shipped)
+    assert [goal["what"] for goal in goals] == [
+        *("reranked recall@1", "kept natural f1", "answers natural accuracy"),
+    ]
+    assert not all(goal["reached"] for goal in goals), "two steps of training are not enough"
+
+
+@pytest.mark.slow
+def test_the_ablation_of_a_gpu(tmp_path: Path) -> None:
+    result = gpu_train.ablation(tmp_path, small=True)
+    assert result["seeds"] == [0, 1]
+    assert {"plain", "both, as in the paper", "both, as released"} <= set(result["arms"])
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_train.missing("models") == gpu_train.missing("internvl2-1b") == []
+    monkeypatch.setitem(gpu_train.NEEDED, "models", ("faiss", "no_such_package"))
+    assert gpu_train.missing("models") == ["no_such_package"]
+    with pytest.raises(Exception, match="make gpu-wheels"):
+        gpu_train.run("models", CPU, 1)
