@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ragvl.evaluation.ablation import table as ablation_table
+from ragvl.evaluation.metrics import difference
 
 NOT_MEASURED = "not measured"
 METHODS = {
@@ -621,8 +622,11 @@ def documents_kept(load: Load) -> str:
     note = (
         f"The first {result['settings']['top_k']} of {result['settings']['num_candidates']} "
         f"candidates, {result['num_questions']} questions, percent with 95 % intervals; thresholds "
-        f"from {estimated_on['num_questions']} questions ({estimated_on['data']})."
+        f"from {estimated_on['num_questions']} other questions ({estimated_on['data']}) of the "
+        f"{estimated_on['pool']} pool: for the other one no precision is promised."
     )
+    for name, why in estimated_on["refused"].items():
+        note += f" `{name}` was asked for and refused: {why}."
     return f"{_table(header, rows)}\n\n{note}"
 
 
@@ -665,6 +669,12 @@ def cross_domain(load: Load) -> str:
         "answers right, from gold pictures": ("answers", "gold", "accuracy"),
         "answers right, without pictures": ("answers", "none", "accuracy"),
     }
+    if all(world is not None for world in worlds):
+        measures |= {
+            f"precision at `{name}`": ("kept", name, "precision")
+            for name in worlds[0]["thresholds"]
+            if name.startswith("precision") and name in worlds[1]["thresholds"]
+        }
     compared = {
         label: [None if world is None else _at(world["pools"]["full"], path) for world in worlds]
         for label, path in measures.items()
@@ -678,7 +688,8 @@ def cross_domain(load: Load) -> str:
     for label, figures in compared.items():
         change = NOT_MEASURED
         if figures[0] is not None and figures[1] is not None:
-            change = f"{100 * (figures[1]['value'] - figures[0]['value']):+.1f}"
+            gap = difference(figures[1], figures[0])
+            change = f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
         rows.append([label, *map(_figure, figures), change])
     if alone[1] is None:
         return _table(header, rows)
@@ -741,17 +752,23 @@ def _ablation(result: Result | None) -> str:
 
 
 def overhead(load: Load) -> str:
-    """What reranking adds to a query, against scoring each candidate by itself."""
+    """What reranking adds to a query, and noise to a training step."""
     result = load("overhead_cpu")
     header = ["way", "time", "memory"]
     if result is None:
         return _table(header, [["any", NOT_MEASURED, NOT_MEASURED]])
     rows = []
-    for way, figures in result["rerank"].items():
-        peak = figures["peak_mib"]
-        time = f"{1 / figures['speedup']['median']:.2f}x"
-        rows.append([way, time, NOT_MEASURED if peak is None else f"{peak:,.0f} MiB"])
-    note = f"{result['machine']['cpu']}, {result['machine']['cores']} cores, float32."
+    for stage, what in (("rerank", "a query"), ("train", "a training step")):
+        for way, figures in result.get(stage, {}).items():
+            peak = figures["peak_mib"]
+            time = f"{1 / figures['speedup']['median']:.2f}x"
+            rows.append(
+                [f"{what}: {way}", time, NOT_MEASURED if peak is None else f"{peak:,.0f} MiB"]
+            )
+    note = (
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, float32; a query against "
+        f"the first way, a step against plain fine-tuning."
+    )
     return f"{_table(header, rows)}\n\n{note}"
 
 
@@ -786,6 +803,8 @@ def _figure(figure: Result | None) -> str:
     """Percent, with the ends of its interval."""
     if figure is None:
         return NOT_MEASURED
+    if figure["value"] is None:
+        return "–"  # nothing was kept
     low, value, high = (100 * figure[key] for key in ("low", "value", "high"))
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 

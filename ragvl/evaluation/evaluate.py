@@ -409,7 +409,7 @@ def _estimated_on(settings: EvaluationSettings, reranker: Reranker) -> dict[str,
         return None
     names = ("data", "pool", "num_candidates", "top_k")
     found = {name: getattr(saved, name) for name in names}
-    return {**found, "num_questions": len(saved.questions)}
+    return {**found, "num_questions": len(saved.questions), "refused": saved.refused}
 
 
 def _estimated_otherwise(

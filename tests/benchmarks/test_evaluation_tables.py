@@ -45,7 +45,12 @@ def evaluation(shift: float) -> dict[str, Any]:
         "categories": {"color": 300, "text": 220},
         "settings": {"num_candidates": 20, "top_k": 2},
         "thresholds": {"natural": 0.5, "adaptive": 0.912},
-        "estimated_on": {"data": "other places, val", "num_questions": 440},
+        "estimated_on": {
+            "data": "other places, val",
+            "num_questions": 440,
+            "pool": "full",
+            "refused": {"precision>=0.9": "too few"},
+        },
         "pools": {"full": pool(0), "gold": pool(0.1)},
     }
 
@@ -72,7 +77,8 @@ def test_documents_kept_has_every_threshold() -> None:
     cells = row("documents_kept", "full | (no picture)", demo=evaluation(0))
     assert cells == ["", "", "", "", "12.0 (11.0 to 13.0)"]
     note = TABLES["documents_kept"]({"demo": evaluation(0)}.get).splitlines()[-1]
-    assert note.endswith("thresholds from 440 questions (other places, val).")
+    assert "thresholds from 440 other questions (other places, val) of the full pool" in note
+    assert note.endswith("`precision>=0.9` was asked for and refused: too few.")
 
 
 def test_answers_by_category() -> None:
@@ -134,8 +140,11 @@ def test_costs_are_ratios() -> None:
         },
         "machine": {"cpu": "Some CPU", "cores": 2},
     }
-    assert row("overhead", "cached, warm", overhead_cpu=overhead) == ["0.10x", "not measured"]
-    assert row("overhead", "serial", overhead_cpu=overhead) == ["1.00x", "12 MiB"]
+    cells = row("overhead", "a query: cached, warm", overhead_cpu=overhead)
+    assert cells == ["0.10x", "not measured"]
+    assert row("overhead", "a query: serial", overhead_cpu=overhead) == ["1.00x", "12 MiB"]
+    trained = overhead | {"train": {"token": {"speedup": spread(0.8), "peak_mib": 7}}}
+    assert row("overhead", "a training step: token", overhead_cpu=trained) == ["1.25x", "7 MiB"]
     ways = {way: {"ms": spread(9e3), "speedup": spread(2)} for way in ("generate", "evaluate")}
     ways["one_pair"] = {"ms": spread(9e3), "speedup": spread(1.5)}
     speed = {

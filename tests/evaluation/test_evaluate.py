@@ -223,6 +223,7 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
         "pool": "full",
         "num_candidates": 8,
         "top_k": 2,
+        "refused": saved.refused,
     }
     # a promise of precision is about the conditions it was estimated under
     told = {pool: f["estimated_otherwise"] for pool, f in found.figures["pools"].items()}
