@@ -22,6 +22,8 @@ from ragvl.evaluation.metrics import (
 from ragvl.evaluation.stages import Candidate, Ranking
 
 RECALL_AT = (1, 2, 5, 10, 20)
+# Of an order, of documents kept: what two evaluations are compared by
+_COMPARED = ("recall@1", "recall@5", "recall@20", "mrr", "precision", "f1")
 
 
 def pool_figures(
@@ -122,9 +124,10 @@ def _named(found: Mapping[str, Any]) -> dict[str, Any]:
     """A pool's main figures under names that say what they are of."""
     named: dict[str, Any] = {}
     for order in ("retrieved", "reranked"):
-        named |= {f"{name}, {order}": figure for name, figure in found.get(order, {}).items()}
-    for way, selection in found.get("kept", {}).items():
-        named |= {f"{name}, kept by {way}": figure for name, figure in selection.items()}
+        figures = found.get(order, {})
+        named |= {f"{name}, {order}": figures[name] for name in _COMPARED if name in figures}
+    for way, figures in found.get("kept", {}).items():
+        named |= {f"{name}, kept by {way}": figures[name] for name in _COMPARED if name in figures}
     for way, measures in found.get("answers", {}).items():
         for name, figure in measures.items():
             if name != "by_category":

@@ -51,6 +51,7 @@ class RunSettings:
         attn_implementation: sdpa, flash_attention_2, ...; null is Hugging Face's choice.
         trust_remote_code: lets Python code that comes with the checkpoint run.
         freeze_vision: vision tower and projector stay as they are.
+        strict: stop at the first problem with the data, before training.
     """
 
     model: str
@@ -64,6 +65,7 @@ class RunSettings:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     freeze_vision: bool = True
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -250,7 +252,7 @@ def _ranking_examples(
     template = None if ranking.template is None else TEMPLATES[ranking.template]
 
     def examples(path: Path, split: str | None) -> RankingExamples:
-        return RankingExamples(read_ranking(path), _open(settings.data, split), mllm, template)
+        return RankingExamples(read_ranking(path), _open(settings, split), mllm, template)
 
     found = examples(ranking.ranking, settings.split)
     if ranking.eval_ranking is None:
@@ -262,7 +264,7 @@ def _answer_examples(
     mllm: MLLM, settings: RunSettings, noise: NoiseSettings, seed: int
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
     found = AnswerExamples(
-        _open(settings.data, settings.split),
+        _open(settings, settings.split),
         mllm,
         num_pictures=noise.data_level,
         hard=noise.hard_negatives,
@@ -270,11 +272,11 @@ def _answer_examples(
     )
     if settings.eval_split is None:
         return found, None
-    return found, AnswerExamples(_open(settings.data, settings.eval_split), mllm)
+    return found, AnswerExamples(_open(settings, settings.eval_split), mllm)
 
 
-def _open(data: Path, split: str | None) -> QuestionSet:
-    return open_questions(data, split=split, purpose="train")
+def _open(settings: RunSettings, split: str | None) -> QuestionSet:
+    return open_questions(settings.data, split=split, purpose="train", strict=settings.strict)
 
 
 def _drawn(examples: Dataset[Example], share: float, seed: int) -> Dataset[Example]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from data_files import write_picture
 from tiny_encoders import save_checkpoint
 from typer.testing import CliRunner
 
@@ -245,3 +246,24 @@ def test_a_share_of_the_data_is_drawn_by_the_seed() -> None:
     for name in ("num_examples", "num_eval_examples"):
         with pytest.raises(ValueError, match=f"{name}=0"):
             RunSettings("m", Path("d"), **{name: 0})  # type: ignore[arg-type]
+
+
+def test_strict_stops_at_the_first_problem_with_the_data(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    write_picture(tmp_path / "a.png")
+    lines = [
+        {"id": name, "question": "Red?", "answer": "yes", "images": [f"{name}.png"]}
+        | {"gold": [f"{name}.png"]}
+        for name in ("a", "lost")
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["train", "generator", "--model", str(tiny_model("llava")), *BASE]
+    flags += ["--data", str(tmp_path / "train.jsonl")]
+    strict = [*flags, "--output_dir", str(tmp_path / "strict"), "--strict", "true"]
+    outcome = CliRunner().invoke(app, strict)
+    assert outcome.exit_code == 1
+    assert "missing picture" in outcome.output
+    assert not (tmp_path / "strict").exists()
+    outcome = CliRunner().invoke(app, [*flags, "--output_dir", str(tmp_path / "lenient")])
+    assert outcome.exit_code == 0, outcome.output

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_encoders import save_checkpoint
+from typer.testing import CliRunner
 
+from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
@@ -245,3 +248,22 @@ def test_a_broken_picture_costs_its_own_samples(tmp_path: Path, encoder: DualEnc
     assert lost not in {sample.document for sample in samples}
     asked = {q.id for q in source.questions if lost not in q.gold}
     assert {sample.question_id for sample in samples} == asked
+
+
+def test_a_broken_picture_is_left_out_and_counted(small_world: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_world, tmp_path / "world")
+    lost = WebQA(folder, split="train").questions[0].gold[0]
+    rows = (folder / "imgs.tsv").read_bytes()
+    start = rows.index(lost.encode() + b"\t") + len(lost) + 1
+    (folder / "imgs.tsv").write_bytes(rows[:start] + b"AAAA" + rows[start + 4 :])
+    out = tmp_path / "ranking.jsonl"
+    assets = Path(__file__).parents[2] / "ragvl" / "assets"
+    command = ["data", "ranking", str(folder), "--encoder", str(assets / "tiny-retriever")]
+    command += ["--out", str(out), "--device", "cpu"]
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 0, outcome.output
+    assert "broken picture: 1" in outcome.output
+    assert lost not in {sample.document for sample in read_ranking(out)}
+    outcome = CliRunner().invoke(app, [*command, "--strict"])
+    assert outcome.exit_code == 1
+    assert lost in outcome.output
