@@ -8,13 +8,15 @@ import sys
 import tempfile
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from common import ROOT
+import typer
+from common import BUILD, ROOT, save
+from rich.console import Console
 
 from ragvl.evaluation.measure import spread
 
@@ -98,6 +100,46 @@ def goal(
         "at_least": at_least,
         "reached": reached,
     }
+
+
+def run_parts(
+    benchmark: str,
+    parts: Sequence[str],
+    known: Collection[str],
+    run: Callable[[str], dict[str, Any]],
+    describe: Callable[[str, dict[str, Any], Console], None],
+    device: torch.device,
+) -> None:
+    """Runs parts one after the other; writes each one's result and prints what it says.
+
+    Args:
+        benchmark: its name; results are <benchmark>_<part>.json, on a CPU in build.
+        parts: which.
+        known: those that there are.
+        run: gives a part's result, with its `goals`.
+        describe: prints a part's result besides those.
+        device: where.
+
+    Raises:
+        typer.BadParameter: a part is not known.
+    """
+    if unknown := [part for part in parts if part not in known]:
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    console = Console(width=160)
+    for part in parts:
+        result = run(part)
+        folder = None if device.type == "cuda" else BUILD
+        path = save(f"{benchmark}_{part}", result, device, folder=folder)
+        describe(part, result, console)
+        print_goals(result["goals"], console)
+        console.print(f"wrote {path}")
+
+
+def print_goals(goals: Sequence[dict[str, Any]], console: Console) -> None:
+    """A line for each."""
+    for found in goals:
+        mark = "reached" if found["reached"] else "MISSED"
+        console.print(f"{mark}: {found['of']}: {found['what']} {found['found']:.3g}")
 
 
 def run_tests(folders: Sequence[str], seconds: float) -> dict[str, Any]:

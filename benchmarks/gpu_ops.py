@@ -27,7 +27,7 @@ import torch
 import typer
 from bench_visual_weighted_cross_entropy import Size
 from common import BUILD, save
-from gpu import Clocks, captured, goal, run_tests
+from gpu import Clocks, captured, goal, print_goals, run_tests
 from operation import DTYPES, Method
 from rich.console import Console
 from rich.table import Table
@@ -375,9 +375,7 @@ def _print(result: dict[str, Any], console: Console) -> None:
                 f"{figures['speedup']['median']:.2f}x",
             )
     console.print(table)
-    for found in result["goals"]:
-        mark = "reached" if found["reached"] else "MISSED"
-        console.print(f"{mark}: {found['of']}: {found['what']} {found['found']:.3g}")
+    print_goals(result["goals"], console)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ import typer
 from baselines import SerialGenerate
 from bench_fast_rerank import BASELINE, measure_model
 from bench_prefix_cache import measure_tiers
-from common import BUILD, save
-from gpu import Clocks, goal, run_tests
+from gpu import Clocks, goal, run_parts, run_tests
 from models import build_model
 from rich.console import Console
 from roofline import measure_peaks
@@ -41,7 +40,6 @@ from ragvl.evaluation.measure import spread, time_in_turn
 from ragvl.mllm import MLLM
 from ragvl.runtime import resolve_device, resolve_dtype
 
-RESULT = "gpu_rerank"  # and the part
 MODELS = (
     *("internvl2-2b", "qwen2.5-vl-3b", "internvl2-1b", "qwen2.5-vl-7b", "llava-1.5-7b"),
     *("qwen3-vl-2b", "llava-1.5-13b"),
@@ -443,24 +441,21 @@ def main(
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
     parts = part or (PARTS if on_gpu else ("checks", "tiers", "tiny", "tiny-qwen3-vl"))
-    if unknown := [name for name in parts if name not in (*PARTS, *SHAPES)]:
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(PARTS)}")
-    console = Console(width=160)
-    for name in parts:
-        result = run(name, where, seconds)
-        path = save(f"{RESULT}_{name}", result, where, folder=None if on_gpu else BUILD)
-        _print(name, result, console)
-        console.print(f"wrote {path}")
+    run_parts(
+        "gpu_rerank",
+        parts,
+        (*PARTS, *SHAPES),
+        lambda name: run(name, where, seconds),
+        _describe,
+        where,
+    )
 
 
-def _print(part: str, result: dict[str, Any], console: Console) -> None:
+def _describe(part: str, result: dict[str, Any], console: Console) -> None:
     for case in result.get("cases", ()):
         tokens, suffix = case["model"]["image_tokens"], case["prompt_tokens"]["suffix"][1]
         times = ", ".join(f"{n} {f['ms']['median']:.2f}" for n, f in case["methods"].items())
         console.print(f"{part}, {tokens} image and {suffix} suffix tokens, ms: {times}")
-    for found in result["goals"]:
-        mark = "reached" if found["reached"] else "MISSED"
-        console.print(f"{mark}: {found['of']}: {found['what']} {found['found']:.3g}")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from common import BUILD, ROOT, save
-from gpu import Clocks, goal
+from common import BUILD, ROOT
+from gpu import Clocks, goal, run_parts
 from models import build_model
 from PIL import Image
 from rich.console import Console
@@ -50,7 +50,6 @@ from ragvl.training.examples import IGNORE, Collator, Example
 from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
 from ragvl.training.trainer import LoraSettings, train, trainable
 
-RESULT = "gpu_train"  # and the part
 MODELS = ("internvl2-1b", "internvl2-2b", "llava-1.5-7b")
 PARTS = (*MODELS, "curves", "models", "ablation")
 LABELLED = {"5 %": 0.05, "all": 1.0}
@@ -470,17 +469,17 @@ def main(
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
     parts = part or (PARTS if on_gpu else ("tiny", "tiny-internvl", "curves"))
-    if unknown := [name for name in parts if name not in (*PARTS, *SHAPES)]:
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(PARTS)}")
-    console = Console(width=160)
-    for name in parts:
-        result = run(name, where, seconds)
-        path = save(f"{RESULT}_{name}", result, where, folder=None if on_gpu else BUILD)
-        _print(name, result, console)
-        console.print(f"wrote {path}")
+    run_parts(
+        "gpu_train",
+        parts,
+        (*PARTS, *SHAPES),
+        lambda name: run(name, where, seconds),
+        _describe,
+        where,
+    )
 
 
-def _print(part: str, result: dict[str, Any], console: Console) -> None:
+def _describe(part: str, result: dict[str, Any], console: Console) -> None:
     for case in result.get("cases", ()):
         for arm, figures in case["arms"].items():
             rate = 1e3 * figures["tokens"] / figures["ms"]["median"]
@@ -491,9 +490,6 @@ def _print(part: str, result: dict[str, Any], console: Console) -> None:
             )
     if "largest_batch" in result:
         console.print(f"{part}, largest batches: {result['largest_batch']}")
-    for found in result["goals"]:
-        mark = "reached" if found["reached"] else "MISSED"
-        console.print(f"{mark}: {found['of']}: {found['what']} {found['found']:.3g}")
 
 
 if __name__ == "__main__":
