@@ -124,7 +124,7 @@ evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with
 
 ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
 	$(BIN)/ragvl data draw $(WORLDS)/learn --train 1500 --questions 6
-	$(BIN)/ragvl data draw $(WORLDS)/learn-other --train 750 --questions 6 --seed 1
+	$(BIN)/ragvl data draw $(WORLDS)/learn-other --train 400 --questions 6 --seed 1
 	$(BIN)/ragvl data draw $(WORLDS)/places --test 520
 	$(BIN)/ragvl data ranking $(WORLDS)/learn-other $(RETRIEVER) --labelled 0.5 \
 	    --out $(WORLDS)/learn-other/ranking.jsonl
