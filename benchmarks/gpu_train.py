@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 import typer
 from common import BUILD, ROOT
-from gpu import Clocks, goal, run_parts
+from gpu import SAFE_PATH, Clocks, goal, run_parts
 from models import build_model
 from PIL import Image
 from rich.console import Console
@@ -58,6 +59,7 @@ CURVES = ("cpu float32", "cuda float32", "cuda bfloat16")
 NEEDED = {"models": ("faiss", "jsonargparse", "pydantic", "simplemma")}
 NEEDED["ablation"] = NEEDED["models"]
 
+_CURVES_AT_ONCE = 4 if torch.cuda.is_available() else 1
 _COLORS = {"red": "red", "green": "green", "blue": "blue", "white": "white", "black": "black"}
 
 
@@ -96,14 +98,17 @@ def measure(
                 left_out.append(f"{labelled} labelled")
                 continue
             mllm = MLLM(*build_model(SHAPES[name], device=device, dtype=dtype))
-            arms = step_overhead(
-                mllm,
-                OVERHEAD_ARMS,
-                _batches(mllm, OVERHEAD_ARMS, batch_size, num_tokens, share),
-                lora=LoraSettings(rank=16),
-                rounds=rounds,
-            )
-            cases.append({"labelled": labelled, "arms": arms})
+            try:
+                arms = step_overhead(
+                    mllm,
+                    OVERHEAD_ARMS,
+                    _batches(mllm, OVERHEAD_ARMS, batch_size, num_tokens, share),
+                    lora=LoraSettings(rank=16),
+                    rounds=rounds,
+                )
+                cases.append({"labelled": labelled, "arms": arms})
+            except torch.cuda.OutOfMemoryError as error:
+                left_out.append(f"{labelled} labelled: {error}".partition(". ")[0])
             del mllm
             _free(device)
         largest = _largest(name, device, dtype, num_tokens, most, started, seconds)
@@ -256,14 +261,19 @@ def run_curve(kind: str, seed: int, steps: int, folder: Path) -> None:
 
 def curves(kinds: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, Any]:
     """Loss curves on each device and dtype with each seed, and of a run killed half way."""
-    with tempfile.TemporaryDirectory() as name:
+    last = kinds[-1]
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(_CURVES_AT_ONCE) as pool:
         folder = Path(name)
-        losses = {
-            kind: [_curve(kind, seed, steps, folder / f"{kind} {seed}") for seed in seeds]
+        coming = {
+            kind: [
+                pool.submit(_curve, kind, seed, steps, folder / f"{kind} {seed}") for seed in seeds
+            ]
             for kind in kinds
         }
-        last = kinds[-1]
-        killed = _curve(last, seeds[0], steps, folder / "killed", kill=True)
+        again = pool.submit(_curve, last, seeds[0], steps, folder / "again")
+        broken_off = pool.submit(_curve, last, seeds[0], steps, folder / "killed", kill=True)
+        losses = {kind: [curve.result() for curve in found] for kind, found in coming.items()}
+        repeated, killed = again.result(), broken_off.result()
     base = np.array(losses[kinds[0]])
     # What the seed alone changes, step by step, against what device and dtype do
     pairs = [(i, j) for i in range(len(seeds)) for j in range(i)]
@@ -279,6 +289,8 @@ def curves(kinds: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, 
             if kind != kinds[0]
         },
         "killed": last,
+        # Two runs of one seed may differ on a GPU, which adds in any order
+        "repeated": float(np.abs(np.array(repeated) - np.array(losses[last][0])).max()),
         "after_kill": float(np.abs(np.array(killed) - np.array(losses[last][0])).max()),
     }
 
@@ -287,14 +299,16 @@ def _curve(kind: str, seed: int, steps: int, folder: Path, kill: bool = False) -
     """Every step's loss. A run that is to be killed is, after its first checkpoint, and goes on."""
     command = [sys.executable, __file__, "--curve", kind, "--seed", str(seed)]
     command += ["--steps", str(steps), "--folder", str(folder)]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 4))}
     if kill:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=threads, **quiet)
         while process.poll() is None and not list(folder.glob("checkpoint-*/trainer_state.json")):
             time.sleep(0.05)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=threads, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{kind}, seed {seed}: {(done.stdout + done.stderr)[-2000:]}")
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -351,9 +365,8 @@ def ablation(folder: Path, *, small: bool) -> dict[str, Any]:
 
 
 def _run(*arguments: str) -> None:
-    # -P: the repository's ragvl has no extension beside it
-    command = [sys.executable, "-P", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=SAFE_PATH, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}: {(done.stdout + done.stderr)[-2000:]}")
 

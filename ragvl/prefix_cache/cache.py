@@ -59,7 +59,8 @@ class CachedPrefix:
         input_ids: its token ids.
         expansion: what stands for the picture in the prompt's text.
         next_position: the position of the token after it.
-        pages: (n,) int64, where its keys and values are.
+        pages: (n,) int64, where its keys and values are, on their device.
+        page_numbers: the same on the CPU, for whom a question must not wait.
         users: how many calls are at work with it; it is not evicted before they are done.
     """
 
@@ -69,6 +70,10 @@ class CachedPrefix:
     next_position: int
     pages: Tensor
     users: int = field(default=1)
+    page_numbers: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.page_numbers = self.pages.cpu()
 
 
 class PrefixCache:

@@ -214,9 +214,11 @@ class CachedPrefixes:
         """Every document, with its picture being prepared if its prefix is not known."""
         coming = iter(documents)
         started: deque[_Started] = deque()
+        model = self._mllm.fingerprint  # once a call: it looks at every weight
         try:
             while True:
-                started.extend(map(self._look_up, islice(coming, _GROUP - len(started))))
+                following = islice(coming, _GROUP - len(started))
+                started.extend(self._look_up(document, model) for document in following)
                 if not started:
                     return
                 yield started.popleft()
@@ -225,7 +227,7 @@ class CachedPrefixes:
                 if one.image is not None:
                     one.image.cancel()
 
-    def _look_up(self, document: Document) -> _Started:
+    def _look_up(self, document: Document, model: str) -> _Started:
         frame = self._prompts.frame(document)
         try:
             digest = document.digest()
@@ -233,14 +235,11 @@ class CachedPrefixes:
             failed: Future[ImageInputs] = Future()
             failed.set_exception(error)
             return _Started(document, "", "", failed)
-        key = self._key(digest, frame.before)
+        parts = (digest, frame.before, model, str(self._cache.compression))
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         known = key in self._cache
         image = None if known else self._threads.submit(self._load_unchanged, document, digest)
         return _Started(document, key, digest, image)
-
-    def _key(self, digest: str, before: str) -> str:
-        parts = (digest, before, self._mllm.fingerprint, str(self._cache.compression))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _load_unchanged(self, document: Document, digest: str) -> ImageInputs:
         """The picture, if it is still the one that `digest` names."""

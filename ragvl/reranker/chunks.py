@@ -80,7 +80,9 @@ class Chunk:
         lengths = [len(suffix.input_ids) for suffix in suffixes]
         lasts = [start + length - 1 for start, length in zip(starts, lengths, strict=True)]
         table = torch.zeros(slots, width, dtype=torch.int32)
-        table[: len(suffixes)] = page_table([suffix.prefix.pages for suffix in suffixes], width)
+        table[: len(suffixes)] = page_table(
+            [suffix.prefix.page_numbers for suffix in suffixes], width
+        )
         return cls(
             _filled(ids, rows, torch.int64),
             _filled(positions, rows, torch.int64),

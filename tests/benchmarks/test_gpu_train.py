@@ -98,6 +98,7 @@ def test_curves_of_two_dtypes_and_of_a_killed_run() -> None:
     assert all(len(curve) == 8 for of_kind in found["losses"].values() for curve in of_kind)
     assert found["between_seeds"] > 0
     assert 0 < found["from_first"]["cpu bfloat16"] < found["between_seeds"]
+    assert found["repeated"] == 0  # on a CPU
     assert found["after_kill"] <= 1e-3
     goals = gpu_train.curve_goals({**found, "from_first": {"x": 2 * found["between_seeds"]}})
     assert [goal["reached"] for goal in goals] == [False, True]

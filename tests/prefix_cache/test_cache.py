@@ -116,7 +116,7 @@ def test_what_is_kept_below_is_chosen_by_measurement(
     get = DiskTier.get
 
     def slow_get(self: DiskTier, key: str) -> object:
-        time.sleep(0.2)
+        time.sleep(1.0)
         return get(self, key)
 
     kinds = {}
