@@ -59,7 +59,7 @@ CURVES = ("cpu float32", "cuda float32", "cuda bfloat16")
 NEEDED = {"models": ("faiss", "jsonargparse", "pydantic", "simplemma")}
 NEEDED["ablation"] = NEEDED["models"]
 
-_CURVES_AT_ONCE = 4 if torch.cuda.is_available() else 1
+_CURVES_AT_ONCE = 4 if torch.cuda.is_available() else 2
 _COLORS = {"red": "red", "green": "green", "blue": "blue", "white": "white", "black": "black"}
 
 
