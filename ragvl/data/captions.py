@@ -68,7 +68,6 @@ class Captions(QuestionSet):
             raise ValueError(f"split={split!r}: {file} is one split; name another file")
         taken = [*([split or "test"] if is_json else []), *([protocol] if protocol else [])]
         self.name = ", ".join([file.stem, *taken])
-        self.identity = ", ".join([str(file.resolve()), *taken])
         self.problems = Problems(strict)
         found = (
             _read_karpathy(file, split or "test", self.problems)

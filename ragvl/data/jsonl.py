@@ -100,7 +100,6 @@ class JsonlQuestions(QuestionSet):
     def __init__(self, file: str | Path, *, strict: bool = False) -> None:
         path = existing(Path(file), "expected a JSONL file, one question a line")
         self.name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-        self.identity = str(path.resolve())
         self.problems = Problems(strict)
         self._folder = path.parent
         self._captions = CaptionTable(Problems())  # reading the lines has noted what is wrong

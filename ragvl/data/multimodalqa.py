@@ -91,7 +91,6 @@ class MultimodalQA(QuestionSet):
         pictures = existing(folder / PICTURES, hint)
         self._folder = folder / "final_dataset_images" if images is None else Path(images)
         self.name = f"MultimodalQA, {split}"
-        self.identity = ", ".join([str(path.resolve()), *sorted(types)])
         self.problems = Problems(strict)
         self._listed = self._read_pictures(pictures)
         self._pictures = Pictures(self._why_missing, self.problems)

@@ -64,7 +64,6 @@ class QuestionSet(ABC):
 
     Attributes:
         name: what results call it: data set and split.
-        identity: what caches call it: where its files are, and what of them is taken.
         questions: its questions, in order.
         problems: what is wrong with its files, so far as it was noticed.
         answer_metric: how answers are judged; see `ragvl.evaluation.answers`.
@@ -72,7 +71,6 @@ class QuestionSet(ABC):
     """
 
     name: str
-    identity: str
     questions: Sequence[Question]
     problems: Problems
     answer_metric: Literal["webqa", "multimodalqa", "exact"] = "exact"

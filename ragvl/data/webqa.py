@@ -225,7 +225,6 @@ class WebQA(QuestionSet):
             annotations = "WebQA_test.json" if has_test_file else "WebQA_train_val.json"
         path = existing(folder / annotations, _BESIDE)
         self.name = f"{folder.resolve().name}, {split}"
-        self.identity = f"{path.resolve()}, {split}"
         self.problems = Problems(strict)
         self.questions: list[Question] = []
         self._images = ImageRows(folder, self.problems)

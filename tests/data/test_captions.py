@@ -246,4 +246,3 @@ def test_a_documents_key_changes_with_its_file(tmp_path: Path) -> None:
     assert changed == dataset.document_key("1.jpg")
     (tmp_path / "1.jpg").unlink()
     assert dataset.document_key("1.jpg") not in (before, changed)
-    assert dataset.identity == str((tmp_path / "captions.txt").resolve())

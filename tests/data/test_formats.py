@@ -118,7 +118,7 @@ def test_a_check_takes_the_pictures_folder_and_the_protocol(tmp_path: Path) -> N
         check_questions(tmp_path / "own.jsonl", images=tmp_path)
 
 
-def test_an_identity_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+def test_document_keys_tell_files_of_one_name_apart(tmp_path: Path) -> None:
     found = []
     for folder in ("a", "b"):
         write_picture(tmp_path / folder / "1.png")
@@ -127,5 +127,4 @@ def test_an_identity_tells_files_of_one_name_apart(tmp_path: Path) -> None:
         found.append(open_questions(tmp_path / folder))
     first, second = found
     assert first.name == second.name
-    assert first.identity != second.identity
     assert first.document_key("1.png") != second.document_key("1.png")

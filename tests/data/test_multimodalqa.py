@@ -204,4 +204,3 @@ def test_a_documents_key_changes_with_its_title_and_its_file(tmp_path: Path) -> 
     (folder / "final_dataset_images" / "p1.png").write_bytes(b"another")
     edited = MultimodalQA(folder)
     assert {edited.document_key(id) for id in ("p0", "p1")}.isdisjoint(keys)
-    assert edited.identity != MultimodalQA(folder, types=["ImageQ", "ImageListQ"]).identity

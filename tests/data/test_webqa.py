@@ -380,4 +380,3 @@ def test_a_documents_key_changes_with_its_caption_and_its_file(tmp_path: Path) -
     assert WebQA(folder, split="test").document_key("30000001") != keys[1]
     with pytest.raises(KeyError):
         edited.document_key("30000007")
-    assert edited.identity == f"{(folder / 'WebQA_train_val.json').resolve()}, test"
