@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -138,6 +139,7 @@ class Relevances:
 
     def __init__(self, source: QuestionSet, reranker: Reranker, folder: Path) -> None:
         self._source = source
+        self._document_key = cache(source.document_key)  # asked for every pair
         self._reranker = reranker
         name = depending_on(reranker.mllm.fingerprint, reranker.template_name)
         self._journal: Journal[str] = Journal(folder / f"relevance-{name}.jsonl")
@@ -184,7 +186,7 @@ class Relevances:
                 )
 
     def _key(self, question: Question, document_id: str) -> str:
-        return depending_on(question.text, self._source.document_key(document_id))
+        return depending_on(question.text, self._document_key(document_id))
 
 
 class Answers:
@@ -201,6 +203,7 @@ class Answers:
         self, source: QuestionSet, generator: Generator, folder: Path, *, max_new_tokens: int
     ) -> None:
         self._source = source
+        self._document_key = cache(source.document_key)  # asked for every question
         self._generator = generator
         self._max_new_tokens = max_new_tokens
         name = depending_on(generator.mllm.fingerprint, max_new_tokens)
@@ -250,7 +253,7 @@ class Answers:
             return [answer for one in asked for answer in self._answer([one])]
 
     def _key(self, question: Question, document_ids: Sequence[str]) -> str:
-        return depending_on(question.text, *map(self._source.document_key, document_ids))
+        return depending_on(question.text, *map(self._document_key, document_ids))
 
 
 def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:
