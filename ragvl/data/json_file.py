@@ -81,15 +81,15 @@ def _members(text: _JsonText) -> Iterator[_Entry]:
 
 
 def _items(text: _JsonText, key: str) -> Iterator[_Entry]:
-    has_list = False
+    is_found = False
     for name, _ in _names(text):
         if name == key and text.peek() == "[":
-            has_list = True
+            is_found = True
             for number, (value, wrong_byte) in enumerate(_values(text)):
                 yield str(number), value, wrong_byte
         else:
             text.value()
-    if not has_list:
+    if not is_found:
         raise text.error(f"there is no list {key!r}")
 
 
