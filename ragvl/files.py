@@ -1,0 +1,71 @@
+"""Opening a file whose path came from outside, without waiting for what is no file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+
+class UnusableFileError(OSError):
+    """What a path names cannot be read as a file, or is larger than such a file may be."""
+
+
+def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    A pipe, a socket or a device is refused at once: reading one may wait for good. It is looked at
+    before it is opened, since opening some devices does something, and again afterwards, since
+    another may have taken its place.
+
+    Args:
+        path: the file; "~" is not expanded.
+        max_bytes: refuse a larger file; the bytes that it says it has, a sparse file's too.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UnusableFileError: it is no regular file, is larger than `max_bytes`, or has a name that no
+            file can have; `strerror` says which.
+        OSError: it cannot be opened.
+    """
+    check_regular(path, max_bytes=max_bytes)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+    try:
+        _check(path, os.fstat(descriptor), max_bytes)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> os.stat_result:
+    """The status of a file that `open_regular` would open; raises what that raises."""
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a zero byte in a name, or half a character
+        reason = f"no file can have this name: {error}"
+        raise UnusableFileError(errno.EINVAL, reason, os.fspath(path)) from None
+    _check(path, status, max_bytes)
+    return status
+
+
+def _check(path: str | os.PathLike[str], status: os.stat_result, max_bytes: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableFileError(
+            errno.EINVAL, f"it is {_kind(status.st_mode)}, not a file", str(path)
+        )
+    if max_bytes is not None and status.st_size > max_bytes:
+        reason = f"it has {status.st_size:,} bytes, and may have {max_bytes:,}"
+        raise UnusableFileError(errno.EFBIG, reason, str(path))
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")

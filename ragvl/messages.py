@@ -1,0 +1,33 @@
+"""Text from outside made fit for a message: one line, short, nothing that a terminal obeys."""
+
+from __future__ import annotations
+
+MAX_SHOWN = 200  # characters of input in one message
+
+
+def shown(text: object, limit: int = MAX_SHOWN) -> str:
+    r"""`text` as a message may hold it.
+
+    Control characters, line ends and half characters are written as their escapes (`\x1b`, `\n`,
+    `\ud800`), so that a terminal obeys none of them and a message stays one line. Of a longer text
+    the middle is left out: both ends of a path tell more than its beginning.
+
+    Example:
+        >>> shown("a\x1b[31m.png")
+        'a\\x1b[31m.png'
+    """
+    whole = str(text)
+    if len(whole) > limit:
+        head = (limit - 1) // 2
+        whole = f"{whole[:head]}…{whole[head + 1 - limit :]}"
+    printable = "".join(c if c.isprintable() else _escaped(c) for c in whole)
+    return printable if len(printable) <= limit else f"{printable[: limit - 1]}…"
+
+
+def reason(error: BaseException, limit: int = MAX_SHOWN) -> str:
+    """What an error says, as a message may hold it; its type where it says nothing."""
+    return shown(str(error).strip() or type(error).__name__, limit)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
