@@ -1,7 +1,8 @@
 """Flickr30K and MSCOCO, where a caption is the query and its picture the one document to find.
 
-Two layouts: Karpathy and Li's JSON ("Deep Visual-Semantic Alignments", CVPR 2015), and lines of
-`image,caption`, as Kaggle's Flickr30K and RagVL's release have them.
+Three layouts: Karpathy and Li's JSON ("Deep Visual-Semantic Alignments", CVPR 2015), MSCOCO's own
+captions (captions_val2017.json), and lines of `image,caption`, as Kaggle's Flickr30K and RagVL's
+release have them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, read_lines
-from ragvl.data.json_file import has_list, read_json_entries
-from ragvl.data.layouts import String, Text, parsed, plain_path
-from ragvl.data.problems import DataError, Problems, no_use, printable
+from ragvl.data.files import existing, is_file, place, read_lines
+from ragvl.data.json_file import first_items, read_json_entries
+from ragvl.data.layouts import String, StringOrNumber, Text, parsed, plain_path
+from ragvl.data.problems import DataError, Problems, brief, no_use, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
 from ragvl.data.rules import is_of_another_split, pictures_are_there
 
@@ -25,7 +26,8 @@ Protocol = Literal["1k", "5k"]
 _PROTOCOL_SIZES: dict[Protocol, int] = {"1k": 1000, "5k": 5000}
 _SPLITS = ("train", "val", "test", "restval")
 # Where archives of the data sets have their pictures, beside the file of captions
-_PICTURE_FOLDERS = ("", "images", "Images", "flickr30k-images", "flickr30k_images", "val2014")
+_PICTURE_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images")
+_COCO_FOLDERS = ("val2017", "train2017", "val2014", "train2014")
 _KARPATHY_NAMES = ("dataset_flickr30k.json", "dataset_coco.json")
 _NAMED = 5  # missing pictures that a refusal names
 _QUOTED = r'"((?:[^"]|"")*)"'
@@ -36,10 +38,11 @@ class Captions(QuestionSet):
     """Captions as queries; each one's picture is the only gold document.
 
     Args:
-        file: Karpathy's JSON, or lines of `image,caption` under that header.
+        file: Karpathy's JSON, MSCOCO's own captions, or lines of `image,caption` under that header.
         split: of Karpathy's file "train", "val", "test" (by default) or, of MSCOCO, "restval".
-            Lines of `image,caption` are one split, which has no name.
-        images: the pictures' folder; by default beside the file, under a usual name.
+            The others are one split, which has no name.
+        images: the pictures' folder; by default beside the file, under a usual name (of MSCOCO's
+            own captions also a folder further up).
         protocol: "1k" searches folds of 1,000 pictures, five of MSCOCO's test split and the whole
             of Flickr30K's; "5k" all 5,000 of MSCOCO's at once. None searches whatever is there.
         strict: stop at the first problem.
@@ -48,6 +51,7 @@ class Captions(QuestionSet):
         FileNotFoundError: the file is missing, or none of its pictures is there.
         DataError: the file is broken, no caption is left, the number of pictures does not fit the
             protocol, or `strict` met a problem.
+        OSError: the file is a folder, a pipe, ..., or cannot be opened.
         ValueError: `split` of a file that is one.
     """
 
@@ -62,24 +66,21 @@ class Captions(QuestionSet):
         protocol: Protocol | None = None,
         strict: bool = False,
     ) -> None:
-        file = existing(Path(file), "expected Karpathy's JSON, or lines of image,caption")
-        is_json = file.suffix == ".json"
-        if split is not None and not is_json:
-            raise ValueError(f"split={split!r}: {file} is one split; name another file")
-        taken = [*([split or "test"] if is_json else []), *([protocol] if protocol else [])]
-        self.name = ", ".join([file.stem, *taken])
+        file = existing(Path(file), "expected captions in JSON, or lines of image,caption")
+        layout = _layout(file)
+        if layout == "karpathy":
+            split = split or "test"
+        elif split is not None:
+            raise ValueError(f"split={split!r}: {place(file)} is one split; name another file")
+        self.name = ", ".join(filter(None, (file.stem, split, protocol)))
         self.problems = Problems(strict)
-        found = (
-            _read_karpathy(file, split or "test", self.problems)
-            if is_json
-            else _read_lines(file, self.problems)
-        )
         of_picture: dict[str, list[_Caption]] = {}
-        for caption in found:
+        for caption in _read(file, layout, split, self.problems):
             of_picture.setdefault(caption.picture, []).append(caption)
         if not of_picture:
             raise no_use(f"{self.name} has no usable caption", self.problems)
-        self._folder = _picture_folder(file, images, of_picture)
+        folders = _usual_folders(file, layout) if images is None else [Path(images)]
+        self._folder = _picture_folder(file, folders, of_picture)
         self._pictures: dict[str, None] = {}  # ordered set
         self.questions: list[Question] = []
         gone = [picture for picture, captions in of_picture.items() if not self._add(captions)]
@@ -95,7 +96,7 @@ class Captions(QuestionSet):
         path = self._folder / picture
         missing = () if is_file(path) else (picture,)
         if missing:
-            self.problems.add("missing picture", f"{captions[0].where}: {path}")
+            self.problems.add("missing picture", f"{captions[0].where}: {place(path)}")
         for number, caption in enumerate(captions):
             if pictures_are_there([picture], missing, caption.where, self.problems):
                 id = f"{picture}#{number}"
@@ -107,13 +108,11 @@ class Captions(QuestionSet):
         number = len(self._pictures)
         if number and not number % self._fold_size:
             return
-        named = ", ".join(gone[:_NAMED])
+        named = ", ".join(map(brief, gone[:_NAMED]))
         more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         missing = f"find the missing {named}{more}" if named else "look for missing pictures"
         message = f"{self.name} has {number} pictures, which are no folds of {self._fold_size}"
-        raise DataError(
-            printable(f"{message}: leave the protocol out, or {missing}"), self.problems
-        )
+        raise DataError(f"{message}: leave the protocol out, or {missing}", self.problems)
 
     def document_ids(self, pool: Pool = "full") -> list[str]:  # noqa: ARG002  each is gold
         """Every picture of the split: each is gold to its captions."""
@@ -122,7 +121,7 @@ class Captions(QuestionSet):
     def document(self, document_id: str) -> Document:
         """One picture, without a caption, since that would be the query; see `QuestionSet`."""
         if document_id not in self._pictures:
-            raise KeyError(f"{self.name} has no picture {document_id!r}")
+            raise KeyError(f"{self.name} has no picture {quoted(document_id)}")
         return Document(self._folder / document_id, id=document_id)
 
     def searches(self, pool: Pool = "full") -> list[Search]:
@@ -136,9 +135,36 @@ class Captions(QuestionSet):
         return folds
 
 
+_Layout = Literal["karpathy", "coco", "lines"]
+
+
 def is_karpathy(file: Path) -> bool:
-    """Whether a file is Karpathy's: by its published name, or its list of images."""
-    return file.name in _KARPATHY_NAMES or has_list(file, "images")
+    """Whether a JSON file is Karpathy's: by its published name, or its list of images.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    return _json_layout(file) == "karpathy"
+
+
+def has_splits(file: Path) -> bool:
+    """Whether a file of captions holds several splits; False if it is not there."""
+    return is_file(file) and _layout(file) == "karpathy"
+
+
+def _layout(file: Path) -> _Layout:
+    return (_json_layout(file) or "karpathy") if file.suffix == ".json" else "lines"
+
+
+def _json_layout(file: Path) -> _Layout | None:
+    if file.name in _KARPATHY_NAMES:
+        return "karpathy"
+    for name, first in first_items(file):
+        if name == "annotations":
+            return "coco"
+        if name == "images":
+            return "coco" if isinstance(first, dict) and "file_name" in first else "karpathy"
+    return None
 
 
 class _Caption(NamedTuple):
@@ -162,47 +188,89 @@ class _KarpathySentence(BaseModel):
     raw: String
 
 
+def _read(file: Path, layout: _Layout, split: str | None, problems: Problems) -> Iterator[_Caption]:
+    if split is not None:
+        return _read_karpathy(file, split, problems)
+    return _read_coco(file, problems) if layout == "coco" else _read_lines(file, problems)
+
+
 def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[_Caption]:
     seen: set[str] = set()
     for number, entry in read_json_entries(file, problems, key="images"):
-        where = f"{file}: image {number}"
+        where = f"{place(file)}: image {number}"
         if is_of_another_split(entry, split, _SPLITS, where, problems):
             continue
         image = parsed(_KarpathyImage.model_validate, entry, "broken sample", where, problems)
         if image is None:
             continue
         if image.path in seen:
-            problems.add("duplicate id", f"{where}: {image.path}")
+            problems.add("duplicate id", f"{where}: {brief(image.path)}")
             continue
         seen.add(image.path)
         for index, sentence in enumerate(image.sentences):
-            place = f"{where}, sentence {index}"
+            at = f"{where}, sentence {index}"
             parse = _KarpathySentence.model_validate
-            found = parsed(parse, sentence, "broken caption", place, problems)
+            found = parsed(parse, sentence, "broken caption", at, problems)
             if found is None:
                 continue
             if text := found.raw.strip():
-                yield _Caption(image.path, text, place)
+                yield _Caption(image.path, text, at)
             else:
-                problems.add("empty caption", f"{place}: {image.path}")
+                problems.add("empty caption", f"{at}: {brief(image.path)}")
+
+
+_Id = Annotated[StringOrNumber, StringConstraints(min_length=1)]
+
+
+class _CocoImage(BaseModel):
+    id: _Id
+    file_name: Text
+
+
+class _CocoCaption(BaseModel):
+    image_id: _Id
+    caption: String
+
+
+def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
+    pictures: dict[str, str] = {}
+    # What is wrong with the file as a whole is noted by the second reading
+    for number, entry in read_json_entries(file, Problems(), key="images"):
+        where = f"{place(file)}: image {number}"
+        image = parsed(_CocoImage.model_validate, entry, "broken sample", where, problems)
+        if image is not None and image.id in pictures:
+            problems.add("duplicate id", f"{where}: {quoted(image.id)}")
+        elif image is not None:
+            pictures[image.id] = plain_path(image.file_name)
+    for number, entry in read_json_entries(file, problems, key="annotations"):
+        where = f"{place(file)}: annotation {number}"
+        found = parsed(_CocoCaption.model_validate, entry, "broken caption", where, problems)
+        if found is None:
+            continue
+        if found.image_id not in pictures:
+            problems.add("broken caption", f"{where}: there is no image {quoted(found.image_id)}")
+        elif text := found.caption.strip():
+            yield _Caption(pictures[found.image_id], text, where)
+        else:
+            problems.add("empty caption", f"{where}: {brief(pictures[found.image_id])}")
 
 
 def _read_lines(file: Path, problems: Problems) -> Iterator[_Caption]:
     lines = read_lines(file, problems)
     _, header = next(lines, (0, ""))
     if [name.strip() for name in header.split(",")] != ["image", "caption"]:
-        problems.add("broken file", f"{file} does not begin with the line image,caption")
+        problems.add("broken file", f"{place(file)} does not begin with the line image,caption")
         return
     seen: set[tuple[str, str]] = set()
     for number, line in lines:
-        where = f"{file}, line {number}"
+        where = place(file, number)
         fields = _fields(line)
         if fields is None:
-            problems.add("broken line", f"{where} is not image,caption: {line[:60]!r}")
+            problems.add("broken line", f"{where} is not image,caption: {quoted(line)}")
         elif not fields[1]:
-            problems.add("empty caption", f"{where}: {fields[0]}")
+            problems.add("empty caption", f"{where}: {brief(fields[0])}")
         elif fields in seen:
-            problems.add("duplicate caption", f"{where}: {fields[0]}")
+            problems.add("duplicate caption", f"{where}: {brief(fields[0])}")
         else:
             seen.add(fields)
             yield _Caption(*fields, where)
@@ -227,14 +295,20 @@ def _fields(line: str) -> tuple[str, str] | None:
     return None if is_open else (plain_path(picture), caption)
 
 
-def _picture_folder(file: Path, images: str | Path | None, captions: Collection[str]) -> Path:
+def _usual_folders(file: Path, layout: _Layout) -> list[Path]:
+    parents = [file.parent, file.parent.parent] if layout == "coco" else [file.parent]
+    names = ("", *_PICTURE_FOLDERS, *_COCO_FOLDERS)
+    return [parent / name for parent in parents for name in names]
+
+
+def _picture_folder(file: Path, folders: Sequence[Path], pictures: Collection[str]) -> Path:
     """The folder in which the first picture that is anywhere is found."""
-    tried = [file.parent / name for name in _PICTURE_FOLDERS] if images is None else [Path(images)]
-    for picture in captions:
-        for folder in tried:
+    for picture in pictures:
+        for folder in folders:
             if is_file(folder / picture):
                 return folder
+    others = " or under a usual name beside it" if len(folders) > 1 else ""
     raise FileNotFoundError(
-        f"none of the {len(captions)} pictures that {file} names is in "
-        f"{' or '.join(map(str, tried))}: say where they are with images"
+        f"none of the {len(pictures)} pictures that {place(file)} names is in "
+        f"{place(folders[0])}{others}: say where they are with images"
     )

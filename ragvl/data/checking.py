@@ -9,7 +9,7 @@ from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.jsonl import check_jsonl
-from ragvl.data.problems import DataError, Problems, printable
+from ragvl.data.problems import DataError, Problems
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def check_questions(
         pictures: decode every picture too; otherwise only whether it is there.
 
     Raises:
-        FileNotFoundError, UnknownFormatError, ValueError: see `open_questions`.
+        OSError, UnknownFormatError, ValueError: see `open_questions`.
     """
     path = Path(source)
-    is_own = path.is_file() and ".jsonl" in path.suffixes
+    is_own = not path.is_dir() and ".jsonl" in path.suffixes
     if is_own and split is None and images is None and protocol is None:
         problems = Problems()
         return CheckReport(*check_jsonl(path, problems, pictures=pictures), problems)
@@ -60,7 +60,7 @@ def check_questions(
     except DataError as error:
         if error.problems is None:
             raise
-        error.problems.add("of no use", printable(str(error)))
+        error.problems.add("of no use", str(error))
         return CheckReport(0, 0, error.problems)
     if pictures:
         for document in found.documents():

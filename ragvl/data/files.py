@@ -5,27 +5,36 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ragvl.data.problems import Problems
+from ragvl.files import check_regular, open_regular
+from ragvl.messages import shown
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # that Windows programs put before UTF-8
+_HALF = re.compile("[\ud800-\udfff]")
+_PATH_SHOWN = 120  # characters
 _NAMES_ARE_EXACT = sys.platform == "linux"  # elsewhere A.png may be a.png
-_MAX_LINE = 64 * 2**20  # bytes; a file without line ends is not read into memory whole
+_MAX_LINE = 2**20  # bytes, after unpacking; what reads a line may need hundreds of times as much
 
 
 def existing(path: Path, hint: str) -> Path:
     """`path`, if it is a file.
 
     Raises:
-        FileNotFoundError: it is not; `hint` says where it should come from.
+        FileNotFoundError: there is none; `hint` says where it should come from.
+        OSError: it is a folder, a pipe, a device, ..., or cannot be looked at.
     """
-    if not is_file(path):
-        raise FileNotFoundError(f"{path} is missing; {hint}")
+    try:
+        check_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{place(path)} is missing; {hint}") from None
     return path
 
 
@@ -71,6 +80,17 @@ class Listings:
         return names
 
 
+def place(path: str | Path, line: int | None = None) -> str:
+    """What a message calls a file, or a line of it."""
+    name = shown(path, _PATH_SHOWN)
+    return name if line is None else f"{name}, line {line}"
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which nothing can encode."""
+    return text.isascii() or not _HALF.search(text)
+
+
 def is_utf16(start: bytes) -> bool:
     """Whether a text file that starts so is UTF-16: it has that mark, or a zero byte."""
     return start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:2]
@@ -79,22 +99,24 @@ def is_utf16(start: bytes) -> bool:
 def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines, without their ends; blank lines are passed over.
 
-    A name that ends in .gz is unpacked. Noted as problems: "CRLF line end", "wrong encoding" (a
-    line that is not UTF-8 is left out; UTF-16 is not read), "line too long", and "truncated file",
-    "damaged file" or "not a gzip file" (which give the lines up to there).
+    A name that ends in .gz is unpacked; lines may end in CRLF. Noted as problems: "wrong encoding"
+    (a line that is not UTF-8 is left out; UTF-16 is not read), "line too long" (over 1 MiB, left
+    out), and "truncated file", "damaged file" or "not a gzip file" (which give the lines up to
+    there).
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
     """
     for number, line in _raw_lines(path, problems):
         if number == 1:
             if is_utf16(line):
-                problems.add("wrong encoding", f"{path} is UTF-16: save it as UTF-8")
+                problems.add("wrong encoding", f"{place(path)} is UTF-16: save it as UTF-8")
                 return
             line = line.removeprefix(BYTE_ORDER_MARK)
-        if line.endswith(b"\r\n"):
-            problems.add("CRLF line end", f"{path}, line {number}")
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            problems.add("wrong encoding", f"{path}, line {number} is not UTF-8: {error}")
+            problems.add("wrong encoding", f"{place(path, number)} is not UTF-8: {error}")
             continue
         if text.strip():
             yield number, text
@@ -104,7 +126,7 @@ def _raw_lines(path: Path, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Line numbers and lines with their ends, without those that are too long."""
     number = 0
     is_rest = False  # of a line that is too long
-    with _open(path) as file:
+    with _opened(path) as file:
         try:
             while piece := file.readline(_MAX_LINE):
                 is_whole = len(piece) < _MAX_LINE or piece.endswith(b"\n")
@@ -113,14 +135,14 @@ def _raw_lines(path: Path, problems: Problems) -> Iterator[tuple[int, bytes]]:
                     if is_whole:
                         yield number, piece
                     else:
-                        message = f"{path}, line {number}: over {_MAX_LINE:,} bytes"
+                        message = f"{place(path, number)}: over {_MAX_LINE:,} bytes"
                         problems.add("line too long", message)
                 is_rest = not is_whole
         except EOFError as error:
-            problems.add("truncated file", f"{path}, after line {number}: {error}")
+            problems.add("truncated file", f"{place(path)}, after line {number}: {error}")
         except (zlib.error, gzip.BadGzipFile) as error:
             kind = "damaged file" if number or "Not a gzip" not in str(error) else "not a gzip file"
-            problems.add(kind, f"{path}, after line {number}: {error}")
+            problems.add(kind, f"{place(path)}, after line {number}: {error}")
 
 
 def read_json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -129,14 +151,20 @@ def read_json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.add("broken line", f"{path}, line {number} is not JSON: {error}")
+            problems.add("broken line", f"{place(path, number)} is not JSON: {error}")
             continue
         if isinstance(value, dict):
             yield number, value
         else:
             kind = type(value).__name__
-            problems.add("broken line", f"{path}, line {number} is a {kind}, not an object")
+            problems.add("broken line", f"{place(path, number)} is a {kind}, not an object")
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with open_regular(path) as file:
+        if path.suffix == ".gz":
+            with gzip.open(file, "rb") as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            yield file

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ragvl.data.captions import Captions, Protocol, is_karpathy
-from ragvl.data.files import is_file
+from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
+from ragvl.data.files import is_file, place
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, MultimodalQA
+from ragvl.data.problems import quoted
 from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import ROWS, WebQA
+from ragvl.messages import shown
 
 Purpose = Literal["train", "evaluate"]
 KNOWN_FORMATS = (
     f"a folder in WebQA's format (it holds {ROWS}) or MultimodalQA's ({PICTURES}); Karpathy's JSON "
-    "of Flickr30K or MSCOCO, or a folder that holds it (dataset_*.json); lines of image,caption "
-    "(.txt or .csv); your own questions (.jsonl), or a folder of train.jsonl, test.jsonl, ..."
+    "of Flickr30K or MSCOCO, or a folder that holds it (dataset_*.json); MSCOCO's own captions "
+    "(captions_*.json); lines of image,caption (.txt or .csv); your own questions (.jsonl), or a "
+    "folder of train.jsonl, test.jsonl, ..."
 )
 
 
@@ -52,11 +55,13 @@ def open_questions(
     """
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no {place(path)}")
     karpathy = sorted(filter(is_karpathy, path.glob("dataset_*.json"))) if path.is_dir() else []
     is_captions = bool(karpathy) or path.suffix in (".json", ".txt", ".csv")
     if protocol is not None and not is_captions:
-        raise ValueError(f"protocol={protocol!r} is of Flickr30K and MSCOCO; {path} is neither")
+        raise ValueError(
+            f"protocol={protocol!r} is of Flickr30K and MSCOCO; {place(path)} is neither"
+        )
 
     def chosen(usual: str) -> str:
         return split or ("train" if purpose == "train" else usual)
@@ -64,24 +69,26 @@ def open_questions(
     if is_captions:
         if len(karpathy) > 1:
             names = ", ".join(file.name for file in karpathy)
-            raise ValueError(f"{path} holds several data sets: name one of {names}")
+            raise ValueError(f"{place(path)} holds several data sets: name one of {shown(names)}")
         file = karpathy[0] if karpathy else path
-        if file.suffix == ".json":
+        if has_splits(file):
             split = chosen("test")
         return Captions(file, split=split, images=images, protocol=protocol, strict=strict)
     if is_file(path / PICTURES):
         return MultimodalQA(path, split=chosen("dev"), images=images, strict=strict)
     if images is not None:
-        raise ValueError(f"images={str(images)!r}: {path} says itself where its pictures are")
+        raise ValueError(
+            f"images={quoted(images)}: {place(path)} says itself where its pictures are"
+        )
     if is_file(path / ROWS):
         return WebQA(path, split=chosen("val"), strict=strict)
     if path.is_dir() and any(path.glob("*.jsonl")):
         return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)
-    if path.is_file() and ".jsonl" in path.suffixes:
+    if not path.is_dir() and ".jsonl" in path.suffixes:
         if split is not None:
             raise ValueError(
-                f"split={split!r}: {path} is one split; name another file, or put train.jsonl, "
-                "test.jsonl, ... into a folder and name that"
+                f"split={split!r}: {place(path)} is one split; name another file, or put "
+                "train.jsonl, test.jsonl, ... into a folder and name that"
             )
         return JsonlQuestions(path, strict=strict)
-    raise UnknownFormatError(f"{path} is no data set that is known: {KNOWN_FORMATS}")
+    raise UnknownFormatError(f"{place(path)} is no data set that is known: {KNOWN_FORMATS}")

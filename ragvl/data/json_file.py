@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ragvl.data.files import BYTE_ORDER_MARK, is_utf16
-from ragvl.data.problems import Problems, printable
+from ragvl.data.files import BYTE_ORDER_MARK, is_utf16, is_whole, place
+from ragvl.data.problems import Problems, brief
+from ragvl.files import open_regular
 
 _CHUNK = 2**20  # bytes that are read at a time, at least
-_MAX_ENTRY = 64 * 2**20  # characters
+_MAX_ENTRY = 2**20  # characters
 _LONGEST_LITERAL = 16  # characters; what is so close to the window's end may change with the rest
 _MOST_DIGITS = 4000  # of whole numbers; Python refuses to read longer ones
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -32,12 +33,16 @@ def read_json_entries(
 
     Noted as problems: "wrong encoding" (an entry that is not UTF-8 is left out; UTF-16 is not
     read), "broken sample" (its name has half a character), and "truncated file" or "broken JSON",
-    which give what comes before that.
+    which give what comes before that; so does an entry of more than 2**20 characters.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
     """
-    with path.open("rb") as file:
+    file_name = place(path)
+    with open_regular(path) as file:
         start = file.read(len(BYTE_ORDER_MARK))
         if is_utf16(start):
-            problems.add("wrong encoding", f"{path} is UTF-16: save it as UTF-8")
+            problems.add("wrong encoding", f"{file_name} is UTF-16: save it as UTF-8")
             return
         if start != BYTE_ORDER_MARK:
             file.seek(0)
@@ -45,30 +50,42 @@ def read_json_entries(
         try:
             for name, value, wrong_byte in _members(text) if key is None else _items(text, key):
                 if wrong_byte is not None:
-                    message = f"{path}, byte {wrong_byte:,}, in entry {name}: not UTF-8"
+                    message = f"{file_name}, byte {wrong_byte:,}, in entry {brief(name)}: not UTF-8"
                     problems.add("wrong encoding", message)
-                elif printable(name) != name:
-                    problems.add("broken sample", f"{path}: {name} has half a character")
+                elif not is_whole(name):
+                    problems.add(
+                        "broken sample", f"{file_name}: {brief(name)} has half a character"
+                    )
                 else:
                     yield name, value
             text.end()
         except _JsonError as error:
-            message = f"{path}, byte {error.offset:,}: {error}; what follows is lost"
+            message = f"{file_name}, byte {error.offset:,}: {error}; what follows is lost"
             problems.add(error.kind, message)
 
 
-def has_list(path: Path, key: str) -> bool:
-    """Whether a JSON file is an object that has a list at `key`."""
-    with path.open("rb") as file:
+def first_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """Of the lists in a JSON file's object their names and first items; None of an empty one.
+
+    What cannot be read ends it.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    with open_regular(path) as file:
         text = _JsonText(file)
         try:
             for name, _ in _names(text):
-                if name == key:
-                    return text.peek() == "["
-                text.value()
+                if text.peek() == "[":
+                    items = _values(text)
+                    first, _ = next(items, (None, None))
+                    yield name, first
+                    for _ in items:
+                        pass
+                else:
+                    _skip(text)
         except _JsonError:
-            pass
-        return False
+            return
 
 
 _Entry = tuple[str, Any, int | None]  # its name, its value, and where it has a byte that is wrong
@@ -88,7 +105,7 @@ def _items(text: _JsonText, key: str) -> Iterator[_Entry]:
             for number, (value, wrong_byte) in enumerate(_values(text)):
                 yield str(number), value, wrong_byte
         else:
-            text.value()
+            _skip(text)
     if not is_found:
         raise text.error(f"there is no list {key!r}")
 
@@ -118,6 +135,19 @@ def _names(text: _JsonText) -> Iterator[tuple[str, int | None]]:
         yield name
         if text.take(",}") == "}":
             return
+
+
+def _skip(text: _JsonText) -> None:
+    """Goes on behind the next value; one that has entries may be of any size."""
+    start = text.peek()
+    if start == "[":
+        for _ in _values(text):
+            pass
+    elif start == "{":
+        for _ in _names(text):
+            text.value()
+    else:
+        text.value()
 
 
 class _JsonError(ValueError):

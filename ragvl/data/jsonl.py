@@ -23,10 +23,10 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragvl.data.document import Document
-from ragvl.data.files import Listings, existing, read_lines
+from ragvl.data.files import Listings, existing, place, read_lines
 from ragvl.data.images import ImageError
-from ragvl.data.layouts import Paths, Text, parsed
-from ragvl.data.problems import Problems
+from ragvl.data.layouts import FIRST_ERROR, Paths, Text, parsed
+from ragvl.data.problems import Problems, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.rules import (
     CaptionTable,
@@ -47,9 +47,9 @@ class QuestionLine(BaseModel):
 
     id: Text
     question: Text
-    answer: str | tuple[str, ...] | None = None
+    answer: str | Annotated[tuple[str, ...], FIRST_ERROR] | None = None
     images: Annotated[Paths, Field(min_length=1)]
-    captions: tuple[str | None, ...] | None = None
+    captions: Annotated[tuple[str | None, ...], FIRST_ERROR] | None = None
     gold: Paths = ()
     category: str = "any"
 
@@ -189,18 +189,18 @@ class _Lines:
 
     def __iter__(self) -> Iterator[_Usable]:
         for number, text in read_lines(self._path, self._problems):
-            where = f"{self._path}, line {number}"
+            where = place(self._path, number)
             line = parsed(
                 QuestionLine.model_validate_json, text, "broken line", where, self._problems
             )
             if line is None:
                 continue
             if not self._table.is_first(line.id):
-                self._problems.add("duplicate id", f"{where}: {line.id!r}")
+                self._problems.add("duplicate id", f"{where}: {quoted(line.id)}")
                 continue
             gold = each_once(line.gold, where, self._problems)
             if strangers := [image for image in gold if image not in line.images]:
-                message = f"{where}: {strangers[0]!r} is none of the line's images"
+                message = f"{where}: {quoted(strangers[0])} is none of the line's images"
                 self._problems.add("gold not among images", message)
                 continue
             known = self._table.images(line.images)
@@ -221,7 +221,7 @@ class _Lines:
             if image not in known and not self._listings.has_file(
                 path := os.path.join(folder, image)
             ):
-                self._problems.add("missing picture", f"{where}: {path}")
+                self._problems.add("missing picture", f"{where}: {place(path)}")
                 new.append((image, False, None))
         self._table.note(new)
         missing = {image for image, found in known.items() if not found.is_there}

@@ -6,16 +6,28 @@ from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
-from ragvl.data.problems import Problems, printable
+from ragvl.data.files import is_whole
+from ragvl.data.problems import Problems
+from ragvl.messages import shown
 
 Layout = TypeVar("Layout", bound=BaseModel)
+# For lists: one error of each is enough, and a long one's would take gigabytes
+FIRST_ERROR = Field(fail_fast=True)
+_FIELD_SHOWN = 60  # characters
 
 
 def _whole(text: str) -> str:
     """JSON can name half of a surrogate pair, which nothing can encode or print."""
-    if not text.isascii() and printable(text) != text:
+    if not is_whole(text):
         raise ValueError("has half a character")
     return text
 
@@ -42,7 +54,7 @@ def _number_as_text(value: Any) -> Any:
 
 
 StringOrNumber = Annotated[String, BeforeValidator(_number_as_text)]
-Paths = Annotated[tuple[Text, ...], AfterValidator(_plain_paths)]
+Paths = Annotated[tuple[Text, ...], FIRST_ERROR, AfterValidator(_plain_paths)]
 
 
 def parsed(
@@ -59,5 +71,5 @@ def parsed(
 def in_words(error: ValidationError) -> str:
     """The first thing that is wrong, and in which field."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
+    where = shown(".".join(map(str, first["loc"])), _FIELD_SHOWN)
     return f"{where}: {first['msg']}" if where else str(first["msg"])

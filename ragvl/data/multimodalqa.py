@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, read_json_lines
-from ragvl.data.layouts import String, StringOrNumber, Text, parsed
-from ragvl.data.problems import Problems
+from ragvl.data.files import existing, is_file, place, read_json_lines
+from ragvl.data.layouts import FIRST_ERROR, String, StringOrNumber, Text, parsed
+from ragvl.data.problems import Problems, brief, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.rules import Pictures, each_once, given_answers, pictures_are_there
 
@@ -34,7 +34,7 @@ class _Answer(BaseModel):
 
 class _Metadata(BaseModel):
     type: String
-    image_doc_ids: list[Text]
+    image_doc_ids: Annotated[list[Text], FIRST_ERROR]
 
 
 class _Part(BaseModel):
@@ -46,8 +46,8 @@ class _Question(BaseModel):
     qid: Text
     question: Text
     metadata: _Metadata
-    answers: list[_Answer] = []  # the test split has neither these
-    supporting_context: list[_Part] = []  # nor these
+    answers: Annotated[list[_Answer], FIRST_ERROR] = []  # the test split has neither these
+    supporting_context: Annotated[list[_Part], FIRST_ERROR] = []  # nor these
 
     @property
     def gold(self) -> list[str]:
@@ -101,11 +101,11 @@ class MultimodalQA(QuestionSet):
         for number, line in read_json_lines(path, self.problems):
             if _is_of_another_type(line, types):
                 continue
-            where = f"{path}, line {number}"
+            where = place(path, number)
             found = parsed(_Question.model_validate, line, "broken line", where, self.problems)
             if found is None:
                 continue
-            where += f", question {found.qid}"
+            where += f", question {brief(found.qid)}"
             if found.qid in seen:
                 self.problems.add("duplicate id", where)
                 continue
@@ -116,10 +116,10 @@ class MultimodalQA(QuestionSet):
     def _read_pictures(self, path: Path) -> dict[str, _Picture]:
         listed: dict[str, _Picture] = {}
         for number, line in read_json_lines(path, self.problems):
-            where = f"{path}, line {number}"
+            where = place(path, number)
             found = parsed(_Picture.model_validate, line, "broken line", where, self.problems)
             if found is not None and found.id in listed:
-                self.problems.add("duplicate id", f"{where}: picture {found.id}")
+                self.problems.add("duplicate id", f"{where}: picture {brief(found.id)}")
             elif found is not None:
                 listed[found.id] = found
         return listed
@@ -128,7 +128,7 @@ class MultimodalQA(QuestionSet):
         listed = each_once(line.metadata.image_doc_ids, where, self.problems)
         gold = each_once(line.gold, where, self.problems)
         if strangers := [id for id in gold if id not in listed]:
-            message = f"{where}: {strangers[0]!r} is none of its image_doc_ids"
+            message = f"{where}: {quoted(strangers[0])} is none of its image_doc_ids"
             self.problems.add("gold not among images", message)
             return
         if not gold and "supporting_context" in line.model_fields_set:
@@ -159,8 +159,10 @@ class MultimodalQA(QuestionSet):
     def _why_missing(self, id: str) -> str | None:
         listed = self._listed.get(id)
         if listed is None:
-            return f"document {id} is not listed"
-        return None if is_file(self._folder / listed.path) else f"document {id}: {listed.path}"
+            return f"document {brief(id)} is not listed"
+        if is_file(self._folder / listed.path):
+            return None
+        return f"document {brief(id)}: {place(listed.path)}"
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
         """Every picture that the split's questions list, or gold ones only; see `QuestionSet`."""

@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ragvl.messages import shown
+
 _NAMED = 20  # problems of a kind that are kept in words; the others are counted
+_NAME_SHOWN = 60  # characters of a name
+_LONGEST = 400  # characters of a message
 
 
 class DataError(ValueError):
@@ -42,11 +46,11 @@ class Problems:
             DataError: `strict` is set.
         """
         if self.strict:
-            raise DataError(f"{kind}: {printable(message)}")
+            raise DataError(shown(f"{kind}: {message}", _LONGEST))
         self.counts[kind] += 1
         named = self.messages.setdefault(kind, [])
         if len(named) < _NAMED:
-            named.append(printable(message))
+            named.append(shown(message, _LONGEST))
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -68,9 +72,14 @@ def no_use(message: str, problems: Problems) -> DataError:
     """The error that a data set is of no use, with its problems, the first of them in words."""
     first = next((named[0] for named in problems.messages.values()), "")
     found = f"; {problems}; the first: {first}" if first else ""
-    return DataError(printable(message + found), problems)
+    return DataError(shown(message + found, 2 * _LONGEST), problems)
 
 
-def printable(text: str) -> str:
-    """`text` in UTF-8: half a surrogate pair, as broken names have, is written as its number."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def brief(name: object) -> str:
+    """A name from a file as a message may hold it, beside others."""
+    return shown(name, _NAME_SHOWN)
+
+
+def quoted(name: object) -> str:
+    """`brief` in quotation marks."""
+    return f"'{brief(name)}'"

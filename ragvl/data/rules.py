@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from ragvl.data.problems import Problems
+from ragvl.data.problems import Problems, quoted
 
 
 def each_once(ids: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
     """The ids without repetitions, which are noted."""
     found = tuple(dict.fromkeys(ids))
     if len(found) < len(ids):
-        problems.add("named twice", f"{where}: {Counter(ids).most_common(1)[0][0]!r}")
+        problems.add("named twice", f"{where}: {quoted(Counter(ids).most_common(1)[0][0])}")
     return found
 
 
@@ -31,7 +31,8 @@ def pictures_are_there(
     """Whether a question's gold documents all have pictures; it is noted if not."""
     lost = [id for id in gold if id in missing]
     if lost:
-        problems.add("gold picture missing", f"{where}: {', '.join(map(repr, lost))}")
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        problems.add("gold picture missing", f"{where}: {quoted(lost[0])}{more}")
     return not lost
 
 
@@ -45,7 +46,7 @@ def is_of_another_split(
     if found == split:
         return False
     if found not in known:
-        named = repr(found) if isinstance(found, str) else type(found).__name__
+        named = quoted(found) if isinstance(found, str) else type(found).__name__
         problems.add("unknown split", f"{where}: {named} is none of {', '.join(known)}")
     return True
 
@@ -94,4 +95,4 @@ class CaptionTable:
 
 def two_captions(id: str, where: str) -> str:
     """The words for a document that had another caption before."""
-    return f"{where}: {id!r} had another caption before, which is kept"
+    return f"{where}: {quoted(id)} had another caption before, which is kept"

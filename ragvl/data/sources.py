@@ -9,11 +9,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from ragvl.data.document import Document
-from ragvl.data.files import is_file, read_json_lines
+from ragvl.data.files import is_file, place, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import FORMATS
 from ragvl.data.layouts import String, Text, parsed
-from ragvl.data.problems import DataError, Problems
+from ragvl.data.problems import DataError, Problems, quoted
 from ragvl.data.questions import QuestionSet
 
 
@@ -37,7 +37,7 @@ class Documents:
     ) -> None:
         path = Path(source)
         if not path.exists():
-            raise FileNotFoundError(f"there is no {path}")
+            raise FileNotFoundError(f"there is no {place(path)}")
         self.problems = Problems(strict)
         self._source = path
         self._questions: QuestionSet | None = None
@@ -46,7 +46,7 @@ class Documents:
             try:
                 self._questions = open_questions(path, split=split, strict=strict)
             except UnknownFormatError:
-                self._paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in _suffixes())
+                self._paths = _pictures_in(path)
         elif not _is_document_file(path):
             self._questions = open_questions(path, split=split, strict=strict)
         if self._questions is not None:
@@ -55,7 +55,9 @@ class Documents:
         else:
             self._length = len(self._paths) or sum(1 for _ in self._from_lines(Problems()))
         if not self._length:
-            raise DataError(f"{path} holds no documents: expected pictures, or {KNOWN_FORMATS}")
+            raise DataError(
+                f"{place(path)} holds no documents: expected pictures, or {KNOWN_FORMATS}"
+            )
 
     def __len__(self) -> int:
         """How many there are."""
@@ -76,15 +78,15 @@ class Documents:
             return
         seen: set[str] = set()
         for number, fields in read_json_lines(self._source, problems):
-            where = f"{self._source}, line {number}"
+            where = place(self._source, number)
             line = parsed(_DocumentLine.model_validate, fields, "broken line", where, problems)
             if line is None:
                 continue
             path = self._source.parent / line.image
             if line.id is not None and line.id in seen:
-                problems.add("duplicate id", f"{where}: {line.id!r}")
+                problems.add("duplicate id", f"{where}: {quoted(line.id)}")
             elif not is_file(path):
-                problems.add("missing picture", f"{where}: {path}")
+                problems.add("missing picture", f"{where}: {place(path)}")
             else:
                 yield Document(path, caption=line.caption, id=line.id)
             seen.add(line.id or "")
@@ -104,6 +106,13 @@ def _is_document_file(path: Path) -> bool:
         return False
     first = next(read_json_lines(path, Problems()), None)
     return first is None or "images" not in first[1]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """What is named like a picture, pipes and the like included: they cannot be read, and count."""
+    suffixes = _suffixes()
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(path for path in named if not path.is_dir())
 
 
 def _suffixes() -> set[str]:

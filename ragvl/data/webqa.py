@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import json
-import mmap
 import os
 import re
 from bisect import bisect_right
@@ -19,11 +19,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, StringConstraints
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, read_lines
+from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
-from ragvl.data.layouts import String, StringOrNumber, parsed
-from ragvl.data.problems import Problems
+from ragvl.data.layouts import FIRST_ERROR, String, StringOrNumber, parsed
+from ragvl.data.problems import Problems, brief
 from ragvl.data.questions import Pool, Question, QuestionSet, content_key, file_version
 from ragvl.data.rules import (
     CaptionTable,
@@ -33,6 +33,8 @@ from ragvl.data.rules import (
     is_of_another_split,
     pictures_are_there,
 )
+from ragvl.files import open_regular
+from ragvl.messages import reason
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
 _MAX_ROW = 64 * 2**20  # bytes; a row without its line end is not searched for it to the file's end
@@ -43,7 +45,7 @@ ROWS = "imgs.tsv"
 
 
 class ImageRows:
-    """imgs.tsv, read row by row through a memory map: a 34 GB file is never read through.
+    """imgs.tsv, read row by row: a 34 GB file is never read through, nor kept open.
 
     Where a row begins is told by imgs.lineidx.new, lines of an image's id, a tab and the byte
     offset of its row; or else by imgs.lineidx, the offsets alone, in the order of the rows.
@@ -52,9 +54,9 @@ class ImageRows:
     def __init__(self, folder: Path, problems: Problems) -> None:
         self._path = existing(folder / ROWS, _BESIDE)
         self._version = file_version(self._path)
-        self._rows = _mapped(self._path)
-        if not self._rows:
-            problems.add("empty file", str(self._path))
+        self._size = self._path.stat().st_size
+        if not self._size:
+            problems.add("empty file", place(self._path))
         by_id = folder / "imgs.lineidx.new"
         self._offset_of: dict[str, int] | None = None
         self._offsets: list[int] = []  # -1 where the index's line is lost: others keep their number
@@ -70,20 +72,20 @@ class ImageRows:
         offsets: list[int] = []
         for number, line in read_lines(index, problems):
             offsets += [-1] * (number - 1 - len(offsets))
-            offset = self._checked(line, f"{index}, line {number}", problems)
+            offset = self._checked(line, place(index, number), problems)
             offsets.append(-1 if offset is None else offset)
         return offsets
 
     def _read_offsets_by_id(self, index: Path, problems: Problems) -> dict[str, int]:
         offset_of: dict[str, int] = {}
         for number, line in read_lines(index, problems):
-            where = f"{index}, line {number}"
+            where = place(index, number)
             image_id, _, text = line.rpartition("\t")
             offset = self._checked(text, where, problems)
             if offset is None:
                 continue
             if image_id.strip() in offset_of:
-                problems.add("duplicate id", f"{where}: image {image_id}")
+                problems.add("duplicate id", f"{where}: image {brief(image_id)}")
                 continue
             offset_of[image_id.strip()] = offset
         return offset_of
@@ -91,10 +93,10 @@ class ImageRows:
     def _checked(self, text: str, where: str, problems: Problems) -> int | None:
         """The offset that a line of the index holds; None if there can be no row."""
         if not _NUMBER.fullmatch(text.strip()):
-            problems.add("broken line", f"{where} holds no offset: {text[:40]}")
+            problems.add("broken line", f"{where} holds no offset: {brief(text)}")
             return None
-        if int(text) >= len(self._rows):
-            size = f"{self._path} has {len(self._rows):,} bytes"
+        if int(text) >= self._size:
+            size = f"{place(self._path)} has {self._size:,} bytes"
             problems.add("offset past the end", f"{where}: {text.strip()}, but {size}")
             return None
         return int(text)
@@ -108,31 +110,49 @@ class ImageRows:
 
         Raises:
             KeyError: there is no such row.
-            ImageError: the row holds another picture, has no end, or is not base64.
+            ImageError: the row cannot be read, holds another picture, has no end, or is not base64.
         """
+        name, file = f"image {brief(image_id)}", place(self._path)
         if image_id not in self:
-            raise KeyError(f"image {image_id}: {self._path} has no row for it")
+            raise KeyError(f"{name}: {file} has no row for it")
         start = self._offset(image_id)
         # No further than where another row begins, whatever the file holds
         following = bisect_right(self._starts, start)
-        bound = self._starts[following] if following < len(self._starts) else len(self._rows)
-        end = self._rows.find(b"\n", start, min(bound, start + _MAX_ROW))
-        if end < 0 and bound > start + _MAX_ROW:
+        bound = self._starts[following] if following < len(self._starts) else self._size
+        try:
+            row = self._read(start, min(bound - start, _MAX_ROW))
+        except OSError as error:
+            raise ImageError(f"{name}: {file} cannot be read: {error.strerror}") from error
+        if not row.endswith(b"\n") and bound > start + _MAX_ROW:
             raise ImageError(
-                f"image {image_id}: its row at byte {start} of {self._path} does not end within "
-                f"{_MAX_ROW:,} bytes"
+                f"{name}: its row at byte {start} of {file} does not end within {_MAX_ROW:,} bytes"
             )
-        row = self._rows[start : end if end >= 0 else bound]
         found, _, encoded = row.rstrip(b"\r\n").partition(b"\t")
         if found.decode("ascii", "replace") != image_id:
             raise ImageError(
-                f"image {image_id}: at byte {start} of {self._path} stands {found[:20]!r}; "
+                f"{name}: at byte {start} of {file} stands {found[:20]!r}; "
                 "the index does not belong to this imgs.tsv"
             )
         try:
             return base64.b64decode(encoded, validate=True)
         except binascii.Error as error:
-            raise ImageError(f"image {image_id} of {self._path} is not base64: {error}") from error
+            raise ImageError(f"{name} of {file} is not base64: {reason(error)}") from error
+
+    def _read(self, start: int, length: int) -> bytes:
+        """The row that begins at `start`, with its end, but at most `length` bytes.
+
+        The file is opened for it: so it may be cut short, and this object copied to another
+        process, without harm.
+
+        Raises:
+            OSError: the file cannot be opened or read, or is shorter than it was.
+        """
+        with open_regular(self._path) as file:
+            if (size := os.fstat(file.fileno()).st_size) < self._size:
+                reason = f"it was cut from {self._size:,} to {size:,} bytes"
+                raise OSError(errno.ESTALE, reason, str(self._path))
+            file.seek(start)
+            return file.readline(length)
 
     def version(self, image_id: str) -> str:
         """Names a picture's content by its place in the file, without reading it."""
@@ -146,13 +166,6 @@ class ImageRows:
             return -1
         row = int(image_id) % _ROWS_PER_SHARD
         return self._offsets[row] if row < len(self._offsets) else -1
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return b""  # which cannot be mapped
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _unquoted(text: str) -> str:
@@ -174,20 +187,23 @@ class _ImageFact(BaseModel):
     caption: String
 
 
+_ImageFacts = Annotated[list[_ImageFact], FIRST_ERROR]
+
+
 class _Sample(BaseModel):
     Q: Annotated[_Unquoted, AfterValidator(_not_empty)]
     Qcate: String
 
 
 class _KnownSample(_Sample):
-    A: list[_Unquoted]
-    img_posFacts: list[_ImageFact]
-    img_negFacts: list[_ImageFact]
+    A: Annotated[list[_Unquoted], FIRST_ERROR]
+    img_posFacts: _ImageFacts
+    img_negFacts: _ImageFacts
     txt_posFacts: list[Any] = []
 
 
 class _TestSample(_Sample):
-    img_Facts: list[_ImageFact]
+    img_Facts: _ImageFacts
 
 
 class WebQA(QuestionSet):
@@ -233,7 +249,7 @@ class WebQA(QuestionSet):
         self._gold: dict[str, None] = {}  # ordered set
         seen: set[str] = set()
         for guid, sample in read_json_entries(path, self.problems):
-            where = f"{path}: sample {guid}"
+            where = f"{place(path)}: sample {brief(guid)}"
             if guid in seen:
                 self.problems.add("duplicate id", where)
                 continue
@@ -259,7 +275,7 @@ class WebQA(QuestionSet):
             self.problems.add("no gold picture", f"{where} has no gold facts at all")
         others = each_once([fact.image_id for fact in sample.img_negFacts], where, self.problems)
         for image_id in (id for id in others if id in gold):
-            self.problems.add("gold is a distractor", f"{where}: image {image_id}")
+            self.problems.add("gold is a distractor", f"{where}: image {brief(image_id)}")
         answers = given_answers(sample.A, where, self.problems)
         facts = [*sample.img_posFacts, *sample.img_negFacts]
         self._keep(guid, sample, answers, gold, facts, where)
@@ -288,7 +304,9 @@ class WebQA(QuestionSet):
         )
 
     def _why_missing(self, image_id: str) -> str | None:
-        return None if image_id in self._images else f"image {image_id}: the index has no row"
+        return (
+            None if image_id in self._images else f"image {brief(image_id)}: the index has no row"
+        )
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
         """Every picture that the split names, or gold ones only; see `QuestionSet`."""

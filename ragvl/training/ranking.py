@@ -18,6 +18,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
+from ragvl.data.files import place, read_lines
+from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
 from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
 
@@ -195,23 +197,21 @@ def read_ranking(path: str | Path) -> list[RankingSample]:
     A line needs `question`, `document` and `answer`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a pipe, a device, ...
+        DataError: a line is not UTF-8, or of more than 1 MiB.
         RankingFileError: a line is no sample, or there is none.
     """
     samples = []
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                samples.append(_SAMPLE.validate_json(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                raise RankingFileError(
-                    f"{path}, line {number}: {where}: {first['msg']}; expected an object with "
-                    '"question", "document" and "answer": "Yes" or "No"'
-                ) from error
+    for number, line in read_lines(Path(path), Problems(strict=True)):
+        try:
+            samples.append(_SAMPLE.validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the line"
+            raise RankingFileError(
+                f"{place(path, number)}: {where}: {first['msg']}; expected an object with "
+                '"question", "document" and "answer": "Yes" or "No"'
+            ) from error
     if not samples:
         raise RankingFileError(f"{path} holds no samples")
     return samples

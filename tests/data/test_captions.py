@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from data_files import karpathy_image, write_karpathy, write_picture
 
 from ragvl.data.captions import Captions
+from ragvl.data.formats import open_questions
 from ragvl.data.problems import DataError
 
 
@@ -38,6 +40,36 @@ def test_mscocos_pictures_lie_in_folders(tmp_path: Path) -> None:
     dataset = Captions(path, images=tmp_path / "coco")
     assert dataset.document_ids() == ["val2014/COCO_1.jpg"]
     assert dataset.document("val2014/COCO_1.jpg").load().size == (8, 8)
+
+
+@pytest.mark.parametrize("pictures", ["val2017", "../val2017"])
+def test_mscocos_own_captions(tmp_path: Path, pictures: str) -> None:
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    images = [{"license": 4, "file_name": f"{n:012}.jpg", "height": 8, "id": n} for n in range(4)]
+    annotations = [
+        {"image_id": 1, "id": 7, "caption": "A dog runs .\n"},
+        {"image_id": 0, "id": 8, "caption": "A cat."},
+        {"image_id": 1, "id": 9, "caption": "A brown dog."},
+        {"image_id": 2, "id": 10, "caption": " "},
+        {"image_id": 9, "id": 11, "caption": "No image."},
+        {"image_id": 1, "id": 12},
+    ]
+    for n in range(3):
+        write_picture(file.parent / pictures / f"{n:012}.jpg")
+    content = {"info": {"year": 2017}, "licenses": [{"id": 4}], "images": images}
+    file.write_text(json.dumps({**content, "annotations": annotations}))
+    dataset = open_questions(file)
+    assert isinstance(dataset, Captions)
+    assert [(q.text, q.gold) for q in dataset.questions] == [
+        ("A dog runs .", ("000000000001.jpg",)),
+        ("A brown dog.", ("000000000001.jpg",)),
+        ("A cat.", ("000000000000.jpg",)),
+    ]
+    assert dataset.document("000000000000.jpg").load().size == (8, 8)
+    assert dataset.problems.counts == {"empty caption": 1, "broken caption": 2}
+    assert open_questions(file, purpose="train").name == dataset.name == "captions_val2017"
+    with pytest.raises(ValueError, match="is one split"):
+        Captions(file, split="test")
 
 
 def test_lines_of_image_and_caption(tmp_path: Path) -> None:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import socket
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ragvl.data import files, json_file
-from ragvl.data.files import Listings, is_file, read_json_lines, read_lines
-from ragvl.data.json_file import has_list, read_json_entries
-from ragvl.data.problems import DataError, Problems
+from ragvl.data.captions import Captions
+from ragvl.data.checking import check_questions
+from ragvl.data.files import Listings, existing, is_file, place, read_json_lines, read_lines
+from ragvl.data.formats import open_questions
+from ragvl.data.images import ImageError
+from ragvl.data.json_file import first_items, read_json_entries
+from ragvl.data.jsonl import QuestionLine
+from ragvl.data.layouts import parsed
+from ragvl.data.problems import DataError, Problems, quoted
+from ragvl.data.sources import Documents
+from ragvl.files import UnusableFileError
 
 LINE = b'{"id": 1}\n'
 
@@ -117,6 +131,113 @@ def test_a_message_can_be_printed() -> None:
     assert problems.messages == {"missing picture": ["\\ud800.jpg"]}
     with pytest.raises(DataError, match=r"\\ud800"):
         Problems(strict=True).add("missing picture", "\ud800.jpg")
+
+
+def test_a_message_holds_little_of_a_file(tmp_path: Path) -> None:
+    name = "x" * 500 + "\x1b]0;owned\x07"
+    problems = Problems()
+    assert parsed(QuestionLine.model_validate, {name: 1}, "broken line", "here", problems) is None
+    problems.add("missing picture", f"{place(tmp_path / name, 3)}: {quoted(name)}")
+    problems.add("other", name * 10)
+    for messages in problems.messages.values():
+        for message in messages:
+            assert message.isprintable()
+            assert len(message) <= 400
+    assert ", line 3: 'xxx" in problems.messages["missing picture"][0]
+
+
+# 1 MiB of each, which took up to 460 MiB
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": [0] * 300_000},
+        {"images": ["a"], "answer": [0] * 300_000},
+        {"images": ["a"], "captions": [0] * 300_000},
+    ],
+    ids=lambda fields: ", ".join(fields),
+)
+def test_a_line_with_many_errors_names_the_first(fields: dict[str, Any]) -> None:
+    text = json.dumps({"id": "q", "question": "Who?", **fields})
+    with pytest.raises(ValidationError) as error:
+        QuestionLine.model_validate_json(text)
+    assert error.value.error_count() <= 3
+
+
+def test_a_line_that_unpacks_to_gigabytes_is_left_out_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(LINE + b'{"images": [' + b"0," * 32_000_000 + b"0]}\n" + LINE)
+    assert path.stat().st_size < 100_000
+    problems = Problems()
+    tracemalloc.start()
+    try:
+        numbers = [number for number, _ in read_json_lines(path, problems)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (numbers, problems.counts) == ([1, 3], {"line too long": 1})
+    assert peak < 8 * 2**20
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(max_size=30), max_size=8), st.sampled_from([b"\n", b"\r\n"]))
+def test_any_bytes_are_lines_or_problems(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes(end.join([LINE.rstrip(), *lines]))
+    problems = Problems()
+    read = list(read_json_lines(path, problems))
+    assert read[0] == (1, {"id": 1})
+    assert all(isinstance(fields, dict) for _, fields in read)
+    assert all(message.isprintable() for kind in problems.messages.values() for message in kind)
+
+
+@pytest.fixture(params=["pipe", "socket", "device"])
+def endless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """What is no file, and would not end if it were read; its name is a file of lines'."""
+    path = tmp_path / "x.jsonl"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    yield path
+
+
+def test_what_is_no_file_is_refused_at_once(endless: Path) -> None:
+    for read in (
+        lambda: list(read_lines(endless, Problems())),
+        lambda: list(read_json_entries(endless, Problems())),
+        lambda: list(first_items(endless)),
+        lambda: existing(endless, "write it"),
+        lambda: open_questions(endless),
+        lambda: check_questions(endless),
+        lambda: Documents(endless),
+        lambda: Captions(endless),
+    ):
+        with pytest.raises(UnusableFileError, match="not a file"):
+            read()
+
+
+def test_pictures_that_are_no_files_are_problems(tmp_path: Path, endless: Path) -> None:
+    picture = endless.rename(tmp_path / "picture.png")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(
+        '{"id": "q", "question": "Who?", "images": ["picture.png", "a.png"], "gold": ["a.png"]}'
+    )
+    write_picture(tmp_path / "a.png")
+    report = check_questions(questions, pictures=True)
+    assert (report.questions, report.problems.counts) == (1, {"missing picture": 1})
+    (tmp_path / "folder.png").mkdir()
+    questions.unlink()
+    first, second = Documents(tmp_path)
+    assert first.load().size == (8, 8)
+    with pytest.raises(ImageError, match=r"picture\.png.*not a file"):
+        second.load()
+    assert picture.name == second.id
 
 
 # --- entries
@@ -229,6 +350,18 @@ def test_an_entry_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "over 1,000 characters" in problems.messages["broken JSON"][0]
 
 
+def test_what_is_skipped_may_be_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_file, "_CHUNK", 16)
+    monkeypatch.setattr(json_file, "_MAX_ENTRY", 100)
+    many = list(range(1000))
+    content = json.dumps({"other": many, "more": {str(n): n for n in many}, "images": [1, 2]})
+    found, problems = entries_of(tmp_path / "x", content.encode(), "images")
+    assert found == [("0", 1), ("1", 2)]
+    assert not len(problems)
+
+
 def test_the_items_of_a_list(tmp_path: Path) -> None:
     content = b'{"info": {"images": [1]}, "images": [{"a": 1}, 2, []], "after": {}}'
     assert entries_of(tmp_path / "x", content, "images")[0] == [
@@ -236,15 +369,14 @@ def test_the_items_of_a_list(tmp_path: Path) -> None:
         ("1", 2),
         ("2", []),
     ]
-    assert has_list(tmp_path / "x", "images")
-    assert not has_list(tmp_path / "x", "info")
+    assert list(first_items(tmp_path / "x")) == [("images", {"a": 1})]
     assert entries_of(tmp_path / "x", b'{"images": []}', "images")[0] == []
     found, problems = entries_of(tmp_path / "x", b'{"images": {}}', "images")
     assert (found, problems.counts) == ([], {"broken JSON": 1})
     assert "no list 'images'" in problems.messages["broken JSON"][0]
     for content in (b"", b"[]", b'{"a": ', b"\xff\xfe"):
         (tmp_path / "x").write_bytes(content)
-        assert not has_list(tmp_path / "x", "images")
+        assert list(first_items(tmp_path / "x")) == []
 
 
 def test_lines_of_json_that_are_none(tmp_path: Path) -> None:
