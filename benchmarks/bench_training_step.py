@@ -22,7 +22,7 @@ from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.overhead import training_overhead
 from ragvl.mllm import MLLM
-from ragvl.training.trainer import LoraSettings
+from ragvl.training.adapters import LoraSettings
 
 MODELS = ["mid", "mid-internvl"]
 # Rank of the adapters, where 0 trains the decoder's weights; gradient checkpointing

@@ -47,9 +47,10 @@ from ragvl.evaluation.overhead import OVERHEAD_ARMS, step_overhead
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM
 from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.training.adapters import LoraSettings, trainable
 from ragvl.training.examples import IGNORE, Collator, Example
 from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
-from ragvl.training.trainer import LoraSettings, train, trainable
+from ragvl.training.trainer import train
 
 MODELS = ("internvl2-1b", "internvl2-2b", "llava-1.5-7b")
 PARTS = (*MODELS, "curves", "models", "ablation")

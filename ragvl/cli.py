@@ -346,7 +346,7 @@ def overhead(
         from ragvl.doctor import machine, versions
         from ragvl.evaluation.overhead import reranking_overhead, training_overhead
         from ragvl.mllm import MLLM
-        from ragvl.training.trainer import LoraSettings
+        from ragvl.training.adapters import LoraSettings
 
         figures = {}
         with TemporaryDirectory() as drawn:

@@ -19,9 +19,9 @@ from ragvl.reranker import TEMPLATES, Reranker
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.whole_prompts import WholePrompts
+from ragvl.training.adapters import LoraSettings, trainable
 from ragvl.training.examples import AnswerExamples, Collator
 from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
-from ragvl.training.trainer import LoraSettings, trainable
 
 OVERHEAD_ARMS: dict[str, NoiseSettings] = {
     **ARMS,

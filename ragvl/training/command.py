@@ -22,10 +22,11 @@ from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
 from ragvl.reranker.templates import TEMPLATES
+from ragvl.training.adapters import LoraSettings, adapted_layers
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import NoiseSettings
 from ragvl.training.ranking import read_ranking
-from ragvl.training.trainer import LoraSettings, train
+from ragvl.training.trainer import train
 
 Stage = Literal["reranker", "generator"]
 T = TypeVar("T")
@@ -155,6 +156,8 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     planned = _plan(stage, _parser(stage), flags)
     settings = planned.run
     mllm = settings.load_model()
+    if planned.lora.rank:  # before the data are read, which may take long
+        adapted_layers(mllm, planned.lora, freeze_vision=settings.freeze_vision)
     if planned.ranking is not None:
         examples, eval_examples = _ranking_examples(mllm, settings, planned.ranking)
     else:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.training.adapters import LoraSettings, adapted_layers, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 
@@ -28,31 +28,6 @@ class ResumeError(ValueError):
 
 class TrainingDivergedError(ArithmeticError):
     """The loss is not a number; the weights are those of the step before."""
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters, as PEFT has them, on the decoder.
-
-    Args:
-        rank: 0 trains the weights themselves.
-        alpha: scale; 0 is twice the rank.
-        dropout: of the adapters' input.
-        target_modules: a regular expression of module names; None is every linear layer of the
-            decoder.
-    """
-
-    rank: int = 0
-    alpha: int = 0
-    dropout: float = 0.0
-    target_modules: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 0 or self.alpha < 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}: expected 0 or "
-                "more, and a dropout below 1"
-            )
 
 
 def train(
@@ -93,10 +68,13 @@ def train(
             `arguments.resume_from_checkpoint` is not given.
         TrainingDivergedError: the loss is NaN or infinite.
         UnsupportedModelError: the loss cannot be computed for this model or with these arguments.
+        ValueError: there are no examples, or `lora.target_modules` names no layer that may train.
         ImageError, PromptTooLongError: of an example.
     """
     noise, lora = noise or NoiseSettings(), lora or LoraSettings()
     _check(mllm, arguments, examples)
+    if lora.rank:
+        adapted_layers(mllm, lora, freeze_vision=freeze_vision)  # refuses what matches nothing
     run = {
         "model": mllm.fingerprint,
         "examples": len(examples),  # type: ignore[arg-type]
@@ -119,25 +97,6 @@ def train(
 def is_finished(folder: Path) -> bool:
     """Whether `train` saved the folder's model to the end; files alone do not tell."""
     return bool(_noted_run(folder).get("finished"))
-
-
-def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
-    """`mllm.model` with gradients where it is to train, wrapped by PEFT if there are adapters."""
-    model, decoder = mllm.model, mllm.model.get_decoder()
-    vision = set(model.base_model.parameters()) - set(decoder.parameters())
-    for parameter in model.parameters():
-        parameter.requires_grad_(not (freeze_vision and parameter in vision))
-    if not lora.rank:
-        return model
-    linear = {module for module in decoder.modules() if isinstance(module, nn.Linear)}
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules
-        or [name for name, module in model.named_modules() if module in linear],
-    )
-    return get_peft_model(model, config)
 
 
 def _train(
@@ -163,7 +122,12 @@ def _train(
     )
     # The loss is a mean over each batch, however many labels it has
     trainer.model_accepts_loss_kwargs = False
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+    except BaseException:
+        if lora.rank:
+            mllm.model = model.unload()  # weights and layers as they were
+        raise
     model.eval()
     if lora.rank:
         mllm.model = model.merge_and_unload()

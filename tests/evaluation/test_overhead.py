@@ -14,7 +14,7 @@ from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.mllm import MLLM
-from ragvl.training.trainer import LoraSettings
+from ragvl.training.adapters import LoraSettings
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from transformers import TrainingArguments
 
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM, PromptTooLongError, UnsupportedModelError
+from ragvl.training.adapters import LoraSettings
 from ragvl.training.command import run
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import ARMS
 from ragvl.training.ranking import RankingSample
 from ragvl.training.trainer import (
-    LoraSettings,
     ResumeError,
     TrainingDivergedError,
     is_finished,
@@ -156,20 +156,6 @@ def test_adapters_are_merged_into_what_is_saved(
         name for name, module in saved.model.named_modules() if module is saved.model.get_decoder()
     )
     assert changed == {f"{decoder}.{name}" for name in linear}
-
-
-def test_adapters_where_asked(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
-    mllm = fresh()
-    original = fresh().model.state_dict()
-    lora = LoraSettings(rank=2, target_modules=r".*language_model.*q_proj")
-    train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm), lora=lora)
-    changed = [
-        name
-        for name, tensor in mllm.model.state_dict().items()
-        if not torch.allclose(tensor, original[name], atol=1e-7)
-    ]
-    assert changed
-    assert all("q_proj" in name for name in changed)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -568,9 +554,3 @@ def test_examples_that_cannot_be_used(fresh: Callable[..., MLLM], tmp_path: Path
         with pytest.raises(error, match=complaint):
             train(mllm, arguments(tmp_path / "new"), examples)  # type: ignore[arg-type]
         assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("settings", [{"rank": -1}, {"alpha": -1}, {"dropout": 1.0}], ids=str)
-def test_adapter_settings_out_of_range(settings: dict) -> None:
-    with pytest.raises(ValueError, match="expected 0 or more"):
-        LoraSettings(**settings)
