@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +14,28 @@ from tqdm.auto import tqdm
 
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
-from ragvl.mllm import MLLM, ImageInputs, Prompt
+from ragvl.messages import shown
+from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
+from ragvl.reranker.images import load_image
+
+_SHOWN_QUERY = 60  # characters of a query in a message
 
 
 class Generator:
-    """An MLLM that answers, by greedy decoding."""
+    """An MLLM that answers, by greedy decoding.
 
-    def __init__(self, mllm: MLLM) -> None:
+    Args:
+        mllm: the model.
+        caption_tokens: cuts a longer caption to so many tokens, with a word in the log; None leaves
+            captions whole.
+
+    Raises:
+        ValueError: `caption_tokens` is below 1.
+    """
+
+    def __init__(self, mllm: MLLM, *, caption_tokens: int | None = None) -> None:
         self.mllm = mllm
+        self._captions = CaptionLimit(mllm, caption_tokens)
 
     @classmethod
     def from_pretrained(
@@ -28,10 +44,12 @@ class Generator:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        caption_tokens: int | None = None,
         **load: Any,
     ) -> Generator:
         """Loads a generator from a folder or the hub; see `Reranker.from_pretrained`."""
-        return cls(MLLM.from_pretrained(path, device=device, dtype=dtype, **load))
+        mllm = MLLM.from_pretrained(path, device=device, dtype=dtype, **load)
+        return cls(mllm, caption_tokens=caption_tokens)
 
     def answer(
         self, query: str, documents: Sequence[DocumentLike] = (), *, max_new_tokens: int = 32
@@ -61,7 +79,8 @@ class Generator:
             ValueError: `queries` and `documents` differ in length, or a query is empty, or
                 `batch_size` is below 1.
             ImageError: a picture cannot be read; the message names the document.
-            PromptTooLongError: a prompt does not fit the model's context.
+            PromptTooLongError: a prompt does not fit the model's context; the message names its
+                documents and its query, `index` is the query's place.
         """
         if len(queries) != len(documents):
             raise ValueError(f"{len(queries)} queries, but documents for {len(documents)}")
@@ -71,6 +90,7 @@ class Generator:
             if not query.strip():
                 raise ValueError(f"query {i} is empty")
         evidence = [[Document.of(document) for document in group] for group in documents]
+        deque(self._captions.watched(itertools.chain.from_iterable(evidence)), maxlen=0)
         starts = range(0, len(queries), batch_size)
         answers: list[str] = []
         hidden = not progress or len(starts) < 2
@@ -79,19 +99,27 @@ class Generator:
                 part = slice(start, start + batch_size)
                 loaded = [list(pool.map(self._load_image, group)) for group in evidence[part]]
                 prompts = [
-                    self._encode(query, group, images)
-                    for query, group, images in zip(
-                        queries[part], evidence[part], loaded, strict=True
-                    )
+                    self._encode(index, queries[index], evidence[index], images)
+                    for index, images in enumerate(loaded, start)
                 ]
                 answers += self.mllm.generate(prompts, max_new_tokens=max_new_tokens)
         return [answer.strip() for answer in answers]
 
     def _load_image(self, document: Document) -> ImageInputs:
-        return self.mllm.encode_image(document.load())
+        return load_image(self.mllm, document)
 
     def _encode(
-        self, query: str, documents: Sequence[Document], images: Sequence[ImageInputs]
+        self,
+        index: int,
+        query: str,
+        documents: Sequence[Document],
+        images: Sequence[ImageInputs],
     ) -> Prompt:
-        template, fields = generator_prompt(query, [document.caption for document in documents])
-        return self.mllm.encode_prompt(self.mllm.render(template, **fields), images)
+        captions = [self._captions(document.caption) for document in documents]
+        template, fields = generator_prompt(query, captions)
+        prompt = self.mllm.encode_prompt(self.mllm.render(template, **fields), images)
+        if len(prompt) > self.mllm.max_length:
+            names = ", ".join(document.name for document in documents) or "no document"
+            what = f"the prompt about {names} and the question {shown(query, _SHOWN_QUERY)!r}"
+            raise PromptTooLongError.of(what, index, len(prompt), self.mllm.max_length)
+        return prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ragvl.mllm.answers import AnswerTokenError
+from ragvl.mllm.captions import CaptionLimit
 from ragvl.mllm.decoder import Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, common_prefix_length
@@ -22,6 +23,7 @@ __all__ = [
     "MLLM",
     "PAGE_TOKENS",
     "AnswerTokenError",
+    "CaptionLimit",
     "Compression",
     "FinalNorm",
     "ImageInputs",

@@ -43,16 +43,32 @@ class Prompt:
 
 
 class PromptTooLongError(ValueError):
-    """A prompt has more tokens than the model's context; `index` is its place in the batch."""
+    """A prompt has more tokens than the model's context.
 
-    def __init__(self, index: int, length: int, max_length: int) -> None:
-        super().__init__(
-            f"prompt {index} has {length} tokens and the model's context holds {max_length}: "
-            "shorten its text, or use fewer or smaller pictures"
-        )
+    It can be made from its message alone, as worker processes do that hand an error on.
+
+    Attributes:
+        index: the prompt's place in the call that raised it.
+        length: how many tokens it has.
+        max_length: how many it may have.
+    """
+
+    def __init__(
+        self, message: str = "", *, index: int = 0, length: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(message)
         self.index = index
         self.length = length
         self.max_length = max_length
+
+    @classmethod
+    def of(cls, what: str, index: int, length: int, max_length: int) -> PromptTooLongError:
+        """The error about the prompt that `what` names."""
+        message = (
+            f"{what} has {length} tokens and the model's context holds {max_length}: shorten its "
+            "text (caption_tokens= cuts captions), or use fewer or smaller pictures"
+        )
+        return cls(message, index=index, length=length, max_length=max_length)
 
 
 def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> int:

@@ -233,6 +233,24 @@ class MLLM:
         """`text` with the control tokens spelled in it broken up by a space each."""
         return self._chat.escape(text)
 
+    def cut(self, text: str, max_tokens: int) -> str:
+        """`text`, or as much of its beginning as has at most so many tokens by itself.
+
+        It ends where a token ends. Counted as it goes into a prompt, with control tokens broken up.
+        """
+
+        def fits(part: str) -> bool:
+            ids = self.tokenizer(self.escape(part), add_special_tokens=False, verbose=False)
+            return len(ids.input_ids) <= max_tokens
+
+        if fits(text):
+            return text
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
+        ends = [end for _, end in offsets[:max_tokens]]
+        return next((text[:end] for end in reversed(ends) if fits(text[:end])), "")
+
     def encode_image(self, image: Image.Image) -> ImageInputs:
         """Prepares one picture. Thread-safe, and by far the slowest step before the model.
 
@@ -358,7 +376,8 @@ class MLLM:
             raise ValueError("a batch needs at least one prompt")
         for i, prompt in enumerate(prompts):
             if len(prompt) > self.max_length:
-                raise PromptTooLongError(i, len(prompt), self.max_length)
+                name = f"prompt {i}"
+                raise PromptTooLongError.of(name, i, len(prompt), self.max_length)
         batch = pad_ids(prompts, self.tokenizer.pad_token_id or 0, padding_side, length)
         for name, marked in self._marked_tokens.items():
             is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))

@@ -21,13 +21,12 @@ from ragvl.mllm import (
     ImageInputs,
     PoolFullError,
     Prompt,
-    PromptTooLongError,
 )
 from ragvl.prefix_cache import CachedPrefix, PrefixBuilder, PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
 from ragvl.reranker.images import NUM_THREADS, load_image
-from ragvl.reranker.prompts import Prompts, shared_length
+from ragvl.reranker.prompts import Prompts, shared_length, too_long
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +42,14 @@ class _Started:
     """A document about to be scored.
 
     Attributes:
+        index: its place in the call, or its first pair's.
         document: the document.
         key: its prefix's name.
         digest: its picture's.
         image: its picture, being prepared, or why it is bad; None where the cache has the prefix.
     """
 
+    index: int
     document: Document
     key: str
     digest: str
@@ -94,7 +95,7 @@ class CachedPrefixes:
         by_document: dict[int, list[int]] = {}
         for i, (_, document) in enumerate(pairs):
             by_document.setdefault(id(document), []).append(i)
-        documents = [pairs[indices[0]][1] for indices in by_document.values()]
+        documents = [(indices[0], pairs[indices[0]][1]) for indices in by_document.values()]
         for block in self._blocks(self._start(documents), on_error):
             try:
                 suffixes = self._suffixes(
@@ -113,7 +114,9 @@ class CachedPrefixes:
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
-        for known, run in groupby(self._start(documents), lambda started: started.image is None):
+        for known, run in groupby(
+            self._start(enumerate(documents)), lambda started: started.image is None
+        ):
             if known and self._cache.is_scratch:  # there is no device tier to bring them up to
                 yield from ("known" for _ in run)
                 continue
@@ -151,11 +154,11 @@ class CachedPrefixes:
         """
         while group := list(islice(coming, _GROUP)):
             lacking: dict[str, ImageInputs] = {}
-            documents: dict[str, list[Document]] = {}  # several where one comes twice
+            wanting: dict[str, list[_Started]] = {}  # several where one comes twice
             for started in group:
                 document, key = started.document, started.key
                 if key in lacking:
-                    documents[key].append(document)
+                    wanting[key].append(started)
                     continue
                 try:
                     # Prepared, but the same picture may have come before; or known, but evicted
@@ -163,19 +166,21 @@ class CachedPrefixes:
                     entry = yield from self._get(key)
                     if entry is None:
                         lacking[key] = image or self._load_unchanged(document, started.digest)
-                        documents[key] = [document]
+                        wanting[key] = [started]
                     else:
                         yield [(document, entry)]
                 except ImageError as error:
                     self._skip(document, error, on_error)
                     yield [(document, None)]
-            pictured = [(documents[key][0], image) for key, image in lacking.items()]
+            pictured = [(wanting[key][0].document, image) for key, image in lacking.items()]
             prefixes = dict(zip(lacking, self._prompts.prefixes(pictured), strict=True))
             for key in [key for key, p in prefixes.items() if len(p) >= self._mllm.max_length]:
                 length = len(prefixes.pop(key)) + 1
-                too_long = PromptTooLongError(0, length, self._mllm.max_length)
-                self._skip(documents[key][0], too_long, on_error)
-                yield [(document, None) for document in documents[key]]
+                for one in wanting.pop(key):
+                    why = too_long(self._mllm, one.index, None, one.document, length)
+                    self._skip(one.document, why, on_error)
+                    yield [(one.document, None)]
+            documents = {key: [one.document for one in users] for key, users in wanting.items()}
             yield from self._built(prefixes, documents)
 
     def _get(self, key: str) -> Generator[None, None, CachedPrefix | None]:
@@ -210,7 +215,7 @@ class CachedPrefixes:
     def _release(self, block: _Block) -> None:
         self._cache.release(entry for _, entry in block if entry is not None)
 
-    def _start(self, documents: Iterable[Document]) -> Iterator[_Started]:
+    def _start(self, documents: Iterable[tuple[int, Document]]) -> Iterator[_Started]:
         """Every document, with its picture being prepared if its prefix is not known."""
         coming = iter(documents)
         started: deque[_Started] = deque()
@@ -218,7 +223,7 @@ class CachedPrefixes:
         try:
             while True:
                 following = islice(coming, _GROUP - len(started))
-                started.extend(self._look_up(document, model) for document in following)
+                started.extend(self._look_up(*numbered, model) for numbered in following)
                 if not started:
                     return
                 yield started.popleft()
@@ -227,19 +232,19 @@ class CachedPrefixes:
                 if one.image is not None:
                     one.image.cancel()
 
-    def _look_up(self, document: Document, model: str) -> _Started:
+    def _look_up(self, index: int, document: Document, model: str) -> _Started:
         frame = self._prompts.frame(document)
         try:
             digest = document.digest()
         except ImageError as error:
             failed: Future[ImageInputs] = Future()
             failed.set_exception(error)
-            return _Started(document, "", "", failed)
+            return _Started(index, document, "", "", failed)
         parts = (digest, frame.before, model, str(self._cache.compression))
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         known = key in self._cache
         image = None if known else self._threads.submit(self._load_unchanged, document, digest)
-        return _Started(document, key, digest, image)
+        return _Started(index, document, key, digest, image)
 
     def _load_unchanged(self, document: Document, digest: str) -> ImageInputs:
         """The picture, if it is still the one that `digest` names."""
@@ -262,9 +267,9 @@ class CachedPrefixes:
             [(query, document, entry.expansion) for _, query, document, entry in asked]
         )
         suffixes = []
-        for (index, _, document, entry), ids in zip(asked, prompts, strict=True):
+        for (index, query, document, entry), ids in zip(asked, prompts, strict=True):
             if len(ids) > self._mllm.max_length:
-                error = PromptTooLongError(index, len(ids), self._mllm.max_length)
+                error = too_long(self._mllm, index, query, document, len(ids))
                 self._skip(document, error, on_error)
                 continue
             shared = shared_length(ids, entry.input_ids)

@@ -7,12 +7,21 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ragvl.data.document import Document
-from ragvl.mllm import MLLM, ImageInputs, Prompt, common_prefix_length
+from ragvl.messages import shown
+from ragvl.mllm import (
+    MLLM,
+    CaptionLimit,
+    ImageInputs,
+    Prompt,
+    PromptTooLongError,
+    common_prefix_length,
+)
 from ragvl.reranker.images import load_image
 from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
 
 _MARK = "QUERY"  # stands for a query while a prompt is cut at it
 _KNOWN_FRAMES = 1 << 14
+_SHOWN_QUERY = 60  # characters of a query in a message
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
 
@@ -30,11 +39,21 @@ class Prompts:
     Args:
         mllm: the model.
         template: what to write; None is `caption` for a document with a caption, else `plain`.
+        caption_tokens: cuts captions to so many tokens; None cuts none.
+
+    Attributes:
+        captions: cuts captions.
+
+    Raises:
+        ValueError: `caption_tokens` is below 1.
     """
 
-    def __init__(self, mllm: MLLM, template: PromptTemplate | None) -> None:
+    def __init__(
+        self, mllm: MLLM, template: PromptTemplate | None, caption_tokens: int | None = None
+    ) -> None:
         self._mllm = mllm
         self._template = template
+        self.captions = CaptionLimit(mllm, caption_tokens)
         self._frame = lru_cache(maxsize=_KNOWN_FRAMES)(self._make_frame)
 
     @property
@@ -45,7 +64,7 @@ class Prompts:
 
     def text(self, query: str, document: Document) -> str:
         """The whole prompt, chat template included."""
-        return self._render(query, document.caption, self._template_of(document))
+        return self._render(query, self.captions(document.caption), self._template_of(document))
 
     def frame(self, document: Document) -> Frame:
         """What stands before and after any query in this document's prompts.
@@ -53,7 +72,7 @@ class Prompts:
         Raises:
             ValueError: the template needs a caption and the document has none.
         """
-        return self._frame(document.caption, self._template_of(document))
+        return self._frame(self.captions(document.caption), self._template_of(document))
 
     def _framed(self, query: str, document: Document) -> str:
         """`text`, sooner: a chat template is rendered once for a caption."""
@@ -105,6 +124,19 @@ class Prompts:
         return self._mllm.render(
             template.text, system_turn=template.system_turn, query=query, caption=caption or ""
         )
+
+
+def too_long(
+    mllm: MLLM, index: int, query: str | None, document: Document, length: int
+) -> PromptTooLongError:
+    """The error about the prompt of a pair, or with no query about its beginning."""
+    question = (
+        ", up to its question,"
+        if query is None
+        else f" and the question {shown(query, _SHOWN_QUERY)!r}"
+    )
+    what = f"the prompt about {document.name}{question}"
+    return PromptTooLongError.of(what, index, length, mllm.max_length)
 
 
 def split_prompt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +99,12 @@ class Reranker:
         deterministic: a score is bitwise the same alone, in any batch and order, cached or not. On
             a GPU it makes small batches cost as much as a full one; on a CPU it costs nothing and
             is always so.
+        caption_tokens: cuts a longer caption to so many tokens, with a word in the log; None, the
+            default, leaves captions whole, and one that does not fit the context is an error.
 
     Raises:
-        ValueError: an unknown template or threshold, or a cache that is no size.
+        ValueError: an unknown template or threshold, a cache that is no size, or `caption_tokens`
+            below 1.
         ThresholdError: `thresholds` are another model's.
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
     """
@@ -116,6 +119,7 @@ class Reranker:
         answers: tuple[str, str] = ("Yes", "No"),
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
+        caption_tokens: int | None = None,
     ) -> None:
         if isinstance(template, str) and template != "auto" and template not in TEMPLATES:
             known = ", ".join(["auto", *TEMPLATES])
@@ -128,7 +132,7 @@ class Reranker:
         self.threshold = resolve_threshold(threshold, thresholds)
         self._answers = answers
         self.yes_token_ids, self.no_token_ids = mllm.answer_token_ids(*answers)
-        self._prompts = Prompts(mllm, self.template)
+        self._prompts = Prompts(mllm, self.template, caption_tokens)
         if not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
         self.prefix_cache = prefix_cache
@@ -149,6 +153,7 @@ class Reranker:
         answers: tuple[str, str] | None = None,
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
+        caption_tokens: int | None = None,
         **load: Any,
     ) -> Reranker:
         """Loads a reranker from a folder or the hub.
@@ -166,6 +171,7 @@ class Reranker:
             answers: see `Reranker`; the preset's by default.
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
+            caption_tokens: see `Reranker`.
             load: what else `MLLM.from_pretrained` takes, such as `revision`.
         """
         known = resolve_preset(preset)
@@ -186,6 +192,7 @@ class Reranker:
             answers=answers or known.answers,
             prefix_cache=prefix_cache,
             deterministic=deterministic,
+            caption_tokens=caption_tokens,
         )
 
     def rank(
@@ -264,7 +271,8 @@ class Reranker:
             ValueError: an empty query, `batch_size` below 1, or a document without the caption
                 that the template needs.
             ImageError: a picture cannot be read; the message names the document.
-            PromptTooLongError: a prompt does not fit the model's context.
+            PromptTooLongError: a prompt does not fit the model's context; the message names the
+                document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
         if batch_size is not None and batch_size < 1:
@@ -272,7 +280,8 @@ class Reranker:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'skip'")
         checked = [(_checked_query(query), Document.of(document)) for query, document in pairs]
-        scores = torch.full((len(checked),), torch.nan)
+        deque(self._prompts.captions.watched(document for _, document in checked), maxlen=0)
+        scores = torch.full((len(checked),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(checked) < _SHOW_PROGRESS_FROM
         with tqdm(total=len(checked), desc="rerank", unit="pair", disable=hidden) as bar:
             for indices, relevance in self._scorer.score(checked, batch_size, on_error):
@@ -307,16 +316,17 @@ class Reranker:
 
         Raises:
             ImageError: a picture cannot be read; the message names the document.
-            PromptTooLongError: a prefix fills the model's context.
+            PromptTooLongError: a prefix fills the model's context; the message names the document.
             ValueError: this model or template has no prefixes that could be reused.
         """
         if problem := self._no_reuse():
             raise ValueError(f"there is nothing to warm: {problem}")
         assert isinstance(self._scorer, CachedPrefixes)
         outcomes: Counter[str] = Counter()
+        watched = self._prompts.captions.watched(map(Document.of, documents))
         total = len(documents) if isinstance(documents, Sized) else None
         with tqdm(total=total, desc="warm", unit="doc", disable=not progress) as bar:
-            for outcome in self._scorer.warm(map(Document.of, documents), on_error):
+            for outcome in self._scorer.warm(watched, on_error):
                 outcomes[outcome] += 1
                 bar.update()
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])

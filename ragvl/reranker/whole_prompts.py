@@ -15,7 +15,7 @@ from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, ImageInputs, Prompt, PromptTooLongError
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.images import NUM_THREADS, load_image
-from ragvl.reranker.prompts import Prompts
+from ragvl.reranker.prompts import Prompts, too_long
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class WholePrompts:
             text = self._prompts.text(query, document)
             prompt = self._mllm.encode_prompt(text, [image.result()])
             if len(prompt) > self._mllm.max_length:
-                raise PromptTooLongError(index, len(prompt), self._mllm.max_length)
+                raise too_long(self._mllm, index, query, document, len(prompt))
         except (ImageError, PromptTooLongError) as error:
             if on_error == "raise":
                 raise

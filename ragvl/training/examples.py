@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
-from ragvl.mllm import MLLM, Prompt
+from ragvl.messages import shown
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError
+from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
 
@@ -160,18 +162,24 @@ class Collator:
 
         Raises:
             ImageError: a picture cannot be read.
-            PromptTooLongError: an example does not fit the model's context.
+            PromptTooLongError: an example does not fit the model's context; the message names its
+                documents.
         """
-        prompts, labels = zip(*map(self._encode, examples), strict=True)
+        prompts, labels = zip(*map(self._encode, range(len(examples)), examples), strict=True)
         batch = self._mllm.collate(prompts, device=_CPU)
         return {**batch, "labels": pad_sequence(list(labels), True, IGNORE)}
 
-    def _encode(self, example: Example) -> tuple[Prompt, Tensor]:
+    def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
         """The prompt with its answer, and the labels of both."""
         mllm = self._mllm
-        images = [mllm.encode_image(document.load()) for document in example.documents]
+        images = [load_image(mllm, document) for document in example.documents]
         prompt = mllm.encode_prompt(example.prompt, images)
         answer = mllm.encode_answer(example.prompt, example.answer)
-        labels = torch.full((len(prompt) + len(answer),), IGNORE)
+        length = len(prompt) + len(answer)
+        if length > mllm.max_length:
+            names = ", ".join(document.name for document in example.documents) or "no document"
+            what = f"the example about {names} with the answer {shown(example.answer, 60)!r}"
+            raise PromptTooLongError.of(what, index, length, mllm.max_length)
+        labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)
         return Prompt([*prompt.input_ids, *answer], prompt.images), labels

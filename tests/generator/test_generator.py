@@ -13,7 +13,9 @@ from plain import plain_inputs
 from tiny_models import ARCHITECTURES
 
 from ragvl import Document, Generator
+from ragvl.data.images import ImageError
 from ragvl.generator import generator_prompt
+from ragvl.mllm import PromptTooLongError
 
 
 def picture(seed: int, width: int = 50, height: int = 50) -> Image.Image:
@@ -63,6 +65,35 @@ def test_the_prompt_puts_pictures_first_and_works_without_any() -> None:
     # braces in user text are text
     template, fields = generator_prompt("{caption_0}?", ["{query}"])
     assert "Image Caption: {query}\nQuestion: {caption_0}?" in template.format(**fields)
+
+
+def test_what_does_not_fit_is_named(tiny_model: Callable[[str], Path]) -> None:
+    """With the query's place, not the one in a batch that is decoded together."""
+    generator = Generator.from_pretrained(tiny_model("qwen2_vl"), device="cpu")
+    short, long = (
+        Document(picture(0), caption=caption, id=id)
+        for id, caption in (("short", "A barn"), ("long", "word " * 2000))
+    )
+    with pytest.raises(PromptTooLongError, match=r"'short' .*'long' .* question 'Why") as caught:
+        generator.answer_batch(["Who?", "Why?"], [[short], [short, long]], batch_size=1)
+    assert caught.value.index == 1
+    strip = Document(Image.new("RGB", (2000, 4)), id="a strip")
+    with pytest.raises(ImageError, match="a strip"):
+        generator.answer("Why?", [strip])
+
+
+def test_captions_are_cut_where_asked(
+    tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = Generator.from_pretrained(tiny_model("qwen2_vl"), device="cpu", caption_tokens=5)
+    long = Document(picture(1), caption="A mill in Velmora " * 500, id="long")
+    cut = Document(long.image, caption=generator.mllm.cut(long.caption or "", 5))
+    found = generator.answer_batch(["Why?"] * 2, [[long, cut], [long]], max_new_tokens=6)
+    assert "1 captions were cut, the first that of document 'long'" in caplog.text
+    plain = Generator(generator.mllm)
+    assert found == plain.answer_batch(["Why?"] * 2, [[cut, cut], [cut]], max_new_tokens=6)
+    with pytest.raises(ValueError, match="caption_tokens=-1"):
+        Generator(generator.mllm, caption_tokens=-1)
 
 
 def test_bad_arguments_are_refused(tiny_model: Callable[[str], Path]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from plain import plain_inputs, plain_relevance
 from tiny_models import ARCHITECTURES
@@ -40,6 +42,26 @@ CASES = [
     (picture(4, 5, 7), " leading and trailing ", "Yes or No"),
     (picture(5, 64, 48), "The red tower of Velmora", "What color is the tower?"),
 ]
+
+
+@ALL
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(max_size=60), max_tokens=st.integers(1, 30))
+def test_a_text_is_cut_at_a_token(
+    architecture: str, text: str, max_tokens: int, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+
+    def size(part: str) -> int:
+        return len(mllm.tokenizer(mllm.escape(part), add_special_tokens=False).input_ids)
+
+    cut = mllm.cut(text, max_tokens)
+    assert text.startswith(cut)
+    assert size(cut) <= max_tokens
+    if size(text) <= max_tokens:
+        assert cut == text
+    elif text.isascii() and text.isalnum():
+        assert size(cut) == max_tokens, "as much as fits"
 
 
 def encode(mllm: MLLM, cases: list[tuple[Image.Image, str, str]]) -> tuple[list[str], list[Prompt]]:

@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
 from ragvl.data.images import ImageError
-from ragvl.mllm import PromptTooLongError
+from ragvl.mllm import MLLM, PromptTooLongError
 from ragvl.reranker import PromptTemplate
 
 QUERY = "What color is the roof?"
@@ -218,6 +218,72 @@ def test_a_prompt_longer_than_the_context_is_named(tiny_reranker: Reranker) -> N
         QUERY, [Document(picture(0), caption=long), picture(1)], on_error="skip"
     )
     assert [r.index for r in ranked] == [1, 0]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "paligemma"])
+def test_what_does_not_fit_is_named(
+    architecture: str,
+    cached: bool,
+    tiny_mllm: Callable[[str], MLLM],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of cached prefixes, of prompts scored whole, and in `warm`; with its place in the call."""
+    reranker = Reranker(tiny_mllm(architecture), prefix_cache="64MiB" if cached else None)
+    documents = [Document(picture(i), caption=f"roof {i}", id=f"doc{i}") for i in range(12)]
+    documents[9] = Document(picture(9), caption="word " * 2000, id="long caption")
+    again = Document(documents[9].image, caption=documents[9].caption, id="the same")
+    with pytest.raises(PromptTooLongError, match="'long caption'") as caught:
+        reranker.rank(QUERY, documents, progress=False)
+    assert caught.value.index == 9
+    assert caught.value.length > caught.value.max_length == 1024
+    scores = reranker.score([(QUERY, d) for d in [*documents, again]], on_error="skip")
+    assert scores.isnan().nonzero().flatten().tolist() == [9, 12]
+    assert all(f"skipped document '{name}'" in caplog.text for name in ("long caption", "the same"))
+    pairs = [(QUERY, documents[0]), (QUERY, documents[1]), ("word " * 2000, documents[1])]
+    with pytest.raises(PromptTooLongError, match=r"'doc1'.* the question 'word .*word") as caught:
+        reranker.score(pairs)
+    assert caught.value.index == 2
+    if architecture != "paligemma":
+        with pytest.raises(PromptTooLongError, match="'long caption'") as caught:
+            reranker.warm(documents, progress=False)
+        assert caught.value.index == 9
+
+
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl", "paligemma"])
+def test_captions_are_cut_where_asked(
+    architecture: str, tiny_mllm: Callable[[str], MLLM], caplog: pytest.LogCaptureFixture
+) -> None:
+    mllm = tiny_mllm(architecture)
+    long = "The red tower of Velmora, photographed in 1987. " * 300
+    documents = [
+        Document(picture(0), caption="short", id="first"),
+        Document(picture(1), caption=long, id="second"),
+        Document(picture(2)),
+        Document(picture(3), caption=f"Another. {long}", id="fourth"),
+    ]
+    pairs = [(QUERY, document) for document in documents]
+    reranker = Reranker(mllm, caption_tokens=20)
+    scores = reranker.score(pairs)
+    said = [r.getMessage() for r in caplog.records if "captions were cut" in r.getMessage()]
+    assert len(said) == 1, "once a call"
+    assert said[0].startswith(
+        "caption_tokens=20: 2 captions were cut, the first that of document 's"
+    )
+    by_hand = [Document(d.image, caption=d.caption and mllm.cut(d.caption, 20)) for d in documents]
+    plain = Reranker(mllm)
+    assert torch.equal(scores, plain.score([(QUERY, document) for document in by_hand]))
+    assert torch.equal(scores, Reranker(mllm, caption_tokens=20, prefix_cache=None).score(pairs))
+    assert long not in reranker.prompt(QUERY, documents[1])
+    assert {r.document for r in reranker.rank(QUERY, documents)} == set(documents), "as given"
+    caplog.clear()
+    if architecture != "paligemma":
+        assert reranker.warm(iter(documents), progress=False).known == 4
+        assert "2 captions were cut" in caplog.text
+    with pytest.raises(PromptTooLongError, match="'second'"):
+        plain.score(pairs)
+    with pytest.raises(ValueError, match="caption_tokens=0"):
+        Reranker(mllm, caption_tokens=0)
 
 
 def test_nan_weights_are_an_error_and_not_a_score(tiny_reranker: Reranker) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from data_files import karpathy_image, mmqa_question, write_karpathy, write_mmqa, write_picture
+from PIL import Image
 from tiny_models import ARCHITECTURES
 
 from ragvl.data.captions import Captions
+from ragvl.data.document import Document
+from ragvl.data.images import ImageError
 from ragvl.data.multimodalqa import MultimodalQA
 from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import WebQA
@@ -60,7 +63,7 @@ def test_every_question_with_answer_and_gold_is_an_example(questions: WebQA, mll
 def test_an_example_is_worded_as_the_generator_words_it(questions: WebQA, mllm: MLLM) -> None:
     example = AnswerExamples(questions, mllm, num_pictures=2)[0]
     images = [mllm.encode_image(document.load()) for document in example.documents]
-    expected = Generator(mllm)._encode(questions.questions[0].text, example.documents, images)
+    expected = Generator(mllm)._encode(0, questions.questions[0].text, example.documents, images)
     assert mllm.encode_prompt(example.prompt, images).input_ids == expected.input_ids
 
 
@@ -158,9 +161,19 @@ def test_a_batch_is_made_on_the_cpu(questions: WebQA, mllm: MLLM) -> None:
 
 
 def test_an_example_that_does_not_fit_is_refused(mllm: MLLM) -> None:
-    example = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
-    with pytest.raises(PromptTooLongError):
-        Collator(mllm)([example])
+    document = Document(Image.new("RGB", (40, 40)), id="the long one")
+    short = Example(mllm.render("<image>\nWhy?"), [document], "yes")
+    long = replace(short, prompt=mllm.render("<image>\n{q}", q="long " * mllm.max_length))
+    with pytest.raises(PromptTooLongError, match=r"'the long one' .* the answer 'yes'") as caught:
+        Collator(mllm)([short, long])
+    assert caught.value.index == 1
+
+
+def test_a_picture_that_the_processor_refuses_is_named(tiny_mllm: Callable[[str], MLLM]) -> None:
+    mllm = tiny_mllm("qwen2_vl")
+    strip = Document(Image.new("RGB", (2000, 4)), id="a strip")
+    with pytest.raises(ImageError, match="a strip"):
+        Collator(mllm)([Example(mllm.render("<image>\nWhy?"), [strip], "yes")])
 
 
 def test_an_answer_in_parts_is_learned_whole(tmp_path: Path, mllm: MLLM) -> None:

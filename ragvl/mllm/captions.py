@@ -1,0 +1,70 @@
+"""Captions cut to a number of tokens, where the caller wants that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+from ragvl.mllm.mllm import MLLM
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_CAPTIONS = 1 << 12
+
+
+class _Captioned(Protocol):
+    @property
+    def caption(self) -> str | None: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Captioned)
+
+
+class CaptionLimit:
+    """Cuts captions at token boundaries, and says so once a call.
+
+    Args:
+        mllm: whose tokens are counted.
+        max_tokens: what a caption may have by itself; None cuts none.
+
+    Raises:
+        ValueError: `max_tokens` is below 1.
+    """
+
+    def __init__(self, mllm: MLLM, max_tokens: int | None) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"caption_tokens={max_tokens}: it must be at least 1, or None")
+        self._mllm = mllm
+        self.max_tokens = max_tokens
+        self._cut = lru_cache(maxsize=_KNOWN_CAPTIONS)(mllm.cut)
+
+    def __reduce__(self) -> tuple[type, tuple[MLLM, int | None]]:
+        return type(self), (self._mllm, self.max_tokens)
+
+    def __call__(self, caption: str | None) -> str | None:
+        """The caption, or as much of its beginning as it may have."""
+        if caption is None or self.max_tokens is None:
+            return caption
+        return self._cut(caption, self.max_tokens)
+
+    def watched(self, documents: Iterable[T]) -> Iterator[T]:
+        """`documents`; once they have passed, logs how many of their captions are cut."""
+        cut: dict[int, str] = {}
+        try:
+            for document in documents:
+                if self(document.caption) != document.caption:
+                    cut.setdefault(id(document), document.name if not cut else "")
+                yield document
+        finally:
+            if cut:
+                logger.warning(
+                    "caption_tokens=%d: %d captions were cut, the first that of %s",
+                    self.max_tokens,
+                    len(cut),
+                    next(iter(cut.values())),
+                )
