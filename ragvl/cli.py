@@ -37,6 +37,9 @@ _Images = Annotated[
 ]
 _Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")]
 _Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
+_CaptionTokens = Annotated[
+    int | None, typer.Option(min=1, help="Cut a longer caption to so many tokens; not at all.")
+]
 
 # Settings are read by jsonargparse, which knows their types and their YAML
 _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -133,6 +136,7 @@ def warm(
     ] = None,
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
+    caption_tokens: _CaptionTokens = None,
     strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
@@ -158,6 +162,7 @@ def warm(
             device=device,
             dtype=dtype,
             prefix_cache=prefix_cache,
+            caption_tokens=caption_tokens,
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
     typer.echo(
@@ -450,6 +455,7 @@ def evaluate(
     questions: _Questions = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
     timed: Annotated[int, typer.Option(min=0, help="Questions timed one by one.")] = 20,
+    caption_tokens: _CaptionTokens = None,
     submission: Annotated[
         Path | None,
         typer.Option(help="Also write WebQA's submission file, at the first threshold."),
@@ -484,7 +490,9 @@ def evaluate(
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
-        loaded = _load_reranker(reranker, template or data_set.template, device, dtype)
+        loaded = _load_reranker(
+            reranker, template or data_set.template, device, dtype, caption_tokens
+        )
         names = [_threshold(name) for name in threshold or ("natural", *_saved(loaded))]
         pools = POOLS if pool == "both" else (pool,)
         if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
@@ -504,7 +512,11 @@ def evaluate(
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
             loaded,
-            Generator.from_pretrained(generator, device=device, dtype=dtype) if generator else None,
+            Generator.from_pretrained(
+                generator, device=device, dtype=dtype, caption_tokens=caption_tokens
+            )
+            if generator
+            else None,
         )
         evaluation = run(data_set, models, settings, work=out / "work", progress=progress)
         paths = {"data": str(source), "encoder": encoder, "reranker": reranker}
@@ -548,6 +560,7 @@ def calibrate(
         Path | None, typer.Option(help="Also draw densities and thresholds (SVG).")
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Keeps what was computed.")] = None,
+    caption_tokens: _CaptionTokens = None,
     strict: _Strict = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
@@ -579,7 +592,7 @@ def calibrate(
         )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
-            _load_reranker(reranker, template or data_set.template, device, dtype),
+            _load_reranker(reranker, template or data_set.template, device, dtype, caption_tokens),
         )
         saved, recalls = run(
             data_set,
@@ -639,14 +652,21 @@ def ablate(
         sys.exit(1)
 
 
-def _load_reranker(path: str, template: str, device: str, dtype: str) -> Reranker:
+def _load_reranker(
+    path: str, template: str, device: str, dtype: str, caption_tokens: int | None
+) -> Reranker:
     """With the thresholds that its folder holds."""
     from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds
 
     file = Path(path) / THRESHOLDS_FILE
     thresholds = SavedThresholds.load(file, template) if file.is_file() else None
     return Reranker.from_pretrained(
-        path, device=device, dtype=dtype, template=template, thresholds=thresholds
+        path,
+        device=device,
+        dtype=dtype,
+        template=template,
+        thresholds=thresholds,
+        caption_tokens=caption_tokens,
     )
 
 

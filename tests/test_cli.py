@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,18 @@ def test_warm_fills_a_cache_that_rerank_uses(
     tables = [outcome.output.partition("┏")[2] for outcome in outcomes]  # after the loading bars
     assert tables[0] == tables[1]
     assert tables[0].count(".png") == 2
+
+
+def test_warm_cuts_long_captions_where_asked(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(json.dumps({"image": pictures[0], "caption": "word " * 2000}))
+    command = ["warm", str(documents), "--model", str(tiny_model(ARCHITECTURES[0]))]
+    command += ["--device", "cpu", "--cache", str(tmp_path / "cache")]
+    assert "0 built, 0 there already, 1 skipped" in CliRunner().invoke(app, command).output
+    cut = CliRunner().invoke(app, [*command, "--caption-tokens", "30"])
+    assert "1 built, 0 there already, 0 skipped" in cut.output
 
 
 def test_warm_errors_are_one_line(

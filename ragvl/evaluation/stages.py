@@ -141,7 +141,9 @@ class Relevances:
         self._source = source
         self._document_key = cache(source.document_key)  # asked for every pair
         self._reranker = reranker
-        name = depending_on(reranker.mllm.fingerprint, reranker.template_name)
+        name = depending_on(
+            reranker.mllm.fingerprint, reranker.template_name, reranker.caption_tokens
+        )
         self._journal: Journal[str] = Journal(folder / f"relevance-{name}.jsonl")
 
     def __call__(self, question: Question, document_id: str) -> float:
@@ -206,7 +208,7 @@ class Answers:
         self._document_key = cache(source.document_key)  # asked for every question
         self._generator = generator
         self._max_new_tokens = max_new_tokens
-        name = depending_on(generator.mllm.fingerprint, max_new_tokens)
+        name = depending_on(generator.mllm.fingerprint, max_new_tokens, generator.caption_tokens)
         self._journal: Journal[str] = Journal(folder / f"answers-{name}.jsonl")
 
     def __call__(self, question: Question, document_ids: Sequence[str]) -> str:

@@ -37,6 +37,11 @@ class Generator:
         self.mllm = mllm
         self._captions = CaptionLimit(mllm, caption_tokens)
 
+    @property
+    def caption_tokens(self) -> int | None:
+        """How many tokens of a caption prompts hold at most; None for all."""
+        return self._captions.max_tokens
+
     @classmethod
     def from_pretrained(
         cls,

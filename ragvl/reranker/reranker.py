@@ -337,6 +337,11 @@ class Reranker:
         return fingerprint(self.mllm.model, str(self.mllm.dtype))
 
     @property
+    def caption_tokens(self) -> int | None:
+        """How many tokens of a caption prompts hold at most; None for all."""
+        return self._prompts.captions.max_tokens
+
+    @property
     def template_name(self) -> str:
         """The template's name, or "auto"."""
         return "auto" if self.template is None else self.template.name
