@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,9 +62,10 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 GPU := $(shell nvidia-smi -L 2>/dev/null)
 ON_GPU := $(if $(GPU),PYTHONPATH=$(CURDIR)/build/gpu $(PYTHON),$(BIN)/python)
 
+CUDA ?= ON
 gpu-build: # The extension for this machine's GPU, without touching the machine's packages
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
-	    --target build/gpu -C build-dir=build/gpu-objects -C cmake.define.RAGVL_CUDA=ON \
+	    --target build/gpu -C build-dir=build/gpu-objects -C cmake.define.RAGVL_CUDA=$(CUDA) \
 	    -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native .
 
 	$(if $(wildcard build/wheels),$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade \
@@ -79,8 +80,13 @@ gpu-wheels: $(BIN)/python ## Fetch into build/wheels what a GPU machine may lack
 	    --only-binary :all: --python-version $(GPU_PYTHON_VERSION) \
 	    $(filter $(addsuffix ==%,$(GPU_WHEELS)),$(file <constraints.txt))
 
-bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU (ten minutes)
-	$(ON_GPU) benchmarks/gpu_ops.py
+# Builds by itself, as its first part: what fails there must not keep the others from running
+MINUTES ?= 8
+bench-gpu: $(if $(GPU),,$(VENV)/.dev) ## All that follows on a GPU, the most important first; MINUTES=8
+	$(ON_GPU) benchmarks/gpu_all.py --minutes $(MINUTES) $(AGAIN:%=--again %) $(BUNDLE:%=--bundle %)
+
+bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU; PARTS="..."
+	$(ON_GPU) benchmarks/gpu_ops.py $(PARTS:%=--part %)
 
 bench-gpu-rerank: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Rerank with real models' sizes on a GPU; PARTS="..."
 	$(ON_GPU) benchmarks/gpu_rerank.py $(PARTS:%=--part %)

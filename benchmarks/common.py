@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,20 @@ def save(
 
 
 def _commit() -> str:
-    """The commit measured, "+changes" where the working tree differs; "unknown" outside git."""
+    """The commit measured, "+changes" where the working tree differs; "unknown" outside git.
+
+    Results do not count as changes. Where a tree was copied without its repository, the variable
+    RAGVL_COMMIT says what it is.
+    """
+    if named := os.environ.get("RAGVL_COMMIT"):
+        return named
+    ours = ("status", "--porcelain", "--", ".", ":!benchmarks/results")
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git(*ours) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,7 +156,7 @@ def run_tests(folders: Sequence[str], seconds: float) -> dict[str, Any]:
 
     Returns:
         `tests`, `failures`, `errors` and `skipped`, counted; the names of those that `failed`;
-        `seconds`. Or a `problem`, in words.
+        `seconds`; a `problem`, in words, where they were not all run.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -165,20 +166,40 @@ def run_tests(folders: Sequence[str], seconds: float) -> dict[str, Any]:
         # Where there is no GPU, those that need one are skipped, and the others are CI's
         chosen = ["-k", "cuda or triton or gpu"] if torch.cuda.is_available() else ["-m", "gpu"]
         command += [*chosen, f"--junitxml={report}", "-p", "no:cacheprovider"]
-        try:
-            run = subprocess.run(
-                command, cwd=ROOT, env=SAFE_PATH, timeout=seconds, capture_output=True, text=True
+        log = Path(folder) / "log"
+        with log.open("w+", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=SAFE_PATH, stdout=output, stderr=subprocess.STDOUT
             )
-        except subprocess.TimeoutExpired:
-            return {"problem": f"not done in {seconds:.0f} s"}
+            problem = _wait_or_interrupt(process, seconds)
         if not report.exists():
-            return {"problem": (run.stdout + run.stderr)[-2000:]}
+            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            return {**_NO_TESTS, "problem": f"{problem or 'not begun'}: {text}"}
         suite = next(ET.parse(report).iter("testsuite"))
-        counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors")}
-        counts["skipped"] = int(suite.get("skipped", 0))
+        counts = {kind: int(suite.get(kind, 0)) for kind in _COUNTED}
         names = [
             f"{case.get('classname')}::{case.get('name')}"
             for case in suite.iter("testcase")
             if case.find("failure") is not None or case.find("error") is not None
         ]
-    return {**counts, "failed": names, "seconds": float(suite.get("time", 0))}
+    result = {**counts, "failed": names, "seconds": float(suite.get("time", 0))}
+    return result if problem is None else {**result, "problem": problem}
+
+
+_COUNTED = ("tests", "failures", "errors", "skipped")
+_NO_TESTS = {**dict.fromkeys(_COUNTED, 0), "failed": [], "seconds": 0.0}
+
+
+def _wait_or_interrupt(process: subprocess.Popen[bytes], seconds: float) -> str | None:
+    """Interrupts pytest when its time is up: it then reports on the tests that it has run."""
+    try:
+        process.wait(timeout=seconds)
+        return None
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return f"stopped after {seconds:.0f} s"

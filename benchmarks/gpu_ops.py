@@ -1,6 +1,7 @@
 """Every operation on a GPU: tested, checked for bad memory accesses, timed against the hardware.
 
     make bench-gpu-ops                            # builds, then runs this: ten minutes at most
+    make bench-gpu-ops PARTS=times                # of tests, sanitizer, times
     python benchmarks/gpu_ops.py --device cpu     # a small size, to see that it runs
 
 Needs no network and nothing but torch, triton, pytest and what builds the extension.
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +30,7 @@ import bench_visual_weighted_cross_entropy
 import torch
 import typer
 from bench_visual_weighted_cross_entropy import Size
-from common import BUILD, save
-from gpu import Clocks, captured, goal, print_goals, run_tests
+from gpu import Clocks, captured, goal, run_parts, run_tests
 from operation import DTYPES, Method
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +40,7 @@ from shapes import SHAPES
 from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 from ragvl.runtime import resolve_device
 
-RESULT = "gpu_ops"
+PARTS = ("tests", "times", "sanitizer")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # A cache that holds all inputs would be measured in the memory's place: so many times its size
 _ROTATED = 4
@@ -75,11 +75,18 @@ class Case:
 
 
 def cases(device: torch.device, *, small: bool) -> Iterator[Case]:
-    """Everything that is timed; `small` runs in seconds on a CPU."""
-    yield from _relevance_head_cases(device, small)
-    yield from _prefix_attention_cases(device, small)
-    yield from _diffusion_noise_cases(device, small)
-    yield from _loss_cases(device, small)
+    """Everything that is timed; `small` runs in seconds on a CPU.
+
+    Operations take turns, so that each has figures where there is no time for all of them.
+    """
+    operations = (
+        _relevance_head_cases(device, small),
+        _prefix_attention_cases(device, small),
+        _diffusion_noise_cases(device, small),
+        _loss_cases(device, small),
+    )
+    for row in zip_longest(*operations):
+        yield from (case for case in row if case is not None)
 
 
 def _relevance_head_cases(device: torch.device, small: bool) -> Iterator[Case]:
@@ -288,6 +295,12 @@ def goals(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def test_goals(tests: dict[str, Any]) -> list[dict[str, Any]]:
+    """That every test was run and none failed."""
+    bad = tests["failures"] + tests["errors"] + ("problem" in tests)
+    return [goal("the operations' tests", "failed, or not run", bad, at_most=0)]
+
+
 def _label(case: dict[str, Any]) -> str:
     return f"{case['operation']}, {case['case']}"
 
@@ -333,27 +346,44 @@ def sanitize(seconds: float) -> dict[str, str]:
 # --- command line -------------------------------------------------------------------------------
 
 
+def run(part: str, device: torch.device, rounds: int, seconds: float) -> dict[str, Any]:
+    """One part's result."""
+    small = device.type != "cuda"
+    if part == "tests":
+        tests = run_tests(["tests/ops"], seconds)
+        return {"tests": tests, "goals": [] if small else test_goals(tests)}
+    if part == "sanitizer":
+        return {"sanitizer": sanitize(seconds), "goals": []}
+    # What is begun at the last moment takes a few seconds more
+    chosen = list(cases(device, small=small))
+    result = measure(chosen, device, rounds=rounds, seconds=0.9 * seconds)
+    return {**result, "goals": [] if small else goals(result["cases"])}
+
+
 def main(
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; all by default.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 15,
-    seconds: Annotated[float, typer.Option(help="For all of it.")] = 500,
+    seconds: Annotated[float, typer.Option(help="For each part.")] = 180,
 ) -> None:
-    """Test, check, time; write benchmarks/results/gpu_ops.json, or on a CPU build/gpu_ops.json."""
-    started = time.monotonic()
+    """Measure; write benchmarks/results/gpu_ops_<part>.json, or on a CPU the same in build."""
     where = resolve_device(device)
-    small = where.type != "cuda"
-    tests = run_tests(["tests/ops"], 0.45 * seconds)
-    checks = {"tests": tests, "sanitizer": sanitize(0.2 * seconds)}
-    left = seconds - (time.monotonic() - started)
-    result = measure(list(cases(where, small=small)), where, rounds=rounds, seconds=left)
-    result = {"checks": checks, **result, "goals": [] if small else goals(result["cases"])}
-    path = save(RESULT, result, where, folder=BUILD if small else None)
-    _print(result, Console(width=160))
-    print(json.dumps(checks, indent=1))
-    print(f"wrote {path}")
+    run_parts(
+        "gpu_ops",
+        part or PARTS,
+        PARTS,
+        lambda name: run(name, where, rounds, seconds),
+        _describe,
+        where,
+    )
 
 
-def _print(result: dict[str, Any], console: Console) -> None:
+def _describe(part: str, result: dict[str, Any], console: Console) -> None:
+    if part != "times":
+        console.print_json(json.dumps(result[part]))
+        return
     table = Table("operation", "case", "method", "us", "of the limit", "speedup")
     for case in result["cases"]:
         for name, figures in case["methods"].items():
@@ -364,7 +394,6 @@ def _print(result: dict[str, Any], console: Console) -> None:
                 f"{figures['speedup']['median']:.2f}x",
             )
     console.print(table)
-    print_goals(result["goals"], console)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     make bench-gpu-rerank PARTS="checks internvl2-2b"   # some parts, up to ten minutes each
     make bench-gpu-rerank PARTS=qwen2.5-vl-7b:576       # one size of a large model
+    make bench-gpu-rerank PARTS=checks:internvl2-1b     # one model's scores, without the tests
     make bench-gpu-rerank                               # all of them: over an hour
     python benchmarks/gpu_rerank.py --part tiny       # on a CPU: a small model, to see that it runs
 
@@ -221,12 +222,21 @@ def check(
         seconds: for the tests of every architecture at a tiny size.
     """
     folders = ("tests/mllm", "tests/reranker", "tests/prefix_cache")
-    tests = run_tests(folders, seconds)
+    return {
+        "tests": run_tests(folders, seconds),
+        "models": check_models(names, device, num_queries=num_queries),
+    }
+
+
+def check_models(
+    names: Sequence[str], device: torch.device, *, num_queries: int
+) -> list[dict[str, Any]]:
+    """See `check`; without the tests."""
     models = []
     for name in names:
         models.append(_check_model(name, device, num_queries))
         _free(device)
-    return {"tests": tests, "models": models}
+    return models
 
 
 def _check_model(name: str, device: torch.device, num_queries: int) -> dict[str, Any]:
@@ -405,17 +415,28 @@ def tier_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 # --- command line -------------------------------------------------------------------------------
 
 
-def run(part: str, device: torch.device, seconds: float) -> dict[str, Any]:
-    """One part's result. On a CPU parts run on tiny models; a tiny model is a part of its own."""
+def run(part: str, device: torch.device, seconds: float, *, brief: bool = False) -> dict[str, Any]:
+    """One part's result. On a CPU parts run on tiny models; a tiny model is a part of its own.
+
+    Args:
+        part: which.
+        device: where.
+        seconds: for it.
+        brief: fewer samples of everything.
+    """
     on_gpu = device.type == "cuda"
     name, _, only = part.partition(":")
     if name == "checks":
-        result = check(
-            CHECKED if on_gpu else ("tiny", "tiny-qwen3-vl"),
-            device,
-            num_queries=10_000 if on_gpu else 100,
-            seconds=0.5 * seconds,
-        )
+        num_queries = (2000 if brief else 10_000) if on_gpu else 100
+        if only:
+            result = {"models": check_models([only], device, num_queries=num_queries)}
+        else:
+            result = check(
+                CHECKED if on_gpu else ("tiny", "tiny-qwen3-vl"),
+                device,
+                num_queries=num_queries,
+                seconds=0.5 * seconds,
+            )
         return {**result, "goals": check_goals(result)}
     if name == "tiers":
         model = only or (TIERED if on_gpu else "tiny")
@@ -425,7 +446,7 @@ def run(part: str, device: torch.device, seconds: float) -> dict[str, Any]:
             model,
             device,
             num_documents=5 if is_large else NUM_DOCUMENTS,
-            rounds=(3 if is_large else 9) if on_gpu else 2,
+            rounds=(3 if is_large or brief else 9) if on_gpu else 2,
         )
         return {**result, "goals": tier_goals(result)}
     shape = SHAPES[name]
@@ -434,9 +455,9 @@ def run(part: str, device: torch.device, seconds: float) -> dict[str, Any]:
         name,
         device,
         tokens=(int(only),) if only else sizes,
-        rounds=7 if on_gpu else 2,
-        warm_calls=1000 if on_gpu else 5,
-        cold_calls=100 if on_gpu else 2,
+        rounds=(5 if brief else 7) if on_gpu else 2,
+        warm_calls=(300 if brief else 1000) if on_gpu else 5,
+        cold_calls=(25 if brief else 100) if on_gpu else 2,
         seconds=0.5 * seconds,
     )
     return {**result, "goals": model_goals(result)}
@@ -448,6 +469,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     seconds: Annotated[float, typer.Option(help="For each part.")] = 560,
+    brief: Annotated[bool, typer.Option(help="Fewer samples of everything.")] = False,
 ) -> None:
     """Measure; write benchmarks/results/gpu_rerank_<part>.json, or on a CPU the same in build."""
     transformers_logging.disable_progress_bar()
@@ -458,7 +480,7 @@ def main(
         "gpu_rerank",
         parts,
         (*PARTS, *SHAPES),
-        lambda name: run(name, where, seconds),
+        lambda name: run(name, where, seconds, brief=brief),
         _describe,
         where,
     )

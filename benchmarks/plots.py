@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from tables import GPU_MODELS, Load
+from tables import Load, gpu_models
 
 from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
 
@@ -42,7 +42,7 @@ def prefix_cache_cost(load: Load) -> str | None:
 
 def gpu_rerank(load: Load) -> str | None:
     """Milliseconds of each way to rerank on a GPU by model, and by share of known documents."""
-    results = [result for name in GPU_MODELS if (result := load(f"gpu_rerank_{name}"))]
+    results = gpu_models(load)
     if not results:
         return None
     tiers = load("gpu_rerank_tiers")

@@ -26,6 +26,7 @@ GPU_MODELS = (
     *("internvl2-1b", "internvl2-2b", "qwen3-vl-2b", "qwen2.5-vl-3b", "qwen2.5-vl-7b"),
     *("llava-1.5-7b", "llava-1.5-13b"),
 )
+GPU_IMAGE_TOKENS = ("", "_256", "_576", "_1296")  # parts of a model; the first is all of them
 GPU_TRAINED = ("internvl2-1b", "internvl2-2b", "llava-1.5-7b")
 FAMILIES = {
     "llava": "LLaVA",
@@ -81,13 +82,19 @@ def _case_name(case: Result) -> str:
     return f"{family}, {model['parameters'] / 1e6:,.0f} M, {suffix} suffix tokens"
 
 
+def gpu_models(load: Load) -> list[Result]:
+    """Results of the models that were measured on a GPU, some at one number of image tokens."""
+    stems = [f"gpu_rerank_{name}{part}" for name in GPU_MODELS for part in GPU_IMAGE_TOKENS]
+    return [result for stem in stems if (result := load(stem))]
+
+
 def gpu_rerank(load: Load) -> str:
     """Times on the GPU, a row for each model, number of image tokens and length of suffix."""
     header = [
         *("model", "image tokens", "suffix tokens", "warm p50", "p90", "p99", "at best"),
         *("cold p50", "at best", "`generate`", "padded batch", "CrossEncoder", "stock cache, warm"),
     ]
-    results = [result for name in GPU_MODELS if (result := load(f"gpu_rerank_{name}"))]
+    results = gpu_models(load)
     if not results:
         return _table(header, [["any", *[NOT_MEASURED] * (len(header) - 1)]])
     rows, left_out = [], []
@@ -128,8 +135,9 @@ def gpu_rerank(load: Load) -> str:
 
 def gpu_rerank_goals(load: Load) -> str:
     """What reranking promises on a GPU, right and fast, and whether it keeps it."""
-    parts = ("checks", "tiers", *GPU_MODELS)
-    results = [result for part in parts if (result := load(f"gpu_rerank_{part}"))]
+    others = ("checks", "checks_internvl2-1b", "tiers")
+    results = [result for part in others if (result := load(f"gpu_rerank_{part}"))]
+    results += gpu_models(load)
     goals = {"goals": [goal for result in results for goal in result["goals"]]}
     return _goals(goals if results else None)
 
@@ -400,7 +408,7 @@ def _operation(
 
 def gpu_ops(load: Load) -> str:
     """Every operation on a GPU: time, share of the hardware's limit, the fastest other way."""
-    result = load("gpu_ops")
+    result = load("gpu_ops_times")
     header = ["operation", "case", "torch", "another way", "Triton", "CUDA", "of the limit"]
     if result is None:
         return _table(header, [["any", "any", *[NOT_MEASURED] * (len(header) - 2)]])
@@ -423,7 +431,7 @@ def gpu_ops(load: Load) -> str:
                 f"{100 * share:.0f} %",
             ]
         )
-    tests, peaks = result["checks"]["tests"], result["peaks"]
+    peaks = result["peaks"]
     clocks = result["clocks"].get("clocks.sm")
     note = (
         f"{result['machine']['device']}, medians of {result['rounds']} rounds in one run, on "
@@ -434,14 +442,16 @@ def gpu_ops(load: Load) -> str:
     )
     if clocks is not None:
         note += f" Clock: {clocks['median']:.0f} MHz ({clocks['min']:.0f} to {clocks['max']:.0f})."
-    if "problem" in tests:
-        note += f" Tests: {tests['problem']}."
-    else:
+    if (part := load("gpu_ops_tests")) is not None:
+        tests = part["tests"]
         failed = tests["failures"] + tests["errors"]
         passed = tests["tests"] - failed - tests["skipped"]
-        note += f" Tests there: {passed} passed, {failed} failed, {tests['skipped']} skipped;"
-        found = (f"{tool} {said}" for tool, said in result["checks"]["sanitizer"].items())
-        note += f" compute-sanitizer: {', '.join(found)}."
+        note += f" Tests there: {passed} passed, {failed} failed, {tests['skipped']} skipped."
+        if "problem" in tests:
+            note += f" They were {tests['problem']}."
+    if (part := load("gpu_ops_sanitizer")) is not None:
+        verdicts = (f"{tool} {verdict}" for tool, verdict in part["sanitizer"].items())
+        note += f" compute-sanitizer: {', '.join(verdicts)}."
     if result["left_out"]:
         note += f" Not measured, for lack of time: {'; '.join(result['left_out'])}."
     return f"{_table(header, rows)}\n\n{note}"
@@ -449,7 +459,10 @@ def gpu_ops(load: Load) -> str:
 
 def gpu_ops_goals(load: Load) -> str:
     """What each operation promises on a GPU, and whether it keeps it."""
-    return _goals(load("gpu_ops"))
+    parts = ("gpu_ops_tests", "gpu_ops_times", "gpu_ops_sanitizer")
+    results = [result for part in parts if (result := load(part))]
+    goals = {"goals": [goal for result in results for goal in result["goals"]]}
+    return _goals(goals if results else None)
 
 
 def _goals(result: Result | None) -> str:

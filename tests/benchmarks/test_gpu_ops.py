@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gpu_ops
@@ -20,13 +21,9 @@ def result() -> dict[str, Any]:
     cases = list(gpu_ops.cases(CPU, small=True))
     found = gpu_ops.measure(cases, CPU, rounds=2, seconds=1e9)
     assert len(found["cases"]) == len(cases)
-    checks = {
-        "tests": {"tests": 9, "failures": 1, "errors": 1, "skipped": 2},
-        "sanitizer": {"memcheck": "clean"},
-    }
     machine = {"device": "Some GPU"}
     goals = gpu_ops.goals(found["cases"])
-    return json.loads(json.dumps({**found, "checks": checks, "machine": machine, "goals": goals}))
+    return json.loads(json.dumps({**found, "machine": machine, "goals": goals}))
 
 
 def test_every_operation_is_timed_against_torch(result: dict[str, Any]) -> None:
@@ -46,11 +43,23 @@ def test_every_operation_is_timed_against_torch(result: dict[str, Any]) -> None:
 
 
 def test_its_table_has_a_row_for_each_case(result: dict[str, Any]) -> None:
-    table = TABLES["gpu_ops"]({"gpu_ops": result}.get)
+    tests = {"tests": 9, "failures": 1, "errors": 1, "skipped": 2}
+    parts = {
+        "gpu_ops_times": result,
+        "gpu_ops_tests": {"tests": tests},
+        "gpu_ops_sanitizer": {"sanitizer": {"memcheck": "clean"}},
+    }
+    table = TABLES["gpu_ops"](parts.get)
     for case in result["cases"]:
         assert f"| {case['operation']} | {case['case']} |" in table
-    assert "5 passed, 2 failed, 2 skipped; compute-sanitizer: memcheck clean." in table
+    assert "5 passed, 2 failed, 2 skipped. compute-sanitizer: memcheck clean." in table
     assert "us (sdpa, " in table
+    assert "Tests there" not in TABLES["gpu_ops"]({"gpu_ops_times": result}.get)
+
+
+def test_operations_take_turns() -> None:
+    first = [case.operation for case in gpu_ops.cases(CPU, small=True)][: len(OPERATIONS)]
+    assert set(first) == set(OPERATIONS)
 
 
 def test_nothing_is_begun_when_the_time_is_up() -> None:
@@ -105,7 +114,13 @@ def test_goals_are_about_the_faster_kernel() -> None:
         (f"{loss}, 1, 100 % labelled", "memory against eager"): (0.05, True),
         (f"{loss}, 1, 5 % labelled", "speed against eager"): (3.0, False),
     }
-    table = TABLES["gpu_ops_goals"]({"gpu_ops": {"goals": gpu_ops.goals(measured)}}.get)
+    tests = {"tests": 9, "failures": 1, "errors": 0, "problem": "stopped after 3 s"}
+    parts = {
+        "gpu_ops_times": {"goals": gpu_ops.goals(measured)},
+        "gpu_ops_tests": {"goals": gpu_ops.test_goals(tests)},
+    }
+    table = TABLES["gpu_ops_goals"](parts.get)
+    assert "| the operations' tests | failed, or not run | at most 0 | 2 | **missed** |" in table
     assert "| relevance_head, b | us | at most 8 | 9 | **missed** |" in table
     assert (
         "| diffusion_noise, 256 MiB | share of copy bandwidth | at least 0.85 | 0.9 | reached |"
@@ -133,4 +148,23 @@ def test_checks_without_a_gpu_say_so() -> None:
     tests = gpu_ops.run_tests(["tests/ops"], 240)
     assert (tests["failures"], tests["errors"], tests["failed"]) == (0, 0, [])
     assert tests["skipped"] == tests["tests"] > 50
-    assert "not done in" in gpu_ops.run_tests(["tests/ops"], 0.01)["problem"]
+    assert "stopped after" in gpu_ops.run_tests(["tests/ops"], 0.01)["problem"]
+
+
+def test_tests_that_are_stopped_still_count(tmp_path: Path) -> None:
+    file = tmp_path / "test_gpu_slow.py"
+    file.write_text(
+        "import time, pytest\n"
+        "@pytest.mark.gpu\ndef test_gpu_a(): pass\n"
+        "@pytest.mark.gpu\ndef test_gpu_b(): pass\n"
+        "def pytest_runtest_setup(item): pass\n"
+    )
+    (tmp_path / "conftest.py").write_text(
+        "import time\n"
+        "def pytest_runtest_setup(item):\n"
+        "    if item.name.endswith('b'): time.sleep(120)\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n")
+    tests = gpu_ops.run_tests([str(tmp_path)], 8)
+    assert tests["problem"] == "stopped after 8 s"
+    assert tests["tests"] >= 1
