@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,15 @@ _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 
 
 @app.callback()
-def ragvl() -> None:
+def ragvl(
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pixels a picture may have; 89 million, if not given."),
+    ] = None,
+) -> None:
     """Fast multimodal reranking with MLLMs (RagVL, arXiv 2407.21439)."""
+    if max_pixels is not None:  # of processes that this one starts, too
+        os.environ["RAGVL_MAX_PIXELS"] = str(max_pixels)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names in files may be more than it can print
             stream.reconfigure(errors="backslashreplace")

@@ -1,15 +1,17 @@
-"""Where a model runs, in which dtype, and a name for its weights."""
+"""Where a model runs, in which dtype, what it keeps of a picture, and a name for its weights."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _SAMPLES_PER_TENSOR = 1024
+_PROBE_SIDE = 2048  # pixels
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -26,6 +28,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             f"device={str(device)!r} was asked for, but torch sees no CUDA device here"
         )
     return resolved
+
+
+def count_kept_pixels(prepare: Callable[[Image.Image], Mapping[str, Tensor]]) -> int | None:
+    """How many pixels of a large picture a processor keeps, found by trying; None if about all.
+
+    Args:
+        prepare: the processor; of the tensors that it gives the floating ones hold pixels.
+    """
+    tensors = prepare(Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE))).values()
+    kept = sum(x.numel() for x in tensors if x.is_floating_point()) // 3
+    return kept if kept < _PROBE_SIDE**2 // 2 else None
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from PIL import Image
 
-from ragvl.data.images import ImageError, ImageSource, describe, load_image
+from ragvl.data.images import ImageError, decoded, load_image, why_unusable
+from ragvl.data.pictures import MAX_FILE_BYTES, ImageSource, as_picture, describe
+from ragvl.files import check_regular, open_regular
+from ragvl.messages import shown
 
 # A file that was written to so recently might be again without a later time on it
 _SETTLED_AFTER = 2.0  # seconds
+# Of a document's name, which together hold at most 200 characters of input
+_ID_SHOWN, _PATH_SHOWN = 80, 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,29 +28,33 @@ class Document:
     """A picture with an optional caption. Compared and hashed by identity.
 
     Attributes:
-        image: a file's path, a file's bytes, a PIL image, or an array (see `load_image`). It is
-            read when it is needed, not before. A file may change; a picture in memory is taken to
-            stay as it is once the document has been used.
+        image: anything that `as_picture` takes, as what that makes of it: a file's path, a file's
+            bytes, a PIL image, or an array. It is decoded when it is needed, not before. A file may
+            change; a picture in memory is taken to stay as it is once the document has been used.
         caption: its caption.
         id: its name, unique among the documents of one retriever.
+        max_pixels: refuse a picture with more; see `load_image`.
 
     Raises:
         TypeError: a field has another type.
-        ValueError: `id` is the empty string.
+        ValueError: `id` is the empty string, or `max_pixels` is below 1.
     """
 
     image: ImageSource
     caption: str | None = None
     id: str | None = None
+    max_pixels: int | None = field(default=None, kw_only=True)
     _digest: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        describe(self.image)  # refuses what cannot be a picture
+        object.__setattr__(self, "image", as_picture(self.image))
         for name, value in (("caption", self.caption), ("id", self.id)):
             if value is not None and not isinstance(value, str):
                 raise TypeError(
                     f"{self.name}: {name} must be a string or None, not {type(value).__name__}"
                 )
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"{self.name}: max_pixels={self.max_pixels}: it must be at least 1")
         if self.id == "":
             raise ValueError("a document's id is empty; give it a name, or None")
 
@@ -58,9 +69,11 @@ class Document:
 
     @property
     def name(self) -> str:
-        """What to call it in a message: its id, and what its picture is."""
-        picture = describe(self.image)
-        return f"document {picture}" if self.id is None else f"document {self.id!r} ({picture})"
+        """What to call it in a message, in one line: its id, and what its picture is."""
+        picture = as_picture(self.image)
+        if self.id is None:
+            return f"document {describe(picture)}"
+        return f"document '{shown(self.id, _ID_SHOWN)}' ({describe(picture, _PATH_SHOWN)})"
 
     @property
     def path(self) -> str | None:
@@ -73,7 +86,21 @@ class Document:
         Raises:
             ImageError: the picture cannot be used; the message names the document.
         """
-        return load_image(self.image, name=self.name)
+        return load_image(self.image, max_pixels=self.max_pixels, name=self.name)
+
+    def decoded(
+        self, *, kept_pixels: Callable[[], int | None] | None = None
+    ) -> AbstractContextManager[Image.Image]:
+        """`load` for the time of a block; see `ragvl.data.images.decoded`.
+
+        It is for work in threads: pictures that are large together are worked on one after another.
+
+        Args:
+            kept_pixels: how many pixels of it are kept; see `load_image`.
+        """
+        return decoded(
+            self.image, max_pixels=self.max_pixels, name=self.name, kept_pixels=kept_pixels
+        )
 
     def digest(self) -> str:
         """Names the picture's content: sha256 of the encoded bytes, or else of the pixels.
@@ -88,7 +115,7 @@ class Document:
             try:
                 return _file_digest(os.fspath(self.image))
             except OSError as error:
-                raise ImageError(f"{self.name} cannot be read: {error}") from error
+                raise ImageError(why_unusable(self.name, error)) from error
         if not self._digest:
             self._digest.append(self._hash_content())
         return self._digest[0]
@@ -104,7 +131,7 @@ DocumentLike = Document | ImageSource
 
 
 def _file_digest(path: str) -> str:
-    status = os.stat(path)
+    status = check_regular(path, max_bytes=MAX_FILE_BYTES)
     if time.time() - status.st_mtime < _SETTLED_AFTER:
         return _hash_file(path)
     return _settled_file_digest(
@@ -118,5 +145,6 @@ def _settled_file_digest(path: str, *_status: int) -> str:
 
 
 def _hash_file(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path, max_bytes=MAX_FILE_BYTES) as file:
+        # typeshed's BinaryIO lacks `readinto`
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

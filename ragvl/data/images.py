@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
-from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+from ragvl.data.jpeg import check_scans
+from ragvl.data.pictures import (
+    MAX_FILE_BYTES,
+    ImageSource,
+    Picture,
+    UnusablePicture,
+    as_picture,
+    describe,
+)
+from ragvl.data.pixel_budget import PixelBudget
+from ragvl.files import open_regular
+from ragvl.messages import reason, shown
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; PIL warns above the same figure
+MAX_PIXELS_VARIABLE = "RAGVL_MAX_PIXELS"
 MAX_ASPECT_RATIO = 200  # resizing the shorter side of a longer strip would make it enormous
+# A larger picture is made smaller while it is read where a model keeps far less of it; a smaller
+# one never, so that its scores are what they would be without
+REDUCE_ABOVE = 2**25  # pixels
+_STRIP_PIXELS = 2**20  # are converted at a time, so that no second copy of a picture is needed
 
 # Registering every decoder once, here, keeps threads from doing it at the same time later.
 Image.init()
-# Formats that are decoded in this process; PIL also opens some (EPS) by starting a program.
+# Formats that are decoded in this process, where PIL or a plugin that the caller registered has a
+# decoder (HEIF: pillow-heif). PIL also opens some (EPS) by starting a program.
 FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN
+    ["AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP"],
 )
 
+in_flight = PixelBudget(MAX_PIXELS)  # of this process
 _lazy_image_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lazy_image_lock
+    _lazy_image_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that can be read now: plugins may be registered at any time."""
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+    source: ImageSource,
+    *,
+    max_pixels: int | None = None,
+    name: str | None = None,
+    kept_pixels: Callable[[], int | None] | None = None,
 ) -> Image.Image:
     """The picture as a new 8-bit RGB image, turned as its EXIF orientation says.
 
@@ -41,94 +79,225 @@ def load_image(
     left alone, and `source` is not changed.
 
     Args:
-        source: a file's path, a file's bytes, a PIL image (the frame that it shows), or an array
-            of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floating in [0, 1].
-        max_pixels: refuse larger pictures, by the size in the header, before decoding them.
-            PIL itself refuses those above twice its `Image.MAX_IMAGE_PIXELS`.
+        source: see `as_picture`; of a PIL image the frame that it shows, and of an array the shape
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floating in [0, 1].
+        max_pixels: refuse larger pictures, by the size in the header, before decoding them; by
+            default what the environment's RAGVL_MAX_PIXELS says, or else 89,478,485. PIL itself
+            refuses those above twice its `Image.MAX_IMAGE_PIXELS`.
         name: what to call the picture in an error; by default its path or kind.
+        kept_pixels: says how many pixels of a picture a model keeps, None for all. It is called
+            for a picture of more than `REDUCE_ABOVE` pixels only, which then comes smaller, by a
+            whole number: its shorter side stays twice that of a square of so many pixels.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, too large, too long a strip, or no
-            picture; or the pixels have no size or no defined brightness.
-        TypeError: `source` is none of the above.
+        ImageError: the file is missing, empty, truncated, no regular file, too large, too long a
+            strip, a JPEG of too many scans, or no picture; or the pixels have no size or no
+            defined brightness.
+        TypeError: `source` is none of what `as_picture` takes.
+        ValueError: RAGVL_MAX_PIXELS is no number.
     """
-    label = name or describe(source)
-    try:
-        if isinstance(source, np.ndarray):
-            return _from_array(source, max_pixels)
-        if isinstance(source, Image.Image):
-            return _from_pil(source, max_pixels)
-        with Image.open(_checked_file(source), formats=FORMATS) as image:
-            _check_size(image.width, image.height, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise ImageError(f"{label} is not a picture that can be read here ({known})") from error
-    # Decoders raise whatever a malformed file trips: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise ImageError(f"{label} cannot be used as a picture: {error}") from error
+    with decoded(source, max_pixels=max_pixels, name=name, kept_pixels=kept_pixels) as image:
+        return image
 
 
-def describe(source: ImageSource) -> str:
-    """A few words for a picture that has no other name.
+@contextmanager
+def decoded(
+    source: ImageSource,
+    *,
+    max_pixels: int | None = None,
+    name: str | None = None,
+    kept_pixels: Callable[[], int | None] | None = None,
+) -> Iterator[Image.Image]:
+    """`load_image` for the time of a block, in which the picture counts as being worked on.
+
+    Other threads wait while such pictures' pixels together are more than `MAX_PIXELS`.
+    """
+    picture = as_picture(source)
+    limit = default_max_pixels() if max_pixels is None else max_pixels
+    with ExitStack() as work:
+        try:
+            image = _decode(picture, limit, kept_pixels, work)
+        except MemoryError:
+            raise
+        # Decoders raise whatever a malformed file trips: OSError, SyntaxError, struct.error, ...
+        except Exception as error:
+            label = name or describe(picture)
+            raise ImageError(why_unusable(label, error)) from error
+        yield image
+
+
+def default_max_pixels() -> int:
+    """How many pixels a picture may have where nothing else is said.
 
     Raises:
-        TypeError: `source` is not something that `load_image` accepts.
+        ValueError: the environment's RAGVL_MAX_PIXELS is no whole number above 0.
     """
-    if isinstance(source, str | os.PathLike):
-        return f"'{os.fspath(source)}'"
-    if isinstance(source, bytes):
-        return f"a picture of {len(source)} bytes"
-    if isinstance(source, Image.Image):
-        return f"a PIL image ({source.mode}, {source.width}x{source.height})"
-    if isinstance(source, np.ndarray):
-        return f"an array ({source.dtype}, {source.shape})"
-    raise TypeError(
-        "a picture must be a path, a file's bytes, a PIL image or a numpy array, "
-        f"not {type(source).__name__}"
-    )
+    text = os.environ.get(MAX_PIXELS_VARIABLE)
+    if not text:
+        return MAX_PIXELS
+    if not (text.isascii() and text.isdigit()) or not int(text):
+        raise ValueError(f"{MAX_PIXELS_VARIABLE}={shown(text)}: expected a number")
+    return int(text)
 
 
-def _checked_file(source: str | os.PathLike[str] | bytes) -> Path | BytesIO:
-    if isinstance(source, bytes):
-        size = len(source)
+def why_unusable(label: str, error: Exception) -> str:
+    """The message of the `ImageError` about a picture that could not be read."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"{label} is not a picture that can be read here ({', '.join(formats())})"
+    if isinstance(error, FileNotFoundError):
+        why = "there is no such file"
+    elif isinstance(error, Image.DecompressionBombError):
+        why = "it has more pixels than PIL allows (PIL.Image.MAX_IMAGE_PIXELS)"
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        why = "no file has so long a name; before base64 text put 'data:image/png;base64,'"
+    elif isinstance(error, OSError) and error.strerror:  # `str` has the path once more
+        why = shown(error.strerror)
     else:
-        path = Path(source)
-        if not path.exists():
-            raise ValueError("there is no such file")
-        if not path.is_file():  # reading a device or a pipe might never end
-            raise ValueError("it is not a file")
-        size = path.stat().st_size
-    if size == 0:
-        raise ValueError("it is empty (0 bytes)")
-    return BytesIO(source) if isinstance(source, bytes) else path
+        why = reason(error)
+    return f"{label} cannot be used as a picture: {why}"
 
 
-def _from_pil(source: Image.Image, max_pixels: int) -> Image.Image:
-    _check_size(source.width, source.height, max_pixels)
-    if not isinstance(source, ImageFile.ImageFile):
-        return _to_rgb(ImageOps.exif_transpose(source))
-    # Still backed by its file: it is decoded on first use, which two threads must not do at once.
+def _decode(
+    picture: Picture,
+    max_pixels: int,
+    kept_pixels: Callable[[], int | None] | None,
+    work: ExitStack,
+) -> Image.Image:
+    """The picture in RGB; its pixels count as being worked on until `work` ends."""
+
+    def start(width: int, height: int) -> int | None:
+        """Checks the size, waits until there is room, and says how long a side needs to be."""
+        _check_size(width, height, max_pixels)
+        work.enter_context(in_flight.hold(width * height))
+        return _needed_side(width * height, kept_pixels)
+
+    if isinstance(picture, UnusablePicture):
+        raise ValueError(picture.reason)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, start)
+    if isinstance(picture, Image.Image):
+        return _from_pil(picture, start)
+    with ExitStack() as opened:
+        file = (
+            BytesIO(picture)
+            if isinstance(picture, bytes)
+            else opened.enter_context(open_regular(picture, max_bytes=MAX_FILE_BYTES))
+        )
+        if not file.read(1):
+            raise ValueError("it is empty (0 bytes)")
+        image = opened.enter_context(Image.open(file, formats=formats()))
+        side = start(*image.size)
+        _check_lazy(image)
+        if side is not None:
+            factor = _factor(image.size, side)
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        return _turned(_to_rgb(image, side), _orientation(image))
+
+
+Start = Callable[[int, int], int | None]
+
+
+def _from_pil(source: Image.Image, start: Start) -> Image.Image:
+    side = start(*source.size)
+    # One that its file still backs is decoded on first use, and EXIF parsed, which two threads must
+    # not do at once
     with _lazy_image_lock:
-        decoded = ImageOps.exif_transpose(source)
-    return _to_rgb(decoded)
+        if isinstance(source, ImageFile.ImageFile):
+            _check_lazy(source)
+        source.load()
+        orientation = _orientation(source)
+    rgb = _to_rgb(source, side)
+    return _turned(rgb.copy() if rgb is source else rgb, orientation)
 
 
-def _from_array(source: np.ndarray, max_pixels: int) -> Image.Image:
+def _check_lazy(image: ImageFile.ImageFile) -> None:
+    """Whether what is not decoded yet can be, in a reasonable time."""
+    if not image.tile:  # decoded already
+        return
+    if image.fp is None:
+        raise ValueError("its file was closed before it was read")
+    if image.format in ("JPEG", "MPO"):
+        check_scans(cast(BinaryIO, image.fp))
+
+
+def _from_array(source: np.ndarray, start: Start) -> Image.Image:
     channels = source.shape[2] if source.ndim == 3 else 1
     if source.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ValueError("expected the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_size(source.shape[1], source.shape[0], max_pixels)
-    if np.issubdtype(source.dtype, np.floating):
-        source = _from_unit_interval(source)
-    elif source.dtype != np.uint8:
+    side = start(source.shape[1], source.shape[0])
+    if source.dtype != np.uint8 and not np.issubdtype(source.dtype, np.floating):
         raise ValueError("expected the dtype uint8, or floating in [0, 1]")
-    return _to_rgb(Image.fromarray(source[:, :, 0] if source.shape[2:] == (1,) else source))
+    if source.ndim == 3 and channels == 1:
+        source = source[:, :, 0]
+
+    def strip(top: int, bottom: int) -> Image.Image:
+        rows = source[top:bottom]
+        return Image.fromarray(rows if rows.dtype == np.uint8 else _from_unit_interval(rows))
+
+    return _assembled(strip, (source.shape[1], source.shape[0]), side)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, side: int | None) -> Image.Image:
+    """In RGB; `image` itself if it is that already."""
+    is_rgb = image.mode == "RGB" and not image.has_transparency_data
+    if is_rgb and _factor(image.size, side) == 1:
+        return image
+
+    def strip(top: int, bottom: int) -> Image.Image:
+        is_whole = (top, bottom) == (0, image.height)
+        return image if is_whole else image.crop((0, top, image.width, bottom))
+
+    return _assembled(strip, image.size, side)
+
+
+def _assembled(
+    strip: Callable[[int, int], Image.Image], size: tuple[int, int], side: int | None
+) -> Image.Image:
+    """A picture in RGB from its rows `top` to `bottom`, which are converted part by part.
+
+    Its shorter side becomes no shorter than `side`.
+    """
+    width, height = size
+    factor = _factor(size, side)
+    rows = max(1, _STRIP_PIXELS // (width * factor)) * factor
+    if rows >= height:
+        return _reduced(_strip_to_rgb(strip(0, height)), factor)
+    whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        part = _strip_to_rgb(strip(top, min(top + rows, height)))
+        whole.paste(_reduced(part, factor), (0, top // factor))
+    return whole
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    return image if factor == 1 else image.reduce(factor)
+
+
+def _needed_side(pixels: int, kept_pixels: Callable[[], int | None] | None) -> int | None:
+    """How long a picture's shorter side has to stay; None if it may not be made smaller."""
+    if kept_pixels is None or pixels <= REDUCE_ABOVE:
+        return None
+    kept = kept_pixels()
+    return None if kept is None else 2 * (math.isqrt(kept) + 1)
+
+
+def _factor(size: tuple[int, int], side: int | None) -> int:
+    return 1 if side is None else max(1, min(size) // side)
+
+
+def _orientation(image: Image.Image) -> Any:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _turned(rgb: Image.Image, orientation: Any) -> Image.Image:
+    """Done last, since a picture that was made smaller turns sooner."""
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _from_16_bit(image)
     elif image.mode == "F":
@@ -138,7 +307,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -165,7 +334,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ValueError(f"it has no pixels ({width}x{height})")
     if width * height > max_pixels:
         raise ValueError(
-            f"it is {width}x{height}, above the limit of {max_pixels:,} pixels (max_pixels)"
+            f"it is {width}x{height}, above the limit of {max_pixels:,} pixels; allow more with "
+            f"Document(..., max_pixels=...) or {MAX_PIXELS_VARIABLE} in the environment"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from ragvl.data.document import Document
 from ragvl.data.files import is_file, place, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
-from ragvl.data.images import FORMATS
+from ragvl.data.images import formats
 from ragvl.data.layouts import String, Text, parsed
 from ragvl.data.problems import DataError, Problems, quoted
 from ragvl.data.questions import QuestionSet
@@ -117,4 +117,5 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 def _suffixes() -> set[str]:
     registered = Image.registered_extensions().items()
-    return {suffix for suffix, name in registered if name in FORMATS}
+    known = formats()
+    return {suffix for suffix, name in registered if name in known}

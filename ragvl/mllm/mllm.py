@@ -24,7 +24,13 @@ from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_imag
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
 from ragvl.ops import PrefixBatch
-from ragvl.runtime import fingerprint, resolve_device, resolve_dtype, weights_version
+from ragvl.runtime import (
+    count_kept_pixels,
+    fingerprint,
+    resolve_device,
+    resolve_dtype,
+    weights_version,
+)
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
@@ -262,7 +268,7 @@ class MLLM:
                 wide.
         """
         encoded = self.processor(
-            images=[image.convert("RGB")],
+            images=[image if image.mode == "RGB" else image.convert("RGB")],
             text=[self.processor.image_token],
             return_text_replacement_offsets=True,
             return_tensors="pt",
@@ -275,6 +281,11 @@ class MLLM:
         tensors = {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
         num_tokens = int((encoded["input_ids"] == self._image_token_id).sum())
         return ImageInputs(tensors, offsets[0][0]["replacement"], num_tokens)
+
+    @cached_property
+    def kept_pixels(self) -> int | None:
+        """How many pixels of a large picture the processor keeps; None if about all."""
+        return count_kept_pixels(lambda image: self.encode_image(image).tensors)
 
     def encode_prompt(self, prompt: str, images: Sequence[ImageInputs] = ()) -> Prompt:
         """Tokenises a rendered prompt with `images` in the place of its placeholders, in order.

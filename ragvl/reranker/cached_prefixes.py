@@ -170,7 +170,7 @@ class CachedPrefixes:
                     else:
                         yield [(document, entry)]
                 except ImageError as error:
-                    self._skip(document, error, on_error)
+                    self._skip(error, on_error)
                     yield [(document, None)]
             pictured = [(wanting[key][0].document, image) for key, image in lacking.items()]
             prefixes = dict(zip(lacking, self._prompts.prefixes(pictured), strict=True))
@@ -178,7 +178,7 @@ class CachedPrefixes:
                 length = len(prefixes.pop(key)) + 1
                 for one in wanting.pop(key):
                     why = too_long(self._mllm, one.index, None, one.document, length)
-                    self._skip(one.document, why, on_error)
+                    self._skip(why, on_error)
                     yield [(one.document, None)]
             documents = {key: [one.document for one in users] for key, users in wanting.items()}
             yield from self._built(prefixes, documents)
@@ -253,10 +253,10 @@ class CachedPrefixes:
             raise ImageError(f"{document.name} was changed while it was read")
         return image
 
-    def _skip(self, document: Document, error: Exception, on_error: str) -> None:
+    def _skip(self, error: Exception, on_error: str) -> None:
         if on_error == "raise":
             raise error
-        logger.warning("skipped %s: %s", document.name, error)
+        logger.warning("skipped: %s", error)  # which names the document
 
     # --- suffixes -------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class CachedPrefixes:
         for (index, query, document, entry), ids in zip(asked, prompts, strict=True):
             if len(ids) > self._mllm.max_length:
                 error = too_long(self._mllm, index, query, document, len(ids))
-                self._skip(document, error, on_error)
+                self._skip(error, on_error)
                 continue
             shared = shared_length(ids, entry.input_ids)
             suffixes.append(Suffix(index, entry, shared, ids[shared:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.messages import reason
 from ragvl.mllm import MLLM, ImageInputs
 
 NUM_THREADS = 4
@@ -15,8 +16,8 @@ def load_image(mllm: MLLM, document: Document) -> ImageInputs:
     Raises:
         ImageError: it cannot be used; the message names the document.
     """
-    image = document.load()
-    try:
-        return mllm.encode_image(image)
-    except ValueError as error:  # some processors refuse extreme shapes
-        raise ImageError(f"{document.name}: {error}") from error
+    with document.decoded(kept_pixels=lambda: mllm.kept_pixels) as image:
+        try:
+            return mllm.encode_image(image)
+        except ValueError as error:  # some processors refuse extreme shapes
+            raise ImageError(f"{document.name}: {reason(error)}") from error

@@ -115,7 +115,7 @@ class WholePrompts:
         except (ImageError, PromptTooLongError) as error:
             if on_error == "raise":
                 raise
-            logger.warning("skipped %s: %s", document.name, error)
+            logger.warning("skipped: %s", error)  # which names the document
             return None
         return prompt
 

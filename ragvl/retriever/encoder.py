@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ragvl.data.document import Document, DocumentLike
-from ragvl.runtime import fingerprint, resolve_device, resolve_dtype
+from ragvl.runtime import count_kept_pixels, fingerprint, resolve_device, resolve_dtype
 
 _PREPARE_THREADS = 4
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
@@ -196,7 +198,15 @@ class DualEncoder:
         return vectors
 
     def _prepare(self, document: Document) -> dict[str, Tensor]:
-        return dict(self.image_processor(document.load(), return_tensors="pt"))
+        with document.decoded(kept_pixels=lambda: self._kept_pixels) as image:
+            return self._process(image)
+
+    @cached_property
+    def _kept_pixels(self) -> int | None:
+        return count_kept_pixels(self._process)
+
+    def _process(self, image: Image.Image) -> dict[str, Tensor]:
+        return dict(self.image_processor(image, return_tensors="pt"))
 
     @torch.inference_mode()
     def _forward(self, tower: Callable[..., object], inputs: dict[str, Tensor]) -> np.ndarray:

@@ -15,7 +15,9 @@ from data_files import (
     write_picture,
     write_webqa,
 )
+from typer.testing import CliRunner
 
+from ragvl.cli import app
 from ragvl.data.captions import Captions
 from ragvl.data.checking import check_questions
 from ragvl.data.formats import UnknownFormatError, open_questions
@@ -77,6 +79,20 @@ def test_a_folder_of_your_own_questions_has_a_file_a_split(tmp_path: Path) -> No
     assert list(open_questions(tmp_path, purpose="train").gold) == ["train"]
     with pytest.raises(FileNotFoundError, match=r"val\.jsonl"):
         open_questions(tmp_path, split="val")
+
+
+def test_the_command_line_sets_how_large_pictures_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGVL_MAX_PIXELS", "")
+    write_picture(tmp_path / "a.png")
+    line = {"id": "q", "question": "Who?", "images": ["a.png"]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    check = ["data", "check", "--pictures", "--strict", str(tmp_path / "own.jsonl")]
+    assert CliRunner().invoke(app, check).exit_code == 0
+    refused = CliRunner().invoke(app, ["--max-pixels", "63", *check])
+    assert refused.exit_code == 1
+    assert "it is 8x8, above the limit of 63 pixels" in refused.output
 
 
 def test_any_format_is_checked_picture_by_picture(tmp_path: Path) -> None:

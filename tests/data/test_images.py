@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -14,7 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
-from ragvl.data.images import FORMATS, ImageError, load_image
+from ragvl.data import images
+from ragvl.data.document import Document
+from ragvl.data.images import ImageError, formats, load_image
+from ragvl.data.jpeg import check_scans
+from ragvl.data.pixel_budget import PixelBudget
+from ragvl.data.sources import Documents
 
 RAMP = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17  # 0, 17, ..., 255
 
@@ -49,14 +58,14 @@ class TestSources:
         for source in (path, str(path), path.read_bytes(), photo()):
             np.testing.assert_array_equal(pixels(source), np.asarray(photo()))
 
-    @pytest.mark.parametrize("format", [f for f in FORMATS if f != "MPO"])
+    @pytest.mark.parametrize("format", [f for f in formats() if f != "MPO"])
     def test_every_format(self, format):
         # JPEG and the like are lossy: within a few grey levels away from the edge
         result = pixels(encoded(photo(), format))
         assert np.abs(result[:8].astype(int) - (200, 30, 30)).max() < 12
         assert np.abs(result[-8:].astype(int) - (30, 30, 200)).max() < 12
 
-    @pytest.mark.parametrize("source", [None, 3, ["a.png"], bytearray(b"x")])
+    @pytest.mark.parametrize("source", [None, 3, ["a.png"], {"image": "a.png"}, {}])
     def test_other_types_are_refused(self, source):
         with pytest.raises(TypeError, match=type(source).__name__):
             load_image(source)
@@ -160,7 +169,11 @@ class TestModes:
         photo().save(path)
         with Image.open(path) as image:
             pass
-        with pytest.raises(ImageError, match="a PIL image"):
+        with pytest.raises(ImageError, match=r"a PIL image.*its file was closed"):
+            load_image(image)
+        image = photo()
+        image.close()
+        with pytest.raises(ImageError, match="closed"):
             load_image(image)
 
 
@@ -247,11 +260,22 @@ class TestBadFiles:
         with pytest.raises(ImageError, match=r"gone\.png.*no such file"):
             load_image(tmp_path / "gone.png")
 
-    def test_directory_and_pipe(self, tmp_path):
+    def test_what_is_no_file_is_refused_at_once(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
-        for path in (tmp_path, tmp_path / "pipe"):
-            with pytest.raises(ImageError, match="not a file"):
-                load_image(path)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "socket"))
+        for path in (tmp_path, tmp_path / "pipe", tmp_path / "socket", "/dev/zero"):
+            for call in (Document(path).load, Document(path).digest):
+                with pytest.raises(ImageError, match="not a file"):
+                    call()
+
+    def test_a_file_of_200_gigabytes_is_not_read(self, tmp_path):
+        path = tmp_path / "sparse.png"
+        path.write_bytes(encoded(photo(), "PNG"))
+        os.truncate(path, 200 * 10**9)
+        for call in (Document(path).load, Document(path).digest):
+            with pytest.raises(ImageError, match="200,000,000,000 bytes"):
+                call()
 
     def test_formats_that_start_a_program_are_not_opened(self):
         data = encoded(photo(), "EPS")
@@ -308,6 +332,191 @@ class TestPixelLimit:
             assert load_image(source, max_pixels=100).size == (10, 10)
             with pytest.raises(ImageError, match="10x10"):
                 load_image(source, max_pixels=99)
+
+    def test_the_limit_can_be_set_and_the_message_says_how(self, monkeypatch):
+        data = encoded(photo((10, 10)), "PNG")
+        monkeypatch.setenv("RAGVL_MAX_PIXELS", "99")
+        for load in (Document(data).load, Document(np.zeros((10, 10), np.uint8)).digest):
+            with pytest.raises(ImageError, match=r"99 pixels.*max_pixels=.*RAGVL_MAX_PIXELS"):
+                load()
+        assert Document(data, max_pixels=100).load().size == (10, 10)
+        assert load_image(data, max_pixels=100).size == (10, 10)
+        monkeypatch.setenv("RAGVL_MAX_PIXELS", "many")
+        with pytest.raises(ValueError, match="RAGVL_MAX_PIXELS=many: expected a number") as error:
+            load_image(data)
+        assert not isinstance(error.value, ImageError)  # it is not the picture's fault
+        with pytest.raises(ValueError, match="max_pixels=0"):
+            Document(data, max_pixels=0)
+
+    def test_pils_own_limit_is_named(self):
+        with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
+            load_image(self.bomb(100_000, 100_000), max_pixels=10**11)
+
+
+class TestLargePictures:
+    """Made smaller while they are read, where a model keeps far less of them."""
+
+    @pytest.fixture(autouse=True)
+    def _small_is_large(self, monkeypatch):
+        monkeypatch.setattr(images, "REDUCE_ABOVE", 999)
+        monkeypatch.setattr(images, "_STRIP_PIXELS", 1000)
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+    @pytest.mark.parametrize("size", [(171, 100), (100, 171), (101, 2003)])
+    def test_the_shorter_side_stays_twice_what_is_kept(self, format, size):
+        image = load_image(encoded(photo(size), format), kept_pixels=lambda: 400)
+        assert 40 <= min(image.size) < 80
+        assert max(image.size) / min(image.size) == pytest.approx(max(size) / min(size), rel=0.05)
+        result = np.asarray(image).astype(int)
+        assert np.abs(result[:8] - (200, 30, 30)).max() < 12
+        assert np.abs(result[-8:] - (30, 30, 200)).max() < 12
+
+    def test_it_is_an_average_and_of_a_part_at_a_time(self):
+        stored = np.random.default_rng(0).integers(0, 256, (90, 61, 4), dtype=np.uint8)
+        for source in (stored, Image.fromarray(stored), encoded(Image.fromarray(stored), "PNG")):
+            result = load_image(source, kept_pixels=lambda: 99)
+            np.testing.assert_array_equal(
+                np.asarray(result), np.asarray(load_image(stored).reduce(3))
+            )
+
+    @pytest.mark.parametrize("kept", [None, 10_000])
+    def test_nothing_is_lost_where_the_model_keeps_it(self, kept):
+        noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(pixels(noise, kept_pixels=lambda: kept), noise)
+
+    def test_smaller_pictures_stay_as_they_are(self, monkeypatch):
+        monkeypatch.setattr(images, "REDUCE_ABOVE", 3000)
+
+        def fail():
+            raise AssertionError("asked for")
+
+        noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(pixels(noise, kept_pixels=fail), noise)
+
+    def test_a_turned_picture_is_made_smaller_too(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = load_image(encoded(photo((200, 100)), "JPEG", exif=exif), kept_pixels=lambda: 400)
+        assert image.size == (50, 100)
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "1"])
+    def test_parts_are_what_the_whole_is(self, mode, monkeypatch):
+        noise = np.random.default_rng(0).integers(0, 256, (70, 60, 4), dtype=np.uint8)
+        image = {
+            "I;16": lambda: Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257),
+            "F": lambda: Image.fromarray(noise[:, :, 0].astype(np.float32) / 255),
+            "P": lambda: Image.fromarray(noise).convert("RGB").quantize(16),
+        }.get(mode, lambda: Image.fromarray(noise).convert(mode))()
+        if mode == "P":
+            image.info["transparency"] = 3
+        in_parts = pixels(image)
+        monkeypatch.setattr(images, "_STRIP_PIXELS", 10**6)
+        np.testing.assert_array_equal(in_parts, pixels(image))
+
+    def test_little_more_memory_than_the_picture_itself(self):
+        """One of 16 million pixels in a file of 70 kB; what it takes over its own 64 MiB."""
+        code = (
+            "import io, resource, sys\n"
+            "from PIL import Image\n"
+            "from ragvl.data.images import load_image\n"
+            "data = io.BytesIO()\n"
+            "Image.new('RGBA', (64, 64)).save(data, 'PNG')\n"
+            "load_image(data.getvalue())\n"
+            "data = io.BytesIO()\n"
+            "Image.new('RGBA', (4096, 4096), (9, 9, 9, 0)).save(data, 'PNG')\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "image = load_image(data.getvalue())\n"
+            "assert image.getpixel((4095, 4095)) == (255, 255, 255)\n"
+            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        # What made the file left 64 MiB free; a second copy in RGB takes as much again
+        assert int(done.stdout) < 96
+
+    def test_pictures_in_threads_are_decoded_within_the_budget(self, monkeypatch):
+        budget = PixelBudget(100 * 100)
+        monkeypatch.setattr(images, "in_flight", budget)
+        data = encoded(photo((100, 100)), "PNG")
+        used = []
+
+        def work(_):
+            with Document(data).decoded():
+                used.append(budget.used)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(20)))
+        assert used == [100 * 100] * 20
+        assert budget.used == 0
+
+
+class TestScans:
+    """A scan of a progressive JPEG may be empty, and costs as much time as one that is not."""
+
+    @staticmethod
+    def bomb(scans: int) -> bytes:
+        data = encoded(Image.new("L", (64, 64), 90), "JPEG", progressive=True)
+        end = data.rindex(b"\xff\xd9")
+        # One code, "the next 16,384 blocks or more stay as they are", and scans of it alone
+        table = b"\xff\xc4" + struct.pack(">H", 20) + bytes([0x13, 1, *[0] * 15, 0xE0])
+        scan = b"\xff\xda" + struct.pack(">H", 8) + bytes([1, 1, 3, 1, 63, 0]) + b"\x7f\x7f"
+        return data[:end] + table + scan * scans + data[end:]
+
+    def test_too_many_are_refused_before_decoding(self, tmp_path):
+        path = tmp_path / "scans.jpg"
+        path.write_bytes(self.bomb(2000))
+        with Image.open(path) as opened:
+            for source in (path, path.read_bytes(), opened):
+                with pytest.raises(ImageError, match=r"more than 1,024 scans"):
+                    load_image(source)
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_some_are_read(self):
+        assert (pixels(self.bomb(50)) == 90).all()
+
+    def test_what_only_looks_like_scans_is_none(self):
+        data = encoded(photo(), "JPEG")
+        marks = b"\xff\xda" * 30_000
+        comment = b"\xff\xfe" + struct.pack(">H", len(marks) + 2) + marks
+        for disguised in (data[:2] + comment * 20 + data[2:], data + marks):
+            np.testing.assert_array_equal(pixels(disguised), pixels(data))
+
+    @given(st.binary(max_size=200), st.integers(0, 30))
+    def test_any_bytes_can_be_counted(self, noise, repeats):
+        file = io.BytesIO(b"\xff\xd8" + noise + b"\xff\xda\0\2" * repeats * 100)
+        with contextlib.suppress(ValueError):
+            check_scans(file)
+        assert file.tell() == 0
+
+
+class HeifFile(ImageFile.ImageFile):
+    """As a plugin such as pillow-heif registers its own, but of one grey level."""
+
+    format = "HEIF"
+
+    def _open(self):
+        self._mode, self._size = "L", (4, 4)
+        self.tile = [("raw", (0, 0, 4, 4), 12, "L")]
+
+
+class TestPlugins:
+    def test_heif_is_read_where_the_caller_registered_a_decoder(self, tmp_path, monkeypatch):
+        for name in ("OPEN", "EXTENSION"):
+            monkeypatch.setattr(Image, name, dict(getattr(Image, name)))
+        monkeypatch.setattr(Image, "ID", list(Image.ID))
+        path = tmp_path / "photo.heic"
+        path.write_bytes(b"\0\0\0\x0cftypheic" + RAMP.tobytes())
+        with pytest.raises(ImageError, match=r"photo\.heic.*not a picture that can be read here"):
+            load_image(path)
+        Image.register_open("HEIF", HeifFile, lambda start: start[4:12] == b"ftypheic")
+        Image.register_extension("HEIF", ".heic")
+        np.testing.assert_array_equal(pixels(path), grey(RAMP))
+        (document,) = Documents(tmp_path)
+        assert document.id == "photo.heic"
+
+    def test_pillow_heif(self):
+        plugin = pytest.importorskip("pillow_heif")
+        plugin.register_heif_opener()
+        assert pixels(encoded(photo(), "HEIF")).shape == (32, 48, 3)
 
 
 class TestAspectRatio:

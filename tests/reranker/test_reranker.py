@@ -168,6 +168,15 @@ def test_templates_choose_themselves_or_are_chosen(
         Reranker.from_pretrained(tiny_model(TINY), template="captoin", device="cpu")
 
 
+def test_a_skipped_picture_is_named_once(
+    tiny_reranker: Reranker, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = "https://example.org/a.png"
+    ranked = tiny_reranker.rank(QUERY, [bad, picture(0)], on_error="skip", progress=False)
+    assert [result.index for result in ranked] == [1, 0]
+    assert caplog.text.count("example.org") == 1
+
+
 def test_a_broken_picture_is_named_or_skipped(tiny_reranker: Reranker, tmp_path: Path) -> None:
     bad = tmp_path / "broken.png"
     bad.write_bytes(b"\x89PNG not really")
@@ -239,7 +248,7 @@ def test_what_does_not_fit_is_named(
     assert caught.value.length > caught.value.max_length == 1024
     scores = reranker.score([(QUERY, d) for d in [*documents, again]], on_error="skip")
     assert scores.isnan().nonzero().flatten().tolist() == [9, 12]
-    assert all(f"skipped document '{name}'" in caplog.text for name in ("long caption", "the same"))
+    assert all(f"document '{name}'" in caplog.text for name in ("long caption", "the same"))
     pairs = [(QUERY, documents[0]), (QUERY, documents[1]), ("word " * 2000, documents[1])]
     with pytest.raises(PromptTooLongError, match=r"'doc1'.* the question 'word .*word") as caught:
         reranker.score(pairs)
