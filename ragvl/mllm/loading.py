@@ -110,5 +110,18 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     `get_attributes` names.
     """
     attributes = processor_class.get_attributes()[:-1]
-    body = {"get_attributes": classmethod(lambda _: list(attributes))}
+    body = {
+        "get_attributes": classmethod(lambda _: list(attributes)),
+        # A class that stands in no module cannot be pickled by its name
+        "__reduce__": lambda self: (_without_video_again, (processor_class, vars(self))),
+    }
     return type(processor_class.__name__, (processor_class,), body)
+
+
+def _without_video_again(
+    processor_class: type[ProcessorMixin], state: dict[str, Any]
+) -> ProcessorMixin:
+    """What was pickled, in the process that reads it."""
+    processor = object.__new__(without_video(processor_class))
+    vars(processor).update(state)
+    return processor

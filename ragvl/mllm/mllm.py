@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
+from ragvl.messages import shown
 from ragvl.mllm.answers import answer_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
 from ragvl.mllm.decoder import Decoder, Prefilled, WriteKv
@@ -23,6 +24,7 @@ from ragvl.mllm.head import FinalNorm, Head, rounding, same
 from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_images, pad_ids
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
+from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
 from ragvl.runtime import (
     count_kept_pixels,
@@ -35,6 +37,8 @@ from ragvl.runtime import (
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
 _LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
+# Attributes that `without_weights` leaves out
+_HOLD_WEIGHTS = ("model", "_head", "_decoder", "_weights", "_fingerprint")
 _NOT_OF_IMAGES = (*_TEXT_INPUTS, "labels", "text_replacement_offsets")
 
 
@@ -79,6 +83,7 @@ class MLLM:
         # For each kind of type ids that the model wants, the tokens of type 1; the rest are 0
         self._marked_tokens: dict[str, list[int]] = {}
         self._image_options: dict[str, Any] = {}
+        self._source: Source | None = None
         self._check_processor()
         self._check_logits()
         if self.device.type == "cuda":
@@ -127,7 +132,43 @@ class MLLM:
             attn_implementation=attn_implementation or _best_attention(on, resolved),
             processor_settings=processor_settings or {},
         )
-        return cls(model.to(on), processor)
+        mllm = cls(model.to(on), processor)
+        mllm._source = Source.of(
+            path,
+            {
+                "revision": revision,
+                "trust_remote_code": trust_remote_code,
+                "attn_implementation": attn_implementation,
+                "processor_settings": dict(processor_settings or {}),
+            },
+        )
+        return mllm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the folder or hub id that it was loaded from, which is read again.
+
+        Raises:
+            TypeError: it was not loaded with `from_pretrained`.
+        """
+        if isinstance(self.model, NoWeights):
+            return _with_state, (vars(self),)
+        if self._source is None:
+            raise TypeError(HOW_TO_SHARE)
+        options = {**self._source.options, "device": str(self.device), "dtype": self.dtype}
+        return _load_again, (self._source.path, options, self.fingerprint)
+
+    def without_weights(self) -> MLLM:
+        """A copy that makes prompts and batches, on the CPU, and holds no weights.
+
+        It goes to worker processes, wherever the model came from. Whatever needs the weights fails.
+        """
+        return _with_state(
+            {
+                **{name: x for name, x in vars(self).items() if name not in _HOLD_WEIGHTS},
+                "model": NoWeights(self.model.config, self.dtype),
+                "_image_options": {},
+            }
+        )
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -641,6 +682,22 @@ class MLLM:
             f"{type(self.model).__name__} computes its logits in a way of its own, not as "
             "head(norm(hidden)) with a scale or a softcap"
         )
+
+
+def _with_state(state: dict[str, Any]) -> MLLM:
+    mllm = object.__new__(MLLM)
+    vars(mllm).update(state)
+    return mllm
+
+
+def _load_again(path: str, options: dict[str, Any], fingerprint: str) -> MLLM:
+    mllm = MLLM.from_pretrained(path, **options)
+    if mllm.fingerprint != fingerprint:
+        raise ValueError(
+            f"{shown(path)} does not hold the model that another process sent by its path: one of "
+            "the two was changed since it was loaded. Save that one, and load it here"
+        )
+    return mllm
 
 
 def _best_attention(device: torch.device, dtype: torch.dtype) -> str | None:

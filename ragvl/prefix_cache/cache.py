@@ -8,8 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -111,6 +112,14 @@ class PrefixCache:
         keep: Literal["auto", "kv", "features"] = "auto",
         compression: Compression | None = None,
     ) -> None:
+        self._settings: dict[str, Any] = {
+            "device_bytes": device_bytes,
+            "host_bytes": host_bytes,
+            "folder": None if folder is None else os.path.abspath(folder),
+            "disk_bytes": disk_bytes,
+            "keep": keep,
+            "compression": compression,
+        }
         if keep not in ("auto", "kv", "features"):
             raise ValueError(f"keep={keep!r}: expected 'auto', 'kv' or 'features'")
         if compression not in (None, "int8", "fp8"):
@@ -130,6 +139,10 @@ class PrefixCache:
         self._entries: OrderedDict[str, CachedPrefix] = OrderedDict()
         self._device = TierStatistics()
         self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets an empty cache with the same settings, and shares the folder."""
+        return partial(type(self), **self._settings), ()
 
     # --- what it is -----------------------------------------------------------------------------
 

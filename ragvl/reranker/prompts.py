@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ragvl.data.document import Document
 from ragvl.messages import shown
@@ -55,6 +55,9 @@ class Prompts:
         self._template = template
         self.captions = CaptionLimit(mllm, caption_tokens)
         self._frame = lru_cache(maxsize=_KNOWN_FRAMES)(self._make_frame)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._mllm, self._template, self.captions.max_tokens)
 
     @property
     def query_first(self) -> bool:

@@ -139,6 +139,14 @@ class Reranker:
         self._deterministic = deterministic
         self._made: tuple[str, CachedPrefixes | WholePrompts] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is made at work; the model goes by the folder that it was loaded from.
+
+        Raises:
+            TypeError: the model was not loaded with `from_pretrained`.
+        """
+        return {**vars(self), "_made": None}
+
     @classmethod
     def from_pretrained(
         cls,

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -89,6 +89,13 @@ class DualEncoder:
         )
         self._tokenizer_lock = threading.Lock()  # it keeps the padding of a call in itself
         self.dim = self.encode_texts([_PROBE]).shape[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in vars(self).items() if name != "_tokenizer_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tokenizer_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(

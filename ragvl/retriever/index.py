@@ -84,6 +84,16 @@ class VectorIndex:
         self._gpu_copy: Any = None  # made at the first search after a change
         self._gpu_lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what another process makes for itself."""
+        return {**vars(self), "_hidden": None, "_gpu_copy": None, "_gpu_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._gpu_lock = threading.Lock()
+        if self.kind == "hnsw":
+            self._forget_in_hnsw()
+
     def __len__(self) -> int:
         return len(self._labels)
 

@@ -43,7 +43,7 @@ class RankingExamples(Dataset[Example]):
     Args:
         samples: see `ranking_samples`.
         source: where their documents are.
-        mllm: the model to train.
+        mllm: the model to train; worker processes get all but its weights.
         template: None is the data set's own: of captions `retrieval`; else `caption` for a
             document with a caption, and `plain` for one without.
 
@@ -69,7 +69,7 @@ class RankingExamples(Dataset[Example]):
                 )
         self._samples = samples
         self._source = source
-        self._prompts = Prompts(mllm, template or TEMPLATES.get(source.template))
+        self._prompts = Prompts(mllm.without_weights(), template or TEMPLATES.get(source.template))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -89,7 +89,7 @@ class AnswerExamples(Dataset[Example]):
 
     Args:
         source: its questions that have an answer and gold documents; others are left out.
-        mllm: the model to train.
+        mllm: the model to train; worker processes get all but its weights.
         num_pictures: irrelevant pictures are added until there are so many; 0 adds none.
         hard: add what the data set lists as the question's distractors, where it lists any, else
             documents drawn at random.
@@ -113,7 +113,7 @@ class AnswerExamples(Dataset[Example]):
             raise ValueError("no question has both an answer and a gold document")
         self._source = source
         self._ids = source.document_ids()
-        self._mllm = mllm
+        self._mllm = mllm.without_weights()
         self._num_pictures = num_pictures
         self._hard = hard
         self._seed = seed
@@ -153,7 +153,7 @@ class Collator:
     """Makes a batch of examples: the keyword arguments of the model's forward, and labels."""
 
     def __init__(self, mllm: MLLM) -> None:
-        self._mllm = mllm
+        self._mllm = mllm.without_weights()
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """See `MLLM.collate`; `labels` (B, T) int64 are the answers' tokens, elsewhere `IGNORE`.

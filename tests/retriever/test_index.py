@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,6 +207,8 @@ class TestRemove:
         assert recall(index, vectors[~gone], kept, queries, depth) >= bound
         (row,) = index.search(queries[:1], 10_000)
         assert len(row) == len(kept)
+        pickled = pickle.loads(pickle.dumps(index))
+        assert pickled.search(queries, 100) == index.search(queries, 100)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_add_again_after_removing(self, kind, clustered, saved):
