@@ -17,6 +17,7 @@ from ragvl.generator.prompt import generator_prompt
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
 from ragvl.reranker.images import load_image
+from ragvl.surroundings import undisturbed
 
 _SHOWN_QUERY = 60  # characters of a query in a message
 
@@ -62,6 +63,7 @@ class Generator:
         """The answer to `query` from the pictures and captions of `documents`; none is fine."""
         return self.answer_batch([query], [documents], max_new_tokens=max_new_tokens)[0]
 
+    @undisturbed
     def answer_batch(
         self,
         queries: Sequence[str],

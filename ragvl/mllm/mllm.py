@@ -33,6 +33,7 @@ from ragvl.runtime import (
     resolve_dtype,
     weights_version,
 )
+from ragvl.surroundings import undisturbed
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
@@ -62,6 +63,7 @@ class MLLM:
         UnsupportedModelError: the model is built in a way that would give wrong scores here.
     """
 
+    @undisturbed
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         if not hasattr(processor, "image_token") or not hasattr(model.config, "image_token_id"):
             raise UnsupportedModelError(
@@ -90,6 +92,7 @@ class MLLM:
             self._try_images_on_device()
 
     @classmethod
+    @undisturbed
     def from_pretrained(
         cls,
         path: str | Path,
@@ -203,6 +206,7 @@ class MLLM:
         return self._fingerprint[1]
 
     @cached_property
+    @undisturbed
     def prefix_sees_suffix(self) -> bool:
         """Whether a token's hidden state depends on tokens after it.
 
@@ -221,6 +225,7 @@ class MLLM:
         return not same(one, other, tolerance=1e-3)
 
     @cached_property
+    @undisturbed
     def kv_layout(self) -> KvLayout:
         """What the decoder keeps of each token of a prefix.
 
@@ -242,6 +247,7 @@ class MLLM:
         return KvLayout(len(shapes), heads, dim, self.dtype)
 
     @cached_property
+    @undisturbed
     def prefix_problem(self) -> str | None:
         """Why a prefix cannot be computed once and kept, or None where it can.
 

@@ -31,6 +31,7 @@ from ragvl.reranker.thresholds import (
 )
 from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.runtime import fingerprint
+from ragvl.surroundings import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +254,7 @@ class Reranker:
             for i in order[:top_k]
         ]
 
+    @undisturbed
     def score(
         self,
         pairs: Sequence[tuple[str, DocumentLike]],
@@ -308,6 +310,7 @@ class Reranker:
         """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`."""
         return self.score(sentences, batch_size=batch_size, progress=show_progress_bar).numpy()
 
+    @undisturbed
     def warm(
         self,
         documents: Iterable[DocumentLike],
@@ -369,6 +372,7 @@ class Reranker:
         """The whole prompt as text, chat template included, for one pair."""
         return self._prompts.text(query, Document.of(document))
 
+    @undisturbed
     def split_prompt(self, query: str, document: DocumentLike) -> tuple[list[int], list[int]]:
         """The prompt's token ids, split where the query begins to matter.
 

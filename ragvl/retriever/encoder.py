@@ -25,6 +25,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ragvl.data.document import Document, DocumentLike
 from ragvl.runtime import count_kept_pixels, fingerprint, resolve_device, resolve_dtype
+from ragvl.surroundings import undisturbed
 
 _PREPARE_THREADS = 4
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
@@ -57,6 +58,7 @@ class DualEncoder:
         FloatingPointError: it gives NaN or infinite vectors.
     """
 
+    @undisturbed
     def __init__(
         self,
         model: PreTrainedModel,
@@ -98,6 +100,7 @@ class DualEncoder:
         self._tokenizer_lock = threading.Lock()
 
     @classmethod
+    @undisturbed
     def from_pretrained(
         cls,
         path: str | Path,
@@ -129,6 +132,7 @@ class DualEncoder:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
 
+    @undisturbed
     def encode_images(
         self, images: Sequence[DocumentLike], *, batch_size: int = 32, progress: bool = True
     ) -> np.ndarray:
@@ -169,6 +173,7 @@ class DualEncoder:
                 bar.update(len(batch))
         return vectors
 
+    @undisturbed
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """L2-normalised vectors of texts; a text is cut at the length that the model reads.
 
