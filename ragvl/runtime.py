@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ragvl.messages import shown
+
 _SAMPLES_PER_TENSOR = 1024
 _PROBE_SIDE = 2048  # pixels
 
@@ -18,15 +20,25 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device that `device` means; "auto" is CUDA where it is present, else the CPU.
 
     Raises:
-        ValueError: a CUDA device was named and this machine has none.
+        ValueError: torch knows no such device, or this machine does not have it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={shown(device)!r} is unknown: expected auto, cpu, cuda, cuda:1, ..."
+        ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device={str(device)!r} was asked for, but torch sees no CUDA device here"
         )
+    try:
+        torch.empty(0, device=resolved).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = shown(str(error).partition("\n")[0])
+        raise ValueError(f"device={str(device)!r} cannot be used: {why}") from error
     return resolved
 
 
@@ -52,7 +64,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(
-            f"dtype={dtype!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
+            f"dtype={shown(dtype)!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
 

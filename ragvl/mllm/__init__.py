@@ -6,7 +6,13 @@ from ragvl.mllm.answers import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit
 from ragvl.mllm.decoder import Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm
-from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, common_prefix_length
+from ragvl.mllm.inputs import (
+    ImageInputs,
+    Prompt,
+    PromptTooLongError,
+    UnusableImageError,
+    common_prefix_length,
+)
 from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.pages import (
@@ -18,6 +24,7 @@ from ragvl.mllm.pages import (
     num_pages,
     page_table,
 )
+from ragvl.mllm.processors import merge_settings
 
 __all__ = [
     "MLLM",
@@ -34,8 +41,10 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "UnsupportedModelError",
+    "UnusableImageError",
     "WriteKv",
     "common_prefix_length",
+    "merge_settings",
     "num_pages",
     "page_table",
 ]

@@ -42,6 +42,10 @@ class Prompt:
         return len(self.input_ids)
 
 
+class UnusableImageError(ValueError):
+    """The model's image processor refuses a picture, as Qwen-VL's does a very long strip."""
+
+
 class PromptTooLongError(ValueError):
     """A prompt has more tokens than the model's context.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import (
+    CONFIG_MAPPING,
+    AttentionInterface,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -19,9 +22,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
+from ragvl.checkpoints import Checkpoint, find_checkpoint
+from ragvl.messages import reason, shown
+from ragvl.mllm.processors import with_settings, without_saved_calls
+from ragvl.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    UnsupportedModelError,
+    read_json,
+    shown_list,
+)
 
-class UnsupportedModelError(ValueError):
-    """The checkpoint loads, or could, but is not built in a way that ragvl understands."""
+__all__ = ["UnsupportedModelError", "load_checkpoint", "load_weights", "naming", "without_video"]
 
 
 def load_checkpoint(
@@ -35,72 +48,177 @@ def load_checkpoint(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, in eval mode on the CPU, and its processor.
 
-    Weights are read from safetensors only, and code in the checkpoint runs only with
-    `trust_remote_code`.
+    What can be checked is checked before the weights are read: the files, the configuration, the
+    processor and its settings. Weights are read from safetensors only, and code in the checkpoint
+    runs only with `trust_remote_code`. Adapters are merged into the model that they belong on.
 
     Raises:
-        FileNotFoundError: `path` is meant as a folder, and it or its weights are not there.
-        UnsupportedModelError: it is no image-text-to-text model, or weights are missing in it.
+        OSError: see `find_checkpoint`.
+        UnsupportedModelError: it is no image-text-to-text model, is damaged, or lacks weights.
+        ImportError: it needs a package that is not installed.
+        ValueError: a processor setting is unknown or would have no effect.
     """
-    path = _checked_path(path)
-    source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(path, **source)
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
-        raise UnsupportedModelError(
-            f"{path} holds a {config.model_type!r} model, which does not read pictures and write "
-            "text; ragvl needs an image-text-to-text model such as LLaVA, Qwen-VL or InternVL"
-        )
+    _check_attention(attn_implementation)
+    found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+    code = {"trust_remote_code": trust_remote_code}
+    config = _load_config(found, code)
+    processor = _load_processor(found, config, code, processor_settings)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        **attention,
-        **source,
+    model = load_weights(
+        AutoModelForImageTextToText, found.folder, config=config, dtype=dtype, **attention, **code
     )
+    if found.adapters is not None:
+        model = _with_adapters(model, found.adapters)
+    # What a checkpoint that is trained from this one calls its base
+    model.name_or_path = model.config.name_or_path = found.name
+    return model.eval(), processor
+
+
+def _check_attention(name: str | None) -> None:
+    known = ("eager", *AttentionInterface().valid_keys())
+    if name is not None and name not in known and "/" not in name:  # "owner/name" is a hub kernel
+        raise ValueError(
+            f"attn_implementation={name!r} is unknown; known: {', '.join(known)}, or a kernel's "
+            "hub id"
+        )
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Turns what a library raises over a file of `path` into one line that names it.
+
+    Raises:
+        UnsupportedModelError: the library raised something.
+    """
+    try:
+        yield
+    except (UnsupportedModelError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise  # these are not the file's fault, or named already
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{shown(path)}: its {what} cannot be loaded: {reason(error)}"
+        ) from error
+
+
+def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedModel:
+    """A model with all of its weights, from a folder that `find_checkpoint` checked.
+
+    Args:
+        auto_class: one of transformers' Auto classes.
+        folder: the model's.
+        options: what else `from_pretrained` takes.
+
+    Raises:
+        UnsupportedModelError: weights are missing, or have another shape than the configuration
+            says.
+    """
+    with naming(folder, "model"):
+        model, info = auto_class.from_pretrained(  # type: ignore[attr-defined]
+            str(folder),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # it is refused below, in one line
+            **options,
+        )
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedModelError(
-            f"{path} lacks {len(missing)} weights, which would be random: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}; save the whole model into the folder"
+            f"{shown(folder)} lacks {len(missing)} weights of the model, which would be random: "
+            f"{shown_list(missing)}; save the whole model into the folder"
         )
-    return model.eval(), _load_processor(path, config, source, processor_settings)
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
+        raise UnsupportedModelError(
+            f"{shown(folder)}: {len(mismatched)} weights have another shape than {CONFIG} says, as "
+            f"{shown(name)}: {tuple(there)}, not {tuple(wanted)}"
+        )
+    return model
 
 
-def _checked_path(path: str | Path) -> str:
-    """`path` as Hugging Face takes it, after checks that name the file which is missing."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no config.json, so it is no model folder")
-        if not any(folder.glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"{folder} holds no *.safetensors weights. Pickled weights (*.bin, *.pt) can run "
-                "code and are never read: load them where you trust them and save the model "
-                "again with save_pretrained()"
+def _load_config(found: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:
+    file = found.folder / CONFIG
+    settings = read_json(file)
+    model_type = settings.get("model_type")
+    trusted = code["trust_remote_code"]
+    if "auto_map" in settings and model_type not in CONFIG_MAPPING and not trusted:
+        raise UnsupportedModelError(
+            f"{shown(file)}: the model runs Python code that comes with it; pass "
+            "trust_remote_code=True if you have read it and trust it"
+        )
+    with naming(file, "configuration"):
+        config = AutoConfig.from_pretrained(str(found.folder), **code)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trusted:
+        raise UnsupportedModelError(
+            f"{shown(found.folder)} holds a {shown(config.model_type)!r} model, which does not "
+            "read pictures and write text; ragvl needs an image-text-to-text model such as LLaVA, "
+            "Qwen-VL or InternVL"
+        )
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if part is not None:  # what somebody's last call wanted back is not what ours do
+            part.return_dict, part.output_hidden_states = True, False
+            part.output_attentions = False
+    return config
+
+
+def _with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`model` with the adapters in `folder` merged into its weights."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ImportError(
+            f"{shown(folder)} is a folder of adapters: install PEFT to load it (pip install "
+            "'ragvl[train]'), or merge them where it is installed: "
+            "PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...)",
+            name="peft",
+        ) from error
+    with naming(folder / ADAPTER_CONFIG, "adapters' settings"):
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+    if config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"{shown(folder)} holds {shown(config.peft_type)} adapters, which add to the prompt "
+            "and cannot be merged into the weights"
+        )
+    with naming(folder / ADAPTER_WEIGHTS, "adapters"):
+        adapted = PeftModel(model, config)
+        result = adapted.load_adapter(str(folder), "default")
+        foreign, missing = sorted(result.unexpected_keys), sorted(result.missing_keys)
+        if foreign or missing:
+            raise UnsupportedModelError(
+                f"{shown(folder / ADAPTER_WEIGHTS)} does not fit its model: {len(foreign)} weights "
+                f"have no place in it and {len(missing)} are not there, as "
+                f"{shown_list(foreign or missing)}"
             )
-        return str(folder)
-    # A hub id is "name" or "owner/name"; whatever else it is, it is a path
-    if isinstance(path, Path) or str(path)[:1] in "./~" or str(path).count("/") > 1:
-        raise FileNotFoundError(f"there is no model folder {folder}")
-    return path
+        return adapted.merge_and_unload(safe_merge=True)
 
 
 def _load_processor(
-    path: str, config: PretrainedConfig, source: dict[str, Any], settings: Mapping[str, Any]
+    found: Checkpoint,
+    config: PretrainedConfig,
+    code: dict[str, Any],
+    settings: Mapping[str, Any],
 ) -> ProcessorMixin:
-    """The checkpoint's processor, without its half for videos.
+    """The checkpoint's processor without its half for videos, with `settings` in force.
 
     That half needs torchvision, and nothing here uses it.
     """
-    found, _ = ProcessorMixin.get_processor_dict(path, revision=source["revision"])
-    processor_class = getattr(transformers, found.get("processor_class", ""), None)
-    if processor_class is None and type(config) in PROCESSOR_MAPPING:
-        processor_class = PROCESSOR_MAPPING[type(config)]
-    if processor_class is None or processor_class.get_attributes()[-1] != "video_processor":
-        return AutoProcessor.from_pretrained(path, **source, **settings)
-    return without_video(processor_class).from_pretrained(path, **source, **settings)
+    folder = found.processor_folder
+    with naming(folder, "processor"):
+        saved, _ = ProcessorMixin.get_processor_dict(str(folder))
+        processor_class = getattr(transformers, saved.get("processor_class", ""), None)
+        if processor_class is None and type(config) in PROCESSOR_MAPPING:
+            processor_class = PROCESSOR_MAPPING[type(config)]
+        if processor_class is None:
+            processor_class = AutoProcessor
+        elif processor_class.get_attributes()[-1] == "video_processor":
+            processor_class = without_video(processor_class)
+
+    def load(**given: Any) -> ProcessorMixin:
+        with naming(folder, "processor"):
+            processor = processor_class.from_pretrained(str(folder), **code, **given)
+        without_saved_calls(processor)
+        return processor
+
+    return with_settings(load, settings)
 
 
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:

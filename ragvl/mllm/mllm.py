@@ -12,18 +12,26 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
-from ragvl.messages import shown
+from ragvl.messages import reason, shown
 from ragvl.mllm.answers import answer_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
 from ragvl.mllm.decoder import Decoder, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, Head, rounding, same
-from ragvl.mllm.inputs import ImageInputs, Prompt, PromptTooLongError, join_images, pad_ids
+from ragvl.mllm.inputs import (
+    ImageInputs,
+    Prompt,
+    PromptTooLongError,
+    UnusableImageError,
+    join_images,
+    pad_ids,
+)
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
+from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
 from ragvl.runtime import (
@@ -72,6 +80,7 @@ class MLLM:
             )
         self.model = model
         self.processor = processor
+        without_saved_calls(processor)
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.architecture: str = model.config.model_type
         self._chat = Chat(processor)
@@ -106,9 +115,13 @@ class MLLM:
     ) -> MLLM:
         """Loads a folder or a hub id.
 
+        Whatever can be wrong with the arguments or the files is looked at before the weights are
+        read.
+
         Args:
             path: a folder in Hugging Face format, or a hub id such as
-                "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
+                "llava-hf/llava-onevision-qwen2-0.5b-ov-hf". A folder of adapters, such as a
+                checkpoint that training left, is merged into the model that it names.
             device: "auto" is CUDA where it is present, else the CPU.
             dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
             revision: branch, tag or commit of a hub repository.
@@ -118,12 +131,17 @@ class MLLM:
                 "sdpa".
             processor_settings: what to change in the checkpoint's processor, such as
                 `{"size": {"shortest_edge": 4096, "longest_edge": 1 << 20}}`, a Qwen-VL's fewest and
-                most pixels.
+                most pixels; `min_pixels` and `max_pixels` are the same. Each is in force, whatever
+                the checkpoint has saved, or refused.
 
         Raises:
-            FileNotFoundError: the folder, or safetensors weights in it, are not there.
-            UnsupportedModelError: not an image-text-to-text model, incomplete, or built in a way
-                that ragvl does not understand.
+            FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
+                has no such model.
+            OSError: the hub does not let this user in, or a file cannot be read.
+            UnsupportedModelError: a file is damaged, or it is no image-text-to-text model,
+                incomplete, or built in a way that ragvl does not understand.
+            ValueError: an unknown device, dtype or attention, or a processor setting that is
+                unknown or would have no effect.
         """
         on = resolve_device(device)
         resolved = resolve_dtype(dtype, on)
@@ -187,9 +205,13 @@ class MLLM:
 
     @property
     def max_length(self) -> int:
-        """How many tokens a prompt may have."""
+        """How many tokens a prompt may have: the model's positions.
+
+        A tokenizer's limit counts only where the model names none: it is often what somebody's
+        training was cut at.
+        """
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return min(positions or maxsize, self.tokenizer.model_max_length)
+        return positions or min(self.tokenizer.model_max_length, maxsize)
 
     @property
     def fingerprint(self) -> str:
@@ -311,16 +333,26 @@ class MLLM:
         processor cuts a picture into fewer tiles where it is one of several.)
 
         Raises:
-            ValueError: the processor refuses it, as Qwen-VL's does a strip 200 times as long as
-                wide.
+            UnusableImageError: the image processor refuses it, as Qwen-VL's does a strip 200 times
+                as long as wide.
+            UnsupportedModelError: the processor fails for a reason that is not the picture's.
         """
-        encoded = self.processor(
-            images=[image if image.mode == "RGB" else image.convert("RGB")],
-            text=[self.processor.image_token],
-            return_text_replacement_offsets=True,
-            return_tensors="pt",
-            **self._image_options,
-        )
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        try:
+            encoded = self.processor(
+                images=[image],
+                text=[self.processor.image_token],
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+                verbose=False,  # more tokens than the tokenizer's limit is no matter here
+                **self._image_options,
+            )
+        except ValueError as error:
+            self._check_image(image)
+            raise UnsupportedModelError(
+                f"{type(self.processor).__name__} fails on a picture that its image processor "
+                f"takes: {reason(error)}"
+            ) from error
         if not (offsets := encoded.get("text_replacement_offsets")):
             raise UnsupportedModelError(
                 f"{type(self.processor).__name__} does not tell which text stands for a picture"
@@ -562,22 +594,29 @@ class MLLM:
         batch it is generating for in the module.
         """
         batch = self.collate(prompts, padding_side="left")
-        # Sampling settings of the checkpoint are unset: greedy search would warn about them
-        output = self.model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+        saved = self.model.generation_config
+        # generate() fills in from the model's own whatever a call leaves open
+        self.model.generation_config = GenerationConfig(
+            bos_token_id=saved.bos_token_id,
+            eos_token_id=saved.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
+        try:
+            output = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        finally:
+            self.model.generation_config = saved
         new = output[:, batch["input_ids"].shape[1] :]
         answers = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _check_image(self, image: Image.Image) -> None:
+        """Raises an `UnusableImageError` if the image processor alone refuses a picture."""
+        try:
+            self.processor.image_processor(images=[image], return_tensors="pt")
+        except ValueError as error:
+            raise UnusableImageError(reason(error)) from error
 
     def _lacks_bos(self, text: str) -> bool:
         """Whether the tokenizer is to add its special tokens; some templates write the first.

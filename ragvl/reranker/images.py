@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
-from ragvl.messages import reason
-from ragvl.mllm import MLLM, ImageInputs
+from ragvl.mllm import MLLM, ImageInputs, UnusableImageError
 
 NUM_THREADS = 4
 
@@ -19,5 +18,5 @@ def load_image(mllm: MLLM, document: Document) -> ImageInputs:
     with document.decoded(kept_pixels=lambda: mllm.kept_pixels) as image:
         try:
             return mllm.encode_image(image)
-        except ValueError as error:  # some processors refuse extreme shapes
-            raise ImageError(f"{document.name}: {reason(error)}") from error
+        except UnusableImageError as error:
+            raise ImageError(f"{document.name}: {error}") from error

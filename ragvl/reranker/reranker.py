@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
-from ragvl.mllm import MLLM
+from ragvl.mllm import MLLM, merge_settings
 from ragvl.prefix_cache import PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.cached_prefixes import CachedPrefixes
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.templates import TEMPLATES, PromptTemplate
+from ragvl.reranker.templates import PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     THRESHOLDS_FILE,
     SavedThresholds,
@@ -122,11 +123,8 @@ class Reranker:
         deterministic: bool = True,
         caption_tokens: int | None = None,
     ) -> None:
-        if isinstance(template, str) and template != "auto" and template not in TEMPLATES:
-            known = ", ".join(["auto", *TEMPLATES])
-            raise ValueError(f"unknown template {template!r}; known: {known}")
         self.mllm = mllm
-        self.template = TEMPLATES.get(template) if isinstance(template, str) else template
+        self.template = resolve_template(template)
         if thresholds is not None:
             self._check_thresholds(thresholds)
         self.thresholds = thresholds
@@ -167,8 +165,11 @@ class Reranker:
     ) -> Reranker:
         """Loads a reranker from a folder or the hub.
 
+        Whatever can be wrong with the arguments is looked at before the model is loaded.
+
         Args:
-            path: a folder in Hugging Face format, or a hub id; any image-text-to-text model.
+            path: a folder in Hugging Face format, or a hub id; any image-text-to-text model, or
+                adapters of one.
             device: "auto" is CUDA where it is present.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
             preset: what the checkpoint was trained to be asked: a `Preset` or the name of one of
@@ -182,14 +183,24 @@ class Reranker:
             deterministic: see `Reranker`.
             caption_tokens: see `Reranker`.
             load: what else `MLLM.from_pretrained` takes, such as `revision`.
+
+        Raises:
+            OSError: there is no such model; see `MLLM.from_pretrained`.
+            ValueError: of an argument, or of the model; see there and `Reranker`.
         """
+        folder = model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
         template = known.template if template is None else template
+        resolve_template(template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
-            saved = Path(path) / THRESHOLDS_FILE
+            saved = (folder or Path(path)) / THRESHOLDS_FILE
             name = template if isinstance(template, str) else template.name
             thresholds = SavedThresholds.load(saved, name) if saved.is_file() else None
-        settings = {**known.processor_settings, **load.pop("processor_settings", {})}
+        resolve_threshold(threshold, thresholds)
+        if prefix_cache not in (None, "auto") and not isinstance(prefix_cache, PrefixCache):
+            prefix_cache = PrefixCache(prefix_cache)
+        own_settings = load.pop("processor_settings", None) or {}
+        settings = merge_settings(known.processor_settings, own_settings)
         mllm = MLLM.from_pretrained(
             path, device=device, dtype=dtype, processor_settings=settings, **load
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ragvl.messages import shown
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -62,3 +64,17 @@ INSTRUCTION_FIRST = PromptTemplate(
 )
 
 TEMPLATES = {template.name: template for template in (CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST)}
+
+
+def resolve_template(template: PromptTemplate | str) -> PromptTemplate | None:
+    """The template that a name means; None for "auto".
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(template, PromptTemplate):
+        return template
+    if template != "auto" and template not in TEMPLATES:
+        known = ", ".join(["auto", *TEMPLATES])
+        raise ValueError(f"unknown template {shown(template)!r}; known: {known}")
+    return TEMPLATES.get(template)

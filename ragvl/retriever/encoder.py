@@ -23,12 +23,18 @@ from transformers.image_processing_utils import BaseImageProcessor
 # From its own module: at the top level transformers 5.17 hides it where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import ImageError
+from ragvl.messages import reason, shown
+from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
+from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
 from ragvl.runtime import count_kept_pixels, fingerprint, resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
 
 _PREPARE_THREADS = 4
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
+_PROBE_PICTURE = Image.new("RGB", (64, 48), (200, 120, 40))
 _PROBE = "Which 3 caf\u00e9s does the picture show?"
 
 Item = TypeVar("Item")
@@ -74,6 +80,12 @@ class DualEncoder:
                     f"a {model.config.model_type!r} model has no {method}(), so it is not a dual "
                     "encoder; use a model of the CLIP or SigLIP family"
                 )
+        plain_image_processor(image_processor)
+        plain_tokenizer(tokenizer)
+        tokenizer.truncation_side = "right"
+        image_processor(
+            _PROBE_PICTURE, return_tensors="pt"
+        )  # so that what fails later is a picture
         self.fingerprint = fingerprint(
             model,
             image_processor.to_json_string(),
@@ -86,9 +98,9 @@ class DualEncoder:
         self.tokenizer = tokenizer
         # SigLIP reads a text at the last of a fixed number of positions, padding included.
         self._padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
-        self._max_length = min(
-            tokenizer.model_max_length, model.config.get_text_config().max_position_embeddings
-        )
+        if self._padding == "longest":  # on the left it would move a text by its batch's longest
+            tokenizer.padding_side = "right"
+        self._max_length = _num_positions(model)
         self._tokenizer_lock = threading.Lock()  # it keeps the padding of a call in itself
         self.dim = self.encode_texts([_PROBE]).shape[1]
 
@@ -113,23 +125,25 @@ class DualEncoder:
         """Loads a folder or hub id; the weights from safetensors only.
 
         Raises:
-            OSError: there is no such checkpoint, or it has no safetensors, tokenizer or image
-                processor.
-            ValueError: it is not a dual encoder, or lacks weights.
+            OSError: there is no such checkpoint, or a file of it is missing or cannot be read.
+            UnsupportedModelError: a file is damaged, or it is not a dual encoder or lacks weights.
+            ValueError: a setting is not valid.
         """
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        model, info = AutoModel.from_pretrained(
-            path, use_safetensors=True, dtype="auto", output_loading_info=True, **options
-        )
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"{path} lacks {len(missing)} of the model's weights, which would be random: "
-                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        resolve_dtype(dtype, resolve_device(device))
+        found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+        if found.adapters is not None:
+            raise UnsupportedModelError(
+                f"{shown(path)} is a folder of adapters: merge them into their model first, with "
+                "PEFT's merge_and_unload()"
             )
+        folder, code = found.folder, {"trust_remote_code": trust_remote_code}
         # The PIL processors even where torchvision is installed: it resizes a little differently,
         # and an index must not depend on what else was installed when it was built.
-        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **options)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        with naming(folder, "image processor"):
+            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **code)
+        with naming(folder, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **code)
+        model = load_weights(AutoModel, folder, dtype="auto", **code)
         return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
 
     @undisturbed
@@ -211,7 +225,10 @@ class DualEncoder:
 
     def _prepare(self, document: Document) -> dict[str, Tensor]:
         with document.decoded(kept_pixels=lambda: self._kept_pixels) as image:
-            return self._process(image)
+            try:
+                return self._process(image)
+            except ValueError as error:  # some processors refuse extreme shapes
+                raise ImageError(f"{document.name}: {reason(error)}") from error
 
     @cached_property
     def _kept_pixels(self) -> int | None:
@@ -254,6 +271,17 @@ def _map_ahead(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _num_positions(model: PreTrainedModel) -> int:
+    """How many tokens of a text the model reads; a tokenizer's limit may be another's."""
+    positions: int = model.config.get_text_config().max_position_embeddings
+    for name, module in model.named_modules():
+        # RoBERTa's kind counts positions from after its padding's
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return positions - padding - 1
+    return positions
 
 
 def _not_finite(name: str) -> str:

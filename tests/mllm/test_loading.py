@@ -102,9 +102,9 @@ def test_loading_and_scoring_warn_of_nothing(architecture, tiny_model, caplog):
 
 @pytest.mark.parametrize(
     ("positions", "tokenizer_length", "expected"),
-    [(1024, 300, 300), (200, 1024, 200), (200, int(1e30), 200)],
+    [(1024, 300, 1024), (200, 1024, 200), (200, int(1e30), 200)],
 )
-def test_max_length_is_the_shorter_of_the_two(positions, tokenizer_length, expected, folder):
+def test_max_length_is_the_models_own(positions, tokenizer_length, expected, folder):
     for name, key, value in (
         ("config.json", None, positions),
         ("tokenizer_config.json", "model_max_length", tokenizer_length),
@@ -122,3 +122,9 @@ def test_a_processor_without_an_image_token_is_refused(tiny_mllm):
     mllm = tiny_mllm("llava")
     with pytest.raises(UnsupportedModelError, match="do not both name an image token"):
         MLLM(mllm.model, mllm.tokenizer)
+
+
+def test_an_unknown_attention_is_refused_before_the_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"'sdap' is unknown; known: eager, .*sdpa"):
+        MLLM.from_pretrained(folder, attn_implementation="sdap")

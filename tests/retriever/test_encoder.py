@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -181,6 +182,32 @@ class TestLoading:
         model.save_pretrained(folder, state_dict=weights)
         with pytest.raises(ValueError, match=r"lacks 1 .*text_projection\.weight"):
             DualEncoder.from_pretrained(folder)
+
+    def test_what_was_saved_beside_the_weights_shapes_no_call(
+        self, checkpoints, encoders, pictures, tmp_path
+    ):
+        for family, encoder in encoders.items():
+            folder = shutil.copytree(checkpoints[family], tmp_path / family)
+            file = folder / "tokenizer_config.json"
+            saved = json.loads(file.read_text())
+            saved |= {"model_max_length": 4, "max_length": 4, "truncation_side": "left"}
+            if family == "clip":
+                saved["padding_side"] = "left"
+            file.write_text(json.dumps(saved))
+            other = DualEncoder.from_pretrained(folder, device="cpu")
+            other.image_processor.return_tensors = "np"
+            np.testing.assert_array_equal(other.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
+            np.testing.assert_array_equal(
+                other.encode_images(pictures), encoder.encode_images(pictures)
+            )
+
+    def test_damaged_files_are_named(self, checkpoints, tmp_path):
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            folder = shutil.copytree(checkpoints["clip"], tmp_path / name)
+            (folder / name).write_bytes((folder / name).read_bytes()[:-50])
+            with pytest.raises(ValueError, match=re.escape(str(folder / name))) as caught:
+                DualEncoder.from_pretrained(folder)
+            assert "\n" not in str(caught.value)
 
     def test_nan_weights(self):
         model, processor = tiny_model("clip"), tiny_processor("clip")

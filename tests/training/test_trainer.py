@@ -146,6 +146,8 @@ def test_adapters_are_merged_into_what_is_saved(
     )
     assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
     saved = MLLM.from_pretrained(tmp_path, device="cpu")
+    merged = MLLM.from_pretrained(tmp_path / "checkpoint-4", device="cpu").model.state_dict()
+    assert all(torch.equal(saved.model.state_dict()[name], x) for name, x in merged.items())
     assert saved.fingerprint == mllm.fingerprint
     changed = {
         name

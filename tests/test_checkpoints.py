@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ragvl import Generator, Reranker
+from ragvl.checkpoints import find_checkpoint, model_folder, similar_folders
+from ragvl.mllm import MLLM
+from ragvl.model_files import UnsupportedModelError
+from ragvl.retriever import DualEncoder
+
+LOADERS = {
+    "reranker": Reranker.from_pretrained,
+    "generator": Generator.from_pretrained,
+    "encoder": DualEncoder.from_pretrained,
+}
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch) -> Path:
+    """The working folder, and a cache of the hub, that no test shares."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tiny_model, scratch) -> Path:
+    return shutil.copytree(tiny_model("llava"), scratch / "runs" / "reranker")
+
+
+# --- which folder a path means ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize(
+    "path", ["runs/reranked", "Runs/reranker", "rnus/reranker", "./runs/reranked", "runs/rerank er"]
+)
+@pytest.mark.usefixtures("folder")
+def test_a_slip_in_a_path_is_named_with_what_was_meant(path, loader):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model folder .*did you mean (\./)?runs/reranker\?"
+    ):
+        loader(path)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000, "owner/name/more", "a b", "~/no-such"])
+def test_what_can_be_no_hub_id_is_a_path(path):
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+        find_checkpoint(path)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_is_no_folder():
+    with pytest.raises(FileNotFoundError, match="is a file: a model is a folder"):
+        find_checkpoint("runs/reranker/config.json")
+
+
+def test_hub_ids_are_told_from_paths(folder):
+    (folder.parent.parent / "Qwen").mkdir()
+    assert model_folder("OpenGVLab/InternVL3-2B-hf") is None
+    assert model_folder("runs/reranker") == Path("runs/reranker")
+    # nearly the folder's path, but somebody who names a revision means the hub
+    assert model_folder("rnus/reranker", revision="main") is None
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+        model_folder("Qwen/Qwen2-VL-7B")  # its first part is a folder here
+
+
+@pytest.mark.usefixtures("folder")
+def test_similar_folders_hold_models_first(scratch):
+    (scratch / "runs" / "rerankee").mkdir()
+    found = similar_folders(Path("runs/reranke"))
+    assert found == [Path("runs/reranker"), Path("runs/rerankee")]
+    assert similar_folders(Path("/no/such/thing/at/all")) == []
+
+
+# --- the hub ------------------------------------------------------------------------------------
+
+
+def into_cache(folder: Path, repo_id: str, cache: Path) -> None:
+    """As the hub's client leaves a repository in its cache."""
+    repository = cache / f"models--{repo_id.replace('/', '--')}"
+    commit = "0123456789" * 4
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_a_cached_hub_model_loads_without_network(folder, scratch):
+    into_cache(folder, "owner/model", scratch / "hub")
+    mllm = MLLM.from_pretrained("owner/model", device="cpu")
+    assert mllm.architecture == "llava"
+    assert mllm.model.name_or_path == "owner/model"
+    # what is known as an id is one, however near a folder's path it is
+    into_cache(folder, "rums/reranker", scratch / "hub")
+    assert find_checkpoint("rums/reranker").name == "rums/reranker"
+
+
+def test_without_network_the_error_is_one_line():
+    with pytest.raises(FileNotFoundError, match=r"no copy .*HF_HUB_OFFLINE is set") as caught:
+        find_checkpoint("owner/model")
+    assert "\n" not in str(caught.value)
+
+
+_TROUBLE = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "down": (500, "")}
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub that knows one code of trouble for each owner."""
+
+    def do_GET(self) -> None:
+        owner = self.path.split("/")[3]
+        status, code = _TROUBLE.get(owner, (404, "RevisionNotFound"))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "message"),
+    [
+        ("gone/model", "neither a folder gone/model nor a model of that name on the hub"),
+        ("gated/model", "gated/model is gated: ask for access"),
+        ("down/model", r"did not answer \(no word from it"),
+        ("old/model", "has no revision 'main'"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_what_the_hub_refuses_is_one_line(repo_id, message):
+    with pytest.raises(OSError, match=message) as caught:
+        find_checkpoint(repo_id, revision="main")
+    assert "\n" not in str(caught.value)
+
+
+# --- damaged files ------------------------------------------------------------------------------
+
+
+def overwrite(content: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(content) and None
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change(**values: object) -> Callable[[Path], None]:
+    def work(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return work
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def reshape(path: Path) -> None:
+    weights = load_file(path)
+    (name,) = [name for name in weights if "lm_head" in name]
+    weights[name] = weights[name][:, :-1].contiguous()
+    save_file(weights, path, {"format": "pt"})
+
+
+def forged_header(path: Path) -> None:
+    header = json.dumps(
+        {"lm_head.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
+    )
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+
+
+_JSON_DAMAGE = {
+    "empty": overwrite(b""),
+    "cut": truncate,
+    "no JSON": overwrite(b"\x80\x04\x95."),
+    "a list": overwrite(b"[1]"),
+    "deep": overwrite(b'{"a":' * 100_000),
+    "a pipe": pipe,
+    "a dangling link": dangling,
+}
+_DAMAGE = [
+    *((name, damage) for name in ("config.json", "tokenizer.json") for damage in _JSON_DAMAGE),
+    *((name, "cut") for name in ("processor_config.json", "tokenizer_config.json")),
+    ("generation_config.json", "a list"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), _DAMAGE)
+def test_damaged_settings_are_named(name, damage, folder):
+    _JSON_DAMAGE[damage](folder / name)
+    with pytest.raises((OSError, UnsupportedModelError)) as caught:
+        MLLM.from_pretrained(folder, device="cpu")
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", overwrite(b""), r"model\.safetensors is no whole safetensors file"),
+        ("model.safetensors", truncate, r"model\.safetensors is no whole safetensors file"),
+        ("model.safetensors", forged_header, r"model\.safetensors is no whole safetensors file"),
+        ("model.safetensors", pipe, "it is a pipe"),
+        ("model.safetensors", dangling, r"model\.safetensors"),
+        ("model.safetensors", reshape, r"another shape than config\.json says, as lm_head\.weight"),
+        ("config.json", change(model_type="mine"), r"config\.json: its configuration cannot be"),
+        ("config.json", change(model_type=None), r"config\.json: its configuration cannot be"),
+        ("config.json", change(text_config=7), r"config\.json: its configuration cannot be"),
+        ("config.json", change(text_config={"hidden_size": "x"}), r"config\.json: its configurat"),
+        ("config.json", change(transformers_weights="../model.safetensors"), r"names the weights"),
+        ("config.json", change(transformers_weights="pytorch_model.bin"), "names the weights file"),
+        ("config.json", change(transformers_weights=7), "names the weights file"),
+        ("tokenizer.json", change(model=None), "its processor cannot be loaded"),
+        ("processor_config.json", change(processor_class="x"), "LlavaProcessor"),
+        ("processor_config.json", change(image_processor=7), "its processor cannot be loaded"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(name, damage, message, folder):
+    damage(folder / name)
+    if message == "LlavaProcessor":  # the configuration says which it is
+        assert type(MLLM.from_pretrained(folder, device="cpu").processor).__name__ == message
+        return
+    with pytest.raises((OSError, UnsupportedModelError), match=message) as caught:
+        MLLM.from_pretrained(folder, device="cpu")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- sharded weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(folder) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_shards_load(sharded):
+    assert MLLM.from_pretrained(sharded, device="cpu").architecture == "llava"
+
+
+def test_a_missing_shard_is_named(sharded):
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002\.safetensors is missing"):
+        MLLM.from_pretrained(sharded, device="cpu")
+
+
+def test_a_shard_without_its_weights_is_named(sharded):
+    save_file({"x": torch.ones(1)}, sharded / "model-00002-of-00002.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"00002\.safetensors lacks \d+ weights that"):
+        MLLM.from_pretrained(sharded, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../other.safetensors",
+        "/tmp/other.safetensors",
+        "a/b.safetensors",
+        "w.bin",
+        "..",
+        "",
+        7,
+        None,
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(name, sharded):
+    torch.save({"lm_head.weight": torch.ones(1)}, sharded / "w.bin")
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(UnsupportedModelError, match=r"index\.json names the weights file"):
+        MLLM.from_pretrained(sharded, device="cpu")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, "x"])
+def test_an_index_without_a_map_is_refused(weight_map, sharded):
+    change(weight_map=weight_map)(sharded / "model.safetensors.index.json")
+    with pytest.raises(UnsupportedModelError, match=r"index\.json has no weight_map"):
+        MLLM.from_pretrained(sharded, device="cpu")
