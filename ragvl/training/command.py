@@ -6,6 +6,7 @@ Every setting is a flag and a key of a YAML file; of two, the later one on the c
 from __future__ import annotations
 
 import dataclasses
+import logging
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from ragvl.training.trainer import train
 Stage = Literal["reranker", "generator"]
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _RECIPES = files("ragvl") / "recipes"
 
 
@@ -53,6 +56,8 @@ class RunSettings:
         trust_remote_code: lets Python code that comes with the checkpoint run.
         freeze_vision: vision tower and projector stay as they are.
         strict: stop at the first problem with the data, before training.
+        caption_tokens: cut longer captions to so many tokens; null cuts none. What is trained is to
+            be used with the same.
     """
 
     model: str
@@ -67,11 +72,12 @@ class RunSettings:
     trust_remote_code: bool = False
     freeze_vision: bool = True
     strict: bool = False
+    caption_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: expected more than 0, and at most 1")
-        for name in ("num_examples", "num_eval_examples"):
+        for name in ("num_examples", "num_eval_examples", "caption_tokens"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name}={count}: it must be at least 1")
@@ -158,6 +164,8 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     mllm = settings.load_model()
     if planned.lora.rank:  # before the data are read, which may take long
         adapted_layers(mllm, planned.lora, freeze_vision=settings.freeze_vision)
+    if settings.caption_tokens is not None:
+        logger.warning("caption_tokens=%d: longer captions are cut", settings.caption_tokens)
     if planned.ranking is not None:
         examples, eval_examples = _ranking_examples(mllm, settings, planned.ranking)
     else:
@@ -255,7 +263,13 @@ def _ranking_examples(
     template = None if ranking.template is None else TEMPLATES[ranking.template]
 
     def examples(path: Path, split: str | None) -> RankingExamples:
-        return RankingExamples(read_ranking(path), _open(settings, split), mllm, template)
+        return RankingExamples(
+            read_ranking(path),
+            _open(settings, split),
+            mllm,
+            template,
+            caption_tokens=settings.caption_tokens,
+        )
 
     found = examples(ranking.ranking, settings.split)
     if ranking.eval_ranking is None:
@@ -272,10 +286,12 @@ def _answer_examples(
         num_pictures=noise.data_level,
         hard=noise.hard_negatives,
         seed=seed,
+        caption_tokens=settings.caption_tokens,
     )
     if settings.eval_split is None:
         return found, None
-    return found, AnswerExamples(_open(settings, settings.eval_split), mllm)
+    evaluated = _open(settings, settings.eval_split)
+    return found, AnswerExamples(evaluated, mllm, caption_tokens=settings.caption_tokens)
 
 
 def _open(settings: RunSettings, split: str | None) -> QuestionSet:

@@ -16,7 +16,7 @@ from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
 from ragvl.messages import shown
-from ragvl.mllm import MLLM, Prompt, PromptTooLongError
+from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
 from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate
@@ -46,6 +46,7 @@ class RankingExamples(Dataset[Example]):
         mllm: the model to train; worker processes get all but its weights.
         template: None is the data set's own: of captions `retrieval`; else `caption` for a
             document with a caption, and `plain` for one without.
+        caption_tokens: cuts captions as a `Reranker` with the same does.
 
     Raises:
         ValueError: no samples, or a sample's document is not in `source`.
@@ -57,6 +58,8 @@ class RankingExamples(Dataset[Example]):
         source: QuestionSet,
         mllm: MLLM,
         template: PromptTemplate | None = None,
+        *,
+        caption_tokens: int | None = None,
     ) -> None:
         if not samples:
             raise ValueError("no samples to train on")
@@ -69,7 +72,8 @@ class RankingExamples(Dataset[Example]):
                 )
         self._samples = samples
         self._source = source
-        self._prompts = Prompts(mllm.without_weights(), template or TEMPLATES.get(source.template))
+        template = template or TEMPLATES.get(source.template)
+        self._prompts = Prompts(mllm.without_weights(), template, caption_tokens)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -94,6 +98,7 @@ class AnswerExamples(Dataset[Example]):
         hard: add what the data set lists as the question's distractors, where it lists any, else
             documents drawn at random.
         seed: of the draws.
+        caption_tokens: cuts captions as a `Generator` with the same does.
 
     Raises:
         ValueError: no question has an answer and a gold document.
@@ -107,6 +112,7 @@ class AnswerExamples(Dataset[Example]):
         num_pictures: int = 0,
         hard: bool = True,
         seed: int = 0,
+        caption_tokens: int | None = None,
     ) -> None:
         self._questions = [q for q in source.questions if q.gold and source.target(q)]
         if not self._questions:
@@ -114,6 +120,7 @@ class AnswerExamples(Dataset[Example]):
         self._source = source
         self._ids = source.document_ids()
         self._mllm = mllm.without_weights()
+        self._captions = CaptionLimit(self._mllm, caption_tokens)
         self._num_pictures = num_pictures
         self._hard = hard
         self._seed = seed
@@ -124,7 +131,8 @@ class AnswerExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         question = self._questions[index]
         documents = [self._source.document(id) for id in self._evidence(index)]
-        template, fields = generator_prompt(question.text, [d.caption for d in documents])
+        captions = [self._captions(document.caption) for document in documents]
+        template, fields = generator_prompt(question.text, captions)
         return Example(
             self._mllm.render(template, **fields), documents, self._source.target(question)
         )

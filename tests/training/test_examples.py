@@ -120,6 +120,21 @@ def test_a_sample_is_worded_as_the_reranker_words_it(
     assert (example.answer, example.documents[0].id) == ("Yes", question.gold[0])
 
 
+def test_captions_are_cut_as_they_are_used(questions: WebQA, mllm: MLLM) -> None:
+    question = questions.questions[0]
+    sample = RankingSample(question.text, question.gold[0], "Yes")
+    (example,) = RankingExamples([sample], questions, mllm, caption_tokens=3)
+    document = example.documents[0]
+    reranker = Reranker(mllm, caption_tokens=3)
+    assert example.prompt == reranker.prompt(question.text, document)
+    assert example.prompt != Reranker(mllm).prompt(question.text, document)
+    answer = AnswerExamples(questions, mllm, caption_tokens=3)[0]
+    images = [mllm.encode_image(document.load()) for document in answer.documents]
+    generator = Generator(mllm, caption_tokens=3)
+    expected = generator._encode(0, question.text, answer.documents, images)
+    assert mllm.encode_prompt(answer.prompt, images).input_ids == expected.input_ids
+
+
 def test_samples_of_another_data_set_are_refused(questions: WebQA, mllm: MLLM) -> None:
     good = RankingSample("q", questions.document_ids()[0], "No")
     with pytest.raises(ValueError, match=r"sample 1 .*'nowhere'"):
