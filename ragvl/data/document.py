@@ -37,7 +37,7 @@ class Document:
 
     Raises:
         TypeError: a field has another type.
-        ValueError: `id` is the empty string, or `max_pixels` is below 1.
+        ValueError: `id` is the empty string, or `max_pixels` is no whole number above 0.
     """
 
     image: ImageSource
@@ -53,8 +53,11 @@ class Document:
                 raise TypeError(
                     f"{self.name}: {name} must be a string or None, not {type(value).__name__}"
                 )
-        if self.max_pixels is not None and self.max_pixels < 1:
-            raise ValueError(f"{self.name}: max_pixels={self.max_pixels}: it must be at least 1")
+        if self.max_pixels is not None and not (
+            isinstance(self.max_pixels, int) and self.max_pixels > 0
+        ):
+            given = shown(repr(self.max_pixels), _ID_SHOWN)
+            raise ValueError(f"{self.name}: max_pixels={given}: expected a whole number above 0")
         if self.id == "":
             raise ValueError("a document's id is empty; give it a name, or None")
 

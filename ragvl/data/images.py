@@ -278,7 +278,12 @@ def _needed_side(pixels: int, kept_pixels: Callable[[], int | None] | None) -> i
     """How long a picture's shorter side has to stay; None if it may not be made smaller."""
     if kept_pixels is None or pixels <= REDUCE_ABOVE:
         return None
-    kept = kept_pixels()
+    try:
+        kept = kept_pixels()
+    except MemoryError:
+        raise
+    except Exception:  # a processor that fails will say so of the picture itself
+        return None
     return None if kept is None else 2 * (math.isqrt(kept) + 1)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.problems import Problems, no_use
+from ragvl.messages import shown
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class QuestionSet(ABC):
         if not self.questions:
             raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
-            logger.warning("%s: %s", self.name, self.problems)
+            logger.warning("%s: %s", shown(self.name), self.problems)
 
 
 def file_version(path: str | os.PathLike[str]) -> str:

@@ -12,6 +12,7 @@ from ragvl.mllm.mllm import MLLM
 logger = logging.getLogger(__name__)
 
 _KNOWN_CAPTIONS = 1 << 12
+_LONGEST_KNOWN = 1 << 14  # characters; a longer one is cut anew each time, and not kept
 
 
 class _Captioned(Protocol):
@@ -50,7 +51,8 @@ class CaptionLimit:
         """The caption, or as much of its beginning as it may have."""
         if caption is None or self.max_tokens is None:
             return caption
-        return self._cut(caption, self.max_tokens)
+        cut = self._cut if len(caption) <= _LONGEST_KNOWN else self._mllm.cut
+        return cut(caption, self.max_tokens)
 
     def watched(self, documents: Iterable[T]) -> Iterator[T]:
         """`documents`; once they have passed, logs how many of their captions are cut."""
