@@ -15,8 +15,9 @@ from PIL import Image
 from plain import plain_inputs, plain_relevance
 from tiny_models import ARCHITECTURES
 
-from ragvl.mllm import MLLM, Prompt, PromptTooLongError
+from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
 from ragvl.mllm.inputs import common_prefix_length
+from ragvl.runtime import count_kept_pixels
 
 ALL = pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -42,6 +43,24 @@ CASES = [
     (picture(4, 5, 7), " leading and trailing ", "Yes or No"),
     (picture(5, 64, 48), "The red tower of Velmora", "What color is the tower?"),
 ]
+
+
+def test_a_long_caption_is_cut_and_not_kept(tiny_mllm: Callable[[str], MLLM]) -> None:
+    mllm = tiny_mllm("llava")
+    limit = CaptionLimit(mllm, 5)
+    for caption in ("A mill by a river, " * 3, "A mill by a river, " * 2000):
+        assert limit(caption) == mllm.cut(caption, 5) != caption
+    assert limit._cut.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl"])
+def test_how_much_of_a_large_picture_is_kept(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    pixels = mllm.encode_image(picture(0, 300, 300)).tensors["pixel_values"]
+    assert mllm.kept_pixels == pixels.numel() // 3
+    assert count_kept_pixels(lambda image: {"all": torch.zeros(3, *image.size)}) is None
 
 
 @ALL

@@ -14,6 +14,7 @@ from plain import plain_relevance
 from tiny_models import ARCHITECTURES
 
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
+from ragvl.data import images
 from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, PromptTooLongError
 from ragvl.reranker import PromptTemplate
@@ -166,6 +167,24 @@ def test_templates_choose_themselves_or_are_chosen(
     )
     with pytest.raises(ValueError, match="unknown template 'captoin'; known: auto, caption"):
         Reranker.from_pretrained(tiny_model(TINY), template="captoin", device="cpu")
+
+
+def test_a_large_picture_is_made_smaller_and_scores_much_the_same(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A smooth picture's tenth part tells a model that keeps fewer pixels as much."""
+    reranker = Reranker.from_pretrained(tiny_model("llava"), device="cpu", prefix_cache=None)
+    assert reranker.mllm.kept_pixels is not None
+    small = picture(1, 6, 5)
+    large = small.resize((900, 700), Image.Resampling.BICUBIC)
+    pairs = [(QUERY, small), (QUERY, large)]
+    whole = reranker.score(pairs)
+    monkeypatch.setattr(images, "REDUCE_ABOVE", 500_000)
+    with Document(large).decoded(kept_pixels=lambda: reranker.mllm.kept_pixels) as decoded:
+        assert decoded.width * decoded.height < 900 * 700 / 10
+    reduced = reranker.score(pairs)
+    assert reduced[0] == whole[0]
+    assert abs(reduced[1] - whole[1]) < 0.01
 
 
 def test_a_skipped_picture_is_named_once(
