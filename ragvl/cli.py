@@ -7,17 +7,23 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer.core import TyperCommand
+
+from ragvl.messages import one_line, shown
+from ragvl.output import print_json, print_table, say
 
 if TYPE_CHECKING:
+    from ragvl.data.problems import Problems
     from ragvl.reranker import Reranker
+
+_STDOUT = "-"  # as the name of a file
+_MAX_ERROR = 1000  # characters; what an error quotes is shorter already
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Prepare data.")
@@ -41,6 +47,16 @@ _Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the 
 _CaptionTokens = Annotated[
     int | None, typer.Option(min=1, help="Cut a longer caption to so many tokens; not at all.")
 ]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
+_JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Print JSON in place of tables; with a file's name, also write it there, and print "
+        "tables.",
+    ),
+]
 
 # Settings are read by jsonargparse, which knows their types and their YAML
 _OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -61,11 +77,22 @@ def ragvl(
             stream.reconfigure(errors="backslashreplace")
 
 
-@app.command()
+class _JsonMayNameAFile(TyperCommand):
+    """A command whose `--json` stands alone or before a file's name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        complete = []
+        for place, arg in enumerate(args):
+            complete.append(arg)
+            follows = args[place + 1] if place + 1 < len(args) else "--"
+            if arg == "--json" and follows.startswith("-") and follows != _STDOUT:
+                complete.append(_STDOUT)
+        return super().parse_args(ctx, complete)
+
+
+@app.command(cls=_JsonMayNameAFile)
 def demo(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.")
-    ] = None,
+    json_file: _JsonFile = None,
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Also write a page of examples to this file.")
     ] = None,
@@ -75,14 +102,14 @@ def demo(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
-    from ragvl.demo import print_result, run_demo
-    from ragvl.evaluation.report import write_report
-
     _check_writable(json_file, html_file)
-    result = run_demo(num_questions=questions, progress=progress)
-    print_result(result, Console())
-    if json_file is not None:
-        json_file.write_text(json.dumps(result.figures, indent=2) + "\n", encoding="utf-8")
+    with _work("demo"):
+        from ragvl.demo import print_result, run_demo
+        from ragvl.evaluation.report import write_report
+
+        result = run_demo(num_questions=questions, progress=progress)
+    if not _json_is_out(json_file, result.figures):
+        print_result(result)
     if html_file is not None:
         write_report(result, html_file, cases="mixed")
 
@@ -102,12 +129,13 @@ def rerank(
     cache: Annotated[
         Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
     ] = None,
+    as_json: _Json = False,
 ) -> None:
     """Order pictures by their relevance to a question."""
-    from ragvl.prefix_cache import PrefixCache
-    from ragvl.reranker import Reranker
+    with _work("rerank"):
+        from ragvl.prefix_cache import PrefixCache
+        from ragvl.reranker import Reranker
 
-    with _one_line_errors("rerank"):
         reranker = Reranker.from_pretrained(
             model,
             preset=preset,
@@ -117,12 +145,23 @@ def rerank(
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
         ranked = reranker.rank(query, images, top_k=top_k)
-    table = Table("picture", "relevance", "kept")
-    for result in ranked:
-        table.add_row(
-            str(images[result.index]), f"{result.score:.4f}", "yes" if result.kept else "no"
-        )
-    Console().print(table)
+    if as_json:
+        results = [
+            {
+                "picture": str(images[result.index]),
+                "index": result.index,
+                "relevance": result.score,
+                "kept": result.kept,
+            }
+            for result in ranked
+        ]
+        print_json({"query": query, "threshold": reranker.threshold, "results": results})
+        return
+    rows = [
+        (images[result.index], f"{result.score:.4f}", "yes" if result.kept else "no")
+        for result in ranked
+    ]
+    print_table(("picture", "relevance", "kept"), rows, numbers=("relevance",))
 
 
 @app.command()
@@ -148,17 +187,19 @@ def warm(
     strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    as_json: _Json = False,
 ) -> None:
     """Compute documents' prefixes ahead of the queries, into a cache on disk.
 
     Stopped in the middle, it goes on where it was when it is run again. A reranker uses the folder
-    with prefix_cache=PrefixCache(folder=...).
+    with prefix_cache=PrefixCache(folder=...). What cannot be used is counted and named; exits with
+    1 where that is everything.
     """
-    from ragvl.data.sources import Documents
-    from ragvl.prefix_cache import PrefixCache, format_bytes
-    from ragvl.reranker import Reranker
+    with _work("warm"):
+        from ragvl.data.sources import Documents
+        from ragvl.prefix_cache import PrefixCache, format_bytes
+        from ragvl.reranker import Reranker
 
-    with _one_line_errors("warm"):
         documents = Documents(source, split=split, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
@@ -173,10 +214,26 @@ def warm(
             caption_tokens=caption_tokens,
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
-    typer.echo(
-        f"{report.built} built, {report.known} there already, {report.skipped} skipped; "
-        f"{cache} holds {format_bytes(prefix_cache.statistics()['disk'].bytes)}"
-    )
+    for line in documents.problems.lines():
+        say(line, err=True)
+    if documents.passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in documents.passed_over.items())
+        say(f"files that are no pictures by their names: {kinds}", err=True)
+    skipped = report.skipped + documents.num_unusable
+    num_bytes = prefix_cache.statistics()["disk"].bytes
+    if as_json:
+        figures = {"built": report.built, "known": report.known, "skipped": skipped}
+        problems = _problems(documents.problems)
+        passed_over = dict(documents.passed_over)
+        held = {"cache": str(cache), "bytes": num_bytes}
+        print_json({**figures, "problems": problems, "passed_over": passed_over, **held})
+    else:
+        say(
+            f"{report.built} built, {report.known} there already, {skipped} skipped; "
+            f"{cache} holds {format_bytes(num_bytes)}"
+        )
+    if not report.built + report.known:
+        sys.exit(1)
 
 
 @data.command()
@@ -187,23 +244,28 @@ def check(
     protocol: _Protocol = None,
     pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Say what is wrong with a data set's files, line by line.
 
     Your own .jsonl is read line by line, however long it is.
     """
-    with _one_line_errors("data check"):
+    with _work("data check"):
         from ragvl.data.checking import check_questions
 
         report = check_questions(
             source, split=split, images=images, protocol=protocol, pictures=pictures
         )
-    for line in report.problems.lines():
-        typer.echo(line)
-    typer.echo(
-        f"{report.questions} usable questions, {report.documents} documents, "
-        f"{len(report.problems)} problems"
-    )
+    if as_json:
+        figures = {"questions": report.questions, "documents": report.documents}
+        print_json({**figures, "problems": _problems(report.problems)})
+    else:
+        for line in report.problems.lines():
+            say(line)
+        say(
+            f"{report.questions} usable questions, {report.documents} documents, "
+            f"{len(report.problems)} problems"
+        )
     if not report.questions or (strict and len(report.problems)):
         sys.exit(1)
 
@@ -230,7 +292,7 @@ def draw(
     from ragvl.data.synthetic import SUBJECTS, Split, write_captions, write_world
 
     counts: dict[Split, int] = {"train": train, "val": val, "test": test}
-    with _one_line_errors("data draw"):
+    with _work("data draw"):
         if not any(counts.values()):
             raise ValueError("nothing to draw: say how many with --train, --val or --test")
         if captions:
@@ -239,7 +301,7 @@ def draw(
             written = write_world(
                 folder, SUBJECTS[subject], counts=counts, questions_each=questions, seed=seed
             )
-    typer.echo(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
+    say(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
 
 
 @data.command()
@@ -266,9 +328,10 @@ def ranking(
     ] = None,
     strict: _Strict = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: _Json = False,
 ) -> None:
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
-    with _one_line_errors("data ranking"):
+    with _work("data ranking"):
         from ragvl.data.formats import open_questions
         from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
@@ -293,8 +356,13 @@ def ranking(
         )
         counts = write_ranking(samples, out)
     for line in questions.problems.lines():
-        typer.echo(line, err=True)
-    typer.echo(
+        say(line, err=True)
+    if as_json:
+        figures = {"questions": len(questions.questions), "documents": len(vectors)}
+        problems = _problems(questions.problems)
+        print_json({**figures, "samples": dict(counts), "file": str(out), "problems": problems})
+        return
+    say(
         f"{len(questions.questions)} questions, {len(vectors)} documents: "
         f"{counts['Yes']} Yes and {counts['No']} No samples in {out}"
     )
@@ -313,12 +381,15 @@ def train_generator(context: typer.Context) -> None:
 
 
 @train.command("recipes")
-def train_recipes() -> None:
+def train_recipes(as_json: _Json = False) -> None:
     """List the recipes that --config takes by name."""
     from ragvl.training.command import recipes
 
-    for name, purpose in recipes().items():
-        typer.echo(f"{name:36} {purpose}")
+    if as_json:
+        print_json(recipes())
+    else:
+        for name, purpose in recipes().items():
+            say(f"{name:36} {purpose}")
 
 
 def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
@@ -328,7 +399,7 @@ def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
         run(stage, flags)
 
 
-@app.command()
+@app.command(cls=_JsonMayNameAFile)
 def overhead(
     model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
     source: Annotated[
@@ -347,13 +418,11 @@ def overhead(
     rounds: Annotated[int, typer.Option(min=2, help="Timed queries and steps of each kind.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.")
-    ] = None,
+    json_file: _JsonFile = None,
 ) -> None:
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
     _check_writable(json_file)
-    with _one_line_errors("overhead"):
+    with _work("overhead"):
         from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import Places, write_world
         from ragvl.doctor import machine, versions
@@ -380,34 +449,35 @@ def overhead(
                     gradient_checkpointing=gradient_checkpointing,
                     rounds=rounds,
                 )
+    measured = {
+        "model": model,
+        "data": data_set.name,
+        "rounds": rounds,
+        "num_candidates": candidates,
+        "batch_size": batch_size,
+    }
+    record = {**measured, **figures, "machine": machine(), "versions": versions()}
+    if _json_is_out(json_file, record):
+        return
     for stage, unit in (("rerank", "ms a query"), ("train", "ms a step")):
         if stage in figures:
             _print_overhead(figures[stage], unit)
-    if json_file is not None:
-        measured = {
-            "model": model,
-            "data": data_set.name,
-            "rounds": rounds,
-            "num_candidates": candidates,
-            "batch_size": batch_size,
-        }
-        record = {**measured, **figures, "machine": machine(), "versions": versions()}
-        json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:
     first = next(iter(figures))
     what = "reranking" if unit == "ms a query" else "noise"
-    table = Table(what, unit, f"against {first}", "peak MiB")
-    for name, found in figures.items():
-        peak = found["peak_mib"]
-        table.add_row(
+    columns = (what, unit, f"against {first}", "peak MiB")
+    rows = [
+        (
             name,
-            f"{found['ms']['median']:.1f}",
-            f"{1 / found['speedup']['median']:.2f}x",
-            "?" if peak is None else f"{peak:.0f}",
+            f"{figure['ms']['median']:.1f}",
+            f"{1 / figure['speedup']['median']:.2f}x",
+            "?" if figure["peak_mib"] is None else f"{figure['peak_mib']:.0f}",
         )
-    Console().print(table)
+        for name, figure in figures.items()
+    ]
+    print_table(columns, rows, numbers=columns[1:])
 
 
 _Split = Annotated[
@@ -476,13 +546,14 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    as_json: _Json = False,
 ) -> None:
     """Retrieve, rerank and answer a data set; write a report with figures, plots and wrong cases.
 
     Stopped in the middle, it goes on where it was when it is run again.
     """
     _check_writable(submission)
-    with _one_line_errors("evaluate"):
+    with _work("evaluate"):
         from ragvl.data.formats import open_questions
         from ragvl.data.questions import POOLS
         from ragvl.data.webqa import write_submission
@@ -493,6 +564,7 @@ def evaluate(
         from ragvl.generator import Generator
         from ragvl.retriever import DualEncoder
 
+        chosen = [_threshold(name) for name in threshold or ()]
         other = None if compare is None else json.loads(compare.read_text(encoding="utf-8"))
         out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
@@ -501,7 +573,7 @@ def evaluate(
         loaded = _load_reranker(
             reranker, template or data_set.template, device, dtype, caption_tokens
         )
-        names = [_threshold(name) for name in threshold or ("natural", *_saved(loaded))]
+        names = chosen or ["natural", *_saved(loaded)]
         pools = POOLS if pool == "both" else (pool,)
         if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
             pools = ("full",)  # as of captions: the two are one
@@ -537,10 +609,13 @@ def evaluate(
         write_report(evaluation, out / "report.html", paths=paths)
         if submission is not None:
             write_submission(submission, evaluation.submission())
-        print_figures(evaluation.figures, Console())
-        for line in data_set.problems.lines():
-            typer.echo(line, err=True)
-        typer.echo(f"{out / 'report.html'} has plots and wrong cases")
+    for line in data_set.problems.lines():
+        say(line, err=True)
+    if as_json:
+        print_json(evaluation.figures)
+        return
+    print_figures(evaluation.figures)
+    say(f"{out / 'report.html'} has plots and wrong cases")
 
 
 @app.command()
@@ -573,6 +648,7 @@ def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    as_json: _Json = False,
 ) -> None:
     """Estimate a reranker's thresholds on a dev split, and save them with the model.
 
@@ -580,7 +656,7 @@ def calibrate(
     nothing could be estimated.
     """
     _check_writable(out, plot)
-    with _one_line_errors("calibrate"):
+    with _work("calibrate"):
         from ragvl.data.formats import open_questions
         from ragvl.evaluation.calibration import ESTIMATED
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
@@ -614,14 +690,18 @@ def calibrate(
             progress=progress,
         )
         saved.save(out)
-        for name, value in saved.values.items():
-            typer.echo(f"{name}: {value:.4f}")
-        for name, reason in saved.refused.items():
-            typer.echo(f"{name}: none; {reason}")
         if plot is not None:
             correct, erroneous = recalls.by_kind()
-            plot.write_text(relevance_plot(correct, erroneous, saved.values))
-    typer.echo(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
+            plot.write_text(relevance_plot(correct, erroneous, saved.values), encoding="utf-8")
+    if as_json:
+        figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
+        print_json({**figures, "questions": len(saved.questions), "file": str(out)})
+    else:
+        for name, value in saved.values.items():
+            say(f"{name}: {value:.4f}")
+        for name, reason in saved.refused.items():
+            say(f"{name}: none; {reason}")
+        say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
     if not saved.values:
         sys.exit(1)
 
@@ -632,31 +712,28 @@ def ablate(
     out: Annotated[
         Path, typer.Option(help="A folder for ablation.json, .md and .svg, and each run's result.")
     ],
+    as_json: _Json = False,
 ) -> None:
     """Train and evaluate a grid of settings and seeds: one table, one plot.
 
     Stopped in the middle, it goes on where it was when it is run again.
     """
-    with _one_line_errors("ablate"):
-        from ragvl.evaluation.ablation import AblationSettings, table
+    with _work("ablate"):
+        from ragvl.evaluation.ablation import AblationSettings, markdown, table
         from ragvl.evaluation.ablation import ablate as run
         from ragvl.evaluation.plots import ablation_plot
 
-        result = run(AblationSettings.read(config), out / "runs", report=typer.echo)
+        result = run(AblationSettings.read(config), out / "runs", report=say)
         (out / "ablation.json").write_text(json.dumps(result, indent=2) + "\n")
         head, *rows = table(result)
-        lines = [head, ["---"] * len(head), *rows]
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        (out / "ablation.md").write_text(text + "\n", encoding="utf-8")
+        (out / "ablation.md").write_text(markdown([head, *rows]), encoding="utf-8")
         (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
-    shown = Table(*head)
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    if as_json:
+        print_json(result)
+    else:
+        print_table(head, rows)
     if failed := result["failed"]:
-        typer.echo(
-            f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True
-        )
+        say(f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True)
         sys.exit(1)
 
 
@@ -683,18 +760,49 @@ def _saved(reranker: Reranker) -> list[str]:
 
 
 def _threshold(text: str) -> str | float:
-    """A number where it is one."""
+    """A name, or a number where it is one.
+
+    Raises:
+        ValueError: a number that can be no threshold.
+    """
+    from ragvl.reranker import check_threshold
+
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    check_threshold(number)
+    return number
 
 
-def _check_writable(*paths: Path | None) -> None:
+def _problems(problems: Problems) -> dict[str, Any]:
+    return {
+        kind: {"count": count, "first": problems.messages[kind]}
+        for kind, count in problems.counts.items()
+    }
+
+
+def _json_is_out(file: str | None, figures: object) -> bool:
+    """Writes JSON where `--json` says; whether that is standard output, in place of tables."""
+    if file == _STDOUT:
+        print_json(figures)
+    elif file is not None:
+        Path(file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return file == _STDOUT
+
+
+def _check_writable(*paths: str | Path | None) -> None:
     """Better now than after the work."""
     for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.absolute().parent} to write into")
+        if path is not None and not (folder := Path(path).absolute().parent).is_dir():
+            raise typer.BadParameter(f"there is no folder {shown(folder)} to write into")
+
+
+@contextmanager
+def _work(command: str) -> Iterator[None]:
+    """What comes before the result: prints go to standard error, and errors are one line."""
+    with redirect_stdout(sys.stderr), _one_line_errors(command):
+        yield
 
 
 @contextmanager
@@ -704,19 +812,23 @@ def _one_line_errors(command: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         extra = "pip install 'ragvl[cpu,train,eval]'"
-        typer.echo(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
+        say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
         sys.exit(1)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
-        typer.echo(f"ragvl {command}: {error}", err=True)
+        say(f"ragvl {command}: {shown(one_line(error), _MAX_ERROR)}", err=True)
         sys.exit(1)
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: _Json = False) -> None:
     """Versions, devices, and which backend each operation would use and why."""
-    from ragvl.doctor import doctor as examine
+    from ragvl.doctor import examine, print_findings
 
-    examine()
+    findings = examine()
+    if as_json:
+        print_json(findings)
+    else:
+        print_findings(findings)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ragvl.ops.backends import OPERATIONS, BackendUnavailableError, choose, compiled
+from ragvl.output import print_table
 
 # A purpose and the distributions that serve it, any one of which is enough.
 _PACKAGES = {
@@ -64,24 +63,27 @@ def machine() -> dict[str, str]:
     return found
 
 
-def doctor() -> None:
-    """Prints versions, the machine, and which backend each operation would use and why."""
-    console = Console()
-    facts = Table("", "found here", title="ragvl")
-    for name, value in (versions() | machine()).items():
-        facts.add_row(name, escape(value))
-    console.print(facts)
-
-    table = Table("operation", "device", "backend", "why", title="backends")
+def examine() -> dict[str, Any]:
+    """Versions, the machine, and for each operation and device its backend and why."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    for operation in OPERATIONS:
-        for device in devices:
-            try:
-                backend, why = choose(operation, "auto", torch.device(device))
-            except (BackendUnavailableError, ValueError) as error:  # what RAGVL_BACKEND asks for
-                backend, why = "refused", str(error)
-            table.add_row(operation, device, backend, escape(why))
-    console.print(table)
+    backends = [_backend(operation, device) for operation in OPERATIONS for device in devices]
+    return {"versions": versions(), "machine": machine(), "backends": backends}
+
+
+def print_findings(findings: dict[str, Any]) -> None:
+    """Prints what `examine` returned as two tables."""
+    facts = findings["versions"] | findings["machine"]
+    print_table(("", "here"), facts.items(), title="ragvl")
+    rows = [tuple(row.values()) for row in findings["backends"]]
+    print_table(("operation", "device", "backend", "why"), rows, title="backends")
+
+
+def _backend(operation: str, device: str) -> dict[str, str]:
+    try:
+        backend, why = choose(operation, "auto", torch.device(device))
+    except (BackendUnavailableError, ValueError) as error:  # what RAGVL_BACKEND names
+        backend, why = "refused", str(error)
+    return {"operation": operation, "device": device, "backend": backend, "why": why}
 
 
 def _cpu_bfloat16() -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -16,6 +18,9 @@ from tiny_models import ARCHITECTURES
 from typer.testing import CliRunner
 
 from ragvl.cli import app
+from ragvl.messages import visible
+from ragvl.ops.backends import OPERATIONS
+from ragvl.training.command import recipes
 
 
 @pytest.fixture
@@ -47,6 +52,63 @@ def test_rerank_prints_each_picture_with_its_relevance(
     assert all(any(Path(path).name in line for line in lines) for path in pictures)
 
 
+ODD_NAMES = ["[red]a.png", "x\x1b[31m.png", "two\nlines.png", "a[/b].png"]
+
+
+def odd_pictures(folder: Path) -> list[str]:
+    (folder / "a[").mkdir()
+    deep = folder / "/".join(["a-long-folder-name"] * 9) / "b.png"
+    deep.parent.mkdir(parents=True)
+    paths = [str(folder / name) for name in ODD_NAMES] + [str(deep)]
+    for path in paths:
+        Image.new("RGB", (48, 48), "red").save(path)
+    return paths
+
+
+def test_rerank_prints_whole_names_and_json(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    paths = odd_pictures(tmp_path)
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    table = CliRunner().invoke(app, ["rerank", "Is it red?", *paths, *model])
+    assert table.exit_code == 0, table.output
+    head, *rows = [line.split("\t") for line in table.stdout.splitlines()]
+    assert head == ["picture", "relevance", "kept"]
+    assert [name for name, _, _ in rows] == list(map(visible, paths))  # all score alike
+    outcome = CliRunner().invoke(app, ["rerank", "Is it red?", *paths, *model, "--json"])
+    printed = json.loads(outcome.stdout)
+    assert (printed["query"], printed["threshold"]) == ("Is it red?", 0.5)
+    assert [result["picture"] for result in printed["results"]] == paths
+    relevances = [f"{result['relevance']:.4f}" for result in printed["results"]]
+    assert relevances == [relevance for _, relevance, _ in rows]
+    failed = CliRunner().invoke(app, ["rerank", "q", "no\x1b[31m\n[/b].png", *model, "--json"])
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert r"no\x1b[31m" in failed.stderr.splitlines()[-1]
+    assert "\x1b" not in failed.stderr
+
+
+def test_every_command_with_a_table_prints_json(tmp_path: Path) -> None:
+    def printed(*arguments: str) -> Any:
+        outcome = CliRunner().invoke(app, [*arguments, "--json"])
+        assert outcome.exit_code == 0, outcome.output
+        return json.loads(outcome.stdout)
+
+    findings = printed("doctor")
+    assert findings["versions"]["python"] == platform.python_version()
+    assert {row["operation"] for row in findings["backends"]} == set(OPERATIONS)
+    assert printed("train", "recipes").keys() == recipes().keys()
+    picture = tmp_path / "a.png"
+    write_picture(picture)
+    line = '{"id": "q", "question": "Who?", "images": ["a.png"], "gold": ["a.png"]}\n'
+    (tmp_path / "own.jsonl").write_text(line * 2)
+    checked = printed("data", "check", str(tmp_path / "own.jsonl"))
+    assert (checked["questions"], checked["documents"]) == (1, 1)
+    assert checked["problems"]["duplicate id"]["count"] == 1
+    for command in ("rerank", "warm", "demo", "evaluate", "calibrate", "ablate", "overhead"):
+        help_page = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "90"}).stdout
+        assert "--json" in help_page, command
+
+
 def test_rerank_errors_are_one_line(tiny_model: Callable[[str], Path], pictures: list[str]) -> None:
     model = str(tiny_model(ARCHITECTURES[0]))
     missing = CliRunner().invoke(
@@ -58,6 +120,11 @@ def test_rerank_errors_are_one_line(tiny_model: Callable[[str], Path], pictures:
     assert no_model.exit_code == 1
     assert "/no/such/folder" in no_model.output
     assert "Traceback" not in missing.output + no_model.output
+    for wrong in ("nan", "inf", "1e9", "-1"):
+        command = ["rerank", "q", *pictures, "--model", "/no/such/folder"]
+        outcome = CliRunner().invoke(app, [*command, "--threshold", wrong])
+        assert outcome.exit_code == 1
+        assert "is not a probability" in outcome.output, "before the model is looked for"
 
 
 def test_warm_fills_a_cache_that_rerank_uses(
@@ -75,9 +142,42 @@ def test_warm_fills_a_cache_that_rerank_uses(
     outcomes = [
         CliRunner().invoke(app, [*command, *extra], env={"COLUMNS": "300"}) for extra in ([], cache)
     ]
-    tables = [outcome.output.partition("┏")[2] for outcome in outcomes]  # after the loading bars
-    assert tables[0] == tables[1]
-    assert tables[0].count(".png") == 2
+    assert outcomes[0].stdout == outcomes[1].stdout
+    assert outcomes[0].stdout.count(".png") == 2
+
+
+def test_warm_counts_and_names_what_it_cannot_read(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    folder, cache = tmp_path / "pictures", ["--cache", str(tmp_path / "cache")]
+    folder.mkdir()
+    write_picture(folder / "good.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "drawing.svg").write_text("<svg/>")
+    for name in ("notes.txt", "more.txt", "plain"):
+        (folder / name).touch()
+    outcome = CliRunner().invoke(app, ["warm", str(folder), *model, *cache])
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout.startswith("1 built, 0 there already, 2 skipped; ")
+    assert "drawing.svg" in outcome.stderr
+    assert "2 .txt, 1 without a suffix" in outcome.stderr
+    printed = json.loads(
+        CliRunner().invoke(app, ["warm", str(folder), *model, *cache, "--json"]).stdout
+    )
+    assert [printed[name] for name in ("built", "known", "skipped")] == [0, 1, 2]
+    assert printed["passed_over"] == {".txt": 2, "without a suffix": 1}
+    lines = ['{"image": "pictures/good.png"}', '{"image": "lost.png"}', "{}"]
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(lines))
+    outcome = CliRunner().invoke(app, ["warm", str(own), *model, *cache])
+    assert outcome.stdout.startswith("0 built, 1 there already, 2 skipped; ")
+    assert "missing picture: 1" in outcome.stderr
+    strict = CliRunner().invoke(app, ["warm", str(folder), *model, *cache, "--strict"])
+    assert strict.exit_code == 1
+    assert "drawing.svg" in strict.stderr
+    (folder / "good.png").unlink()
+    assert CliRunner().invoke(app, ["warm", str(folder), *model, *cache]).exit_code == 1
 
 
 def test_warm_cuts_long_captions_where_asked(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mimetypes
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from ragvl.data.images import formats
 from ragvl.data.layouts import String, Text, parsed
 from ragvl.data.problems import DataError, Problems, quoted
 from ragvl.data.questions import QuestionSet
+from ragvl.messages import reason
 
 
 class Documents:
@@ -26,6 +30,10 @@ class Documents:
             to the file; or a data set that `open_questions` knows.
         split: of a data set.
         strict: stop at the first problem; otherwise it is left out and noted in `problems`.
+
+    Attributes:
+        problems: what cannot be used, such as a picture in a format that is not read here.
+        passed_over: of a folder of pictures, how many files of each suffix are no pictures.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -39,6 +47,7 @@ class Documents:
         if not path.exists():
             raise FileNotFoundError(f"there is no {place(path)}")
         self.problems = Problems(strict)
+        self.passed_over: Counter[str] = Counter()
         self._source = path
         self._questions: QuestionSet | None = None
         self._paths: list[Path] = []
@@ -46,7 +55,7 @@ class Documents:
             try:
                 self._questions = open_questions(path, split=split, strict=strict)
             except UnknownFormatError:
-                self._paths = _pictures_in(path)
+                self._paths = self._pictures_in(path)
         elif not _is_document_file(path):
             self._questions = open_questions(path, split=split, strict=strict)
         if self._questions is not None:
@@ -58,6 +67,11 @@ class Documents:
             raise DataError(
                 f"{place(path)} holds no documents: expected pictures, or {KNOWN_FORMATS}"
             )
+
+    @property
+    def num_unusable(self) -> int:
+        """How many files or lines are left out; of a data set 0, see its `problems`."""
+        return 0 if self._questions is not None else len(self.problems)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -72,6 +86,26 @@ class Documents:
                 yield Document(path, id=str(path.relative_to(self._source)))
         else:
             yield from self._from_lines(self.problems)
+
+    def _pictures_in(self, folder: Path) -> list[Path]:
+        """Paths of what is named like a picture, sorted; other files are counted.
+
+        Pipes and the like are among them: they cannot be read, and count as skipped.
+        """
+
+        def unreadable(error: OSError) -> None:
+            self.problems.add("folder that cannot be read", reason(error))
+
+        known, found = _suffixes(), []
+        for at, _, names in os.walk(folder, onerror=unreadable):
+            for path in (Path(at, name) for name in names):
+                if path.suffix.lower() in known:
+                    found.append(path)
+                elif (mimetypes.guess_type(path.name, strict=False)[0] or "").startswith("image/"):
+                    self.problems.add("picture in a format that is not read here", place(path))
+                else:
+                    self.passed_over[path.suffix.lower() or "without a suffix"] += 1
+        return sorted(found)
 
     def _from_lines(self, problems: Problems) -> Iterator[Document]:
         if self._source.is_dir():
@@ -106,13 +140,6 @@ def _is_document_file(path: Path) -> bool:
         return False
     first = next(read_json_lines(path, Problems()), None)
     return first is None or "images" not in first[1]
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    """What is named like a picture, pipes and the like included: they cannot be read, and count."""
-    suffixes = _suffixes()
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(path for path in named if not path.is_dir())
 
 
 def _suffixes() -> set[str]:

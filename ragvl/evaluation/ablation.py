@@ -22,14 +22,15 @@ from ragvl.data.formats import Purpose, open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.questions import Question, QuestionSet
 from ragvl.doctor import machine, versions
-from ragvl.evaluation.ablation_table import arm_settings, table
+from ragvl.evaluation.ablation_table import arm_settings, markdown, table
 from ragvl.evaluation.answers import lemmatizer
 from ragvl.evaluation.conditions import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
-from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run, one_line
+from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run
 from ragvl.evaluation.journal import depending_on
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
+from ragvl.messages import one_line
 from ragvl.mllm import MLLM
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder
@@ -37,7 +38,7 @@ from ragvl.training.command import Plan, RunSettings
 from ragvl.training.command import run as train
 from ragvl.training.trainer import ResumeError, is_finished
 
-__all__ = ["AblationSettings", "ablate", "arm_settings", "data_fingerprint", "table"]
+__all__ = ["AblationSettings", "ablate", "arm_settings", "data_fingerprint", "markdown", "table"]
 
 _RERANKER_MEASURES = ("recall@1", "f1")
 _READ_WHOLE = {".json", ".jsonl", ".gz", ".yaml", ".yml", ".csv", ".txt"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ragvl.evaluation.conditions import CONDITIONS
 from ragvl.evaluation.grid import UNTRAINED
+from ragvl.messages import visible
 from ragvl.training.command import RunSettings
 from ragvl.training.noise import NoiseSettings
 
@@ -35,6 +36,13 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
         cells += [_cell(summary) for summary in summaries]
         cells += [_cell(summary["gain"], "+") if summary["gain"] else "" for summary in summaries]
     return [head, *rows.values(), *_failed_rows(result, len(head))]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table's rows, the head first, as Markdown; a cell may hold any text."""
+    head, *others = [[visible(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *others]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def arm_settings(result: Mapping[str, Any]) -> dict[str, str]:

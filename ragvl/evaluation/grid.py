@@ -34,6 +34,7 @@ from pydantic import (
     model_validator,
 )
 
+from ragvl.messages import one_line
 from ragvl.training.command import Plan, plan
 
 UNTRAINED = "untrained"
@@ -227,11 +228,6 @@ class Problems:
 
     def __str__(self) -> str:
         return "; ".join(f"{_some(runs)}: {message}" for message, runs in self._runs.items())
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line ends; its kind, where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def expanded(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

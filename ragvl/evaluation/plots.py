@@ -14,9 +14,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from scipy.special import logit
 from scipy.stats import gaussian_kde
 
+from ragvl.messages import shown
+
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "ragvl",  # the same bytes each time
+    "text.parse_math": False,  # a category or a caption may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -25,6 +28,7 @@ STYLE: Any = {
 }
 _SIZE = (4.6, 3.0)  # inches
 _BEFORE, _AFTER, _BAD, _GOOD = "#9a6324", "#1f6fb4", "#b42318", "#157f3c"
+_LONGEST_LABEL = 60  # characters; a longer one would leave no room for the plot
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -94,7 +98,7 @@ def relevance_plot(
                 color="black",
                 linewidth=1,
                 linestyle=_LINES[number % 4],
-                label=f"{name} ({threshold:.2f})",
+                label=_label(f"{name} ({threshold:.2f})"),
             )
         low, high = axes.get_xlim()
         ticks = [
@@ -159,7 +163,7 @@ def category_plot(
                 width,
                 yerr=_error_bars(figures),
                 color=palette[number % len(palette)],
-                label=way,
+                label=_label(way),
                 error_kw={"linewidth": 0.8},
             )
             for place, found in zip(places, figures, strict=True):
@@ -170,7 +174,7 @@ def category_plot(
                     ha="center",
                     va="bottom",
                 )
-        labels = [f"{category} ({counts.get(category, '?')})" for category in categories]
+        labels = [_label(f"{name} ({counts.get(name, '?')})") for name in categories]
         axes.set_xticks(np.arange(len(categories)), labels)
         axes.set(ylabel=next(iter(answers[shown[0]])), ylim=(0, 1.02))
         figure.legend(frameon=False, fontsize=7, ncols=len(shown), loc="outside upper center")
@@ -218,9 +222,15 @@ def ablation_plot(result: Mapping[str, Any]) -> str:
                     axes.plot(ends, [place, place], color=_AFTER, linewidth=1.5)
                 axes.plot(100 * summary["mean"], place, "o", color=_AFTER, markersize=4)
             axes.set(title=measure, xlabel="%")
-        panels[0].set_yticks(places, list(arms))
+        panels[0].set_yticks(places, list(map(_label, arms)))
         panels[0].invert_yaxis()
         return svg(figure)
+
+
+def _label(name: str) -> str:
+    """A name from outside as a plot may hold it; a legend leaves out what begins with "_"."""
+    label = shown(name, _LONGEST_LABEL)
+    return f" {label}" if label.startswith("_") else label
 
 
 def _band(

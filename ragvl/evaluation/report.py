@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
@@ -24,6 +21,7 @@ from ragvl.evaluation import plots
 from ragvl.evaluation.answers import answer_metrics
 from ragvl.evaluation.evaluate import RETRIEVED, Evaluation
 from ragvl.evaluation.stages import Candidate, Ranking
+from ragvl.output import print_table, say
 
 NUM_CASES = 12
 _CANDIDATES_SHOWN = 8
@@ -112,7 +110,8 @@ def write_report(
         captions={id: document.caption or "" for id, document in documents.items()},
         pictures={id: _data_url(document) for id, document in documents.items()},
     )
-    path.write_text(page, encoding="utf-8")
+    # Half a character, as a broken file name has, must not lose the page
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def draw_plots(figures: Mapping[str, Any]) -> dict[str, str]:
@@ -136,41 +135,32 @@ def draw_plots(figures: Mapping[str, Any]) -> dict[str, str]:
     return drawn
 
 
-def print_figures(figures: Mapping[str, Any], console: Console) -> None:
-    """Tables for a terminal of eighty columns, without intervals."""
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Prints tables that fit a terminal of eighty columns, without intervals."""
     heads = {"precision": "prec.", "f1": "F1", "ndcg@10": "nDCG@10", "mrr": "MRR"}
-    table = Table(
-        title="Documents found, %", title_justify="left", box=box.SIMPLE, collapse_padding=True
-    )
-    kept = Table(
-        title="Documents kept and answers, %", title_justify="left", box=box.SIMPLE, pad_edge=False
-    )
-    for name in ("pool", "order"):
-        table.add_column(name, no_wrap=True)
-    for name in ("pool", "kept"):
-        kept.add_column(name, no_wrap=True)
-    first = next(iter(figures["pools"].values()))
+    pools = figures["pools"]
+    first = next(iter(pools.values()))
     measures = answer_measures(first)
-    for name in first.get("reranked", ()):
-        table.add_column(heads.get(name, name.replace("recall", "R")), justify="right")
-    for name in ("threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)):
-        kept.add_column(name, justify="right")
-    for pool, found in figures["pools"].items():
-        for order in ("retrieved", "reranked"):
-            if order in found:
-                table.add_row(pool, order, *map(percent, found[order].values()))
-        for row in kept_rows(figures, found):
-            kept.add_row(pool, *row)
     if "reranked" in first:
-        console.print(table)
+        names = [heads.get(name, name.replace("recall", "R")) for name in first["reranked"]]
+        orders = [
+            [pool, order, *map(percent, of_pool[order].values())]
+            for pool, of_pool in pools.items()
+            for order in ("retrieved", "reranked")
+            if order in of_pool
+        ]
+        print_table(["pool", "order", *names], orders, title="Documents found, %", numbers=names)
     if "kept" in first or measures:
-        console.print(kept)
-    sizes = ", ".join(f"{pool}: {f['num_documents']:,}" for pool, f in figures["pools"].items())
-    console.print(f"documents in the pool: {sizes}", highlight=False)
+        names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
+        kept = [[pool, *row] for pool in pools for row in kept_rows(figures, pools[pool])]
+        title = "Documents kept and answers, %"
+        print_table(["pool", "kept", *names], kept, title=title, numbers=names)
+    sizes = ", ".join(f"{pool}: {f['num_documents']:,}" for pool, f in pools.items())
+    say(f"documents in the pool: {sizes}")
     medians = {stage: statistics.median(ms) for stage, ms in figures["latency_ms"].items()}
     if medians:
         text = ", ".join(f"{stage} {median:.1f}" for stage, median in medians.items())
-        console.print(f"ms a question, median: {text}", highlight=False)
+        say(f"ms a question, median: {text}")
 
 
 def answer_measures(found: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from ragvl.cli import app
 from ragvl.data.formats import open_questions
 from ragvl.data.synthetic import Places, write_world
 from ragvl.evaluation.ablation import _gain, _summary, ablate, data_fingerprint
-from ragvl.evaluation.ablation_table import arm_settings, table
+from ragvl.evaluation.ablation_table import arm_settings, markdown, table
 from ragvl.evaluation.grid import AblationSettings
 from ragvl.evaluation.plots import ablation_plot
 from ragvl.mllm import MLLM
@@ -441,3 +441,11 @@ def test_results_of_earlier_versions_are_shown() -> None:
     measures = result["arms"]["tokens, timestep 500"]["measures"]
     assert stronger[-1].startswith(f"{100 * measures['noised']['gain']['mean']:+.1f} (")
     assert ablation_plot(result).startswith("<?xml")
+    result["arms"]["_$\\x$ <b>"] = result["arms"].pop("tokens, as in the paper")
+    assert r" _$\x$ &lt;b&gt;<" in ablation_plot(result)
+
+
+def test_a_cell_of_a_markdown_table_may_hold_any_text() -> None:
+    assert markdown([["arm", "F1"], ["a|b\n\x1b[31m", "1.0"]]) == (
+        "| arm | F1 |\n| --- | --- |\n| a\\|b\\n\\x1b[31m | 1.0 |\n"
+    )

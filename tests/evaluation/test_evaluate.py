@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from data_files import karpathy_image, write_karpathy, write_picture
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ragvl.cli import app
@@ -444,7 +444,9 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
     write_report(found, tmp_path / "report.html")
 
 
-def test_answers_are_shown_where_no_gold_is_known(own: Path, models: Models) -> None:
+def test_answers_are_shown_where_no_gold_is_known(
+    own: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [json.loads(line) | {"gold": []} for line in own.read_text().splitlines()]
     own.write_text("\n".join(map(json.dumps, lines)))
     found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
@@ -452,9 +454,8 @@ def test_answers_are_shown_where_no_gold_is_known(own: Path, models: Models) -> 
     page = own.with_suffix(".html")
     write_report(found, page)
     assert "answers: accuracy" in page.read_text()
-    console = Console(record=True, width=100)
-    print_figures(found.figures, console)
-    assert f"{100 * accuracy:.1f}" in console.export_text()
+    print_figures(found.figures)
+    assert f"{100 * accuracy:.1f}" in capsys.readouterr().out
 
 
 def test_a_submission_needs_answers(own: Path, models: Models) -> None:
@@ -506,19 +507,33 @@ def test_the_report_shows_what_went_wrong(evaluation: Evaluation, tmp_path: Path
     assert len(cases) == min(12, len(wrong))
     evil = replace(evaluation.source.questions[0], text="<script>alert(1)</script>")
     assert isinstance(evil, Question)
+    evil = replace(evil, text=f"{evil.text} \ud800", category="$\\x$ <script>\x1b[31m")
     rankings = {
         pool: [replace(r, question=evil if n == 0 else r.question) for n, r in enumerate(ranked)]
         for pool, ranked in evaluation.rankings.items()
     }
     path = tmp_path / "report.html"
-    write_report(replace(evaluation, rankings=rankings), path, cases="mixed")
+    figures = deepcopy(evaluation.figures)
+    figures["data"] = "$\\x$ <script>"
+    figures["thresholds"]["_$a$ <script>"] = 0.5
+    for found in figures["pools"].values():
+        for figure in found["answers"].values():
+            by_category = figure["by_category"]
+            by_category[evil.category] = by_category.pop(next(iter(by_category)))
+        for per_name in (found["answers"], found["kept"]):
+            per_name["_$a$ <script>"] = per_name["natural"]
+    changed = replace(evaluation, rankings=rankings, figures=figures)
+    write_report(changed, path, cases="mixed")
     page = _Page()
     page.feed(path.read_text(encoding="utf-8"))
     assert page.tags["article"] == 12
     assert page.tags["svg"] == 5  # recall, relevance, reliability, categories, latency
     assert page.tags["script"] == 0
     assert all(image.startswith("data:image/png;base64,") for image in page.images)
-    assert "&lt;script&gt;" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\ud800" in text
+    assert r"$\x$ &lt;script&gt;\x1b[31m (" in text, "the category's label in the plot"
+    assert " _$a$ &lt;script&gt; (0.50)" in text, "the threshold's in the legend"
 
 
 def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> None:
@@ -530,22 +545,24 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     base += ["--device", "cpu", "--candidates", "8", "--questions", "40"]
     plot = tmp_path / "relevance.svg"
     outcome = CliRunner().invoke(
-        app, ["calibrate", str(places), "--split", "val", *base, "--plot", str(plot)]
+        app, ["calibrate", str(places), "--split", "val", *base, "--plot", str(plot), "--json"]
     )
     assert outcome.exit_code == 0, outcome.output
-    assert "f1: 0." in outcome.output
+    printed = json.loads(outcome.stdout)
+    assert printed["questions"] == 40
     assert plot.read_text().startswith("<?xml")
     saved = SavedThresholds.load(model / "ragvl_thresholds.json")
     assert saved is not None and "f1" in saved.values
+    assert (printed["values"], printed["refused"]) == (saved.values, saved.refused)
     command = ["evaluate", str(places), "--split", "test", *base, "--out", str(tmp_path / "out")]
     command += ["--generator", str(ASSETS / "tiny-generator"), "--max-new-tokens", "8"]
     command += ["--submission", str(tmp_path / "submission.json"), "--timed", "1"]
     demo = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
     command += ["--compare", str(demo)]
-    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "100"})
+    outcome = CliRunner().invoke(app, [*command, "--json"])
     assert outcome.exit_code == 0, outcome.output
-    assert "R@1" in outcome.output
     figures = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert json.loads(outcome.stdout) == figures
     assert {"natural", "f1"} <= set(figures["thresholds"])
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/") > 20

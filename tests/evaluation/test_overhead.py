@@ -74,7 +74,7 @@ def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_pat
     outcome = CliRunner().invoke(app, [*command, "--device", "cpu", "--json", str(path)])
     assert outcome.exit_code == 0, outcome.output
     for name in (*OVERHEAD_ARMS, "serial", "warm"):
-        assert f" {name} " in outcome.output
+        assert f"\n{name}\t" in outcome.output
     figures = json.loads(path.read_text())
     assert figures["train"].keys() == OVERHEAD_ARMS.keys()
     assert list(figures["rerank"]) == ["serial", "batched", "cold", "warm"]
@@ -82,6 +82,8 @@ def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_pat
     assert CliRunner().invoke(app, only).exit_code == 0
     record = json.loads(path.read_text())
     assert "rerank" in record and "train" not in record
+    printed = CliRunner().invoke(app, [*command, "--json", "--only", "rerank", "--device", "cpu"])
+    assert json.loads(printed.stdout)["rerank"].keys() == record["rerank"].keys()
     assert record["model"] == command[1]
     assert (record["rounds"], record["num_candidates"], record["batch_size"]) == (2, 20, 2)
     assert {"data", "machine", "versions"} < record.keys()

@@ -1,0 +1,78 @@
+"""Standard output of the commands: tables for a person, plain lines and JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ragvl.messages import visible
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    numbers: Collection[str] = (),
+) -> None:
+    """Prints a table whose cells may hold any text; none of it is cut, or read as markup.
+
+    On a terminal it is drawn, and a cell that is too wide goes on in its next line. Elsewhere it is
+    the head and the rows, one a line whatever their width, with tabs between the cells.
+
+    Args:
+        columns: their names.
+        rows: as many cells each.
+        title: a line above the table.
+        numbers: names of the columns that are aligned to the right.
+    """
+    cells = [[visible(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        heading = [visible(title)] if title else []
+        lines = ["\t".join(line) for line in ([visible(name) for name in columns], *cells)]
+        sys.stdout.write("".join(f"{line}\n" for line in heading + lines))
+        return
+    table = Table(
+        title=Text(visible(title)) if title else None,
+        title_justify="left",
+        box=box.SIMPLE,
+        collapse_padding=True,
+    )
+    for name in columns:
+        table.add_column(
+            Text(visible(name)), justify="right" if name in numbers else "left", overflow="fold"
+        )
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console(file=sys.stdout).print(table)
+
+
+def print_json(value: object) -> None:
+    """Prints `value` as JSON, in ASCII: a NaN is null, since JSON has none."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    sys.stdout.write(f"{text}\n")
+
+
+def say(line: object, *, err: bool = False) -> None:
+    """Prints a line that may hold any text, to standard output or standard error."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{visible(line)}\n")
+    stream.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(of_key) for key, of_key in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
