@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def fast_rerank(
     query: str,
-    documents: Sequence[DocumentLike],
+    documents: Iterable[DocumentLike],
     *,
     model: str | Path | Reranker,
     top_k: int | None = None,
@@ -27,7 +27,7 @@ def fast_rerank(
 
     Args:
         query: the question.
-        documents: `Document`s, or bare image paths or pictures.
+        documents: `Document`s, or bare image paths or pictures; see `Reranker.rank`.
         model: a hub id or a folder of any image-text-to-text model, or a `Reranker`. The model
             loaded last is kept for the next call.
         top_k: how many to return; all by default.
@@ -49,6 +49,9 @@ def fast_rerank(
         [1]
     """
     if isinstance(model, (str, Path)):
+        from ragvl.reranker import check_threshold
+
+        check_threshold(threshold)
         model = _load(str(model), device, dtype)
     return model.rank(query, documents, top_k=top_k, threshold=threshold)
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ragvl.arguments import checked_count
 from ragvl.generator import Generator
-from ragvl.reranker import RankedDocument, Reranker, Threshold
+from ragvl.reranker import RankedDocument, Reranker, Threshold, resolve_threshold
 from ragvl.retriever import RetrievedDocument, Retriever
 
 
@@ -44,6 +45,9 @@ class RagVL:
         num_candidates: how many documents the retriever hands over (the paper: 20).
         top_k: how many the generator sees at most (the paper: 2 on WebQA, 1 on MultimodalQA).
         threshold: the relevance that a document must reach; the reranker's own if None.
+
+    Raises:
+        ValueError: a number below 1, or a threshold that is not known or no probability.
     """
 
     def __init__(
@@ -56,14 +60,14 @@ class RagVL:
         top_k: int = 2,
         threshold: Threshold | None = None,
     ) -> None:
-        if num_candidates < 1 or top_k < 1:
-            raise ValueError(f"num_candidates={num_candidates}, top_k={top_k}: at least 1 each")
         self.retriever = retriever
         self.reranker = reranker
         self.generator = generator
-        self.num_candidates = num_candidates
-        self.top_k = top_k
-        self.threshold = threshold
+        self.num_candidates = checked_count("num_candidates", num_candidates)
+        self.top_k = checked_count("top_k", top_k)
+        self.threshold = (
+            None if threshold is None else resolve_threshold(threshold, reranker.thresholds)
+        )
 
     def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """Answers `question` from the retriever's documents.

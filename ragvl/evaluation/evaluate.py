@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ragvl.arguments import checked_count
 from ragvl.data.questions import POOLS, Pool, Question, QuestionSet
 from ragvl.doctor import machine, versions
 from ragvl.evaluation.answers import lemmatizer
@@ -38,7 +39,14 @@ from ragvl.evaluation.stages import (
     wrong_pictures,
 )
 from ragvl.generator import Generator
-from ragvl.reranker import Reranker, SavedThresholds, Threshold, ThresholdError, resolve_threshold
+from ragvl.reranker import (
+    Reranker,
+    SavedThresholds,
+    Threshold,
+    ThresholdError,
+    check_threshold,
+    resolve_threshold,
+)
 
 RETRIEVED, GOLD, NOTHING = "retrieved", "gold", "none"  # what is answered from, besides thresholds
 
@@ -74,9 +82,13 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "top_k", "num_questions", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: it must be at least 1")
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked_count(name, value))
+        for threshold in self.thresholds:
+            check_threshold(threshold)
+        # Numpy's numbers are none to JSON
+        thresholds = tuple(t if isinstance(t, str) else float(t) for t in self.thresholds)
+        object.__setattr__(self, "thresholds", thresholds)
         if not self.pools or not self.thresholds or self.num_timed < 0 or self.skip < 0:
             raise ValueError(
                 "expected at least one pool and one threshold, num_timed and skip >= 0"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+from ragvl.files import open_regular
+from ragvl.messages import shown
 
 Threshold = str | float
 """A probability; "natural"; or a name that was estimated and saved with the model, such as
@@ -12,6 +19,9 @@ Threshold = str | float
 
 NATURAL = 0.5  # Yes is likelier than No
 THRESHOLDS_FILE = "ragvl_thresholds.json"
+_MAX_BYTES = 64 << 20  # of that file, which names the questions of each template
+_Count = Annotated[int, Interval(ge=1)]
+_Probability = Annotated[float, Interval(ge=0, le=1)]
 
 
 class ThresholdError(ValueError):
@@ -39,11 +49,11 @@ class SavedThresholds:
     template: str
     encoder: str
     pool: str
-    num_candidates: int
-    top_k: int
+    num_candidates: _Count
+    top_k: _Count
     data: str
     questions: tuple[str, ...]
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, _Probability] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -54,7 +64,10 @@ class SavedThresholds:
 
         Raises:
             ThresholdError: the file holds something else.
+            ValueError: a value of these is no probability.
         """
+        for name, value in self.values.items():
+            _probability(value, f"the threshold {shown(name)!r}")
         every = _read(path) if path.exists() else {}
         before = every.get(self.template)
         merged = self if before is None else self._joined(before)
@@ -69,7 +82,7 @@ class SavedThresholds:
         """Reads what `save` wrote for a template; None if there is nothing of it.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: there is no such file, or it is none.
             ThresholdError: it holds something else.
         """
         return _read(path).get(template)
@@ -90,13 +103,16 @@ class SavedThresholds:
 def _read(path: Path) -> dict[str, SavedThresholds]:
     from pydantic import TypeAdapter, ValidationError  # scoring needs no file, so no pydantic
 
+    with open_regular(path, max_bytes=_MAX_BYTES) as file:
+        text = file.read()
     try:
-        return TypeAdapter(dict[str, SavedThresholds]).validate_json(path.read_bytes())
+        return TypeAdapter(dict[str, SavedThresholds]).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = shown(".".join(map(str, first["loc"])))
         raise ThresholdError(
-            f"{path} holds no thresholds that this version can read ({where}: {first['msg']}): "
+            f"{shown(path)} holds no thresholds that this version can read ({where}: "
+            f"{shown(first['msg'])}): "
             "remove it, and estimate them again with `ragvl calibrate`"
         ) from error
 
@@ -113,23 +129,38 @@ def resolve_threshold(threshold: Threshold, saved: SavedThresholds | None = None
         ThresholdError: there is none of that name; the message says how to estimate one.
         ValueError: not a number from 0 to 1.
     """
+    if not isinstance(threshold, str):
+        return _probability(threshold, "threshold")
     if threshold == "natural":
         return NATURAL
-    if isinstance(threshold, str):
-        if saved is not None and threshold in saved.values:
-            return saved.values[threshold]
-        if saved is not None and threshold in saved.refused:
-            raise ThresholdError(
-                f"threshold={threshold!r} could not be estimated: {saved.refused[threshold]}"
-            )
-        known = ["natural", *(saved.values if saved is not None else ())]
-        raise ThresholdError(
-            f"threshold={threshold!r} is not known; known here: {', '.join(known)}, or a number "
-            "from 0 to 1. `ragvl calibrate` estimates others on a dev split, and saves them with "
-            "the model"
-        )
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise ValueError(f"threshold={threshold!r}: expected a name or a number from 0 to 1")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} is not a probability; relevance lies in 0..1")
-    return float(threshold)
+    if saved is not None and threshold in saved.values:
+        return _probability(saved.values[threshold], f"the saved threshold {shown(threshold)!r}")
+    if saved is not None and threshold in saved.refused:
+        why = shown(saved.refused[threshold], 500)
+        raise ThresholdError(f"threshold={shown(threshold)!r} could not be estimated: {why}")
+    known = ["natural", *(saved.values if saved is not None else ())]
+    raise ThresholdError(
+        f"threshold={shown(threshold)!r} is not known; known here: {shown(', '.join(known))}, or a "
+        "number from 0 to 1. `ragvl calibrate` estimates others on a dev split, and saves them "
+        "with the model"
+    )
+
+
+def check_threshold(threshold: Threshold) -> None:
+    """Refuses a number that cannot be a threshold; a name is looked up once the model is there.
+
+    Raises:
+        ValueError: neither a name nor a number from 0 to 1.
+    """
+    if not isinstance(threshold, str):
+        _probability(threshold, "threshold")
+
+
+def _probability(value: object, name: str) -> float:
+    """`value` as a float; numpy's numbers are numbers too."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}={shown(repr(value))}: expected a name or a number from 0 to 1")
+    number: Any = value  # to a type checker a Real has no order
+    if not 0 <= number <= 1:  # written so that NaN fails too
+        raise ValueError(f"{name}={shown(value)} is not a probability; relevance lies in 0..1")
+    return float(number)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from ragvl import fast_rerank
+from ragvl.evaluation.evaluate import EvaluationSettings
 from ragvl.mllm import MLLM
 from ragvl.reranker import (
     THRESHOLDS_FILE,
@@ -43,10 +49,12 @@ def test_numbers_and_names() -> None:
         resolve_threshold("other", SAVED)
     with pytest.raises(ThresholdError, match="could not be estimated: too few"):
         resolve_threshold("f1", SAVED)
-    for wrong in (None, True):
+    assert resolve_threshold(np.float32(0.25)) == resolve_threshold(np.float64(0.25)) == 0.25
+    assert resolve_threshold(np.int64(1)) == 1.0
+    for wrong in (None, True, np.bool_(True), [0.5], np.zeros(2)):
         with pytest.raises(ValueError, match="expected a name or a number"):
             resolve_threshold(wrong)  # type: ignore[arg-type]
-    for outside in (-0.1, 1.1, float("nan")):
+    for outside in (-0.1, 1.1, float("nan"), float("inf"), 1e9, 10**400, np.float32("nan")):
         with pytest.raises(ValueError, match="not a probability"):
             resolve_threshold(outside)
 
@@ -62,6 +70,51 @@ def test_the_file_comes_back_as_it_went(tmp_path: Path) -> None:
         SavedThresholds.load(path)
     with pytest.raises(ThresholdError, match="holds no thresholds"):
         SAVED.save(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        *(({"values": {"a": wrong}}, "values.a") for wrong in (float("nan"), 1e9, -0.1, True, "1")),
+        ({"values": {"\x1b[31m": float("inf")}}, r"values.\x1b[31m"),
+        ({"top_k": 0}, "top_k"),
+        ({"num_candidates": True}, "num_candidates"),
+    ],
+    ids=str,
+)
+def test_what_a_file_says_is_checked(changed: dict[str, Any], place: str, tmp_path: Path) -> None:
+    path = tmp_path / THRESHOLDS_FILE
+    path.write_text(json.dumps({"auto": asdict(SAVED) | changed}))
+    with pytest.raises(ThresholdError) as error:
+        SavedThresholds.load(path)
+    assert f"(auto.{place}: " in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_a_value_that_is_no_probability_is_neither_used_nor_saved(tmp_path: Path) -> None:
+    for wrong in (float("nan"), 1e9):
+        saved = replace(SAVED, values={"adaptive": wrong})
+        with pytest.raises(ValueError, match=r"the saved threshold 'adaptive'=.*not a probability"):
+            resolve_threshold("adaptive", saved)
+        with pytest.raises(ValueError, match="not a probability"):
+            saved.save(tmp_path / THRESHOLDS_FILE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / THRESHOLDS_FILE)
+    with pytest.raises(OSError, match="a pipe, not a file"):
+        SavedThresholds.load(tmp_path / THRESHOLDS_FILE)
+
+
+def test_a_number_is_checked_before_a_model_is_loaded() -> None:
+    for wrong in (float("nan"), 1e9, -1, True):
+        with pytest.raises(ValueError, match="threshold="):
+            Reranker.from_pretrained("no/such-model", threshold=wrong)
+        with pytest.raises(ValueError, match="threshold="):
+            fast_rerank("Is it red?", ["a.png"], model="no/such-model", threshold=wrong)
+        with pytest.raises(ValueError, match="threshold="):
+            EvaluationSettings(thresholds=("natural", wrong))
 
 
 def test_what_was_estimated_before_stays_if_it_still_holds(tmp_path: Path) -> None:

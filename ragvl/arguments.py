@@ -1,0 +1,21 @@
+"""Checks of arguments that several public functions take."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from ragvl.messages import shown
+
+
+def checked_count(name: str, value: object) -> int:
+    """`value` as an int, if it is a whole number of at least 1; numpy's are whole numbers too.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={shown(repr(value))}: it must be a whole number")
+    if value < 1:
+        raise ValueError(f"{name}={value}: it must be at least 1")
+    return int(value)
