@@ -10,6 +10,7 @@ from ragvl.reranker.thresholds import (
     SavedThresholds,
     Threshold,
     ThresholdError,
+    check_threshold,
     resolve_threshold,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "Threshold",
     "ThresholdError",
     "WarmReport",
+    "check_threshold",
     "resolve_threshold",
 ]

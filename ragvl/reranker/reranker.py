@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.mllm import MLLM, merge_settings
 from ragvl.prefix_cache import PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.cached_prefixes import CachedPrefixes
+from ragvl.reranker.cross_encoder import (
+    as_document,
+    check_keywords,
+    is_single_pair,
+    listed_documents,
+    listed_pairs,
+)
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.templates import PromptTemplate, resolve_template
@@ -28,6 +36,7 @@ from ragvl.reranker.thresholds import (
     SavedThresholds,
     Threshold,
     ThresholdError,
+    check_threshold,
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
@@ -42,28 +51,40 @@ _SHOW_PROGRESS_FROM = 64  # pairs
 
 
 @dataclass(frozen=True)
-class RankedDocument:
+class RankedDocument(Mapping[str, Any]):
     """A document after reranking.
+
+    It is also a mapping with the keys of sentence-transformers' `CrossEncoder.rank`: `corpus_id`,
+    which is `index`, `score`, and with `return_documents` `text`, which is `given`.
 
     Attributes:
         index: its place in the list that was given.
         document: the document.
         score: relevance, the probability of Yes against No; NaN if it was skipped.
         kept: whether the score reaches the threshold.
+        given: with `return_documents`, what stood in the list; else None.
     """
 
     index: int
     document: Document
     score: float
     kept: bool
+    given: DocumentLike | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, key: str) -> Any:
-        """The keys of sentence-transformers' `CrossEncoder.rank`: corpus_id, score."""
-        if key == "corpus_id":
-            return self.index
-        if key == "score":
-            return self.score
-        raise KeyError(f"{key!r}; a ranked document has the keys 'corpus_id' and 'score'")
+        values = {"corpus_id": self.index, "score": self.score, "text": self.given}
+        if key not in self._keys():
+            raise KeyError(f"{key!r}; this ranked document has the keys {self._keys()}")
+        return values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def _keys(self) -> tuple[str, ...]:
+        return ("corpus_id", "score") if self.given is None else ("corpus_id", "score", "text")
 
 
 @dataclass(frozen=True)
@@ -188,6 +209,7 @@ class Reranker:
             OSError: there is no such model; see `MLLM.from_pretrained`.
             ValueError: of an argument, or of the model; see there and `Reranker`.
         """
+        check_threshold(threshold)
         folder = model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
         template = known.template if template is None else template
@@ -195,7 +217,7 @@ class Reranker:
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
             saved = (folder or Path(path)) / THRESHOLDS_FILE
             name = template if isinstance(template, str) else template.name
-            thresholds = SavedThresholds.load(saved, name) if saved.is_file() else None
+            thresholds = SavedThresholds.load(saved, name) if saved.exists() else None
         resolve_threshold(threshold, thresholds)
         if prefix_cache not in (None, "auto") and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)
@@ -218,57 +240,75 @@ class Reranker:
     def rank(
         self,
         query: str,
-        documents: Sequence[DocumentLike],
-        *,
+        documents: Iterable[DocumentLike],
         top_k: int | None = None,
+        return_documents: bool = False,
+        *,
         threshold: Threshold | None = None,
         batch_size: int | None = None,
         on_error: OnError = "raise",
         progress: bool = True,
+        show_progress_bar: bool | None = None,
+        **others: Any,
     ) -> list[RankedDocument]:
         """Documents by relevance to `query`, the most relevant first.
 
+        May be called as sentence-transformers' `CrossEncoder.rank`, where a text is the path of a
+        picture.
+
         Args:
             query: the question.
-            documents: documents, or bare paths or pictures.
+            documents: documents, or bare paths or pictures, or `{"image": ..., "text": caption}`;
+                in a list, an iterator, a table's column or an array.
             top_k: how many to return; all by default, and past the end is fine.
+            return_documents: let each result also hold what stood in `documents` (`given`).
             threshold: what `kept` means, if not the reranker's own.
             batch_size: at most so many prompts in one forward pass; as many as pay by default.
             on_error: "raise" at a picture that cannot be read, or "skip" it: it comes last, with
                 a score of NaN.
             progress: show a bar when there are many.
+            show_progress_bar: CrossEncoder's name for `progress`.
+            others: CrossEncoder's other keywords, refused where they would change something.
 
         Raises:
-            ValueError: an empty query, no documents, or `top_k` below 1.
+            ValueError: an empty query, no documents, `top_k` below 1, or a keyword of
+                CrossEncoder's that cannot be heeded.
+            TypeError: `documents` is one document, or holds what is none.
             ImageError: a picture cannot be read; the message names the document.
+            PromptTooLongError: a prompt does not fit the model's context.
+            FloatingPointError: a score is NaN; see `score`.
         """
-        if not documents:
-            raise ValueError("documents is empty: there is nothing to rank")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}: it must be at least 1, or None for all")
+        check_keywords("rank", others, self.mllm.device)
+        _checked_query(query)
+        given = listed_documents(documents)
         limit = (
             self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
         )
-        candidates = [Document.of(document) for document in documents]
+        count = len(given) if top_k is None else checked_count("top_k", top_k)
+        candidates = [as_document(item, f"documents[{i}]") for i, item in enumerate(given)]
         scores = self.score(
             [(query, document) for document in candidates],
             batch_size=batch_size,
             on_error=on_error,
-            progress=progress,
+            progress=progress if show_progress_bar is None else show_progress_bar,
         ).tolist()
         # stable, so that equal scores keep the retriever's order; NaN (skipped) goes last
         order = sorted(range(len(scores)), key=lambda i: (np.isnan(scores[i]), -scores[i]))
         return [
             RankedDocument(
-                index=i, document=candidates[i], score=scores[i], kept=scores[i] >= limit
+                index=i,
+                document=candidates[i],
+                score=scores[i],
+                kept=scores[i] >= limit,
+                given=given[i] if return_documents else None,
             )
-            for i in order[:top_k]
+            for i in order[:count]
         ]
 
     @undisturbed
     def score(
         self,
-        pairs: Sequence[tuple[str, DocumentLike]],
+        pairs: Iterable[Sequence[Any]],
         *,
         batch_size: int | None = None,
         on_error: OnError = "raise",
@@ -279,10 +319,10 @@ class Reranker:
         A document's prefix is computed once, however many pairs it stands in.
 
         Args:
-            pairs: what to score; may be empty.
+            pairs: what to score, (query, document) each; may be empty.
             batch_size: as in `rank`.
-            on_error: "raise" at a picture that cannot be read or a prompt that is too long, or
-                "skip" it: its score is NaN.
+            on_error: "raise" at a picture that cannot be read, a prompt that is too long or a
+                score that is NaN, or "skip" it: its score is NaN, and a line of the log names it.
             progress: show a bar when there are many.
 
         Returns:
@@ -294,13 +334,17 @@ class Reranker:
             ImageError: a picture cannot be read; the message names the document.
             PromptTooLongError: a prompt does not fit the model's context; the message names the
                 document.
+            TypeError: `pairs` holds what is no pair of a text and a document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+        if batch_size is not None:
+            batch_size = checked_count("batch_size", batch_size)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'skip'")
-        checked = [(_checked_query(query), Document.of(document)) for query, document in pairs]
+        checked = [
+            (_checked_query(query), as_document(document, f"pairs[{place}]"))
+            for place, (query, document) in enumerate(listed_pairs(pairs, "pairs"))
+        ]
         deque(self._prompts.captions.watched(document for _, document in checked), maxlen=0)
         scores = torch.full((len(checked),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(checked) < _SHOW_PROGRESS_FROM
@@ -308,18 +352,48 @@ class Reranker:
             for indices, relevance in self._scorer.score(checked, batch_size, on_error):
                 scores[list(indices)] = relevance
                 bar.update(len(indices))
-                _check_finite(scores, indices, checked)
+                _check_finite(scores, indices, checked, on_error)
         return scores
 
     def predict(
         self,
-        sentences: Sequence[tuple[str, DocumentLike]],
+        inputs: Iterable[Any] | None = None,
         *,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> np.ndarray:
-        """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`."""
-        return self.score(sentences, batch_size=batch_size, progress=show_progress_bar).numpy()
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        sentences: Iterable[Any] | None = None,
+        **others: Any,
+    ) -> np.ndarray | np.float32 | Tensor | list[Tensor]:
+        """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`.
+
+        Args:
+            inputs: (query, document) pairs, or one such pair.
+            batch_size: as in `rank`.
+            show_progress_bar: show a bar when there are many.
+            convert_to_numpy: return an array; with False, a list of tensors.
+            convert_to_tensor: return one tensor, on the model's device; goes before the other.
+            sentences: CrossEncoder's former name for `inputs`.
+            others: its other keywords, refused where they would change something.
+
+        Returns:
+            The scores (n,), float32; of one pair, its score.
+
+        Raises:
+            ValueError, TypeError, ImageError, FloatingPointError: see `rank` and `score`.
+        """
+        check_keywords("predict", others, self.mllm.device)
+        given = sentences if inputs is None else inputs
+        single = is_single_pair(given)
+        pairs = listed_pairs([given] if single else given, "inputs")
+        scores = self.score(pairs, batch_size=batch_size, progress=bool(show_progress_bar))
+        results: Any = scores.numpy()
+        if convert_to_tensor:
+            results = scores.to(self.mllm.device)
+        elif not convert_to_numpy:
+            results = list(scores.to(self.mllm.device))
+        return results[0] if single else results
 
     @undisturbed
     def warm(
@@ -430,11 +504,18 @@ def _checked_query(query: str) -> str:
 
 
 def _check_finite(
-    scores: Tensor, indices: Sequence[int], pairs: Sequence[tuple[str, Document]]
+    scores: Tensor,
+    indices: Sequence[int],
+    pairs: Sequence[tuple[str, Document]],
+    on_error: OnError,
 ) -> None:
     for i in indices:
-        if torch.isnan(scores[i]):
-            raise FloatingPointError(
-                f"the relevance of {pairs[i][1].name} is NaN: the weights hold NaN, or "
-                "activations overflow in this dtype (try dtype='bfloat16' or 'float32')"
-            )
+        if not torch.isnan(scores[i]):
+            continue
+        problem = (
+            f"the relevance of {pairs[i][1].name} is NaN: the weights hold NaN, or activations "
+            "overflow in this dtype (try dtype='bfloat16' or 'float32')"
+        )
+        if on_error == "raise":
+            raise FloatingPointError(problem)
+        logger.warning("skipped: %s", problem)
