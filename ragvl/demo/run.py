@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from importlib.resources import as_file, files
 
 from transformers.utils import logging as transformers_logging
@@ -30,8 +32,8 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
         ValueError: `num_questions` is below 1.
     """
     transformers_logging.disable_progress_bar()  # loading tiny models takes no time
-    with tempfile.TemporaryDirectory() as folder, as_file(files("ragvl") / "assets") as assets:
-        write_world(folder, Places(), counts={"test": NUM_PLACES}, seed=WORLD_SEED)
+    source = _drawn_world()
+    with as_file(files("ragvl") / "assets") as assets:
         thresholds = SavedThresholds.load(assets / "tiny-reranker" / THRESHOLDS_FILE)
         assert thresholds is not None  # they come along
         reranker = Reranker.from_pretrained(
@@ -44,11 +46,23 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
             reranker,
             Generator.from_pretrained(assets / "tiny-generator"),
         )
-        source = WebQA(folder, split="test")
-        source.name = "drawn places, test"
         settings = EvaluationSettings(
             thresholds=("natural", *thresholds.values),
             num_questions=num_questions,
             max_new_tokens=8,
         )
         return evaluate(source, models, settings, progress=progress)
+
+
+def _drawn_world() -> WebQA:
+    """The test world, in files that stay while it is in use: a report reads their pictures."""
+    folder = tempfile.mkdtemp()
+    try:
+        write_world(folder, Places(), counts={"test": NUM_PLACES}, seed=WORLD_SEED)
+        source = WebQA(folder, split="test")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)
+    source.name = "drawn places, test"
+    return source
