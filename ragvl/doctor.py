@@ -73,7 +73,7 @@ def examine() -> dict[str, Any]:
 def print_findings(findings: dict[str, Any]) -> None:
     """Prints what `examine` returned as two tables."""
     facts = findings["versions"] | findings["machine"]
-    print_table(("", "here"), facts.items(), title="ragvl")
+    print_table(("what", "here"), facts.items(), title="ragvl")
     rows = [tuple(row.values()) for row in findings["backends"]]
     print_table(("operation", "device", "backend", "why"), rows, title="backends")
 

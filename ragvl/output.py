@@ -39,6 +39,7 @@ def print_table(
         heading = [visible(title)] if title else []
         lines = ["\t".join(line) for line in ([visible(name) for name in columns], *cells)]
         sys.stdout.write("".join(f"{line}\n" for line in heading + lines))
+        sys.stdout.flush()  # a pipe that nobody reads is an error here, not at the end
         return
     table = Table(
         title=Text(visible(title)) if title else None,
@@ -59,6 +60,7 @@ def print_json(value: object) -> None:
     """Prints `value` as JSON, in ASCII: a NaN is null, since JSON has none."""
     text = json.dumps(_finite(value), indent=2, allow_nan=False)
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def say(line: object, *, err: bool = False) -> None:

@@ -183,8 +183,8 @@ class Relevances:
             if math.isnan(self._journal[key]):
                 self._source.problems.add(
                     "pair that cannot be scored",
-                    f"question {question.id!r} and document {id!r}: its prompt is too long, or the "
-                    "picture broken",
+                    f"question {question.id!r} and document {id!r}: its prompt is too long, its "
+                    "picture broken, or its relevance NaN",
                 )
 
     def _key(self, question: Question, document_id: str) -> str:

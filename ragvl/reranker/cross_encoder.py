@@ -81,12 +81,7 @@ def listed_documents(documents: object) -> list[Any]:
         TypeError: it is one document, or has no order; the message says so.
         ValueError: there are none.
     """
-    single = (Document, str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
-    if isinstance(documents, single):
-        kind = type(documents).__name__
-        raise TypeError(f"documents is one document ({kind}) and no list: {_IN_A_LIST}")
-    if isinstance(documents, Mapping):
-        raise TypeError(f"documents is a mapping and no list; if it is one document, {_IN_A_LIST}")
+    refuse_one_document(documents)
     if isinstance(documents, np.ndarray | torch.Tensor):
         items = _listed_array(documents)
     else:
@@ -94,6 +89,20 @@ def listed_documents(documents: object) -> list[Any]:
     if not items:
         raise ValueError("documents is empty: there is nothing to rank")
     return items
+
+
+def refuse_one_document(documents: object) -> None:
+    """Refuses what could be iterated over and is one document, not several.
+
+    Raises:
+        TypeError: it is one; the message says what to do.
+    """
+    single = (Document, str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
+    if isinstance(documents, single):
+        kind = type(documents).__name__
+        raise TypeError(f"documents is one document ({kind}) and no list: {_IN_A_LIST}")
+    if isinstance(documents, Mapping):
+        raise TypeError(f"documents is a mapping and no list; if it is one document, {_IN_A_LIST}")
 
 
 def _listed_array(array: np.ndarray | torch.Tensor) -> list[Any]:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
+from ragvl.messages import shown
 from ragvl.mllm import MLLM, merge_settings
 from ragvl.prefix_cache import PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
@@ -27,6 +28,7 @@ from ragvl.reranker.cross_encoder import (
     is_single_pair,
     listed_documents,
     listed_pairs,
+    refuse_one_document,
 )
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
@@ -339,8 +341,7 @@ class Reranker:
         """
         if batch_size is not None:
             batch_size = checked_count("batch_size", batch_size)
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'skip'")
+        _check_on_error(on_error)
         checked = [
             (_checked_query(query), as_document(document, f"pairs[{place}]"))
             for place, (query, document) in enumerate(listed_pairs(pairs, "pairs"))
@@ -411,15 +412,19 @@ class Reranker:
             progress: show a bar.
 
         Raises:
+            TypeError: `documents` is one document, or holds what is none.
             ImageError: a picture cannot be read; the message names the document.
             PromptTooLongError: a prefix fills the model's context; the message names the document.
             ValueError: this model or template has no prefixes that could be reused.
         """
+        _check_on_error(on_error)
+        refuse_one_document(documents)
         if problem := self._no_reuse():
             raise ValueError(f"there is nothing to warm: {problem}")
         assert isinstance(self._scorer, CachedPrefixes)
         outcomes: Counter[str] = Counter()
-        watched = self._prompts.captions.watched(map(Document.of, documents))
+        coming = (as_document(item, f"documents[{i}]") for i, item in enumerate(documents))
+        watched = self._prompts.captions.watched(coming)
         total = len(documents) if isinstance(documents, Sized) else None
         with tqdm(total=total, desc="warm", unit="doc", disable=not progress) as bar:
             for outcome in self._scorer.warm(watched, on_error):
@@ -501,6 +506,11 @@ def _checked_query(query: str) -> str:
     if not query.strip():
         raise ValueError("the query is empty")
     return query
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={shown(on_error)!r}: expected 'raise' or 'skip'")
 
 
 def _check_finite(

@@ -233,6 +233,13 @@ def test_what_is_no_list_of_documents_is_refused_by_name(
     ):
         with pytest.raises(TypeError, match=r"documents is (one|a mapping).*put it into a list"):
             reranker.rank(QUERY, one)
+    for one in (paths[0], picture, Path(paths[0]).read_bytes(), {"image": paths[0]}):
+        with pytest.raises(TypeError, match=r"documents is (one|a mapping).*put it into a list"):
+            reranker.warm(one, on_error="skip")
+    with pytest.raises(TypeError, match=r"documents\[1\]: .* not NoneType"):
+        reranker.warm([paths[0], None], progress=False)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        reranker.warm(paths, on_error="ignore")  # type: ignore[arg-type]
     for none in ([], (), np.array([]), iter(()), Column([])):
         with pytest.raises(ValueError, match="documents is empty"):
             reranker.rank(QUERY, none)
