@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -215,9 +216,10 @@ def test_a_picture_that_the_image_processor_refuses(tiny_mllm):
     with pytest.raises(UnusableImageError, match="aspect ratio"):
         tiny_mllm("qwen2_vl").encode_image(strip)
 
-    class Strip(Document):  # `load_image` of ragvl.data refuses it before a processor sees it
-        def load(self) -> Image.Image:
-            return strip
+    class Strip(Document):  # decoding a file refuses it before a processor sees it
+        @contextmanager
+        def decoded(self, **_: object) -> Iterator[Image.Image]:
+            yield strip
 
     with pytest.raises(ImageError, match=r"document 'strip'.*aspect ratio"):
         load_image(tiny_mllm("qwen2_vl"), Strip(BIG, id="strip"))
