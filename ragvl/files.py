@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
+
+from ragvl.messages import shown
 
 
 class UnusableFileError(OSError):
@@ -48,6 +51,26 @@ def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None)
         raise UnusableFileError(errno.EINVAL, reason, os.fspath(path)) from None
     _check(path, status, max_bytes)
     return status
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Refuses a folder that cannot be written into, or made; it is not made.
+
+    Raises:
+        NotADirectoryError: it, or what it lies in, is something else.
+        PermissionError: this user may not write there.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"cannot write into {shown(folder)}: {shown(existing)} is no folder"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"cannot write into {shown(folder)}: {shown(existing)} is not writable"
+        )
 
 
 def _check(path: str | os.PathLike[str], status: os.stat_result, max_bytes: int | None) -> None:

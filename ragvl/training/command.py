@@ -19,8 +19,11 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
+from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
+from ragvl.files import check_regular, check_writable_folder
+from ragvl.messages import shown
 from ragvl.mllm import MLLM
 from ragvl.reranker.templates import TEMPLATES
 from ragvl.training.adapters import LoraSettings, adapted_layers
@@ -161,6 +164,7 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     """
     planned = _plan(stage, _parser(stage), flags)
     settings = planned.run
+    _check_files(planned)
     mllm = settings.load_model()
     if planned.lora.rank:  # before the data are read, which may take long
         adapted_layers(mllm, planned.lora, freeze_vision=settings.freeze_vision)
@@ -180,6 +184,27 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
         freeze_vision=settings.freeze_vision,
         eval_examples=eval_examples and _first(eval_examples, settings.num_eval_examples),
     )
+
+
+def _check_files(planned: Plan) -> None:
+    """What can be known before the model is loaded.
+
+    Raises:
+        OSError: a file or folder is missing, or the output cannot be written.
+        UnsupportedModelError: the model's files are damaged.
+    """
+    settings = planned.run
+    find_checkpoint(settings.model, trust_remote_code=settings.trust_remote_code)
+    if not settings.data.exists():
+        raise FileNotFoundError(f"there is no data set {shown(settings.data)}")
+    if planned.ranking is not None:
+        for path in (planned.ranking.ranking, planned.ranking.eval_ranking):
+            if path is not None:
+                check_regular(path)
+    resumed = planned.arguments.resume_from_checkpoint
+    if resumed and str(resumed) not in ("last", "True", "true"):
+        model_folder(Path(str(resumed)))
+    check_writable_folder(Path(str(planned.arguments.output_dir)))
 
 
 def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:

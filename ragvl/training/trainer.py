@@ -14,6 +14,13 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from transformers.trainer_utils import get_last_checkpoint
 
 from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.model_files import (
+    ADAPTER_WEIGHTS,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_weights,
+    weight_files,
+)
 from ragvl.training.adapters import LoraSettings, adapted_layers, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
@@ -156,7 +163,9 @@ class _Trainer(Trainer):
         model = model or self.model
         if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        saved = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=model.dtype, use_safetensors=True
+        )
         model.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
@@ -223,10 +232,23 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
     else:
         checkpoint = str(asked)
         _check_run(Path(checkpoint).parent, run)
+    if checkpoint is not None:
+        _check_weights(Path(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.process_index == 0:
         _note_run(folder, run, finished=False)
     return checkpoint
+
+
+def _check_weights(checkpoint: Path) -> None:
+    """Refuses weights that are damaged, or pickled, which Trainer would read."""
+    pickled = next(checkpoint.glob("*model*.bin*"), None)
+    if pickled is not None:
+        raise ResumeError(f"{pickled} is pickled weights, which can run code and are never read")
+    if any((checkpoint / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
+        check_weights(weight_files(checkpoint))
+    elif (checkpoint / ADAPTER_WEIGHTS).is_file():
+        check_weights({checkpoint / ADAPTER_WEIGHTS: None})
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,32 @@ def test_flags_are_checked_without_reading_anything(flags: list[str], complaint:
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="data, output_dir"):
         command.plan("generator", ["--model=m"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--model={folder}/modle", r"did you mean .*/model\?"),
+        ("--data={folder}/no-data", "there is no data set"),
+        ("--ranking={folder}/no-samples", "no-samples"),
+        ("--output_dir={folder}/model/config.json", r"config\.json is no folder"),
+        ("--resume_from_checkpoint={folder}/checkpoint-3", "there is no model folder"),
+    ],
+)
+def test_files_are_checked_before_the_model_is_loaded(
+    flag: str, complaint: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The model is one that cannot be loaded."""
+    model = shutil.copytree(tiny_model("llava"), tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    settings["text_config"]["num_hidden_layers"] = 99
+    (model / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "samples").touch()
+    needed = [f"--model={model}", f"--data={tmp_path}", f"--ranking={tmp_path}/samples"]
+    flags = [*needed, f"--output_dir={tmp_path}/out", flag.format(folder=tmp_path)]
+    with pytest.raises(OSError, match=complaint):
+        command.run("reranker", flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_has_every_setting() -> None:

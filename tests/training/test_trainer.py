@@ -415,6 +415,20 @@ def begun(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> Path:
     return folder
 
 
+def test_pickled_and_damaged_checkpoints_are_refused(
+    begun: Path, fresh: Callable[..., MLLM], questions: WebQA
+) -> None:
+    mllm = fresh()
+    settings = arguments(begun, resume_from_checkpoint="last")
+    weights = begun / "checkpoint-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(UnsupportedModelError, match=r"checkpoint-2/model\.safetensors is no whole"):
+        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(ResumeError, match="pickled weights, which can run code"):
+        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+
+
 def test_another_run_is_never_overwritten(
     begun: Path, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
