@@ -120,7 +120,12 @@ def check_weights(files: dict[Path, set[str] | None]) -> None:
 
 
 def weight_names(path: Path) -> set[str]:
-    """The names of the weights in a safetensors file, after checking its header.
+    """The names of the weights in a safetensors file; see `weight_shapes`."""
+    return set(weight_shapes(path))
+
+
+def weight_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the weights in a safetensors file, after checking its header.
 
     Raises:
         OSError: it cannot be read.
@@ -129,7 +134,7 @@ def weight_names(path: Path) -> set[str]:
     check_regular(path)
     try:
         with safe_open(path, framework="pt") as opened:
-            return set(opened.keys())
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UnsupportedModelError(
             f"{shown(path)} is no whole safetensors file: {reason(error)}"

@@ -83,6 +83,18 @@ class Document:
         """Where its picture is kept, or None if that is not a file."""
         return os.fspath(self.image) if isinstance(self.image, str | os.PathLike) else None
 
+    def check_file(self) -> None:
+        """Sees whether the file that its picture is in is there, without opening it.
+
+        Raises:
+            ImageError: there is no such file, or it is none; the message names the document.
+        """
+        if self.path is not None:
+            try:
+                check_regular(self.path, max_bytes=MAX_FILE_BYTES)
+            except OSError as error:
+                raise ImageError(why_unusable(self.name, error)) from error
+
     def load(self) -> Image.Image:
         """Its picture, in 8-bit RGB; thread-safe.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,13 @@ from ragvl.model_files import (
     UnsupportedModelError,
     read_json,
     shown_list,
+    weight_files,
+    weight_shapes,
 )
 
 __all__ = ["UnsupportedModelError", "load_checkpoint", "load_weights", "naming", "without_video"]
+
+_SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
 def load_checkpoint(
@@ -85,15 +90,23 @@ def _check_attention(name: str | None) -> None:
 
 @contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Turns what a library raises over a file of `path` into one line that names it.
+    """Turns what is raised over a file of `path` into one line that names it.
+
+    Args:
+        path: the file, or the model's folder.
+        what: of it cannot be loaded.
 
     Raises:
-        UnsupportedModelError: the library raised something.
+        UnsupportedModelError: something was raised that is the file's fault.
     """
     try:
         yield
-    except (UnsupportedModelError, ImportError, MemoryError, torch.OutOfMemoryError):
-        raise  # these are not the file's fault, or named already
+    except (ImportError, MemoryError, torch.OutOfMemoryError, FloatingPointError):
+        raise  # these are not the file's fault, or say what is
+    except UnsupportedModelError as error:
+        if str(path) in str(error):
+            raise
+        raise UnsupportedModelError(f"{shown(path)}: {error}") from error
     except Exception as error:
         raise UnsupportedModelError(
             f"{shown(path)}: its {what} cannot be loaded: {reason(error)}"
@@ -112,6 +125,7 @@ def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedMo
         UnsupportedModelError: weights are missing, or have another shape than the configuration
             says.
     """
+    _check_size(auto_class, folder, options)
     with naming(folder, "model"):
         model, info = auto_class.from_pretrained(  # type: ignore[attr-defined]
             str(folder),
@@ -132,6 +146,39 @@ def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedMo
             f"{shown(name)}: {tuple(there)}, not {tuple(wanted)}"
         )
     return model
+
+
+def _check_size(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
+    """Refuses a configuration of a far larger model than the weights are of.
+
+    What is missing would be refused in the end, but made first, and fill the memory.
+    """
+    code = {"trust_remote_code": options["trust_remote_code"]}
+    with naming(folder / CONFIG, "configuration"):
+        config = options.get("config") or AutoConfig.from_pretrained(str(folder), **code)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # several weights are packed in a number
+    shapes = [shape for path in weight_files(folder) for shape in weight_shapes(path).values()]
+    layers = max(_layer_counts(config.to_dict()), default=0)
+    if layers <= len(shapes):
+        with naming(folder / CONFIG, "configuration"), torch.device("meta"):
+            model = auto_class.from_config(config, **code)
+        held = sum(map(math.prod, shapes))
+        wanted = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
+        if wanted <= 2 * held + _SMALL_BUFFERS:
+            return
+    raise UnsupportedModelError(
+        f"{shown(folder / CONFIG)} is of another model than the weights beside it, which has "
+        f"{sum(map(math.prod, shapes)):,} parameters in {len(shapes)} tensors"
+    )
+
+
+def _layer_counts(settings: object) -> Iterator[int]:
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            if isinstance(value, int) and ("layers" in str(name) or name == "depth"):
+                yield value
+            yield from _layer_counts(value)
 
 
 def _load_config(found: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:

@@ -29,7 +29,7 @@ from ragvl.mllm.inputs import (
     join_images,
     pad_ids,
 )
-from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint
+from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint, naming
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
@@ -153,7 +153,8 @@ class MLLM:
             attn_implementation=attn_implementation or _best_attention(on, resolved),
             processor_settings=processor_settings or {},
         )
-        mllm = cls(model.to(on), processor)
+        with naming(Path(model.name_or_path), "model or processor"):
+            mllm = cls(model.to(on), processor)
         mllm._source = Source.of(
             path,
             {
@@ -676,7 +677,12 @@ class MLLM:
             images=[image], text=[text], add_special_tokens=self._lacks_bos(text)
         )
         ids = list(theirs["input_ids"][0])
-        ours = self.encode_prompt(text, [self.encode_image(image)]).input_ids
+        inputs = self.encode_image(image)
+        if not inputs.num_tokens:
+            raise UnsupportedModelError(
+                f"{type(self.processor).__name__} makes no tokens of a picture"
+            )
+        ours = self.encode_prompt(text, [inputs]).input_ids
         if ours != ids:
             raise UnsupportedModelError(
                 f"{type(self.processor).__name__} puts pictures into a prompt in a way of its own: "

@@ -144,7 +144,8 @@ class DualEncoder:
         with naming(folder, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         model = load_weights(AutoModel, folder, dtype="auto", **code)
-        return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
+        with naming(folder, "model or processor"):
+            return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
 
     @undisturbed
     def encode_images(
