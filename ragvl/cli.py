@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from ragvl.files import check_writable_folder
 from ragvl.messages import one_line, shown
 from ragvl.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from ragvl.data.problems import Problems
-    from ragvl.reranker import Reranker
+    from ragvl.reranker import Reranker, SavedThresholds
 
 _STDOUT = "-"  # as the name of a file
 _MAX_ERROR = 1000  # characters; what an error quotes is shorter already
@@ -133,9 +134,12 @@ def rerank(
 ) -> None:
     """Order pictures by their relevance to a question."""
     with _work("rerank"):
+        from ragvl.data.document import Document
         from ragvl.prefix_cache import PrefixCache
         from ragvl.reranker import Reranker
 
+        for image in images:
+            Document(image).check_file()
         reranker = Reranker.from_pretrained(
             model,
             preset=preset,
@@ -200,6 +204,7 @@ def warm(
         from ragvl.prefix_cache import PrefixCache, format_bytes
         from ragvl.reranker import Reranker
 
+        _check_models(model, device=device, dtype=dtype)
         documents = Documents(source, split=split, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
@@ -331,11 +336,13 @@ def ranking(
     as_json: _Json = False,
 ) -> None:
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
+    _check_writable(out, index)
     with _work("data ranking"):
         from ragvl.data.formats import open_questions
         from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
+        _check_models(encoder, device=device)
         questions = open_questions(source, split=split, purpose="train", strict=strict)
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():
@@ -430,6 +437,7 @@ def overhead(
         from ragvl.mllm import MLLM
         from ragvl.training.adapters import LoraSettings
 
+        _check_models(model, device=device, dtype=dtype)
         figures = {}
         with TemporaryDirectory() as drawn:
             if source is None:
@@ -562,18 +570,22 @@ def evaluate(
         from ragvl.evaluation.figures import compare_figures
         from ragvl.evaluation.report import print_figures, write_report
         from ragvl.generator import Generator
+        from ragvl.reranker import resolve_threshold
         from ragvl.retriever import DualEncoder
 
+        _check_models(encoder, reranker, generator, device=device, dtype=dtype)
+        check_writable_folder(out)
         chosen = [_threshold(name) for name in threshold or ()]
         other = None if compare is None else json.loads(compare.read_text(encoding="utf-8"))
         out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
-        loaded = _load_reranker(
-            reranker, template or data_set.template, device, dtype, caption_tokens
-        )
-        names = chosen or ["natural", *_saved(loaded)]
+        template = template or data_set.template
+        saved = _saved_thresholds(reranker, template)
+        names = chosen or ["natural", *(saved.values if saved else ())]
+        for name in names:
+            resolve_threshold(name, saved)
         pools = POOLS if pool == "both" else (pool,)
         if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
             pools = ("full",)  # as of captions: the two are one
@@ -591,7 +603,7 @@ def evaluate(
         )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
-            loaded,
+            _load_reranker(reranker, template, device, dtype, caption_tokens),
             Generator.from_pretrained(
                 generator, device=device, dtype=dtype, caption_tokens=caption_tokens
             )
@@ -658,13 +670,16 @@ def calibrate(
     _check_writable(out, plot)
     with _work("calibrate"):
         from ragvl.data.formats import open_questions
-        from ragvl.evaluation.calibration import ESTIMATED
+        from ragvl.evaluation.calibration import ESTIMATED, check_names
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
         from ragvl.evaluation.evaluate import calibrate as run
         from ragvl.evaluation.plots import relevance_plot
         from ragvl.reranker import THRESHOLDS_FILE
         from ragvl.retriever import DualEncoder
 
+        _check_models(encoder, reranker, device=device, dtype=dtype)
+        names = threshold or ESTIMATED
+        check_names(names)
         if out is None:
             if not Path(reranker).is_dir():
                 raise ValueError(
@@ -674,6 +689,9 @@ def calibrate(
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
+        settings = EvaluationSettings(
+            num_candidates=candidates, top_k=top_k, skip=skip, num_questions=questions
+        )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
             _load_reranker(reranker, template or data_set.template, device, dtype, caption_tokens),
@@ -681,11 +699,9 @@ def calibrate(
         saved, recalls = run(
             data_set,
             models,
-            names=threshold or ESTIMATED,
+            names=names,
             pool=pool,
-            settings=EvaluationSettings(
-                num_candidates=candidates, top_k=top_k, skip=skip, num_questions=questions
-            ),
+            settings=settings,
             work=work,
             progress=progress,
         )
@@ -723,6 +739,7 @@ def ablate(
         from ragvl.evaluation.ablation import ablate as run
         from ragvl.evaluation.plots import ablation_plot
 
+        check_writable_folder(out)
         result = run(AblationSettings.read(config), out / "runs", report=say)
         (out / "ablation.json").write_text(json.dumps(result, indent=2) + "\n")
         head, *rows = table(result)
@@ -741,22 +758,23 @@ def _load_reranker(
     path: str, template: str, device: str, dtype: str, caption_tokens: int | None
 ) -> Reranker:
     """With the thresholds that its folder holds."""
-    from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds
+    from ragvl.reranker import Reranker
 
-    file = Path(path) / THRESHOLDS_FILE
-    thresholds = SavedThresholds.load(file, template) if file.is_file() else None
     return Reranker.from_pretrained(
         path,
         device=device,
         dtype=dtype,
         template=template,
-        thresholds=thresholds,
+        thresholds=_saved_thresholds(path, template),
         caption_tokens=caption_tokens,
     )
 
 
-def _saved(reranker: Reranker) -> list[str]:
-    return [] if reranker.thresholds is None else list(reranker.thresholds.values)
+def _saved_thresholds(path: str, template: str) -> SavedThresholds | None:
+    from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
+
+    file = Path(path).expanduser() / THRESHOLDS_FILE
+    return SavedThresholds.load(file, template) if file.is_file() else None
 
 
 def _threshold(text: str) -> str | float:
@@ -794,8 +812,23 @@ def _json_is_out(file: str | None, figures: object) -> bool:
 def _check_writable(*paths: str | Path | None) -> None:
     """Better now than after the work."""
     for path in paths:
-        if path is not None and not (folder := Path(path).absolute().parent).is_dir():
+        if path is None:
+            continue
+        if not (folder := Path(path).absolute().parent).is_dir():
             raise typer.BadParameter(f"there is no folder {shown(folder)} to write into")
+        if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+            raise typer.BadParameter(f"{shown(path)} cannot be written")
+
+
+def _check_models(*paths: str | None, device: str = "auto", dtype: str = "auto") -> None:
+    """All models of a command, before the first is loaded."""
+    from ragvl.checkpoints import find_checkpoint
+    from ragvl.runtime import resolve_device, resolve_dtype
+
+    resolve_dtype(dtype, resolve_device(device))
+    for path in paths:
+        if path is not None:
+            find_checkpoint(path)
 
 
 @contextmanager

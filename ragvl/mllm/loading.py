@@ -39,6 +39,7 @@ from ragvl.model_files import (
 
 __all__ = ["UnsupportedModelError", "load_checkpoint", "load_weights", "naming", "without_video"]
 
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers")
 _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
@@ -176,7 +177,7 @@ def _check_size(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
 def _layer_counts(settings: object) -> Iterator[int]:
     if isinstance(settings, dict):
         for name, value in settings.items():
-            if isinstance(value, int) and ("layers" in str(name) or name == "depth"):
+            if name in _LAYER_COUNTS and isinstance(value, int):
                 yield value
             yield from _layer_counts(value)
 

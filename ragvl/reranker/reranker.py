@@ -281,7 +281,7 @@ class Reranker:
             FloatingPointError: a score is NaN; see `score`.
         """
         check_keywords("rank", others, self.mllm.device)
-        _checked_query(query)
+        checked_query(query)
         given = listed_documents(documents)
         limit = (
             self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
@@ -343,7 +343,7 @@ class Reranker:
             batch_size = checked_count("batch_size", batch_size)
         _check_on_error(on_error)
         checked = [
-            (_checked_query(query), as_document(document, f"pairs[{place}]"))
+            (checked_query(query), as_document(document, f"pairs[{place}]"))
             for place, (query, document) in enumerate(listed_pairs(pairs, "pairs"))
         ]
         deque(self._prompts.captions.watched(document for _, document in checked), maxlen=0)
@@ -500,7 +500,13 @@ class Reranker:
         return None
 
 
-def _checked_query(query: str) -> str:
+def checked_query(query: str) -> str:
+    """A query that can be scored.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty.
+    """
     if not isinstance(query, str):
         raise TypeError(f"a query must be a string, not {type(query).__name__}")
     if not query.strip():

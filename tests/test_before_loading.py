@@ -1,0 +1,136 @@
+"""What is wrong is said before a model is loaded: here it is one that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_encoders import save_checkpoint
+from typer.testing import CliRunner
+
+from ragvl import Generator, Reranker, fast_rerank
+from ragvl.cli import app
+from ragvl.data.synthetic import Places, write_world
+from ragvl.mllm import MLLM
+from ragvl.retriever import DualEncoder
+
+
+@pytest.fixture
+def model(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Its files are whole, and its weights are too few."""
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["num_hidden_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_model_cannot_be_loaded(model: Path) -> None:
+    with pytest.raises(ValueError, match="lacks 9 weights"):
+        MLLM.from_pretrained(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "banana"}, "device='banana' is unknown"),
+        ({"device": "meta"}, "device='meta' cannot be used"),
+        ({"dtype": "int8"}, "dtype='int8' is not a floating-point dtype"),
+        ({"dtype": "float33"}, "dtype='float33' is not a floating-point dtype"),
+        ({"preset": "qwen"}, "unknown preset 'qwen'"),
+        ({"template": "captoin"}, "unknown template 'captoin'"),
+        ({"threshold": "adaptive"}, "'adaptive' is not known"),
+        ({"threshold": 1.5}, "is not a probability"),
+        ({"prefix_cache": "8 GiBs"}, "'8 GiBs' is not a size"),
+        ({"processor_settings": {"sizes": 8}}, "has no 'sizes'"),
+    ],
+)
+def test_arguments(arguments: dict, message: str, model: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reranker.from_pretrained(model, **arguments)
+    for loader in (Generator.from_pretrained, DualEncoder.from_pretrained):
+        if arguments.keys() & {"device", "dtype"}:
+            with pytest.raises(ValueError, match=message):
+                loader(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "options", "message"),
+    [
+        ("Red?", ["no.png"], {}, r"no\.png' cannot be used as a picture: there is no such"),
+        ("Red?", ["."], {}, "it is a folder"),
+        ("Red?", [], {}, "documents is empty"),
+        (" ", ["."], {}, "the query is empty"),
+        ("Red?", ["."], {"top_k": 0}, "top_k"),
+        ("Red?", ["."], {"threshold": 2}, "is not a probability"),
+    ],
+)
+def test_fast_rerank(query, documents, options, message, model: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        fast_rerank(query, documents, model=model, **options)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return write_world(tmp_path / "world", Places(), counts={"val": 2}, seed=0)
+
+
+# Of each command its arguments, and what is in the place of one of them
+_DATA = "{world} --split val"
+_EVALUATE = f"evaluate {_DATA} --encoder {{encoder}} --reranker {{model}} --out {{out}}"
+_CALIBRATE = f"calibrate {_DATA} --encoder {{encoder}} --reranker {{model}}"
+_COMMANDS = [
+    ("rerank q no.png --model {model}", "no.png"),
+    ("rerank q {picture} --model {model} --device banana", "'banana' is unknown"),
+    ("rerank q {picture} --model {model} --preset qwen", "unknown preset 'qwen'"),
+    ("rerank q {picture} --model {model} --threshold adaptive", "'adaptive' is not known"),
+    ("rerank q {picture} --model {folder}/modle", "did you mean {folder}/model?"),
+    ("warm {picture}s --model {model} --cache {out}", "there is no {picture}s"),
+    ("warm {world} --model {folder}/modle --cache {out}", "did you mean {folder}/model?"),
+    ("warm {world} --model {model} --cache {picture}", "cannot be made"),
+    ("warm {world} --model {model} --cache {out} --template x", "unknown template 'x'"),
+    ("data ranking {world} --encoder {folder}/encodre --out {out}", "mean {folder}/encoder?"),
+    ("overhead {folder}/modle", "did you mean {folder}/model?"),
+    ("overhead {model} --data {picture}s", "{picture}s"),
+    (f"{_EVALUATE} --generator {{folder}}/modle", "did you mean {folder}/model?"),
+    (f"{_EVALUATE} --threshold adaptive", "'adaptive' is not known"),
+    (f"{_EVALUATE} --dtype int8", "'int8' is not a floating-point dtype"),
+    (f"{_EVALUATE} --template x", "unknown template 'x'"),
+    (_EVALUATE.replace("{encoder}", "{folder}/encodre"), "did you mean {folder}/encoder?"),
+    (_EVALUATE.replace("{out}", "{picture}"), "{picture} is no folder"),
+    (_EVALUATE.replace("{world}", "{world}s"), "{world}s"),
+    (f"{_CALIBRATE} --threshold best", "'best' is none to estimate"),
+    (_CALIBRATE.replace("{model}", "{folder}/modle"), "did you mean {folder}/model?"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), _COMMANDS)
+def test_commands(command: str, message: str, model: Path, world: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    save_checkpoint(tmp_path / "encoder", "clip")
+    places = {
+        "model": model,
+        "world": world,
+        "folder": tmp_path,
+        "encoder": tmp_path / "encoder",
+        "out": tmp_path / "out",
+        "picture": tmp_path / "a.png",
+    }
+    outcome = CliRunner().invoke(app, command.format(**places).split())
+    assert outcome.exit_code == 1, outcome.output
+    (line,) = (line for line in outcome.stderr.splitlines() if line.startswith("ragvl "))
+    assert message.format(**places) in line
+
+
+def test_commands_do_load_the_model(model: Path, world: Path, tmp_path: Path) -> None:
+    """Where nothing else is wrong."""
+    save_checkpoint(tmp_path / "encoder", "clip")
+    places = {"model": model, "world": world, "encoder": tmp_path / "encoder", "out": tmp_path}
+    for command in (_EVALUATE, _CALIBRATE):
+        outcome = CliRunner().invoke(app, command.format(**places).split())
+        assert "lacks 9 weights" in outcome.output
