@@ -26,6 +26,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError
+from ragvl.forks import renew_in_children
 from ragvl.messages import reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
@@ -102,6 +103,7 @@ class DualEncoder:
             tokenizer.padding_side = "right"
         self._max_length = _num_positions(model)
         self._tokenizer_lock = threading.Lock()  # it keeps the padding of a call in itself
+        renew_in_children(self)
         self.dim = self.encode_texts([_PROBE]).shape[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,6 +111,11 @@ class DualEncoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._tokenizer_lock = threading.Lock()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
         self._tokenizer_lock = threading.Lock()
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from ragvl.forks import renew_in_children
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
 
 IndexKind = Literal["exact", "hnsw", "ivfpq"]
@@ -82,6 +83,11 @@ class VectorIndex:
         self._index = _new_index(dim, kind)
         self._hidden: Any = None  # the selector that keeps removed vectors out of "hnsw" searches
         self._gpu_copy: Any = None  # made at the first search after a change
+        self._gpu_lock = threading.Lock()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
         self._gpu_lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
