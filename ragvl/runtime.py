@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ragvl.messages import shown
 
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 _SAMPLES_PER_TENSOR = 1024
 _PROBE_SIDE = 2048  # pixels
 
@@ -102,3 +104,20 @@ def fingerprint(module: nn.Module, *settings: str) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or the host, in `error` or in what it came after.
+
+    torch says so in errors of several types; the end of a graph's capture covers one with another.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(current, RuntimeError) and _OUT_OF_MEMORY.search(str(current)):
+            return True
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__
+    return False

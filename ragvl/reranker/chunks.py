@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
@@ -11,9 +12,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ragvl.forks import renew_in_children
+from ragvl.messages import reason
 from ragvl.mllm import MLLM, PagePool, page_table
 from ragvl.prefix_cache import CachedPrefix
 from ragvl.reranker.answer_head import AnswerHead
+from ragvl.runtime import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +135,11 @@ class ChunkRunner:
             self._row_step = math.lcm(_BLOCK_ROWS, 1 if self._on_gpu else torch.get_num_threads())
         self._graphs: dict[tuple[int, int, int], Callable[[Chunk], Tensor]] = {}
         self._lock = threading.Lock()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
+        self._lock = threading.Lock()
 
     def chunks(
         self, suffixes: Sequence[Suffix], batch_size: int | None
@@ -167,17 +176,36 @@ class ChunkRunner:
             return run(chunk)[: len(suffixes)]
 
     def _capture(self, chunk: Chunk, max_suffix_length: int) -> Callable[[Chunk], Tensor]:
-        """A run of this shape in one launch; one by one where the model cannot be captured."""
+        """A run of this shape in one launch; one by one where the model cannot be captured.
+
+        A graph keeps the memory of its activations. Where there is none for another one, the
+        earlier go, and it is tried once more.
+        """
         try:
             return _Graph(self, chunk, max_suffix_length)
-        except RuntimeError as error:
-            logger.warning(
-                "%s cannot be captured as a CUDA graph and runs without: %s",
-                self._mllm.architecture,
-                error,
-            )
-            device = chunk.input_ids.device
-            return lambda chunk: self._relevance(chunk.to(device), max_suffix_length).cpu()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                if not self._graphs:
+                    raise
+                logger.warning("CUDA graphs are captured again: memory ran out (%s)", reason(error))
+                self._graphs.clear()
+            else:
+                return self._uncaptured(chunk, max_suffix_length, error)
+        # Outside of the handler: the error's traceback holds the tensors of the failed capture
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._capture(chunk, max_suffix_length)
+
+    def _uncaptured(
+        self, chunk: Chunk, max_suffix_length: int, error: Exception
+    ) -> Callable[[Chunk], Tensor]:
+        logger.warning(
+            "%s cannot be captured as a CUDA graph and runs without: %s",
+            self._mllm.architecture,
+            reason(error),
+        )
+        device = chunk.input_ids.device
+        return lambda chunk: self._relevance(chunk.to(device), max_suffix_length).cpu()
 
     def _relevance(self, chunk: Chunk, max_suffix_length: int) -> Tensor:
         """(B,) float32 on the model's device."""

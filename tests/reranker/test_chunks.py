@@ -57,3 +57,55 @@ def test_a_chunk_says_which_rows_are_whose() -> None:
     assert chunk.page_table.tolist() == [[0, 1, 0], [3, 4, 0], [6, 7, 0], [0, 0, 0]]
     dtypes = {name: getattr(chunk, name).dtype for name in ("input_ids", "page_table")}
     assert dtypes == {"input_ids": torch.int64, "page_table": torch.int32}
+
+
+class Graphs:
+    """In the place of `_Graph`: raises what is given, in turn, then captures."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, *_: object) -> str:
+        if not self.errors:
+            return "a graph"
+        error = self.errors.pop(0)
+        try:
+            raise error.__context__ or error
+        except Exception:
+            raise error  # noqa: B904 - as the end of a capture does, that fails for its own reason
+
+
+def during(error: Exception) -> Exception:
+    invalid = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    invalid.__context__ = error
+    return invalid
+
+
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "error", [OUT, during(OUT), MemoryError(), RuntimeError("CUDA error: out of memory")]
+)
+def test_memory_that_runs_out_is_not_taken_for_a_model_that_cannot_be_captured(
+    error: Exception, runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = Chunk.pack([suffix(0, 3)], 32, 1, 2)
+    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
+    with pytest.raises(type(error)):
+        runner._capture(chunk, 3)
+    # where other graphs hold memory they go, and it is tried once more
+    monkeypatch.setattr(runner, "_graphs", {(1, 1, 1): lambda _: torch.zeros(1)})
+    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
+    assert runner._capture(chunk, 3) == "a graph"
+    assert runner._graphs == {}
+
+
+def test_a_model_that_cannot_be_captured_runs_without(
+    runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(RuntimeError("no such luck")))
+    chunk = Chunk.pack([suffix(0, 3, prefix=0, dropped=0)], 32, 1, 2)
+    monkeypatch.setattr(runner, "_relevance", lambda chunk, _: chunk.last_rows)
+    assert runner._capture(chunk, 3)(chunk).tolist() == [2]
+    assert "cannot be captured as a CUDA graph and runs without: no such luck" in caplog.text
