@@ -2,27 +2,33 @@
 
     folder/ab/ab<62 more digits>.safetensors    a record; when it was last used is its mtime
     folder/drafts/<host>-<pid>-<random>         a record that is being written
-    folder/.lock                                held by the process that evicts
 
 A record's file appears by one atomic rename and is never written to again, so whoever opens one
-sees all of it, even if it is replaced or removed meanwhile.
+sees all of it, even if it is replaced or removed meanwhile. Nobody waits for anybody: processes
+that evict at the same time remove the same files, the least recently used, and each counts what
+another was sooner to remove.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import logging
+import math
 import os
 import platform
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ragvl.files import open_regular
+from ragvl.forks import renew_in_children
+from ragvl.messages import reason, shown
 from ragvl.prefix_cache.host import TierStatistics, check_key
 from ragvl.prefix_cache.record import DamagedRecordError, PrefixRecord, encode_record, read_record
 
@@ -30,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 _DRAFT = re.compile(r"(?P<host>.*)-(?P<pid>[0-9]+)-[0-9a-f]{16}")
 _STALE_SECONDS = 3600
+_SUBFOLDER = re.compile("[0-9a-f]{2}")
+# A folder is there, or may be, and cannot be looked at now: not what a slip in its name gives
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 # The folder is counted again when this share of its budget has been written, for others write too;
 # and as much is made room for at once, so that a folder of many small records is not counted for
@@ -50,18 +59,19 @@ class DiskTier:
 
     A file that is damaged is a miss: it is removed, and one warning says so. A disk that is full
     or cannot be written to keeps nothing more: one warning says so, and what it holds is served.
-    A key that is not a SHA-256 in hexadecimal raises ValueError.
+    What cannot be read, or is no file, is a miss: one warning says so. A key that is not a SHA-256
+    in hexadecimal raises ValueError.
 
     Args:
         folder: made if it is not there. One that cannot be written to is read from.
         max_bytes: the budget for the files; None for no limit. Processes that share the folder
-            should agree on it, and may exceed it by a twentieth each. Where files cannot be
-            locked, such as on Windows, it is not kept.
+            should agree on it, and may exceed it by a twentieth each.
 
     Attributes:
         folder: the absolute path.
         stats: what has happened so far; `bytes` is what the folder held when it was last counted,
             with what this process has written and removed since.
+        max_record_bytes: what is larger is neither written nor read; None for no limit.
 
     Raises:
         OSError: `folder` is a file, or is not there and cannot be made.
@@ -70,15 +80,13 @@ class DiskTier:
     def __init__(self, folder: str | Path, max_bytes: int | None) -> None:
         self.folder = Path(folder).absolute()
         self.stats = TierStatistics()
+        self.max_record_bytes: int | None = None
         self._max_bytes = max_bytes
         self._uncounted = 0  # bytes written since the folder was counted
         self._reported: set[Hashable] = set()
         self._lock = threading.Lock()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"this folder for cached prefixes cannot be made ({error.strerror})"
-            raise OSError(error.errno, reason, str(self.folder)) from error
+        renew_in_children(self)
+        self._make_folder()
         self._tidy()
 
     def get(self, key: str) -> PrefixRecord | None:
@@ -86,7 +94,7 @@ class DiskTier:
         path = self._path(key)
         record = None
         try:
-            with path.open("rb") as file:
+            with open_regular(path, max_bytes=self.max_record_bytes) as file:
                 record = read_record(key, file)
         except FileNotFoundError:
             pass
@@ -109,10 +117,14 @@ class DiskTier:
         path = self._path(key)
         pieces = encode_record(key, record)
         size = sum(piece.nbytes for piece in pieces)
-        if self._max_bytes is not None and size > self._max_bytes:
+        limits = [n for n in (self._max_bytes, self.max_record_bytes) if n is not None]
+        if size > min(limits, default=size):
             return
         try:
-            replaced = self._write(path, pieces)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._draft(pieces) as draft:
+                replaced = _size(path)
+                os.replace(draft, path)
         except OSError as error:
             self._report("written to", error)
             return
@@ -138,8 +150,30 @@ class DiskTier:
         """The keys of all records, the least recently used first."""
         return [entry.path.stem for entry in self._entries()]
 
+    def reading_seconds(self, key: str, record: PrefixRecord) -> float:
+        """How long it takes to read `record` from this folder; infinite where that fails.
+
+        Of a file of its own, which nobody else can replace by another record meanwhile.
+        """
+        try:
+            with self._draft(encode_record(key, record)) as draft:
+                start = time.perf_counter()
+                with open_regular(draft) as file:
+                    read_record(key, file)
+                return time.perf_counter() - start
+        except (OSError, DamagedRecordError) as error:
+            self._report("measured", error)
+            return math.inf
+
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        path = self._path(key)
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._report("read", error)
+            return False
 
     def __len__(self) -> int:
         return len(self._entries())
@@ -147,36 +181,49 @@ class DiskTier:
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)[:2] / f"{key}.safetensors"
 
-    def _write(self, path: Path, pieces: list[memoryview]) -> int:
-        """Makes `pieces` the content of `path`; returns the size of the file they replace, or 0."""
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
+        self._lock = threading.Lock()
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            try:
+                known: int | None = self.folder.stat().st_mode
+            except OSError as unknown:
+                known = None
+                if unknown.errno in _UNREADABLE:
+                    self._report("read", unknown)
+                    return
+            if known is None or not stat.S_ISDIR(known):
+                why = f"this folder for cached prefixes cannot be made ({error.strerror})"
+                raise OSError(error.errno, why, str(self.folder)) from error
+
+    @contextlib.contextmanager
+    def _draft(self, pieces: list[memoryview]) -> Iterator[Path]:
+        """A file with `pieces` in it, which is removed at the end unless it was renamed."""
         draft = self.folder / "drafts" / f"{platform.node()}-{os.getpid()}-{secrets.token_hex(8)}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.parent.mkdir(exist_ok=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("xb") as file:
                 for piece in pieces:
                     file.write(piece)
                 file.flush()
-                # So that the rename cannot overtake the content in a power failure
+                # So that a rename cannot overtake the content in a power failure
                 os.fsync(file.fileno())
-            replaced = _size(path)
-            os.replace(draft, path)
-        except BaseException:
+            yield draft
+        finally:
             with contextlib.suppress(OSError):
                 draft.unlink()
-            raise
-        return replaced
 
-    def _delete(self, path: Path) -> bool:
-        """Removes a record's file; false if it was gone, or cannot be removed."""
+    def _delete(self, path: Path) -> None:
+        """Removes a record's file, if it is there and can be removed."""
         size = _size(path)
-        try:
+        with contextlib.suppress(OSError):
             path.unlink()
-        except OSError:
-            return False
-        with self._lock:
-            self._count(-size)
-        return True
+            with self._lock:
+                self._count(-size)
 
     def _count(self, size: int) -> None:
         # What another process wrote may be removed here before it was ever counted.
@@ -185,42 +232,62 @@ class DiskTier:
     def _entries(self) -> list[_Entry]:
         """What the folder holds now, the least recently used first."""
         entries = []
-        for name in glob.iglob(f"??/{'?' * 64}.safetensors", root_dir=self.folder):
-            path = self.folder / name
-            with contextlib.suppress(OSError, ValueError):  # removed meanwhile; not one of ours
-                if path == self._path(path.stem):
-                    status = path.stat()
-                    entries.append(_Entry(status.st_mtime_ns, status.st_size, path))
+        for name in self._names(self.folder):
+            if not _SUBFOLDER.fullmatch(name):
+                continue
+            for file in self._names(self.folder / name):
+                path = self.folder / name / file
+                with contextlib.suppress(OSError, ValueError):  # removed meanwhile; none of ours
+                    if path == self._path(path.stem):
+                        status = path.stat()
+                        if stat.S_ISREG(status.st_mode):
+                            entries.append(_Entry(status.st_mtime_ns, status.st_size, path))
         return sorted(entries)
+
+    def _names(self, folder: Path) -> list[str]:
+        """What a folder holds; nothing where it is none, or cannot be read."""
+        try:
+            return os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._report("read", error)
+            return []
 
     def _tidy(self) -> None:
         """Counts the folder, evicts what is over the budget and removes what dead writers left."""
-        # Without the lock, two processes would evict for the same lack of room.
-        with _locked(self.folder / ".lock") as locked:
-            entries = self._entries()
-            held = sum(entry.size for entry in entries)
-            with self._lock:
-                self.stats.bytes = held
-                self._uncounted = 0
-            if locked:
-                self._evict(entries, held)
-                self._remove_stale_drafts()
+        entries = self._entries()
+        held = sum(entry.size for entry in entries)
+        with self._lock:
+            self.stats.bytes = held
+            self._uncounted = 0
+        self._evict(entries, held)
+        self._remove_stale_drafts()
 
     def _evict(self, entries: list[_Entry], held: int) -> None:
         if self._max_bytes is None or held <= self._max_bytes:
             return
         enough = self._max_bytes * (1 - _SLACK)
-        for _, size, path in entries:
+        for mtime_ns, size, path in entries:
             if held <= self._max_bytes and held - size < enough:
                 break
-            if self._delete(path):
-                held -= size
-                with self._lock:
-                    self.stats.evictions += 1
+            own = True
+            try:
+                if path.stat().st_mtime_ns != mtime_ns:  # used since it was listed
+                    continue
+                path.unlink()
+            except FileNotFoundError:  # another process evicts as well
+                own = False
+            except OSError:
+                continue
+            held -= size
+            with self._lock:
+                self._count(-size)
+                self.stats.evictions += own
 
     def _remove_stale_drafts(self) -> None:
-        for name in glob.iglob("drafts/*", root_dir=self.folder):
-            draft = self.folder / name
+        for name in self._names(self.folder / "drafts"):
+            draft = self.folder / "drafts" / name
             with contextlib.suppress(OSError):  # its writer is done with it after all
                 if _is_stale(draft):
                     draft.unlink()
@@ -229,21 +296,30 @@ class DiskTier:
         """Removes a damaged file and says so, once where it cannot be removed."""
         with self._lock:
             self.stats.errors += 1
-        if self._delete(path):
-            logger.warning("%s is computed again and was removed: %s", path, damage)
-        elif path.exists() and self._is_news(path):  # else another reader was sooner
-            logger.warning("%s is computed again and cannot be removed: %s", path, damage)
+        name = shown(path)
+        try:
+            size = _size(path)
+            path.unlink()
+        except FileNotFoundError:  # another reader was sooner
+            return
+        except OSError:
+            if self._is_news(path):
+                logger.warning("%s is computed again and cannot be removed: %s", name, damage)
+            return
+        with self._lock:
+            self._count(-size)
+        logger.warning("%s is computed again and was removed: %s", name, damage)
 
-    def _report(self, action: str, error: OSError) -> None:
+    def _report(self, action: str, error: OSError | DamagedRecordError) -> None:
         """Counts a failure of the disk, and says it once, not for each record."""
         with self._lock:
             self.stats.errors += 1
-        if self._is_news((action, error.errno)):
+        if self._is_news((action, getattr(error, "errno", None))):
             logger.warning(
                 "%s cannot be %s (%s): what it should hold is computed again each time",
-                self.folder,
+                shown(self.folder),
                 action,
-                error,
+                reason(error),
             )
 
     def _is_news(self, subject: Hashable) -> bool:
@@ -251,22 +327,6 @@ class DiskTier:
             known = subject in self._reported
             self._reported.add(subject)
         return not known
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Holds the lock file at `path`; gives false where files cannot be locked, or not this one."""
-    with contextlib.ExitStack() as stack:
-        try:
-            import fcntl  # not on Windows
-
-            file = stack.enter_context(path.open("ab"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            locked = False
-        else:
-            locked = True
-        yield locked
 
 
 def _size(path: Path) -> int:
@@ -285,7 +345,7 @@ def _is_stale(draft: Path) -> bool:
         return False
     try:
         os.kill(int(match["pid"]), 0)  # asks whether it is there; on Windows it would end it
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # gone; or a number that no process can have
         return True
     except OSError:
         pass

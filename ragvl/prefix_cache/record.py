@@ -13,18 +13,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import accumulate
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
+from ragvl.messages import shown
+
 FORMAT = "1"
+
+# The longest header of a record that was written is that of a prefix of many pictures' tokens, some
+# hundred kilobytes
+_MAX_HEADER_BYTES = 1 << 23
+_MAX_DIMS = 16
+_MAX_ELEMENTS = 1 << 48  # far beyond any memory, and far from where sizes in bytes overflow
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -80,6 +89,10 @@ class PrefixRecord:
             if name == "__metadata__":
                 raise ValueError("a tensor cannot be named '__metadata__' in a safetensors file")
 
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite; one pass over the memory."""
+        return all(is_finite(tensor) for tensor in self.tensors.values())
+
     @property
     def nbytes(self) -> int:
         """The memory that the record keeps from being freed, in bytes.
@@ -88,6 +101,21 @@ class PrefixRecord:
         """
         storages = (tensor.untyped_storage() for tensor in self.tensors.values())
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number in `x` is NaN or infinite.
+
+    Least and largest tell, in one pass and without a tensor of booleans: NaN becomes both of them.
+    """
+    if not x.numel() or not (x.is_floating_point() or x.is_complex()):
+        return True
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if x.dtype.itemsize == 1:
+        x = x.half()  # holds every number of the 8-bit dtypes; aminmax knows none of them
+    least, largest = torch.aminmax(x)
+    return math.isfinite(least) and math.isfinite(largest)
 
 
 def encode_record(key: str, record: PrefixRecord) -> list[memoryview]:
@@ -126,7 +154,7 @@ def encode_record(key: str, record: PrefixRecord) -> list[memoryview]:
     return [memoryview(len(header).to_bytes(8, "little") + header), *pieces]
 
 
-def read_record(key: str, file: BufferedReader) -> PrefixRecord:
+def read_record(key: str, file: BinaryIO) -> PrefixRecord:
     """The record that `encode_record(key, record)` put into `file`, bit for bit.
 
     Each tensor is read into memory of its own. A view of the file, mapped into memory, would end
@@ -140,6 +168,8 @@ def read_record(key: str, file: BufferedReader) -> PrefixRecord:
     header_size = int.from_bytes(file.read(8), "little")
     if 8 + header_size > size:
         raise DamagedRecordError("it is cut short, or not a record")
+    if header_size > _MAX_HEADER_BYTES:
+        raise DamagedRecordError(f"it has a header of {header_size} bytes, or is not a record")
     try:
         layout = json.loads(file.read(header_size))
         metadata = layout.pop("__metadata__")
@@ -148,28 +178,69 @@ def read_record(key: str, file: BufferedReader) -> PrefixRecord:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecordError("its header is damaged, or it is not a record") from error
     if version != FORMAT:
-        raise DamagedRecordError(f"it has format {version!r} and this ragvl reads {FORMAT!r}")
+        found = shown(repr(version), limit=40)
+        raise DamagedRecordError(f"it has format {found} and this ragvl reads {FORMAT!r}")
     if not intact:
         raise DamagedRecordError("its header is damaged")
-    # From here on the header is as it was written, and needs no more checks.
-    if metadata["key"] != key:
-        raise DamagedRecordError(f"it holds the record of another key, {metadata['key']}")
-    tensors = {
-        name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        for name, entry in layout.items()
-    }
-    expected = 8 + header_size + sum(tensor.nbytes for tensor in tensors.values())
-    if size != expected:
-        raise DamagedRecordError(f"it has {size} of {expected} bytes")
+    # The header is as it was written, by whoever it was.
+    if metadata.get("key") != key:
+        found = shown(metadata.get("key"), limit=80)
+        raise DamagedRecordError(f"it holds the record of another key, {found}")
+    info = _checked_info(metadata.get("info"))
+    shapes = {name: _checked_shape(name, entry) for name, entry in layout.items()}
+    data_size = size - 8 - header_size
+    expected = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    if data_size != expected:
+        raise DamagedRecordError(f"it has {size} of {8 + header_size + expected} bytes")
+    _check_order(layout, shapes)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     checksum = 0
     for tensor in tensors.values():
         memory = _memory(tensor)
-        if file.readinto(memory) != memory.nbytes:
+        if cast(BufferedReader, file).readinto(memory) != memory.nbytes:
             raise DamagedRecordError("it was cut short while it was read")
         checksum = zlib.crc32(memory, checksum)
-    if metadata["data_crc32"] != f"{checksum:08x}":
+    if metadata.get("data_crc32") != f"{checksum:08x}":
         raise DamagedRecordError("its tensors are damaged")
-    return PrefixRecord(tensors, json.loads(metadata["info"]))
+    return PrefixRecord(tensors, info)
+
+
+def _checked_info(text: Any) -> dict[str, str]:
+    try:
+        info = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        info = None
+    if not isinstance(info, dict) or not all(isinstance(word, str) for word in info.values()):
+        raise DamagedRecordError("its header says nothing that could be read about its tensors")
+    return info
+
+
+def _checked_shape(name: str, entry: Any) -> tuple[list[int], torch.dtype]:
+    """A tensor's shape and dtype, as far as they can be those of any tensor."""
+    kind = entry.get("dtype") if isinstance(entry, dict) else None
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if (
+        isinstance(kind, str)
+        and kind in _DTYPES
+        and isinstance(shape, list)
+        and len(shape) <= _MAX_DIMS
+        and all(type(n) is int and n >= 0 for n in shape)
+        # without the zeros, which leave the strides of the others
+        and math.prod(n or 1 for n in shape) <= _MAX_ELEMENTS
+    ):
+        return shape, _DTYPES[kind]
+    raise DamagedRecordError(f"its header describes no tensor under {shown(name, limit=80)}")
+
+
+def _check_order(
+    layout: Mapping[str, Any], shapes: Mapping[str, tuple[list[int], torch.dtype]]
+) -> None:
+    """Refuses tensors that overlap, leave gaps, or lie in another order than that of the header."""
+    end = 0
+    for name, (shape, dtype) in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        if layout[name].get("data_offsets") != [begin, end]:
+            raise DamagedRecordError("its header describes tensors that overlap or lie apart")
 
 
 def _memory(tensor: Tensor) -> memoryview:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -7,6 +8,8 @@ import platform
 import random
 import resource
 import shutil
+import signal
+import socket
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -175,14 +178,72 @@ class TestBudget:
         assert len(counts) <= 300 / 10
         assert 190 <= len(entries()) <= 200
 
-    def test_without_locks_nothing_is_evicted(self, tmp_path):
-        tier = DiskTier(tmp_path, 2 * FILE_BYTES)
-        (tmp_path / ".lock").unlink()
-        (tmp_path / ".lock").mkdir()
-        for i in range(4):
+    @pytest.mark.parametrize("kind", ["folder", "pipe", "held by a stopped process"])
+    def test_nobody_waits_for_a_lock(self, tmp_path, kind):
+        """As earlier versions did, for good where its holder was stopped."""
+        lock, holder = tmp_path / ".lock", None
+        if kind == "folder":
+            lock.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(lock)
+        else:
+            holder = Child(lambda: hold_lock(lock))
+            while not lock.exists():
+                time.sleep(0.001)
+            os.kill(holder.process.pid, signal.SIGSTOP)
+        try:
+            tier = DiskTier(tmp_path, 2 * FILE_BYTES)
+            for i in range(4):
+                tier.put(key(i), make_record(i))
+                tick()
+            assert tier.keys() == [key(2), key(3)]
+        finally:
+            if holder is not None:
+                holder.process.kill()
+
+    def test_what_another_evicts_is_not_evicted_for_again(self, tmp_path, monkeypatch):
+        """Two processes that find the folder too full at once remove what one would."""
+        tier = DiskTier(tmp_path, None)
+        for i in range(6):
             tier.put(key(i), make_record(i))
-        assert len(tier) == 4
-        assert tier.stats.bytes == 4 * FILE_BYTES
+            tick()
+        entries = DiskTier._entries
+
+        def late(self: DiskTier) -> list:
+            found = entries(self)
+            monkeypatch.setattr(DiskTier, "_entries", entries)
+            DiskTier(tmp_path, 3 * FILE_BYTES)  # another process
+            return found
+
+        monkeypatch.setattr(DiskTier, "_entries", late)
+        second = DiskTier(tmp_path, 3 * FILE_BYTES)
+        assert second.keys() == [key(3), key(4), key(5)]
+        assert second.stats == TierStatistics(bytes=3 * FILE_BYTES)
+
+    def test_what_was_used_meanwhile_stays(self, tmp_path, monkeypatch):
+        tier = DiskTier(tmp_path, None)
+        for i in range(3):
+            tier.put(key(i), make_record(i))
+            tick()
+        entries = DiskTier._entries
+
+        def late(self: DiskTier) -> list:
+            found = entries(self)
+            assert tier.get(key(0)) is not None
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskTier, "_entries", late)
+            DiskTier(tmp_path, 2 * FILE_BYTES)
+        assert sorted(tier.keys()) == [key(0), key(2)]
+
+
+def hold_lock(path: Path) -> None:
+    import fcntl
+
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        time.sleep(600)
 
 
 class TestDamage:
@@ -391,6 +452,88 @@ class TestFailingDisk:
         assert drafts(tier) == []
         assert len(caplog.messages) == 2
 
+    @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+    def test_what_is_no_file_in_the_place_of_one(self, tier, caplog, kind):
+        """Opening a pipe would wait for good for somebody to write to it."""
+        path = path_of(tier, 0)
+        path.parent.mkdir()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as end:
+                end.bind(path.name)
+        else:
+            path.symlink_to("/dev/zero")
+        for _ in range(2):
+            assert key(0) not in tier
+            assert tier.get(key(0)) is None
+            assert tier.keys() == []
+        assert len(caplog.messages) == 1
+        assert f"it is a {kind}, not a file" in caplog.text
+        tier.put(key(0), make_record(0))
+        assert same(tier.get(key(0)), make_record(0))
+
+    def test_a_file_larger_than_any_record(self, tier, caplog):
+        tier.max_record_bytes = 1 << 20
+        tier.put(key(1), make_record(1, nbytes=2 << 20))
+        assert key(1) not in tier
+        path_of(tier, 0).parent.mkdir(exist_ok=True)
+        with path_of(tier, 0).open("wb") as file:
+            file.truncate(200 << 30)
+        assert tier.get(key(0)) is None
+        assert "it has 214,748,364,800 bytes, and may have 1,048,576" in caplog.text
+
+    @pytest.mark.parametrize("closed", ["folder", "subfolder", "above"])
+    def test_a_folder_that_cannot_be_read(self, caplog, closed):
+        above = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
+        above.chmod(0o755)
+
+        def work() -> None:
+            if os.getuid() == 0:  # to whom permissions do not apply
+                os.chown(above, 65534, 65534)
+                os.setuid(65534)
+            folder = above / "cache"
+            tier = DiskTier(folder, 10 * FILE_BYTES)
+            tier.put(key(0), make_record(0))
+            {"folder": folder, "subfolder": folder / "00", "above": above}[closed].chmod(0o000)
+            for one in (tier, DiskTier(folder, 10 * FILE_BYTES)):
+                caplog.clear()
+                for _ in range(2):
+                    assert one.get(key(0)) is None
+                    assert key(0) not in one
+                    assert one.keys() == []
+                    assert one.reading_seconds(key(1), make_record(1)) > 0
+                    one.put(key(1), make_record(1))
+                    one.remove(key(0))
+                    one.clear()
+                assert all(str(folder) in line for line in caplog.messages)
+                assert len(caplog.messages) <= 3  # for reading, writing, measuring
+
+        try:
+            Child(work).result()
+        finally:
+            for path in (above, above / "cache", above / "cache/00"):
+                path.chmod(0o755)
+            shutil.rmtree(above)
+
+    @pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO])
+    def test_a_disk_that_fails_at_every_step(self, tier, caplog, monkeypatch, error):
+        tier.put(key(0), make_record(0))
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(error, os.strerror(error), "somewhere")
+
+        for module, name in ((os, "stat"), (os, "listdir"), (os, "mkdir"), (os, "unlink")):
+            monkeypatch.setattr(module, name, fail)
+        for _ in range(2):
+            again = DiskTier(tier.folder, FILE_BYTES)
+            assert again.get(key(0)) is None
+            assert key(0) not in again
+            assert again.keys() == []
+            again.put(key(1), make_record(1))
+            again.clear()
+        assert os.strerror(error) in caplog.text
+
     def test_the_folder_is_deleted_meanwhile(self, tier, caplog):
         tier.put(key(0), make_record(0))
         shutil.rmtree(tier.folder)
@@ -457,6 +600,7 @@ class TestDrafts:
             f"{host}-{gone.process.pid}-{'0' * 16}": False,
             f"elsewhere-{gone.process.pid}-{'0' * 16}": True,
             "something else": True,
+            f"{host}-{'9' * 20}-{'0' * 16}": False,  # no process can have this number
         }
         for name in names:
             (folder / name).write_text("")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
+import zlib
 
 import pytest
 import safetensors.torch
@@ -137,6 +140,122 @@ GOOD = encode(make_record(nbytes=16))
 def test_what_is_wrong_is_said(content, message):
     with pytest.raises(DamagedRecordError, match=message):
         read(content)
+
+
+def forged(layout: object, data: bytes = b"", **changes: object) -> bytes:
+    """A record whose checksums are right, whatever it says."""
+    metadata = {
+        "format": "1",
+        "key": key(0),
+        "info": "{}",
+        "data_crc32": f"{zlib.crc32(data):08x}",
+        **changes,
+    }
+    hashed = hashlib.sha256(json.dumps([metadata, layout]).encode()).hexdigest()
+    header = {"__metadata__": {**metadata, "header_sha256": hashed}, **layout}  # type: ignore[dict-item]
+    return foreign(json.dumps(header).encode(), data)
+
+
+def entry(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_a_header_that_is_true_is_believed():
+    assert read(forged({"x": entry()}, bytes(4))).tensors["x"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"x": entry(shape=[10**12], offsets=[0, 4 * 10**12])}, "4 of|bytes"),
+        ({"x": entry(shape=[10**30])}, "describes no tensor under x"),
+        ({"x": entry(shape=[0, 10**18, 10**18])}, "describes no tensor"),
+        ({"x": entry(shape=[1] * 100)}, "describes no tensor"),
+        ({"x": entry(shape=[-1])}, "describes no tensor"),
+        ({"x": entry(shape=[True])}, "describes no tensor"),
+        ({"x": entry(shape=1)}, "describes no tensor"),
+        ({"x": entry(dtype="F4")}, "describes no tensor"),
+        ({"x": entry(dtype=["F32"])}, "describes no tensor"),
+        ({"x": 7}, "describes no tensor"),
+        ({"\x1b[31m": {}}, r"under \\x1b\[31m"),
+        ({"x": entry(offsets=[4, 8])}, "overlap or lie apart"),
+        ({"x": entry(offsets=None)}, "overlap or lie apart"),
+        ({"x": entry("U8", [2], [0, 2]), "y": entry("U8", [2], [1, 3])}, "overlap or lie apart"),
+    ],
+)
+def test_a_forged_header_is_refused_before_memory_is_taken(layout, message, monkeypatch):
+    monkeypatch.setattr(torch, "empty", None)
+    with pytest.raises(DamagedRecordError, match=message):
+        read(forged(layout, bytes(4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"info": "[]"}, "says nothing"),
+        ({"info": 7}, "says nothing"),
+        ({"info": '{"kind": 1}'}, "says nothing"),
+        ({"key": None}, "of another key, None"),
+        ({"format": "\x1b[31m" * 100}, r"format '\\x1b"),
+        ({"data_crc32": 7}, "tensors are damaged"),
+    ],
+)
+def test_forged_metadata_is_refused(changes, message):
+    with pytest.raises(DamagedRecordError, match=message):
+        read(forged({"x": entry()}, bytes(4), **changes))
+
+
+def test_a_header_has_a_sane_length():
+    content = (1 << 40).to_bytes(8, "little")
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.truncate(1 << 41)  # a sparse file is as long as it says
+        file.seek(0)
+        with pytest.raises(DamagedRecordError, match="header of 1099511627776 bytes"):
+            read_record(key(0), file)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "U8", "BF16"]) | json_values,
+        "shape": st.lists(st.integers(-1, 5) | st.integers(), max_size=3) | json_values,
+        "data_offsets": st.lists(st.integers(0, 8), min_size=2, max_size=2) | json_values,
+    }
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), entries | json_values, max_size=3),
+    st.binary(max_size=16),
+    st.dictionaries(st.sampled_from(["info", "key", "format", "data_crc32"]), json_values),
+)
+def test_nothing_but_damage_comes_of_a_forged_record(layout, data, changes):
+    try:
+        record = read(forged(layout, data, **changes))
+    except DamagedRecordError:
+        return
+    assert sum(x.nbytes for x in record.tensors.values()) == len(data)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.startswith(("float", "b", "complex"))])
+def test_is_finite(dtype):
+    x = torch.ones(70).to(getattr(torch, dtype))
+    assert PrefixRecord({"x": x, "empty": x[:0], "ids": torch.arange(3)}).is_finite()
+    if dtype == "bool":
+        return
+    bits = x.clone().view(torch.uint8)
+    bits[-x.itemsize :] = 0x80 if dtype.endswith("fnuz") else 0x7F
+    nan = x.clone()
+    nan[-1:] = bits.view(x.dtype)[-1:] if x.itemsize == 1 else torch.nan
+    assert not PrefixRecord({"x": nan}).is_finite()
+    if x.itemsize > 1 and dtype != "complex64":
+        nan[-1] = torch.inf
+        assert not PrefixRecord({"x": nan}).is_finite()
 
 
 def test_another_record_is_refused():
