@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
-from ragvl.mllm import KvLayout, PagePool, page_table
+from ragvl.mllm import KvLayout, PagePool, page_table, pages_in_turn
 from ragvl.ops import prefix_attention
 
 OPERATION = "prefix_attention"
@@ -52,7 +52,7 @@ def methods(
     scale = dim**-0.5
 
     pool = PagePool(KvLayout(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device)
-    pages = [pool.allocate(n) for n in lengths]
+    pages = pages_in_turn(lengths, device)
     for where, (keys, values) in zip(pages, prefixes, strict=True):
         pool.write(0, [where], keys[None], values[None])
     own = torch.full((BATCH,), SUFFIX_TOKENS, dtype=torch.int32)

@@ -25,7 +25,7 @@ from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
-from ragvl.mllm import MLLM, PagePool, page_table
+from ragvl.mllm import MLLM, PagePool, page_table, pages_in_turn
 from ragvl.ops import prefix_attention
 from ragvl.runtime import resolve_device, resolve_dtype
 
@@ -169,7 +169,7 @@ def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Sprea
     layout, suffix_tokens = mllm.kv_layout, 30
     num_heads = mllm.model.config.get_text_config().num_attention_heads
     pool = PagePool(layout, batch * -(-prefix_tokens // 16), mllm.device)
-    prefixes = [pool.allocate(prefix_tokens) for _ in range(batch)]
+    prefixes = pages_in_turn([prefix_tokens] * batch, mllm.device)
     kv = torch.randn(1, layout.num_heads, prefix_tokens, layout.head_dim)
     kv = kv.to(mllm.device, layout.dtype)
     for layer, pages in itertools.product(range(layout.num_layers), prefixes):

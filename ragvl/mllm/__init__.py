@@ -20,9 +20,9 @@ from ragvl.mllm.pages import (
     Compression,
     KvLayout,
     PagePool,
-    PoolFullError,
     num_pages,
     page_table,
+    pages_in_turn,
 )
 from ragvl.mllm.processors import merge_settings
 
@@ -36,7 +36,6 @@ __all__ = [
     "ImageInputs",
     "KvLayout",
     "PagePool",
-    "PoolFullError",
     "Prefilled",
     "Prompt",
     "PromptTooLongError",
@@ -47,4 +46,5 @@ __all__ = [
     "merge_settings",
     "num_pages",
     "page_table",
+    "pages_in_turn",
 ]

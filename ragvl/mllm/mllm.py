@@ -30,7 +30,7 @@ from ragvl.mllm.inputs import (
     pad_ids,
 )
 from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint, naming
-from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table
+from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in_turn
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
@@ -648,7 +648,7 @@ class MLLM:
         split = len(ids) - ids[::-1].index(self._image_token_id) + 1
         whole = self.hidden_states(self.collate([prompt]))[0, -1]
         pool = PagePool(self.kv_layout, num_pages(split), self.device)
-        pages = pool.allocate(split)
+        (pages,) = pages_in_turn([split], self.device)
         prefix = Prompt(ids[:split], prompt.images)
         (start,) = self.prefill([prefix], lambda layer, k, v: pool.write(layer, [pages], k, v))
         suffix = torch.tensor(ids[split:], device=self.device)

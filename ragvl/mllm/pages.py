@@ -20,10 +20,6 @@ Compression = Literal["int8", "fp8"]
 _COMPRESSED = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 
 
-class PoolFullError(MemoryError):
-    """There are not enough free pages."""
-
-
 @dataclass(frozen=True)
 class KvLayout:
     """What a decoder keeps of one token: keys and values of `num_heads` heads in each layer."""
@@ -46,8 +42,16 @@ def num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
 
 
+def pages_in_turn(lengths: Sequence[int], device: torch.device | None = None) -> list[Tensor]:
+    """Pages (n,) int64 for prefixes of so many tokens, one after the other from page 0 on."""
+    counts = [num_pages(length) for length in lengths]
+    return list(torch.arange(sum(counts), device=device).split(counts))
+
+
 class PagePool:
-    """A fixed number of pages. What is in one is laid out as `prefix_attention` reads it.
+    """A fixed number of pages, by their numbers; which are in use is the caller's to know.
+
+    What is in one is laid out as `prefix_attention` reads it.
 
     Args:
         layout: what a token takes.
@@ -78,30 +82,7 @@ class PagePool:
         if compression is not None:
             for name in ("key_scales", "value_scales"):
                 self._tensors[name] = torch.empty(*shape, tokens, device=device)
-        self._free = list(range(size - 1, -1, -1))
         self.device = device
-
-    @property
-    def num_free(self) -> int:
-        """How many pages are free."""
-        return len(self._free)
-
-    def allocate(self, num_tokens: int) -> Tensor:
-        """Pages (n,) int64 for that many tokens, on the pool's device.
-
-        Raises:
-            PoolFullError: fewer are free; none are taken.
-        """
-        count = num_pages(num_tokens)
-        if count > len(self._free):
-            raise PoolFullError(f"{count} pages were asked for and {len(self._free)} are free")
-        taken = self._free[len(self._free) - count :]
-        del self._free[len(self._free) - count :]
-        return torch.tensor(taken, device=self.device)
-
-    def free(self, pages: Tensor) -> None:
-        """Gives pages back."""
-        self._free.extend(pages.tolist())
 
     def write(self, layer: int, pages: Sequence[Tensor], keys: Tensor, values: Tensor) -> None:
         """Puts one layer's keys and values, each (B, G, T, D), into the pages of B prefixes.

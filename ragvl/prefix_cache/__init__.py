@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from ragvl.prefix_cache.building import PrefixBuilder
-from ragvl.prefix_cache.cache import CachedPrefix, PrefixCache, PrefixTooLargeError
+from ragvl.prefix_cache.cache import PrefixCache
+from ragvl.prefix_cache.device import (
+    CachedPrefix,
+    DeviceTier,
+    Lease,
+    LeaseFullError,
+    PrefixCacheBusyError,
+    PrefixTooLargeError,
+)
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
+from ragvl.prefix_cache.memory import available_bytes
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 
 __all__ = [
     "CachedPrefix",
+    "DeviceTier",
     "DiskTier",
     "HostTier",
+    "Lease",
+    "LeaseFullError",
     "PrefixBuilder",
     "PrefixCache",
+    "PrefixCacheBusyError",
     "PrefixRecord",
     "PrefixTooLargeError",
     "TierStatistics",
+    "available_bytes",
     "format_bytes",
     "parse_bytes",
 ]

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from ragvl.mllm import (
-    MLLM,
-    PAGE_TOKENS,
-    Compression,
-    PagePool,
-    PoolFullError,
-    Prefilled,
-    Prompt,
-    num_pages,
-)
+from ragvl.forks import renew_in_children
+from ragvl.messages import reason
+from ragvl.mllm import MLLM, PAGE_TOKENS, Compression, PagePool, Prefilled, Prompt, num_pages
 from ragvl.prefix_cache.building import PrefixBuilder
+from ragvl.prefix_cache.device import CachedPrefix, DeviceTier, Lease
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
 from ragvl.prefix_cache.kinds import (
     Kind,
+    UnusableRecordError,
     features_of,
     features_record,
     kind_of,
     kv_record,
     prefix_of,
 )
-from ragvl.prefix_cache.record import PrefixRecord
+from ragvl.prefix_cache.memory import available_bytes, reservations
+from ragvl.prefix_cache.record import PrefixRecord, is_finite
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
+from ragvl.runtime import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 Budget = int | str
 
@@ -45,36 +44,9 @@ Budget = int | str
 _GPU_SHARE, _CPU_SHARE = 0.5, 0.25
 # What is reserved where nothing is to be kept: the candidates of a chunk, of 640 tokens each
 _SCRATCH_TOKENS = 32 * 640
-
-
-class PrefixTooLargeError(ValueError):
-    """One document's prefix needs more memory than the cache has on the device."""
-
-
-@dataclass(eq=False)
-class CachedPrefix:
-    """A prefix whose keys and values are on the device.
-
-    Attributes:
-        key: its name.
-        input_ids: its token ids.
-        expansion: what stands for the picture in the prompt's text.
-        next_position: the position of the token after it.
-        pages: (n,) int64, where its keys and values are, on their device.
-        page_numbers: the same on the CPU, for whom a question must not wait.
-        users: how many calls are at work with it; it is not evicted before they are done.
-    """
-
-    key: str
-    input_ids: list[int]
-    expansion: str
-    next_position: int
-    pages: Tensor
-    users: int = field(default=1)
-    page_numbers: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.page_numbers = self.pages.cpu()
+# How much larger than the device tier a record may be: visual tokens of a decoder with few heads
+# can take a few times what its keys and values do
+_RECORD_FACTOR, _RECORD_EXTRA = 4, 1 << 20
 
 
 class PrefixCache:
@@ -83,12 +55,18 @@ class PrefixCache:
     Three tiers: pages on the model's device, which suffixes attend to where they lie; host memory;
     a folder, which several processes may share and which stays. A prefix is written to all when it
     is built, and comes back up when it is asked for. Belongs to one model, the first that it is
-    used with. Thread-safe.
+    used with. Thread-safe, and of use in a forked child too.
+
+    What is used is held by a lease:
+
+        with cache.lease() as lease:
+            prefix = cache.get(key, lease)
 
     Args:
         device_bytes: memory on the model's device, reserved at first use: a number or "8GiB",
-            "500MB"; "auto" is half of a GPU's free memory, a quarter of a CPU's. "scratch" is what
-            one call needs, and nothing is kept from call to call.
+            "500MB"; "auto" is half of a GPU's free memory, or a quarter of what this process may
+            still take of a CPU's: see `ragvl.prefix_cache.available_bytes`. "scratch" is what one
+            call needs, and nothing is kept from call to call.
         host_bytes: host memory for prefixes that the device has no room for. Of use with a GPU.
         folder: the folder on disk; None for none.
         disk_bytes: the folder's budget; None for no limit.
@@ -97,9 +75,12 @@ class PrefixCache:
             "auto", whichever measures faster to get back with this model in this tier.
         compression: "int8" or "fp8" keeps each key's and value's number in a byte. Scores change:
             `benchmarks/bench_prefix_cache.py` measures by how much. None is exact.
+        wait_seconds: how long a call waits for the device's memory that other calls hold, before it
+            ends in `PrefixCacheBusyError`.
 
     Raises:
-        ValueError: a budget that is no size, an unknown `keep` or `compression`.
+        ValueError: a budget that is no size, an unknown `keep` or `compression`, `wait_seconds`
+            that is no time.
     """
 
     def __init__(
@@ -111,6 +92,7 @@ class PrefixCache:
         disk_bytes: Budget | None = None,
         keep: Literal["auto", "kv", "features"] = "auto",
         compression: Compression | None = None,
+        wait_seconds: float = 600.0,
     ) -> None:
         self._settings: dict[str, Any] = {
             "device_bytes": device_bytes,
@@ -119,11 +101,14 @@ class PrefixCache:
             "disk_bytes": disk_bytes,
             "keep": keep,
             "compression": compression,
+            "wait_seconds": wait_seconds,
         }
         if keep not in ("auto", "kv", "features"):
             raise ValueError(f"keep={keep!r}: expected 'auto', 'kv' or 'features'")
         if compression not in (None, "int8", "fp8"):
             raise ValueError(f"compression={compression!r}: expected 'int8', 'fp8' or None")
+        if not 0 < wait_seconds < math.inf:
+            raise ValueError(f"wait_seconds={wait_seconds}: expected more than 0, and an end")
         named = device_bytes in ("auto", "scratch")
         self._device_bytes = device_bytes if named else parse_bytes(device_bytes)
         self.compression: Compression | None = compression
@@ -134,11 +119,11 @@ class PrefixCache:
         self._kinds: dict[HostTier | DiskTier, Kind] = {}
         if keep != "auto":
             self._kinds = dict.fromkeys(self._lower(), keep)
+        self._wait_seconds = wait_seconds
         self._mllm: MLLM | None = None
-        self._pool: PagePool
-        self._entries: OrderedDict[str, CachedPrefix] = OrderedDict()
-        self._device = TierStatistics()
-        self._lock = threading.RLock()
+        self._device: DeviceTier | None = None
+        self._lock = threading.Lock()
+        renew_in_children(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets an empty cache with the same settings, and shares the folder."""
@@ -161,26 +146,22 @@ class PrefixCache:
                     "share a folder)"
                 )
             page_bytes = mllm.kv_layout.bytes_per_token(self.compression) * PAGE_TOKENS
-            budget = self._resolve_budget(mllm, page_bytes)
-            if budget < page_bytes:
-                raise ValueError(
-                    f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "
-                    f"{format_bytes(page_bytes)} for {PAGE_TOKENS} tokens"
-                )
-            self._pool = PagePool(
-                mllm.kv_layout, budget // page_bytes, mllm.device, self.compression
-            )
-            self._page_bytes = page_bytes
+            with reservations.lock:  # another cache must see this one's share as taken
+                self._device = self._reserve(mllm, page_bytes)
+                reservations.add(self._device)
+            if self._disk is not None:
+                pool_bytes = self._device.pool.size * page_bytes
+                self._disk.max_record_bytes = _RECORD_FACTOR * pool_bytes + _RECORD_EXTRA
             self._mllm = mllm
 
     @property
     def pool(self) -> PagePool:
         """The device's pages; present once attached."""
-        return self._pool
+        return self._attached()[1].pool
 
     def statistics(self) -> dict[str, TierStatistics]:
         """Hits, misses, bytes held and evictions of each tier there is, the fastest first."""
-        tiers = {"device": self._device}
+        tiers = {"device": TierStatistics() if self._device is None else self._device.stats}
         if self._host is not None:
             tiers["host"] = self._host.stats
         if self._disk is not None:
@@ -189,193 +170,178 @@ class PrefixCache:
 
     def __contains__(self, key: str) -> bool:
         """Whether a tier has it, without counting as a use."""
-        return key in self._entries or any(key in tier for tier in self._lower())
+        on_device = self._device is not None and key in self._device
+        return on_device or any(key in tier for tier in self._lower())
 
     def __len__(self) -> int:
         """How many prefixes are on the device."""
-        return len(self._entries)
+        return 0 if self._device is None else len(self._device)
 
     # --- use ------------------------------------------------------------------------------------
 
-    def get(self, key: str) -> CachedPrefix | None:
-        """The prefix, on the device and in use until `release`; None if no tier has it.
+    def lease(self) -> Lease:
+        """What holds the prefixes of one call, to be used in a `with` statement."""
+        return self._attached()[1].lease()
+
+    def get(self, key: str, lease: Lease) -> CachedPrefix | None:
+        """The prefix, on the device and held by `lease`; None if no tier has it.
 
         Raises:
-            PoolFullError: a lower tier has it, and what is in use leaves no room on the device.
+            LeaseFullError: a lower tier has it, and beside what `lease` holds there is no room.
+            PrefixCacheBusyError: a lower tier has it, and other leases left no room for too long.
         """
-        if (entry := self._use(key)) is not None:
+        _, device = self._attached()
+        if (entry := device.use(key, lease)) is not None:
             return entry
         for tier in self._lower():
             record = tier.get(key)
             if record is None:
                 continue
-            entry = self._restore(key, record)
-            if entry is not None:
-                for above in self._lower():
-                    if above is tier:
-                        break
-                    above.put(key, record)
-                return entry
+            try:
+                entry = self._restore(key, record, lease)
+            except UnusableRecordError as error:
+                logger.warning("the prefix %s is computed again: %s", key, reason(error))
+                continue
+            for above in self._lower():
+                if above is tier:
+                    break
+                above.put(key, record)
+            return entry
         return None
 
-    def build(self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder) -> list[CachedPrefix]:
+    def build(
+        self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder, lease: Lease
+    ) -> list[CachedPrefix]:
         """Computes prefixes with one picture each and keeps them in every tier.
-
-        They are in use until `release`.
 
         Args:
             prefixes: by their names.
             builder: computes them.
+            lease: holds them.
+
+        Returns:
+            As many of the first as there was room for, at least one.
 
         Raises:
-            PoolFullError: what is in use leaves no room on the device for all of them.
+            LeaseFullError: beside what `lease` holds there is no room for the first.
+            PrefixCacheBusyError: other leases left no room for too long.
             PrefixTooLargeError: one would not fit there alone.
         """
+        _, device = self._attached()
         # Visual tokens, and the time that one prefix takes, are known of prefixes built alone
         together = all(self._kinds.get(tier) == "kv" for tier in self._lower())
-        if not together and len(prefixes) > 1:
-            return self._build_alone(prefixes, builder)
-        pages = self._allocate([len(prefix) for prefix in prefixes.values()])
-        try:
-            found = builder(list(prefixes.values()), pages)
-        except BaseException:
-            for own in pages:
-                self._pool.free(own)
-            raise
+        count = len(prefixes) if together else 1
+        lengths = [len(prefix) for prefix in islice(prefixes.values(), count)]
+        pages = device.reserve(lengths, lease)
+        if len(pages) < count:
+            # Batches of few sizes: a new one is computed twice, to see whether it changes a bit
+            count = 1 << (len(pages).bit_length() - 1)
+            for own in pages[count:]:
+                device.give_back(own, lease)
+        keys, prompts = list(islice(prefixes, count)), list(islice(prefixes.values(), count))
         entries = []
-        for (key, prefix), own, done in zip(prefixes.items(), pages, found, strict=True):
+        every = builder(prompts, pages[:count])
+        for key, prefix, own, done in zip(keys, prompts, pages[:count], every, strict=True):
             expansion = prefix.images[0].expansion
             entry = CachedPrefix(key, prefix.input_ids, expansion, done.next_position, own)
             self._keep_below(entry, prefix, done)
-            entries.append(self._insert(entry))
+            entries.append(device.insert(entry, lease))
         return entries
 
-    def release(self, entries: Iterable[CachedPrefix]) -> None:
-        """Ends the use of prefixes that `get` and `build` gave."""
-        with self._lock:
-            for entry in entries:
-                entry.users -= 1
-            if self.is_scratch:
-                self._drop_idle()
+    def is_broken(self, entry: CachedPrefix) -> bool:
+        """Whether a number of the prefix, which a lease holds, is NaN or infinite."""
+        tensors = self.pool.read(entry.pages)
+        return not all(map(is_finite, tensors.values()))
+
+    def drop(self, key: str) -> None:
+        """Forgets a prefix in every tier; leases that hold it may go on with it."""
+        if self._device is not None:
+            self._device.drop(key)
+        for tier in self._lower():
+            tier.remove(key)
 
     def clear(self) -> None:
         """Empties the device and host tiers of what is not in use; the disk's stay."""
-        with self._lock:
-            if self._mllm is not None:  # else no device tier yet
-                self._drop_idle()
-            if self._host is not None:
-                self._host.clear()
+        if self._device is not None:
+            self._device.clear()
+        if self._host is not None:
+            self._host.clear()
 
     @property
     def is_scratch(self) -> bool:
         """Whether nothing is to be kept from call to call."""
         return self._device_bytes == "scratch"
 
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
+        self._lock = threading.Lock()
+
     # --- inside ---------------------------------------------------------------------------------
 
-    def _build_alone(
-        self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder
-    ) -> list[CachedPrefix]:
-        entries: list[CachedPrefix] = []
-        try:
-            for key, prefix in prefixes.items():
-                entries += self.build({key: prefix}, builder)
-        except BaseException:
-            self.release(entries)
-            raise
-        return entries
-
-    def _keep_below(self, entry: CachedPrefix, prefix: Prompt, done: Prefilled) -> None:
-        """Writes a prefix that has just been built to the lower tiers."""
-        for tier in self._lower():
-            kind = self._kinds.get(tier)
-            if kind != "features":
-                record = kv_record(prefix, done, self._pool.read(entry.pages))
-                tier.put(entry.key, record)
-                if kind is None:
-                    kind = self._faster_kind(tier, entry, record, done.seconds)
-                    self._kinds[tier] = kind
-            if kind == "features":
-                tier.put(entry.key, features_record(prefix, done))
-
-    def _attached(self) -> MLLM:
-        if self._mllm is None:
+    def _attached(self) -> tuple[MLLM, DeviceTier]:
+        if self._mllm is None or self._device is None:
             raise RuntimeError("attach(mllm) comes first")
-        return self._mllm
+        return self._mllm, self._device
 
     def _lower(self) -> list[HostTier | DiskTier]:
         return [tier for tier in (self._host, self._disk) if tier is not None]
 
-    def _use(self, key: str) -> CachedPrefix | None:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                self._device.misses += 1
-                return None
-            self._device.hits += 1
-            self._entries.move_to_end(key)
-            entry.users += 1
-            return entry
-
-    def _insert(self, entry: CachedPrefix) -> CachedPrefix:
-        with self._lock:
-            known = self._entries.get(entry.key)
-            if known is not None:  # another thread was sooner
-                self._pool.free(entry.pages)
-                known.users += 1
-                return known
-            self._entries[entry.key] = entry
-            self._count_bytes()
-            return entry
-
-    def _allocate(self, lengths: Sequence[int]) -> list[Tensor]:
-        """Pages for prefixes of so many tokens; for all of them, or none."""
-        longest = max(lengths)
-        if num_pages(longest) > self._pool.size:
-            raise PrefixTooLargeError(
-                f"its prefix of {longest} tokens takes "
-                f"{format_bytes(num_pages(longest) * self._page_bytes)} and the prefix cache has "
-                f"{format_bytes(self._pool.size * self._page_bytes)}: give it more "
-                "(prefix_cache=...)"
+    def _reserve(self, mllm: MLLM, page_bytes: int) -> DeviceTier:
+        budget = self._resolve_budget(mllm, page_bytes)
+        if budget < page_bytes:
+            raise ValueError(
+                f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "
+                f"{format_bytes(page_bytes)} for {PAGE_TOKENS} tokens"
             )
-        count = sum(map(num_pages, lengths))
-        with self._lock:
-            idle = [key for key, entry in self._entries.items() if not entry.users]
-            room = self._pool.num_free + sum(len(self._entries[key].pages) for key in idle)
-            if room < count:
-                raise PoolFullError(f"{count} pages are needed and {room} are not in use")
-            for key in idle:
-                if self._pool.num_free >= count:
-                    break
-                self._pool.free(self._entries.pop(key).pages)
-                self._device.evictions += 1
-            self._count_bytes()
-            return [self._pool.allocate(length) for length in lengths]
+        pool = PagePool(mllm.kv_layout, budget // page_bytes, mllm.device, self.compression)
+        return DeviceTier(
+            pool, page_bytes, keep=not self.is_scratch, wait_seconds=self._wait_seconds
+        )
 
-    def _restore(self, key: str, record: PrefixRecord) -> CachedPrefix | None:
-        """The prefix that a record holds, on the device; None if it is of another kind of pool."""
-        mllm = self._attached()
-        try:
-            input_ids, expansion, next_position = prefix_of(record)
-            (pages,) = self._allocate([len(input_ids)])
-        except KeyError:
-            return None
+    def _keep_below(self, entry: CachedPrefix, prefix: Prompt, done: Prefilled) -> None:
+        """Writes a prefix that has just been built to the lower tiers, if it is one."""
+        if not self._lower():
+            return
+        tensors = self.pool.read(entry.pages)
+        if not all(map(is_finite, tensors.values())):
+            logger.warning("the prefix %s is not kept: it holds NaN or infinity", entry.key)
+            return
+        for tier in self._lower():
+            record = kv_record(prefix, done, tensors)
+            if tier not in self._kinds:
+                self._kinds[tier] = self._faster_kind(tier, entry, record, done.seconds)
+            if self._kinds[tier] == "features":
+                record = features_record(prefix, done)
+            tier.put(entry.key, record)
+
+    def _restore(self, key: str, record: PrefixRecord, lease: Lease) -> CachedPrefix:
+        """The prefix that a record holds, on the device.
+
+        Raises:
+            UnusableRecordError: it is no record of this model's.
+        """
+        mllm, device = self._attached()
+        input_ids, expansion, next_position = prefix_of(record)
+        if num_pages(len(input_ids)) > device.pool.size:
+            raise UnusableRecordError("it is larger than the device tier")
+        (pages,) = device.reserve([len(input_ids)], lease)
         try:
             if kind_of(record) == "kv":
-                self._pool.load(pages, record.tensors)
+                device.pool.load(pages, record.tensors)
             else:
                 prefix, features = features_of(record, mllm.device)
                 mllm.prefill(
-                    [prefix], lambda layer, k, v: self._pool.write(layer, [pages], k, v), features
+                    [prefix], lambda layer, k, v: device.pool.write(layer, [pages], k, v), features
                 )
-        except (ValueError, KeyError):
-            self._pool.free(pages)
-            return None
-        except BaseException:
-            self._pool.free(pages)
-            raise
+        # Whatever a foreign record trips in a model
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            device.give_back(pages, lease)
+            raise UnusableRecordError(f"its record does not fit ({reason(error)})") from error
         self._wait()  # a pass on another stream may read it next
-        return self._insert(CachedPrefix(key, input_ids, expansion, next_position, pages))
+        entry = CachedPrefix(key, input_ids, expansion, next_position, pages)
+        return device.insert(entry, lease)
 
     def _faster_kind(
         self,
@@ -385,45 +351,27 @@ class PrefixCache:
         decoder_seconds: float,
     ) -> Kind:
         """What is faster to get back: keys and values, or visual tokens and the decoder's work."""
-        start = time.perf_counter()
+        reading = 0.0
         if isinstance(tier, DiskTier):
-            # Another view of the folder, so that the measurement does not count as a use
-            record = DiskTier(tier.folder, None).get(entry.key) or record
-        self._pool.load(entry.pages, record.tensors)
+            reading = tier.reading_seconds(entry.key, record)
+        start = time.perf_counter()
+        self.pool.load(entry.pages, record.tensors)
         self._wait()
-        return "kv" if time.perf_counter() - start <= decoder_seconds else "features"
+        loading = time.perf_counter() - start
+        return "kv" if reading + loading <= decoder_seconds else "features"
 
     def _wait(self) -> None:
         """Until what has been asked of the GPU is done."""
-        if self._pool.device.type == "cuda":
-            torch.cuda.current_stream(self._pool.device).synchronize()
-
-    def _drop_idle(self) -> None:
-        for key in [key for key, entry in self._entries.items() if not entry.users]:
-            self._pool.free(self._entries.pop(key).pages)
-        self._count_bytes()
-
-    def _count_bytes(self) -> None:
-        held = sum(len(entry.pages) for entry in self._entries.values())
-        self._device.bytes = held * self._page_bytes
+        if self.pool.device.type == "cuda":
+            torch.cuda.current_stream(self.pool.device).synchronize()
 
     def _resolve_budget(self, mllm: MLLM, page_bytes: int) -> int:
         if isinstance(self._device_bytes, int):
             return self._device_bytes
-        on_gpu = mllm.device.type == "cuda"
-        share = int(_available_bytes(mllm.device) * (_GPU_SHARE if on_gpu else _CPU_SHARE))
+        if mllm.device.type == "cuda":
+            share = int(torch.cuda.mem_get_info(mllm.device)[0] * _GPU_SHARE)
+        else:
+            share = int(available_bytes() * _CPU_SHARE)
         if self._device_bytes == "scratch":
             return min(share, page_bytes * num_pages(_SCRATCH_TOKENS))
         return share
-
-
-def _available_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

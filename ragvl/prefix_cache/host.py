@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from ragvl.forks import renew_in_children
 from ragvl.prefix_cache.record import PrefixRecord
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -59,7 +60,9 @@ class HostTier:
         self.stats = TierStatistics()
         self._max_bytes = max_bytes
         self._records: OrderedDict[str, PrefixRecord] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._unfinished = False  # a step has begun, which an interrupt may have ended
+        renew_in_children(self)
 
     def get(self, key: str) -> PrefixRecord | None:
         """The record under `key`, which is then the last one used; None if there is none."""
@@ -75,24 +78,25 @@ class HostTier:
 
     def put(self, key: str, record: PrefixRecord) -> None:
         """Keeps `record` in the place of what was under `key`, and evicts what is over budget."""
+        check_key(key)
         with self._lock:
-            self.remove(key)
-            if record.nbytes > self._max_bytes:
-                return
-            self._records[key] = record
-            self.stats.bytes += record.nbytes
+            self._begin()
+            self._forget(key)
+            if record.nbytes <= self._max_bytes:
+                self._records[key] = record
+                self.stats.bytes += record.nbytes
             while self.stats.bytes > self._max_bytes:
-                _, evicted = self._records.popitem(last=False)
-                self.stats.bytes -= evicted.nbytes
+                self._forget(next(iter(self._records)))
                 self.stats.evictions += 1
+            self._unfinished = False
 
     def remove(self, key: str) -> None:
         """Forgets the record under `key`, if there is one."""
         check_key(key)
         with self._lock:
-            record = self._records.pop(key, None)
-            if record is not None:
-                self.stats.bytes -= record.nbytes
+            self._begin()
+            self._forget(key)
+            self._unfinished = False
 
     def clear(self) -> None:
         """Forgets every record."""
@@ -110,3 +114,19 @@ class HostTier:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
+        self._lock = threading.Lock()
+        self._unfinished = True  # it may be that of another thread
+
+    def _begin(self) -> None:
+        """Begins a change. Should an earlier one have ended half-way, bytes are counted anew."""
+        if self._unfinished:
+            self.stats.bytes = sum(record.nbytes for record in self._records.values())
+        self._unfinished = True
+
+    def _forget(self, key: str) -> None:
+        record = self._records.pop(key, None)
+        if record is not None:
+            self.stats.bytes -= record.nbytes

@@ -18,6 +18,10 @@ Kind = Literal["kv", "features"]
 _NOT_READ = ("last_hidden_state", "hidden_states", "attentions")
 
 
+class UnusableRecordError(ValueError):
+    """A record is whole, and is not what a prefix of this model would be."""
+
+
 def kv_record(prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]) -> PrefixRecord:
     """A record of what `PagePool.read` gave for a prefix."""
     return _record("kv", prefix, done, tensors)
@@ -46,10 +50,16 @@ def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
     """The prefix's token ids, its picture's expansion, and the position after it.
 
     Raises:
-        KeyError: the record lacks one of them.
+        UnusableRecordError: the record lacks one of them, or they are none.
     """
-    ids = record.tensors["input_ids"].tolist()
-    return ids, record.info["expansion"], int(record.info["next_position"])
+    ids = record.tensors.get("input_ids")
+    if ids is None or ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids) or ids.min() < 0:
+        raise UnusableRecordError("its record has no token ids")
+    try:
+        next_position = int(record.info["next_position"])
+        return ids.tolist(), record.info["expansion"], next_position
+    except (KeyError, ValueError) as error:
+        raise UnusableRecordError("its record does not say where it ends") from error
 
 
 def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any]:

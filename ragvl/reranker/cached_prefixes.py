@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import groupby, islice
 
 from torch import Tensor
@@ -19,20 +17,18 @@ from ragvl.data.images import ImageError
 from ragvl.mllm import (
     MLLM,
     ImageInputs,
-    PoolFullError,
     Prompt,
 )
-from ragvl.prefix_cache import CachedPrefix, PrefixBuilder, PrefixCache
+from ragvl.prefix_cache import CachedPrefix, Lease, LeaseFullError, PrefixBuilder, PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
-from ragvl.reranker.images import NUM_THREADS, load_image
+from ragvl.reranker.images import Pending, Workers, load_image
 from ragvl.reranker.prompts import Prompts, shared_length, too_long
 
 logger = logging.getLogger(__name__)
 
 _GROUP = 8  # documents whose prefixes are computed together, while the next's pictures are prepared
-_BLOCK = 32  # documents whose prefixes are in use at once
-
+_BLOCK = 32  # documents from which on a block is full: their prefixes are in use at once
 
 _Block = list[tuple[Document, CachedPrefix | None]]
 
@@ -53,7 +49,22 @@ class _Started:
     document: Document
     key: str
     digest: str
-    image: Future[ImageInputs] | None
+    image: Pending[ImageInputs] | None
+
+
+@dataclass
+class _Supply:
+    """Documents on their way to their prefixes.
+
+    Attributes:
+        started: about to be looked up.
+        coming: those after them.
+        lacking: what no tier has: prefixes by their keys, and whose they are.
+    """
+
+    started: deque[_Started]
+    coming: Iterator[_Started]
+    lacking: dict[str, tuple[Prompt, list[Document]]]
 
 
 class CachedPrefixes:
@@ -89,162 +100,134 @@ class CachedPrefixes:
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their relevance (B,), in chunks; skipped pairs are left out.
 
-        Pairs are taken document by document, so that a prefix is built once and held for no longer
-        than its own pairs are at work.
+        Where a cached prefix makes it NaN, the prefix is computed again, once.
         """
-        by_document: dict[int, list[int]] = {}
-        for i, (_, document) in enumerate(pairs):
-            by_document.setdefault(id(document), []).append(i)
-        documents = [(indices[0], pairs[indices[0]][1]) for indices in by_document.values()]
-        for block in self._blocks(self._start(documents), on_error):
-            try:
-                suffixes = self._suffixes(
-                    [
-                        (i, *pairs[i], entry)
-                        for document, entry in block
-                        if entry is not None
-                        for i in by_document[id(document)]
-                    ],
-                    on_error,
-                )
-                for chunk in self._run.chunks(suffixes, batch_size):
-                    yield [suffix.index for suffix in chunk], self._run(chunk)
-            finally:
-                self._release(block)
+        again: list[int] = []
+        for suffixes, relevance in self._relevance(pairs, range(len(pairs)), batch_size, on_error):
+            broken = set(self._drop_broken(suffixes, relevance))
+            again += broken
+            whole = [row for row, suffix in enumerate(suffixes) if suffix.index not in broken]
+            yield [suffixes[row].index for row in whole], relevance[whole]
+        for suffixes, relevance in self._relevance(pairs, again, batch_size, on_error):
+            self._drop_broken(suffixes, relevance)
+            yield [suffix.index for suffix in suffixes], relevance
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
-        for known, run in groupby(
-            self._start(enumerate(documents)), lambda started: started.image is None
-        ):
-            if known and self._cache.is_scratch:  # there is no device tier to bring them up to
-                yield from ("known" for _ in run)
-                continue
-            for block in self._blocks(run, on_error):
-                self._release(block)
-                for _, entry in block:
-                    yield "skipped" if entry is None else "known" if known else "built"
+        with Workers() as workers:
+            started = self._start(enumerate(documents), workers)
+            for known, run in groupby(started, lambda one: one.image is None):
+                if known and self._cache.is_scratch:  # there is no device tier to bring them up to
+                    yield from ("known" for _ in run)
+                    continue
+                for block in self._blocks(run, on_error):
+                    for _, entry in block:
+                        yield "skipped" if entry is None else "known" if known else "built"
 
     # --- prefixes -------------------------------------------------------------------------------
 
     def _blocks(self, coming: Iterable[_Started], on_error: str) -> Iterator[_Block]:
         """Documents with their prefixes, as many as the device has room for; None where skipped.
 
-        Prefixes are in use, and the caller's to release.
+        A block's prefixes are in use until the next is asked for.
         """
-        block: _Block = []
-        try:
-            for loaded in self._loaded(iter(coming), on_error):
-                block += loaded or []
-                if block and (loaded is None or len(block) >= _BLOCK):
-                    full, block = block, []
-                    yield full
-                elif loaded is None:  # other threads hold it all, and will be done
-                    time.sleep(1e-3)
-            if block:
-                full, block = block, []
-                yield full
-        finally:  # a document was bad, and the others of its block were not handed over
-            self._release(block)
-
-    def _loaded(self, coming: Iterator[_Started], on_error: str) -> Iterator[_Block | None]:
-        """Documents with their prefixes, a few at a time.
-
-        None where the device is full: the caller releases some, and it is tried again.
-        """
-        while group := list(islice(coming, _GROUP)):
-            lacking: dict[str, ImageInputs] = {}
-            wanting: dict[str, list[_Started]] = {}  # several where one comes twice
-            for started in group:
-                document, key = started.document, started.key
-                if key in lacking:
-                    wanting[key].append(started)
-                    continue
-                try:
-                    # Prepared, but the same picture may have come before; or known, but evicted
-                    image = None if started.image is None else started.image.result()
-                    entry = yield from self._get(key)
-                    if entry is None:
-                        lacking[key] = image or self._load_unchanged(document, started.digest)
-                        wanting[key] = [started]
-                    else:
-                        yield [(document, entry)]
-                except ImageError as error:
-                    self._skip(error, on_error)
-                    yield [(document, None)]
-            pictured = [(wanting[key][0].document, image) for key, image in lacking.items()]
-            prefixes = dict(zip(lacking, self._prompts.prefixes(pictured), strict=True))
-            for key in [key for key, p in prefixes.items() if len(p) >= self._mllm.max_length]:
-                length = len(prefixes.pop(key)) + 1
-                for one in wanting.pop(key):
-                    why = too_long(self._mllm, one.index, None, one.document, length)
-                    self._skip(why, on_error)
-                    yield [(one.document, None)]
-            documents = {key: [one.document for one in users] for key, users in wanting.items()}
-            yield from self._built(prefixes, documents)
-
-    def _get(self, key: str) -> Generator[None, None, CachedPrefix | None]:
+        supply = _Supply(deque(), iter(coming), {})
         while True:
-            try:
-                return self._cache.get(key)
-            except PoolFullError:
-                yield None
+            with self._cache.lease() as lease:
+                block: _Block = []
+                try:
+                    while len(block) < _BLOCK and (part := self._next(supply, lease, on_error)):
+                        block += part
+                except LeaseFullError:  # what is left comes into the next
+                    pass
+                if not block:
+                    return
+                yield block
 
-    def _built(
-        self, prefixes: Mapping[str, Prompt], documents: Mapping[str, Sequence[Document]]
-    ) -> Iterator[_Block | None]:
-        """The prefixes that no tier has, together or, where there is little room, in parts."""
-        parts = deque([list(prefixes)] if prefixes else [])
-        while parts:
-            part = parts.popleft()
-            try:
-                entries = self._cache.build({key: prefixes[key] for key in part}, self._build)
-            except PoolFullError:
-                half = len(part) // 2
-                parts.extendleft(keys for keys in (part[half:], part[:half]) if keys)
-                yield None
+    def _next(self, supply: _Supply, lease: Lease, on_error: str) -> _Block:
+        """A few more documents, with prefixes that `lease` holds; none if there are no more."""
+        while True:
+            if supply.lacking:
+                return self._build_lacking(supply, lease)
+            supply.started.extend(islice(supply.coming, _GROUP - len(supply.started)))
+            if not supply.started:
+                return []
+            if found := self._look_up_group(supply, lease, on_error):
+                return found
+
+    def _look_up_group(self, supply: _Supply, lease: Lease, on_error: str) -> _Block:
+        """The documents of a group that some tier has; what none has is then lacking."""
+        found: _Block = []
+        pictures: dict[str, ImageInputs] = {}
+        wanting: dict[str, list[_Started]] = {}  # several where one comes twice
+        try:
+            while supply.started:
+                started = supply.started[0]
+                document, key = started.document, started.key
+                if key in pictures:
+                    wanting[key].append(started)
+                else:
+                    try:
+                        # Prepared, but the same picture may have come before; or known, but evicted
+                        image = None if started.image is None else started.image.result()
+                        entry = self._cache.get(key, lease)
+                        if entry is None:
+                            pictures[key] = image or self._load_unchanged(document, started.digest)
+                            wanting[key] = [started]
+                        else:
+                            found.append((document, entry))
+                    except ImageError as error:
+                        self._skip(error, on_error)
+                        found.append((document, None))
+                supply.started.popleft()
+        except LeaseFullError:
+            if not found and not pictures:
+                raise
+        pictured = [(wanting[key][0].document, image) for key, image in pictures.items()]
+        for key, prefix in zip(pictures, self._prompts.prefixes(pictured), strict=True):
+            if len(prefix) < self._mllm.max_length:
+                supply.lacking[key] = prefix, [one.document for one in wanting[key]]
                 continue
-            # Further users of a prefix that is in use already
-            again = [
-                (document, self._cache.get(entry.key))
-                for entry in entries
-                for document in documents[entry.key][1:]
-            ]
-            yield [(documents[entry.key][0], entry) for entry in entries] + again
+            for one in wanting[key]:
+                why = too_long(self._mllm, one.index, None, one.document, len(prefix) + 1)
+                self._skip(why, on_error)
+                found.append((one.document, None))
+        return found
 
-    def _release(self, block: _Block) -> None:
-        self._cache.release(entry for _, entry in block if entry is not None)
+    def _build_lacking(self, supply: _Supply, lease: Lease) -> _Block:
+        """Computes as many of the prefixes that no tier has as there is room for."""
+        prefixes = {key: prefix for key, (prefix, _) in supply.lacking.items()}
+        built: _Block = []
+        for entry in self._cache.build(prefixes, self._build, lease):
+            _, documents = supply.lacking.pop(entry.key)
+            built += [(document, entry) for document in documents]
+        return built
 
-    def _start(self, documents: Iterable[tuple[int, Document]]) -> Iterator[_Started]:
+    def _start(
+        self, documents: Iterable[tuple[int, Document]], workers: Workers
+    ) -> Iterator[_Started]:
         """Every document, with its picture being prepared if its prefix is not known."""
         coming = iter(documents)
         started: deque[_Started] = deque()
         model = self._mllm.fingerprint  # once a call: it looks at every weight
-        try:
-            while True:
-                following = islice(coming, _GROUP - len(started))
-                started.extend(self._look_up(*numbered, model) for numbered in following)
-                if not started:
-                    return
-                yield started.popleft()
-        finally:
-            for one in started:
-                if one.image is not None:
-                    one.image.cancel()
+        while True:
+            following = islice(coming, _GROUP - len(started))
+            started.extend(self._look_up(*numbered, model, workers) for numbered in following)
+            if not started:
+                return
+            yield started.popleft()
 
-    def _look_up(self, index: int, document: Document, model: str) -> _Started:
+    def _look_up(self, index: int, document: Document, model: str, workers: Workers) -> _Started:
         frame = self._prompts.frame(document)
         try:
             digest = document.digest()
         except ImageError as error:
-            failed: Future[ImageInputs] = Future()
-            failed.set_exception(error)
-            return _Started(index, document, "", "", failed)
+            return _Started(index, document, "", "", workers.submit(partial(_fail, error)))
         parts = (digest, frame.before, model, str(self._cache.compression))
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         known = key in self._cache
-        image = None if known else self._threads.submit(self._load_unchanged, document, digest)
-        return _Started(index, document, key, digest, image)
+        load = partial(self._load_unchanged, document, digest)
+        return _Started(index, document, key, digest, None if known else workers.submit(load))
 
     def _load_unchanged(self, document: Document, digest: str) -> ImageInputs:
         """The picture, if it is still the one that `digest` names."""
@@ -276,6 +259,49 @@ class CachedPrefixes:
             suffixes.append(Suffix(index, entry, shared, ids[shared:]))
         return suffixes
 
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="ragvl-images")
+    def _relevance(
+        self,
+        pairs: Sequence[tuple[str, Document]],
+        chosen: Iterable[int],
+        batch_size: int | None,
+        on_error: str,
+    ) -> Iterator[tuple[Sequence[Suffix], Tensor]]:
+        """Suffixes of the `chosen` pairs with their relevance (B,), in chunks.
+
+        Pairs are taken document by document, so that a prefix is built once and held for no longer
+        than its own pairs are at work.
+        """
+        by_document: dict[int, list[int]] = {}
+        for i in chosen:
+            by_document.setdefault(id(pairs[i][1]), []).append(i)
+        documents = [(indices[0], pairs[indices[0]][1]) for indices in by_document.values()]
+        with Workers() as workers:
+            for block in self._blocks(self._start(documents, workers), on_error):
+                suffixes = self._suffixes(
+                    [
+                        (i, *pairs[i], entry)
+                        for document, entry in block
+                        if entry is not None
+                        for i in by_document[id(document)]
+                    ],
+                    on_error,
+                )
+                for chunk in self._run.chunks(suffixes, batch_size):
+                    yield chunk, self._run(chunk)
+
+    def _drop_broken(self, suffixes: Sequence[Suffix], relevance: Tensor) -> list[int]:
+        """Forgets prefixes that are at fault for a relevance of NaN; the pairs that have them.
+
+        A record on a disk may hold NaN and a checksum that is right: written by a process whose
+        memory was at fault, or by hand.
+        """
+        nan = [suffixes[row] for row in relevance.isnan().nonzero()[:, 0].tolist()]
+        broken = {s.prefix.key for s in nan if self._cache.is_broken(s.prefix)}
+        for key in broken:
+            logger.warning("the prefix %s holds NaN or infinity and is forgotten", key)
+            self._cache.drop(key)
+        return [suffix.index for suffix in nan if suffix.prefix.key in broken]
+
+
+def _fail(error: ImageError) -> ImageInputs:
+    raise error

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Generic, TypeVar
+
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, ImageInputs, UnusableImageError
 
 NUM_THREADS = 4
+
+T = TypeVar("T")
 
 
 def load_image(mllm: MLLM, document: Document) -> ImageInputs:
@@ -20,3 +29,89 @@ def load_image(mllm: MLLM, document: Document) -> ImageInputs:
             return mllm.encode_image(image)
         except UnusableImageError as error:
             raise ImageError(f"{document.name}: {error}") from error
+
+
+class Pending(Generic[T]):
+    """What a function will have returned, or raised, when a thread has called it."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._value: T
+        self._error: BaseException | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def run(self) -> None:
+        """Calls the function; once."""
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._running.release()
+
+    def result(self) -> T:
+        """Waits for what the function returns, or raises what it raised."""
+        with self._running:
+            pass
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Workers:
+    """A few threads for the length of a `with` block.
+
+    Unlike `concurrent.futures`' they wait on nothing but locks and queues written in C, which an
+    interrupt of the calling thread leaves as they were, and none is left over for a forked child to
+    wait for.
+
+    Args:
+        count: how many threads there may be; each starts when it is needed.
+    """
+
+    def __init__(self, count: int = NUM_THREADS) -> None:
+        self._count = count
+        self._tasks: SimpleQueue[Pending | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, function: Callable[[], T]) -> Pending[T]:
+        """Has `function` called by one of the threads."""
+        task = Pending(function)
+        self._tasks.put(task)
+        if len(self._threads) < self._count:
+            thread = threading.Thread(
+                target=_work, args=(self._tasks,), name="ragvl-images", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        return task
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drops what has not begun, and waits for what has."""
+        self._stop()
+        for thread in self._threads:
+            thread.join()
+
+    def __del__(self) -> None:
+        self._stop()  # should an interrupt have kept the block from ending
+
+    def _stop(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+
+def _work(tasks: SimpleQueue[Pending | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task.run()

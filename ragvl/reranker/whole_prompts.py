@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from sys import maxsize
 
 import torch
@@ -14,7 +14,7 @@ from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, ImageInputs, Prompt, PromptTooLongError
 from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.images import NUM_THREADS, load_image
+from ragvl.reranker.images import Pending, Workers, load_image
 from ragvl.reranker.prompts import Prompts, too_long
 
 logger = logging.getLogger(__name__)
@@ -74,37 +74,34 @@ class WholePrompts:
             first_seen.setdefault(id(document), len(first_seen))
         order = sorted(range(len(pairs)), key=lambda i: first_seen[id(pairs[i][1])])
         windows = [order[i : i + _WINDOW] for i in range(0, len(order), _WINDOW)]
-        pending: dict[int, Future[ImageInputs]] = {}
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
+        pending: dict[int, Pending[ImageInputs]] = {}
+        with Workers() as workers:
 
             def submit(window: Sequence[int]) -> None:
                 for i in window:
                     document = pairs[i][1]
                     if id(document) not in pending:
-                        pending[id(document)] = pool.submit(load_image, self._mllm, document)
+                        task = partial(load_image, self._mllm, document)
+                        pending[id(document)] = workers.submit(task)
 
-            try:
-                for number, window in enumerate(windows):
-                    submit(window)
-                    ahead = windows[number + 1] if number + 1 < len(windows) else []
-                    submit(ahead)
-                    prompts = [
-                        (i, self._prompt_or_none(i, *pairs[i], pending[id(pairs[i][1])], on_error))
-                        for i in window
-                    ]
-                    needed = {id(pairs[i][1]) for i in ahead}
-                    pending = {key: future for key, future in pending.items() if key in needed}
-                    yield [(i, prompt) for i, prompt in prompts if prompt is not None]
-            finally:
-                for future in pending.values():
-                    future.cancel()
+            for number, window in enumerate(windows):
+                submit(window)
+                ahead = windows[number + 1] if number + 1 < len(windows) else []
+                submit(ahead)
+                prompts = [
+                    (i, self._prompt_or_none(i, *pairs[i], pending[id(pairs[i][1])], on_error))
+                    for i in window
+                ]
+                needed = {id(pairs[i][1]) for i in ahead}
+                pending = {key: task for key, task in pending.items() if key in needed}
+                yield [(i, prompt) for i, prompt in prompts if prompt is not None]
 
     def _prompt_or_none(
         self,
         index: int,
         query: str,
         document: Document,
-        image: Future[ImageInputs],
+        image: Pending[ImageInputs],
         on_error: str,
     ) -> Prompt | None:
         try:

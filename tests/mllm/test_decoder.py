@@ -12,7 +12,7 @@ from numerics import assert_close_to_truth
 from PIL import Image
 from tiny_models import ARCHITECTURES
 
-from ragvl.mllm import MLLM, PagePool, Prompt, num_pages, page_table
+from ragvl.mllm import MLLM, PagePool, Prompt, num_pages, page_table, pages_in_turn
 
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
 TEMPLATE = "<image>\nImage Caption: {caption}\nQuestion: {query}\nAnswer 'Yes' or 'No'."
@@ -46,11 +46,9 @@ class Halves:
         self.mllm, self.whole, self.splits = mllm, whole, splits
         total = sum(num_pages(split) for split in splits)
         self.pool = PagePool(mllm.kv_layout, total, mllm.device)
-        self.pages, self.prefilled = [], []
-        for prompt, split in zip(whole, splits, strict=True):
-            pages = self.pool.allocate(split)
+        self.pages, self.prefilled = pages_in_turn(splits, mllm.device), []
+        for prompt, split, pages in zip(whole, splits, self.pages, strict=True):
             prefix = Prompt(prompt.input_ids[:split], prompt.images)
-            self.pages.append(pages)
             self.prefilled += mllm.prefill(
                 [prefix], lambda i, k, v, pages=pages: self.pool.write(i, [pages], k, v)
             )

@@ -13,9 +13,9 @@ from ragvl.mllm import (
     Compression,
     KvLayout,
     PagePool,
-    PoolFullError,
     num_pages,
     page_table,
+    pages_in_turn,
 )
 from ragvl.ops import prefix_attention
 
@@ -50,15 +50,12 @@ def values_seen(pool: PagePool, pages: torch.Tensor, tokens: int, layer: int) ->
 @settings(max_examples=50, deadline=None)
 def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObject) -> None:
     pool = PagePool(LAYOUT, sum(map(num_pages, lengths)), CPU)
-    held = {}
-    for seed, tokens in enumerate(lengths):
-        held[seed] = pool.allocate(tokens)
-        fill(pool, held[seed], tokens, seed)
-    assert pool.num_free == 0
-    # some go, and others take their pages
+    held = dict(enumerate(pages_in_turn(lengths)))
+    for seed, pages in held.items():
+        fill(pool, pages, lengths[seed], seed)
+    # some go, and others take their pages, in another order
     for seed in data.draw(st.sets(st.sampled_from(range(len(lengths))))):
-        pool.free(held.pop(seed))
-        held[100 + seed] = pool.allocate(lengths[seed])
+        held[100 + seed] = held.pop(seed).flip(0)
         fill(pool, held[100 + seed], lengths[seed], 100 + seed)
     for seed, pages in held.items():
         tokens = lengths[seed % 100]
@@ -73,8 +70,7 @@ def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObjec
 def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_up: int) -> None:
     size = sum(map(num_pages, lengths))
     alone, together = PagePool(LAYOUT, size, CPU), PagePool(LAYOUT, size, CPU)
-    pages = [alone.allocate(tokens) for tokens in lengths]
-    assert all(map(torch.equal, pages, [together.allocate(tokens) for tokens in lengths]))
+    pages = pages_in_turn(lengths)
     for seed, (own, tokens) in enumerate(zip(pages, lengths, strict=True)):
         fill(alone, own, tokens, seed)
     longest = max(lengths) + filled_up
@@ -94,14 +90,9 @@ def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_u
             assert torch.equal(one, other)
 
 
-def test_a_full_pool_gives_nothing() -> None:
-    pool = PagePool(LAYOUT, 3, CPU)
-    pages = pool.allocate(2 * PAGE_TOKENS)
-    with pytest.raises(PoolFullError, match="2 pages were asked for and 1 are free"):
-        pool.allocate(PAGE_TOKENS + 1)
-    assert pool.num_free == 1
-    pool.free(pages)
-    assert sorted(pool.allocate(3 * PAGE_TOKENS).tolist()) == [0, 1, 2]
+def test_pages_in_turn() -> None:
+    found = [pages.tolist() for pages in pages_in_turn([1, PAGE_TOKENS, PAGE_TOKENS + 1])]
+    assert found == [[0], [1], [2, 3]]
 
 
 @pytest.mark.parametrize("compression", [None, "int8", "fp8"])
@@ -109,13 +100,12 @@ def test_a_full_pool_gives_nothing() -> None:
 def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dtype) -> None:
     layout = KvLayout(2, 3, 8, dtype)
     pool = PagePool(layout, 8, CPU, compression)
-    pages = pool.allocate(37)
+    (pages,) = pages_in_turn([37])
     for layer, (keys, values) in enumerate(random_kv(37)):
         pool.write(layer, [pages], keys.to(dtype), values.to(dtype))
     copies = pool.read(pages)
     other = PagePool(layout, 5, CPU, compression)
-    other.allocate(16)
-    target = other.allocate(37)
+    _, target = pages_in_turn([16, 37])
     other.load(target, copies)
     again = other.read(target)
     assert copies.keys() == again.keys()
@@ -129,7 +119,7 @@ def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dty
 
 def test_load_refuses_what_another_pool_held() -> None:
     source = PagePool(LAYOUT, 4, CPU)
-    pages = source.allocate(20)
+    (pages,) = pages_in_turn([20])
     fill(source, pages, 20)
     copies = source.read(pages)
     for other in (
@@ -138,14 +128,14 @@ def test_load_refuses_what_another_pool_held() -> None:
         PagePool(KvLayout(2, 3, 8, torch.bfloat16), 4, CPU),
     ):
         with pytest.raises(ValueError, match=r"keys|key_scales"):
-            other.load(other.allocate(20), copies)
+            other.load(pages, copies)
 
 
 @pytest.mark.parametrize("compression", ["int8", "fp8"])
 def test_compression_errs_by_its_rounding(compression: Compression) -> None:
     held = []
     for pool in (PagePool(LAYOUT, 4, CPU), PagePool(LAYOUT, 4, CPU, compression)):
-        pages = pool.allocate(64)
+        (pages,) = pages_in_turn([64])
         fill(pool, pages, 64)
         held.append(pool.read(pages))
     expected, found = held
@@ -163,7 +153,7 @@ def test_compression_errs_by_its_rounding(compression: Compression) -> None:
 
 def test_zeros_compress_to_zeros() -> None:
     pool = PagePool(LAYOUT, 1, CPU, "fp8")
-    pages = pool.allocate(16)
+    (pages,) = pages_in_turn([16])
     zeros = torch.zeros(1, 3, 16, 8)
     pool.write(0, [pages], zeros, zeros)
     assert not pool.read(pages)["keys"][0].float().any()

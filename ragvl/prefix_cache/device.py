@@ -1,0 +1,425 @@
+"""Prefixes whose keys and values lie in pages on the model's device, and who is using them.
+
+Which page is whose follows from two things: the prefixes that are kept, and the leases that live.
+The rest (free pages, idle prefixes, counts) is kept beside them so that each step takes the same
+time however many prefixes there are. Should an interrupt end a step half-way, or a lease be lost
+without an end, the next step makes the rest anew: no page is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ragvl.forks import renew_in_children
+from ragvl.mllm import PagePool, num_pages
+from ragvl.prefix_cache.host import TierStatistics
+from ragvl.prefix_cache.sizes import format_bytes
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0  # how soon a waiting thread notices a lease that was lost without an end
+_MAX_HOLDERS = 5  # named in an error
+
+
+class PrefixTooLargeError(ValueError):
+    """One document's prefix needs more memory than the cache has on the device."""
+
+
+class PrefixCacheBusyError(RuntimeError):
+    """Other calls held the device's memory for too long; the message says who."""
+
+
+class LeaseFullError(Exception):
+    """There is no room for one more prefix beside those that the lease holds: end it first."""
+
+
+@dataclass(eq=False)
+class CachedPrefix:
+    """A prefix whose keys and values are on the device.
+
+    Attributes:
+        key: its name.
+        input_ids: its token ids.
+        expansion: what stands for the picture in the prompt's text.
+        next_position: the position of the token after it.
+        pages: (n,) int64, where its keys and values are, on their device.
+        page_numbers: the same on the CPU, for whom a question must not wait.
+        users: how many leases hold it; it is not evicted before they end.
+    """
+
+    key: str
+    input_ids: list[int]
+    expansion: str
+    next_position: int
+    pages: Tensor
+    users: int = field(default=0)
+    page_numbers: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.page_numbers = self.pages.cpu()
+
+
+class Lease:
+    """The prefixes that one call uses; none is evicted before the `with` block ends.
+
+    A lease that holds nothing waits for room. One that holds something never does: two leases could
+    wait for each other.
+    """
+
+    def __init__(self, tier: DeviceTier) -> None:
+        self.entries: list[CachedPrefix] = []
+        self.reserved: dict[int, list[int]] = {}  # pages that are no prefix's yet, by the first
+        self.thread = threading.current_thread()
+        self.since = time.monotonic()
+        self._tier = tier
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._tier.end(self)
+
+    def num_pages(self) -> int:
+        """How many pages it keeps from others."""
+        held = sum(len(entry.page_numbers) for entry in self.entries)
+        return held + sum(len(pages) for pages in self.reserved.values())
+
+
+class DeviceTier:
+    """Keeps prefixes in a pool's pages, least recently used first to go. Thread-safe.
+
+    Args:
+        pool: the pages.
+        page_bytes: what one takes.
+        keep: False forgets a prefix when its last lease ends.
+        wait_seconds: how long a lease waits for others to give up memory.
+
+    Attributes:
+        stats: what has happened so far.
+    """
+
+    def __init__(self, pool: PagePool, page_bytes: int, *, keep: bool, wait_seconds: float) -> None:
+        self.pool = pool
+        self.page_bytes = page_bytes
+        self.stats = TierStatistics()
+        self._keep = keep
+        self._wait_seconds = wait_seconds
+        # What is so: the prefixes, and the leases that live
+        self._entries: dict[str, CachedPrefix] = {}
+        self._leases: dict[int, weakref.ref[Lease]] = {}
+        # What follows from it. The lowest free pages go first, so that those from `_touched` on
+        # have never been written to.
+        self._free = list(range(pool.size - 1, -1, -1))
+        self._touched = 0
+        self._idle: OrderedDict[str, CachedPrefix] = OrderedDict()
+        self._idle_pages = 0
+        self._stepping: int | None = None  # the thread whose step has begun and not ended
+        self._lost = False  # a lease went without an end
+        self._forked = False
+        # Only entered by `with`, which an interrupt cannot part from the taking of a plain lock. A
+        # threading.Condition it can.
+        self._lock = threading.Lock()
+        self._waiting: list[threading.Lock] = []
+        renew_in_children(self)
+
+    # --- what is there --------------------------------------------------------------------------
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def untouched_bytes(self) -> int:
+        """What is reserved, and has not been written to, so that the system still lends it out."""
+        return (self.pool.size - self._touched) * self.page_bytes
+
+    @property
+    def used_pages(self) -> int:
+        """How many pages live leases keep; those of idle prefixes are not among them."""
+        with self._lock:
+            self._begin()
+            used = self.pool.size - len(self._free) - self._idle_pages
+            self._stepping = None
+        return used
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def lease(self) -> Lease:
+        """A lease that holds nothing yet."""
+        if self._forked:
+            self._forked = False
+            logger.warning(
+                "process %s was forked: torch computes with one thread here", os.getpid()
+            )
+        lease = Lease(self)
+        with self._lock:
+            self._begin()
+            self._leases[id(lease)] = weakref.ref(lease, self._lose)
+            self._stepping = None
+        return lease
+
+    def use(self, key: str, lease: Lease) -> CachedPrefix | None:
+        """The prefix, which `lease` then holds; None if it is not here."""
+        with self._lock:
+            self._begin()
+            entry = self._entries.get(key)
+            if entry is None:
+                self.stats.misses += 1
+            else:
+                self.stats.hits += 1
+                self._take(entry, lease)
+            self._stepping = None
+        return entry
+
+    def reserve(self, lengths: Sequence[int], lease: Lease) -> list[Tensor]:
+        """Pages (n,) int64 for prefixes of so many tokens, on the device, until `lease` ends.
+
+        For as many of the first as there is room for, at least one. Idle prefixes go for it.
+
+        Raises:
+            PrefixTooLargeError: one is larger than the pool.
+            LeaseFullError: there is no room for the first, and the lease holds something.
+            PrefixCacheBusyError: other leases left no room for too long.
+        """
+        counts = [num_pages(length) for length in lengths]
+        if max(counts) > self.pool.size:
+            raise PrefixTooLargeError(
+                f"its prefix of {max(lengths)} tokens takes "
+                f"{format_bytes(max(counts) * self.page_bytes)} and the prefix cache has "
+                f"{format_bytes(self.pool.size * self.page_bytes)}: give it more "
+                "(prefix_cache=...)"
+            )
+        start = time.monotonic()
+        while True:
+            bell = threading.Lock()
+            bell.acquire()
+            with self._lock:
+                self._begin()
+                taken = self._take_pages(counts, lease)
+                if not taken:
+                    self._waiting.append(bell)
+                self._stepping = None
+            if taken:
+                return [torch.tensor(pages, device=self.pool.device) for pages in taken]
+            if lease.num_pages():
+                raise LeaseFullError
+            left = start + self._wait_seconds - time.monotonic()
+            if left <= 0 or self._waits_for_itself():
+                raise PrefixCacheBusyError(self._busy(counts[0], time.monotonic() - start))
+            bell.acquire(timeout=min(left, _POLL_SECONDS))
+
+    def insert(self, entry: CachedPrefix, lease: Lease) -> CachedPrefix:
+        """Keeps a prefix whose pages `lease` has reserved and filled.
+
+        Returns:
+            The prefix that is kept under its key and held by `lease`: an earlier one where another
+            thread was sooner.
+        """
+        numbers = entry.page_numbers.tolist()
+        with self._lock:
+            self._begin()
+            known = self._entries.setdefault(entry.key, entry)
+            self._take(known, lease)
+            del lease.reserved[numbers[0]]
+            if known is entry:
+                self.stats.bytes += len(numbers) * self.page_bytes
+            else:
+                self._free.extend(reversed(numbers))
+            self._stepping = None
+        return known
+
+    def give_back(self, pages: Tensor, lease: Lease) -> None:
+        """Frees pages that `lease` has reserved, and that nothing writes to."""
+        numbers = pages.tolist()
+        with self._lock:
+            self._begin()
+            del lease.reserved[numbers[0]]
+            self._free.extend(reversed(numbers))
+            self._stepping = None
+
+    def end(self, lease: Lease) -> None:
+        """Ends the use of what `lease` holds."""
+        if lease.reserved and self.pool.device.type == "cuda":
+            # An error came while they were filled: work that still writes to them must be done
+            torch.cuda.synchronize(self.pool.device)
+        if self._stepping == threading.get_ident():
+            # An interrupt ended a step of this thread, or the garbage collector ends the lease in
+            # the middle of one: the next step sees to it
+            self._leases.pop(id(lease), None)
+            self._lost = True
+            return
+        with self._lock:
+            self._begin()
+            if self._leases.pop(id(lease), None) is not None:
+                if lease.reserved:
+                    self._settle()
+                else:
+                    for entry in lease.entries:
+                        self._leave(entry)
+            waiting, self._waiting = self._waiting, []
+            self._stepping = None
+        for bell in waiting:
+            bell.release()
+
+    # --- forgetting -----------------------------------------------------------------------------
+
+    def drop(self, key: str) -> None:
+        """Forgets a prefix; leases that hold it may go on with it."""
+        with self._lock:
+            self._begin()
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
+                if self._idle.pop(key, None) is not None:
+                    self._idle_pages -= len(entry.page_numbers)
+                    self._free.extend(reversed(entry.page_numbers.tolist()))
+            self._stepping = None
+
+    def clear(self) -> None:
+        """Forgets what is not in use."""
+        with self._lock:
+            self._begin()
+            while self._idle:
+                self._evict()
+            self._stepping = None
+
+    def renew(self) -> None:
+        """In a forked child, only the leases of the thread that forked are still held."""
+        self._lock = threading.Lock()
+        self._waiting = []
+        own = threading.get_ident()
+        self._leases = {
+            number: ref
+            for number, ref in self._leases.items()
+            if (lease := ref()) is not None and lease.thread.ident == own
+        }
+        self._lost = True  # another thread may have been in the middle of a step
+        self._forked = True
+
+    # --- inside a step: with the lock, from _begin until _stepping is None -----------------------
+
+    def _begin(self) -> None:
+        """Begins a step: what an earlier one left half done is put right."""
+        unfinished, self._stepping = self._stepping is not None, threading.get_ident()
+        if unfinished or self._lost:
+            self._lost = True  # until it is settled
+            self._settle()
+
+    def _settle(self) -> None:
+        """Finds anew what follows from the prefixes and the leases."""
+        self._lost = False  # before the leases are looked at: one that goes meanwhile sets it again
+        leases = [lease for ref in self._leases.values() if (lease := ref()) is not None]
+        self._leases = {id(lease): self._leases[id(lease)] for lease in leases}
+        users = Counter(id(entry) for lease in leases for entry in lease.entries)
+        entries = list(self._entries.values())
+        for entry in [*entries, *(entry for lease in leases for entry in lease.entries)]:
+            entry.users = users[id(entry)]
+        idle = OrderedDict.fromkeys((*self._idle, *self._entries))  # the longest idle come first
+        self._idle = OrderedDict(
+            (key, self._entries[key])
+            for key in idle
+            if key in self._entries and not self._entries[key].users
+        )
+        if not self._keep:
+            self._entries = {e.key: e for e in entries if e.users}
+            self._idle = OrderedDict()
+        taken: set[int] = set()
+        for lease in leases:
+            taken.update(*lease.reserved.values())
+            taken.update(*(entry.page_numbers.tolist() for entry in lease.entries))
+        for entry in self._entries.values():
+            taken.update(entry.page_numbers.tolist())
+        self._free = [page for page in range(self.pool.size - 1, -1, -1) if page not in taken]
+        self._idle_pages = sum(len(entry.page_numbers) for entry in self._idle.values())
+        held = sum(len(entry.page_numbers) for entry in self._entries.values())
+        self.stats.bytes = held * self.page_bytes
+
+    def _take(self, entry: CachedPrefix, lease: Lease) -> None:
+        lease.entries.append(entry)
+        entry.users += 1
+        if self._idle.pop(entry.key, None) is not None:
+            self._idle_pages -= len(entry.page_numbers)
+
+    def _leave(self, entry: CachedPrefix) -> None:
+        entry.users -= 1
+        if entry.users:
+            return
+        if self._entries.get(entry.key) is not entry:  # dropped meanwhile
+            self._free.extend(reversed(entry.page_numbers.tolist()))
+            return
+        self._idle[entry.key] = entry
+        self._idle_pages += len(entry.page_numbers)
+        if not self._keep:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Forgets the prefix that has been idle longest."""
+        key, entry = self._idle.popitem(last=False)
+        del self._entries[key]
+        self._free.extend(reversed(entry.page_numbers.tolist()))
+        self._idle_pages -= len(entry.page_numbers)
+        self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
+
+    def _take_pages(self, counts: Sequence[int], lease: Lease) -> list[list[int]]:
+        room = len(self._free) + self._idle_pages
+        fitting = [
+            count for count, end in zip(counts, accumulate(counts), strict=True) if end <= room
+        ]
+        while len(self._free) < sum(fitting):
+            self._evict()
+            self.stats.evictions += 1
+        taken = []
+        for count in fitting:
+            pages = self._free[: -count - 1 : -1]
+            del self._free[-count:]
+            lease.reserved[pages[0]] = pages
+            taken.append(pages)
+        self._touched = max(self._touched, self.pool.size - len(self._free))
+        return taken
+
+    # --- inside: without it ---------------------------------------------------------------------
+
+    def _lose(self, _: weakref.ref[Lease]) -> None:
+        # May run anywhere, under the lock as well: no more than this
+        self._lost = True
+
+    def _holders(self) -> list[Lease]:
+        leases = [ref() for ref in list(self._leases.values())]
+        return [lease for lease in leases if lease is not None and lease.num_pages()]
+
+    def _waits_for_itself(self) -> bool:
+        """Whether all that is in use is in use by this very thread, which will not end it."""
+        own = threading.get_ident()
+        holders = self._holders()
+        return bool(holders) and all(lease.thread.ident == own for lease in holders)
+
+    def _busy(self, count: int, seconds: float) -> str:
+        now = time.monotonic()
+        held = [
+            f"{lease.thread.name} holds {format_bytes(lease.num_pages() * self.page_bytes)} "
+            f"for {now - lease.since:.0f} s"
+            for lease in self._holders()
+        ]
+        more = [f"and {len(held) - _MAX_HOLDERS} more"] if len(held) > _MAX_HOLDERS else []
+        wanted, size = (format_bytes(n * self.page_bytes) for n in (count, self.pool.size))
+        holders = "; ".join([*held[:_MAX_HOLDERS], *more]) or "nobody holds any"
+        return f"waited {seconds:.0f} s for {wanted} of the prefix cache's {size}: {holders}"

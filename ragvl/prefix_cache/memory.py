@@ -1,0 +1,168 @@
+"""How much memory this process may still take: of the machine, of its container, of its limits."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ragvl.forks import renew_in_children
+from ragvl.prefix_cache.device import DeviceTier
+
+# Version 1 writes "no limit" as the largest multiple of a page
+_NO_LIMIT = 1 << 62
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # in mountinfo, a space is \040
+
+
+class _Files(NamedTuple):
+    """Where one version of control groups says what."""
+
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str  # a line of memory.stat: file pages that nobody has used lately
+
+
+_V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """The memory that this process can still take before something refuses it or ends it.
+
+    The least of what the machine has, what each control group around the process (a container's,
+    a service's; versions 1 and 2) lets its members take, and what the process's own limits
+    (`ulimit -v`, `ulimit -d`) leave. Memory that a `Reservations` has promised counts as taken.
+
+    Args:
+        root: where /proc and the control groups are; another for tests.
+    """
+    status = _read_table(root / "proc/self/status", ":")
+    memory = _read_table(root / "proc/meminfo", ":")
+    physical = [memory[name] for name in ("MemAvailable", "MemTotal") if name in memory][:1]
+    physical = physical or [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    physical += _group_rooms(root)
+    untouched = reservations.untouched_bytes
+    return max(0, min([*(room - untouched for room in physical), *_address_rooms(status)]))
+
+
+def _address_rooms(status: dict[str, int]) -> Iterator[int]:
+    """What the process's own limits leave; a reservation counts as soon as it is made."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            yield soft - status.get(name, 0)
+
+
+class Reservations:
+    """The device tiers of this process whose memory the system lends only as it is written to.
+
+    Until then nobody else can see that it is promised.
+    """
+
+    def __init__(self) -> None:
+        self._tiers: weakref.WeakSet[DeviceTier] = weakref.WeakSet()
+        self.lock = threading.RLock()  # from looking at what is left until it is reserved
+        renew_in_children(self)
+
+    def add(self, tier: DeviceTier) -> None:
+        """Counts what `tier` has reserved, for as long as it lives."""
+        self._tiers.add(tier)
+
+    @property
+    def untouched_bytes(self) -> int:
+        """What is promised and not yet taken."""
+        return sum(tier.untouched_bytes for tier in self._tiers if tier.pool.device.type == "cpu")
+
+    def renew(self) -> None:
+        """In a forked child: see `ragvl.forks`."""
+        self.lock = threading.RLock()
+
+
+reservations = Reservations()
+
+
+# --- control groups -----------------------------------------------------------------------------
+
+
+def _group_rooms(root: Path) -> Iterator[int]:
+    """What each control group that limits this process has left."""
+    mounts = list(_mounts(root))
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for kind, options, mount_root, mount in mounts:
+            if number == "0" and kind == "cgroup2":
+                files = _V2
+            elif kind == "cgroup" and "memory" in controllers.split(",") and "memory" in options:
+                files = _V1
+            else:
+                continue
+            for group in _groups(root / mount.lstrip("/"), mount_root, path):
+                yield from _room(group, files)
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
+    """Of each mount its kind, its options, which part of the file system it shows, and where."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options, *_) = before.split(" "), [*after.split(" "), "", "", ""]
+        if len(fields) >= 5:
+            shown, at = (_ESCAPED.sub(lambda m: chr(int(m[1], 8)), x) for x in fields[3:5])
+            yield kind, options.split(","), shown, at
+
+
+def _groups(mount: Path, shown: str, path: str) -> Iterator[Path]:
+    """The folders of a group and those around it, as far as the mount shows them."""
+    try:
+        inner = PurePosixPath(path).relative_to(shown).parts
+    except ValueError:  # the process is outside of what is shown, such as in another namespace
+        inner = ()
+    if ".." in inner:
+        inner = ()
+    for depth in range(len(inner), -1, -1):
+        yield mount.joinpath(*inner[:depth])
+
+
+def _room(group: Path, files: _Files) -> Iterator[int]:
+    limits = [_read_number(group / name) for name in files.limits]
+    limit = min((n for n in limits if n is not None), default=_NO_LIMIT)
+    usage = _read_number(group / files.usage)
+    if limit < _NO_LIMIT and usage is not None:
+        reclaimable = _read_table(group / "memory.stat", " ").get(files.reclaimable, 0)
+        yield limit - max(0, usage - reclaimable)
+
+
+# --- files of the kernel ------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # no such kernel, or no such group any more
+        return []
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a file; None where there is none, as "max" in place of a limit."""
+    (line, *_) = _lines(path) or [""]
+    return int(line) if line.isdecimal() else None
+
+
+def _read_table(path: Path, separator: str) -> dict[str, int]:
+    """Lines of a name and a number, in bytes: "MemFree:  12 kB", "inactive_file 4096"."""
+    rows: Iterable[tuple[str, str, str]] = (line.partition(separator) for line in _lines(path))
+    found = {}
+    for name, _, value in rows:
+        number, *unit = value.split() or [""]
+        if number.isdecimal():
+            found[name] = int(number) * (1024 if unit == ["kB"] else 1)
+    return found

@@ -1,0 +1,277 @@
+"""Whatever ends a call, the cache serves the next one, with the same bits."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from prefix_cache.test_memory import GIB, UNIFIED, Machine
+
+from ragvl import Document, PrefixCache, Reranker
+from ragvl.data import images
+from ragvl.mllm import MLLM, PagePool
+from ragvl.prefix_cache import DiskTier, HostTier, PrefixBuilder, available_bytes
+from ragvl.prefix_cache.memory import reservations
+
+QUERY = "What color is the roof?"
+
+
+def pairs(first: int = 0, count: int = 6) -> list[tuple[str, Document]]:
+    pictures = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (48, 60, 3), np.uint8))
+        for i in range(first, first + count)
+    ]
+    return [(QUERY, Document(p, caption=f"Picture {first + i}")) for i, p in enumerate(pictures)]
+
+
+@pytest.fixture
+def mllm(tiny_mllm: Callable[[str], MLLM]) -> MLLM:
+    return tiny_mllm("llava")
+
+
+@pytest.fixture
+def expected(mllm: MLLM) -> torch.Tensor:
+    return Reranker(mllm, prefix_cache=None).score(pairs())
+
+
+def small_cache(mllm: MLLM, folder: Path, **options: Any) -> PrefixCache:
+    """Room for three of the prefixes."""
+    reranker = Reranker(mllm)
+    reranker.score(pairs(count=1))
+    one = reranker.prefix_cache.statistics()["device"].bytes
+    return PrefixCache(3 * one, host_bytes="64MiB", folder=folder, keep="kv", **options)
+
+
+def used_pages(cache: PrefixCache) -> int:
+    assert cache._device is not None
+    return cache._device.used_pages
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (PrefixBuilder, "__call__"),
+        (PagePool, "write"),
+        (PagePool, "read"),
+        (PagePool, "load"),
+        (HostTier, "put"),
+        (DiskTier, "put"),
+        (DiskTier, "get"),
+        (MLLM, "prefill"),
+        (MLLM, "extend"),
+    ],
+)
+def test_no_page_is_lost_to_an_error(
+    owner: type,
+    name: str,
+    error: type[BaseException],
+    mllm: MLLM,
+    expected: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = small_cache(mllm, tmp_path)
+    reranker = Reranker(mllm, prefix_cache=cache)
+    if name in ("load", "get"):
+        reranker.warm([document for _, document in pairs()], progress=False)
+        cache.clear()
+    good, calls = getattr(owner, name), iter(range(10))
+
+    def fail_at_the_second(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 1:
+            raise error
+        return good(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail_at_the_second)
+        if (name, error) == ("load", RuntimeError):  # a record that a model trips over is a miss
+            reranker.score(pairs())
+        else:
+            with pytest.raises(error):
+                for _ in range(2):
+                    reranker.score(pairs())
+    assert used_pages(cache) == 0
+    assert torch.equal(reranker.score(pairs()), expected)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_page_is_lost_to_an_alarm_at_any_time(
+    mllm: MLLM, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    choose = random.Random(0)
+    cache = small_cache(mllm, tmp_path, wait_seconds=20)
+    reranker = Reranker(mllm, prefix_cache=cache)
+    reranker.score(pairs())
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    stopped = tries = 0
+    try:
+        while stopped < 60 and tries < 2000:
+            tries += 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-4, 0.05))
+                reranker.score(pairs(6 * tries))
+            except KeyboardInterrupt:
+                stopped += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert used_pages(cache) == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped == 60
+    assert torch.equal(reranker.score(pairs()), expected)
+
+
+def in_fork(function: Callable[[], Any]) -> Any:
+    """What `function` returns in a forked child; SIGALRM ends one that hangs."""
+    receiver, sender = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        try:
+            os.write(sender, pickle.dumps(function()))
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as answer:
+        content = answer.read()
+    assert os.waitpid(pid, 0)[1] == 0, "the child hung"
+    return pickle.loads(content)
+
+
+def test_a_forked_child_scores_new_and_known_documents(
+    mllm: MLLM, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    product = torch.randn(600, 600)
+    product @ product  # OpenMP has threads now, which no child has
+    cache = small_cache(mllm, tmp_path)
+    reranker = Reranker(mllm, prefix_cache=cache)
+    reranker.score(pairs(count=3))
+    assert cache._device is not None
+    held, done = threading.Event(), threading.Event()
+
+    def hold_everything() -> None:
+        """Every lock that a child could wait for, and prefixes in use."""
+        device, host, disk = cache._device, cache._host, cache._disk
+        assert device is not None
+        assert host is not None
+        assert disk is not None
+        with device.lease() as lease:
+            for key in list(device._entries):
+                device.use(key, lease)
+            locks = (cache._lock, reservations.lock, device._lock, host._lock, disk._lock)
+            with locks[0], locks[1], locks[2], locks[3], locks[4], images._lazy_image_lock:
+                held.set()
+                done.wait(120)
+
+    holder = threading.Thread(target=hold_everything)
+    holder.start()
+    assert held.wait(60)
+    try:
+        scores, used = in_fork(lambda: (reranker.score(pairs()), used_pages(cache)))
+    finally:
+        done.set()
+        holder.join()
+    assert used == 0
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert torch.equal(reranker.score(pairs()), expected)  # the parent goes on
+
+
+@pytest.mark.parametrize("keep", ["kv", "features"])
+def test_a_record_that_holds_nan_is_computed_again(
+    keep: str,
+    mllm: MLLM,
+    expected: torch.Tensor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep=keep)).score(pairs())
+    tier = DiskTier(tmp_path, None)
+    for key in tier.keys()[:3]:
+        record = tier.get(key)
+        assert record is not None
+        for x in record.tensors.values():
+            if x.is_floating_point():
+                x.fill_(torch.nan)
+        tier.put(key, record)  # with a checksum that is right
+    reranker = Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep=keep))
+    assert torch.equal(reranker.score(pairs()), expected)
+    assert caplog.text.count("holds NaN or infinity and is forgotten") == 3
+    healed = [tier.get(key) for key in sorted(tier.keys())]
+    assert len(healed) == 6
+    assert all(record is not None and record.is_finite() for record in healed)
+
+
+def test_weights_that_give_nan_are_blamed_and_leave_nothing_behind(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    reranker = Reranker.from_pretrained(
+        tiny_model("llava"), device="cpu", prefix_cache=PrefixCache(folder=tmp_path, keep="kv")
+    )
+    reranker.score(pairs(count=1))
+    before = DiskTier(tmp_path, None).keys()
+    with torch.no_grad():
+        for parameter in reranker.mllm.model.get_input_embeddings().parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        reranker.score(pairs())
+    assert DiskTier(tmp_path, None).keys() == before
+    assert len(reranker.prefix_cache) == 1  # of the weights as they were
+
+
+def test_a_measurement_beside_other_processes(
+    mllm: MLLM, expected: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a record's writing and the measurement, another process puts one of another kind."""
+    Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep="features")).score(pairs())
+    get, seen = DiskTier.get, set()
+
+    def not_yet_there(self: DiskTier, key: str) -> Any:
+        if key in seen:
+            return get(self, key)
+        seen.add(key)
+        return None
+
+    monkeypatch.setattr(DiskTier, "get", not_yet_there)
+    monkeypatch.setattr(DiskTier, "put", lambda *_: None)
+    reranker = Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path))
+    assert torch.equal(reranker.score(pairs()), expected)
+
+
+def test_auto_is_a_share_of_what_a_container_has_left(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    machine.process("0::/", UNIFIED.format(root="/"))
+    machine.v2("", 2 * GIB + reservations.untouched_bytes, 0)
+    monkeypatch.setattr(
+        "ragvl.prefix_cache.cache.available_bytes", lambda: available_bytes(machine.root)
+    )
+    caches = [PrefixCache(), PrefixCache(), PrefixCache("scratch")]
+    sizes = []
+    for cache in caches:
+        cache.attach(mllm)
+        assert cache._device is not None
+        sizes.append(cache.pool.size * cache._device.page_bytes / GIB)
+    assert sizes[:2] == pytest.approx([0.5, 0.375], rel=1e-3)
+    assert sizes[2] < 0.1
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_a_wait_must_have_an_end(seconds: float) -> None:
+    with pytest.raises(ValueError, match="wait_seconds"):
+        PrefixCache(wait_seconds=seconds)
