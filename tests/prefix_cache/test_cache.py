@@ -113,31 +113,23 @@ def test_what_is_kept_below_is_chosen_by_measurement(
 ) -> None:
     """A disk that is slower than the decoder holds visual tokens, a faster one keys and values."""
     mllm = tiny_mllm("llava")
-    get = DiskTier.get
+    prefill = MLLM.prefill
 
-    def slow_get(self: DiskTier, key: str) -> object:
-        time.sleep(1.0)
-        return get(self, key)
+    def in_a_minute(self: MLLM, *args: object) -> object:
+        every = prefill(self, *args)  # type: ignore[arg-type]
+        for done in every:
+            done.seconds = 60.0
+        return every
 
+    monkeypatch.setattr(MLLM, "prefill", in_a_minute)
     kinds = {}
-    for name, patched in {"fast": get, "slow": slow_get}.items():
-        monkeypatch.setattr(DiskTier, "get", patched)
-        prefill = MLLM.prefill
-
-        def slow_prefill(self: MLLM, *args: object, prefill=prefill) -> object:  # type: ignore[no-untyped-def]
-            every = prefill(self, *args)
-            for done in every:
-                done.seconds += 0.1  # a decoder that takes longer than a fast disk
-            return every
-
-        with monkeypatch.context() as patch:
-            patch.setattr(MLLM, "prefill", slow_prefill)
-            cache = PrefixCache("64MiB", folder=tmp_path / name)
-            reranker = Reranker(mllm, prefix_cache=cache)
-            reranker.warm(documents(2), progress=False)
-        monkeypatch.setattr(DiskTier, "get", get)
+    for name, seconds in {"fast": 0.0, "slow": 3600.0}.items():
+        monkeypatch.setattr(DiskTier, "reading_seconds", lambda *_, seconds=seconds: seconds)
+        cache = PrefixCache("64MiB", folder=tmp_path / name)
+        Reranker(mllm, prefix_cache=cache).warm(documents(2), progress=False)
         tier = DiskTier(tmp_path / name, None)
         files = tier.keys()
+        assert len(files) == 2
         kinds[name] = {tier.get(key).info["kind"] for key in files}  # type: ignore[union-attr]
     assert kinds == {"fast": {"kv"}, "slow": {"features"}}
 
