@@ -56,7 +56,7 @@ def check_keywords(method: str, keywords: Mapping[str, Any], device: torch.devic
         if known in _NO_EFFECT:
             logger.warning("%s(%s=) has no effect", method, name)
         elif known not in _REFUSED:
-            raise TypeError(f"{method}() has no keyword {shown(name)!r}")
+            raise TypeError(f"{method}() has no keyword {shown(repr(name))}")
         elif not _changes_nothing(known, value, device):
             why = _REFUSED[known].format(device=device)
             raise ValueError(f"{method}({name}=) cannot be heeded: {why}")

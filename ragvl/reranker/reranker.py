@@ -516,7 +516,7 @@ def checked_query(query: str) -> str:
 
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={shown(on_error)!r}: expected 'raise' or 'skip'")
+        raise ValueError(f"on_error={shown(repr(on_error))}: expected 'raise' or 'skip'")
 
 
 def _check_finite(
