@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -117,16 +119,43 @@ def test_without_network_the_error_is_one_line():
 _TROUBLE = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "down": (500, "")}
 
 
+_COMMIT = "abcdef0123" * 4
+
+
 class _Hub(BaseHTTPRequestHandler):
-    """A hub that knows one code of trouble for each owner."""
+    """A hub that has one model, here/model, and one code of trouble for each other owner."""
+
+    folder: Path  # of the model
+    sent: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        owner = self.path.split("/")[3]
-        status, code = _TROUBLE.get(owner, (404, "RevisionNotFound"))
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/here/model/tree/"):
+            self.answer(json.dumps([self.entry(file) for file in sorted(self.folder.iterdir())]))
+        elif path.startswith("/api/models/here/model"):
+            self.answer(json.dumps({"id": "here/model", "sha": _COMMIT, "siblings": []}))
+        elif path.startswith(f"/here/model/resolve/{_COMMIT}/"):
+            self.answer((self.folder / path.rpartition("/")[2]).read_bytes())
+            if self.command == "GET":
+                self.sent.append(path.rpartition("/")[2])
+        else:
+            _, code = found = _TROUBLE.get(path.split("/")[3], (404, "RevisionNotFound"))
+            self.answer(b"", status=found[0], **{"X-Error-Code": code})
+
+    def entry(self, file: Path) -> dict[str, object]:
+        name = hashlib.sha1(file.name.encode()).hexdigest()
+        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": name}
+
+    def answer(self, body: str | bytes, status: int = 200, **headers: str) -> None:
+        body = body.encode() if isinstance(body, str) else body
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
+        name = hashlib.sha1(self.path.rpartition("/")[2].encode()).hexdigest()
+        usual = {"Content-Length": str(len(body)), "ETag": f'"{name}"', "X-Repo-Commit": _COMMIT}
+        for header, value in {**usual, **headers}.items():
+            self.send_header(header, value)
         self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -141,9 +170,36 @@ def hub(monkeypatch) -> Iterator[None]:
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     yield
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_model_is_downloaded_without_what_is_not_read(folder, monkeypatch):
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "mine.py").write_text("raise SystemExit")
+    monkeypatch.setattr(_Hub, "folder", folder, raising=False)
+    monkeypatch.setattr(_Hub, "sent", [])
+    mllm = MLLM.from_pretrained("here/model", device="cpu")
+    assert mllm.model.name_or_path == "here/model"
+    assert _Hub.sent[-1] == "model.safetensors", "after the settings have been checked"
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(_Hub.sent)
+    assert not {"pytorch_model.bin", "mine.py"} & set(_Hub.sent)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert MLLM.from_pretrained("here/model", device="cpu").fingerprint == mllm.fingerprint
+
+
+@pytest.mark.usefixtures("hub")
+def test_weights_of_a_damaged_hub_model_are_not_downloaded(folder, monkeypatch):
+    (folder / "tokenizer.json").write_text("{")
+    monkeypatch.setattr(_Hub, "folder", folder, raising=False)
+    monkeypatch.setattr(_Hub, "sent", [])
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.json holds no JSON"):
+        MLLM.from_pretrained("here/model", device="cpu")
+    assert "model.safetensors" not in _Hub.sent
 
 
 @pytest.mark.parametrize(
