@@ -99,7 +99,8 @@ class Workers:
         """Drops what has not begun, and waits for what has."""
         self._stop()
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():  # an interrupt may have kept the last from starting
+                thread.join()
 
     def __del__(self) -> None:
         self._stop()  # should an interrupt have kept the block from ending

@@ -125,12 +125,12 @@ def test_no_page_is_lost_to_an_alarm_at_any_time(
             try:
                 signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-4, 0.05))
                 reranker.score(pairs(6 * tries))
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert used_pages(cache) == 0
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert stopped == 60
     assert torch.equal(reranker.score(pairs()), expected)
