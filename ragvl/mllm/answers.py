@@ -1,10 +1,10 @@
-"""Which tokens mean Yes and which mean No, found from the tokenizer."""
+"""Which token means Yes and which means No, found from the tokenizer."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Sequence
 
-from ragvl.mllm.inputs import common_prefix_length
+from transformers import PreTrainedTokenizerBase
 
 
 class AnswerTokenError(ValueError):
@@ -12,40 +12,58 @@ class AnswerTokenError(ValueError):
 
 
 def answer_token_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, words: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str], between: str = ""
 ) -> list[list[int]]:
-    """For each of `words`, the ids of the tokens with which an answer that is the word starts.
+    """For each of `words`, the id of the token with which an answer that is the word starts.
 
-    These are all tokens that read as the word, up to white space before it: "Yes" and " Yes" are
-    different tokens to most tokenizers, and which one a model writes is a matter of its training.
-    Where no token is the whole word, the first token of the word's spelling after `prompt` stands
-    for it. The token that `prompt` itself calls for comes first.
+    One token each, as published rerankers read: of "Yes" and " Yes", different tokens to most
+    tokenizers, the one that comes behind the prompt. A word of several tokens is known by its
+    first.
+
+    Args:
+        tokenizer: the model's.
+        prompt: what is answered.
+        words: the words.
+        between: what the chat template puts between a prompt and its answer.
 
     Raises:
         AnswerTokenError: a word has no token but the unknown one, or two words share a token.
     """
-    found = [_token_ids(tokenizer, prompt, word) for word in words]
-    for i, (word, ids) in enumerate(zip(words, found, strict=True)):
-        if not ids:
+    firsts: dict[int, str] = {}
+    for word in words:
+        texts = [prompt, f"{prompt}{between}{word}", f"{between}{word}"]
+        asked, whole, alone = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = continuation(asked, whole, alone)
+        # White space before a word may be a token of its own
+        first = next((token for token in ids if tokenizer.decode([token]).strip()), None)
+        if first is None or first == tokenizer.unk_token_id:
             raise AnswerTokenError(f"the tokenizer has no token for the answer {word!r}")
-        for other, other_ids in zip(words[:i], found[:i], strict=True):
-            if shared := sorted(set(ids) & set(other_ids)):
-                raise AnswerTokenError(
-                    f"the answers {other!r} and {word!r} start with the same token: "
-                    f"{tokenizer.convert_ids_to_tokens(shared)}"
-                )
-    return found
+        if first in firsts:
+            raise AnswerTokenError(
+                f"the answers {firsts[first]!r} and {word!r} start with the same token: "
+                f"{tokenizer.convert_ids_to_tokens([first])}"
+            )
+        firsts[first] = word
+    return [[token] for token in firsts]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, word: str) -> list[int]:
-    alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answered = tokenizer(prompt + word, add_special_tokens=False)["input_ids"]
-    first = answered[common_prefix_length(alone, answered)]
+def continuation(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """The token ids that come after a prompt's in a text that goes on from it.
 
-    def is_word(token_id: int) -> bool:
-        return tokenizer.decode([token_id]).lstrip() == word
+    Args:
+        prompt: the prompt's ids.
+        whole: those of the prompt with more text behind it.
+        alone: those of that text by itself. They stand where the tokenizer merges across the
+            boundary, which no model that reads the prompt can.
+    """
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
 
-    whole = [i for token, i in tokenizer.get_vocab().items() if word in token and is_word(i)]
-    if whole or is_word(first):
-        return sorted({first, *whole} if is_word(first) else whole, key=lambda i: (i != first, i))
-    return [] if first == tokenizer.unk_token_id else [first]
+
+def named_token_ids(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
+) -> list[list[int]] | None:
+    """The ids of tokens that are named as the vocabulary spells them; None if it lacks one."""
+    vocabulary = tokenizer.get_vocab()
+    if any(token not in vocabulary for token in tokens):
+        return None
+    return [[vocabulary[token]] for token in tokens]

@@ -1,85 +1,187 @@
-"""A checkpoint's chat template, and text from outside made safe to put into it."""
+"""Writes a model's prompts: its chat template around a template of ours and text from outside."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
+from string import Formatter
 from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
 
+from ragvl.messages import shown
+from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
+from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.inputs import common_prefix_length
 from ragvl.mllm.loading import UnsupportedModelError
 
+logger = logging.getLogger(__name__)
+
 IMAGE = "<image>"  # in ragvl's own templates, whatever a model's placeholder is
-_PROBE = "Probe"
-_ANSWER_PROBE = "Reply"
+# Shows what a chat template does to a text: changes of case, space, markup, characters, escapes
+_TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
+# What opens a thought at the end of a prompt, what ends it, and the line breaks around the end
+_THOUGHTS = (
+    (re.compile(r"<((?:\w+:)?(?:think|thinking|thoughts?|reason|reasoning))>"), r"</\1>", "\n\n"),
+    (re.compile(r"\[(THINK|think)\]"), r"[/\1]", ""),
+    (re.compile(r"◁(think)▷"), r"◁/\1▷", ""),
+    (re.compile(r"<\|(?:START|BEGIN)_(THINKING|THOUGHT|REASONING)\|>"), r"<|END_\1|>", ""),
+    (re.compile(r"<\|begin_of_(thought|thinking|reasoning)\|>"), r"<|end_of_\1|>", "\n\n"),
+)
+_KNOWN_FORMS = 256
+
+Pieces = tuple[tuple[str, str | None], ...]  # a text, and the field that comes after it
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A rendered prompt with blanks for its fields.
+
+    Attributes:
+        template: the user's turn: each text with the field after it, None after the last.
+        prompt: the same of the whole prompt; None where the chat template does more to some texts
+            than put them in, so that a prompt must be rendered to be known.
+        ends: fields at the turn's two ends, whose outer white space a chat template may trim.
+        num_control_tokens: how many control tokens the prompt has of its own.
+    """
+
+    template: Pieces
+    prompt: Pieces | None
+    ends: frozenset[str]
+    num_control_tokens: int
 
 
 class Chat:
     """Turns a template and its fields into a prompt for one model.
 
+    The chat template is taken when this is made, with one date and one set of settings; what it
+    writes does not change after.
+
+    Args:
+        processor: the model's.
+        chat_template_kwargs: values for the chat template's own variables; see `ChatTemplate`.
+        date: what the template takes for today; see `ChatTemplate`.
+
     Attributes:
         image_placeholder: what stands for one picture in this model's prompts, with the marks
             that its chat template puts around it; a picture's expansion later takes the place of
             the processor's image token within it.
+
+    Raises:
+        UnsupportedModelError: the chat template cannot hold a picture and a text word for word, or
+            writes something else each time.
+        ValueError: variables that the template does not read, or a date that is none.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        date: date | str | None = None,
+    ) -> None:
         self._processor = processor
-        # Some checkpoints keep the template with the tokenizer; None is the processor's own
-        tokenizer = processor.tokenizer
-        self._has_turns = bool(processor.chat_template or tokenizer.chat_template)
-        needs_tokenizers = self._has_turns and not processor.chat_template
-        self._template = tokenizer.get_chat_template() if needs_tokenizers else None
+        self._template = _chat_template(processor, chat_template_kwargs or {}, date)
+        self._forms: dict[tuple[str, str | None], _Form] = {}
+        # Words to look for in what the template writes, which holds them nowhere else
+        self._probe, self._answer_probe, self._thought_probe = _unused_words(self._source, 3)
+        self._end_of_thought = ""
+        if self._template is not None:
+            self._end_of_thought = self._find_end_of_thought(self._template)
         self.image_placeholder = self._find_placeholder()
-        self._control_token = self._find_control_tokens()
+        written = self._turn([{"type": "image"}, {"type": "text", "text": self._probe}])
+        self._control_tokens = ControlTokens(
+            processor.tokenizer, processor.all_special_multimodal_tokens, written
+        )
+        self._treatment: Treatment = "verbatim"
+        if self._template is not None:
+            self._check_template(self._template, date_given=date is not None)
+
+    @property
+    def before_answer(self) -> str:
+        """What the chat template puts between a prompt and an answer, such as a space."""
+        return self._answer_frame[0]
+
+    @property
+    def settings(self) -> str:
+        """All that shapes a prompt beside its texts, as one text: template, settings and date.
+
+        The date counts where the template writes it.
+        """
+        template = self._template
+        shaped: dict[str, Any] = {"end of thought": self._end_of_thought}
+        if template is not None:
+            shaped["template"] = template.text
+            shaped["special tokens"] = template.special_tokens
+            shaped["kwargs"] = template.kwargs
+            shaped["date"] = str(template.date) if self._depends_on_date else None
+        return json.dumps(shaped, sort_keys=True)
 
     def render(self, template: str, /, *, system_turn: str | None = None, **fields: str) -> str:
         """One user turn holding `template`, filled in, up to where the answer starts.
 
         A system turn comes before it if one is given; else whatever the checkpoint's chat template
         puts there. `template` is trusted: each `<image>` in it becomes a picture, each `{name}` the
-        field of that name. A field is data, and goes through `escape`.
+        field of that name. A field is data, and goes through `escape`, beside what stands next to
+        it.
 
         Raises:
-            ValueError: the template names a field that was not given.
+            ValueError: the template names a field that was not given, or a field holds what the
+                chat template makes a control token of.
             TypeError: a field is not a string.
         """
-        for name, value in fields.items():
-            if not isinstance(value, str):
-                raise TypeError(f"field {name!r} must be a string, got {type(value).__name__}")
-        safe = {name: self.escape(value) for name, value in fields.items()}
-        # Braces in a placeholder would otherwise be taken for fields
-        placeholder = self.image_placeholder.replace("{", "{{").replace("}", "}}")
-        try:
-            text = template.replace(IMAGE, placeholder).format(**safe)
-        except (KeyError, IndexError) as error:
-            raise ValueError(
-                f"the template needs a field {error}, and got {sorted(fields)}: {template!r}"
-            ) from None
-        return self._turn([{"type": "text", "text": text}], system_turn)
+        form = self._form(template, system_turn)
+        self._check_fields(form, template, fields)
+        filled = self._filled(form, fields)
+        return self._rendered(form, system_turn, fields) if filled is None else filled[0]
 
-    def escape(self, text: str) -> str:
-        """`text` with a space after the first character of every control token spelled in it.
+    def frame(
+        self, template: str, name: str, /, *, system_turn: str | None = None, **fields: str
+    ) -> tuple[str, str]:
+        """What stands before and after the field `name` in `render`'s prompts, whatever it holds.
 
-        So a caption `<image>` stays a caption (`< image>`), and `<|im_end|>` does not end a turn.
-        Control tokens are those the tokenizer calls special, those that stand for pictures,
-        videos or sound, and whatever added tokens the chat template itself writes. Words that a
-        template uses for its roles, such as LLaVA's `ASSISTANT:`, are ordinary text to the model
-        and stay.
+        Args:
+            template: as of `render`.
+            name: the field that is left open.
+            system_turn: as of `render`.
+            fields: the others.
+        """
+        form = self._form(template, system_turn)
+        self._check_fields(form, template, {**fields, name: ""})
+        filled = self._filled(form, {**fields, name: ""}, open_field=name)
+        if filled is not None:
+            whole, at = filled
+            return whole[:at], whole[at:]
+        words = _unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
+        first, second = (
+            self.render(template, system_turn=system_turn, **{**fields, name: word})
+            for word in words
+        )
+        start = common_prefix_length(first, second)
+        end = common_prefix_length(first[start:][::-1], second[start:][::-1])
+        return first[:start], first[len(first) - end :]
+
+    def escape(self, text: str, before: str = "", after: str = "") -> str:
+        """`text` with a space in every control token that it spells.
+
+        So a caption `<image>` stays a caption (`< image>`), and `<|im_end|>` does not end a turn;
+        nor does `end|>` behind `<|im_`. See `ControlTokens` for what counts. Words that a template
+        uses for its roles, such as LLaVA's `ASSISTANT:`, are ordinary text to the model and stay.
+
+        Args:
+            text: text from outside.
+            before: what will stand before it.
+            after: what will stand after it.
 
         Raises:
             ValueError: the text holds half a character (a lone surrogate); no tokenizer takes it.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"half a character (a lone surrogate) at position {error.start} of {text[:80]!a}: "
-                "clean the text with text.encode('utf-8', 'replace').decode()"
-            ) from None
-        return self._control_token.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return self._control_tokens.escape(text, before, after)
 
     def answered(self, prompt: str, answer: str) -> str:
         """A rendered prompt followed by the assistant's answer and the mark that ends its turn.
@@ -88,69 +190,290 @@ class Chat:
         simply go on after a prompt, nothing and the tokenizer's own end.
         """
         before, end = self._answer_frame
-        return f"{prompt}{before}{self.escape(answer)}{end}"
+        return f"{prompt}{before}{self.escape(answer, prompt + before, end)}{end}"
+
+    # --- forms ----------------------------------------------------------------------------------
+
+    @property
+    def _source(self) -> str:
+        """All that a chat template can write of its own."""
+        if self._template is None:
+            return ""
+        template = self._template
+        return f"{template.text}{template.special_tokens}{template.kwargs}"
+
+    def _form(self, template: str, system_turn: str | None) -> _Form:
+        key = template, system_turn
+        form = self._forms.get(key)
+        if form is None:
+            form = self._make_form(template, system_turn)
+            while len(self._forms) >= _KNOWN_FORMS:
+                self._forms.pop(next(iter(self._forms)), None)
+            self._forms[key] = form
+        return form
+
+    def _make_form(self, template: str, system_turn: str | None) -> _Form:
+        pieces = tuple(self._pieces(template))
+        words = _unused_words(f"{self._source}{template}{system_turn}", 2)
+        wholes, cuts = [], []
+        for word in words:
+            marks = [f"{word}{'i' * i}{word}" for i in range(1, len(pieces))]
+            turn = "".join(
+                text + mark for (text, _), mark in zip(pieces, [*marks, ""], strict=True)
+            )
+            wholes.append(self._turn([{"type": "text", "text": turn}], system_turn))
+            cuts.append(_cut(wholes[-1], marks))
+        prompt = None
+        if self._treatment != "rewrites" and cuts[0] is not None and cuts[0] == cuts[1]:
+            prompt = tuple(zip(cuts[0], [name for _, name in pieces], strict=True))
+        num_control_tokens = len(self._control_tokens.find(wholes[0]))
+        return _Form(pieces, prompt, _fields_at_ends(pieces), num_control_tokens)
+
+    def _pieces(self, template: str) -> Iterator[tuple[str, str | None]]:
+        """Each text of a template, with the field after it; the last has none."""
+        text = ""
+        for literal, name, specification, conversion in Formatter().parse(template):
+            text += literal.replace(IMAGE, self.image_placeholder)
+            if name is not None:
+                if specification or conversion:
+                    raise ValueError(f"a field of a template is a name alone: {template!r}")
+                yield text, name
+                text = ""
+        yield text, None
+
+    @staticmethod
+    def _check_fields(form: _Form, template: str, fields: Mapping[str, str]) -> None:
+        for name, value in fields.items():
+            if not isinstance(value, str):
+                raise TypeError(f"field {name!r} must be a string, got {type(value).__name__}")
+        for _, needed in form.template:
+            if needed is not None and needed not in fields:
+                raise ValueError(
+                    f"the template needs a field {needed!r}, and got {sorted(fields)}: {template!r}"
+                )
+
+    def _filled(
+        self, form: _Form, fields: Mapping[str, str], open_field: str | None = None
+    ) -> tuple[str, int] | None:
+        """The prompt, and where in it `open_field` is, which may hold anything.
+
+        None where only rendering tells what the chat template makes of the fields.
+        """
+        if form.prompt is None:
+            return None
+        if self._treatment == "trims":
+            for name in form.ends - {open_field}:
+                value = self.escape(fields[name])
+                if not value or value != value.strip():
+                    return None
+        return self._joined(form.prompt, fields, open_field)
+
+    def _joined(
+        self, pieces: Pieces, fields: Mapping[str, str], open_field: str | None = None
+    ) -> tuple[str, int]:
+        """Texts and escaped fields in turn, and where `open_field` is."""
+        whole = ""
+        at = 0
+        for i, (text, name) in enumerate(pieces):
+            whole += text
+            if name == open_field:
+                at = len(whole)
+            if name is not None:
+                whole += self.escape(fields[name], whole, pieces[i + 1][0])
+        return whole, at
+
+    def _rendered(self, form: _Form, system_turn: str | None, fields: Mapping[str, str]) -> str:
+        """The prompt as the chat template writes it.
+
+        Raises:
+            ValueError: it makes control tokens of a field, which no space keeps it from.
+        """
+        text, _ = self._joined(form.template, fields)
+        prompt = self._turn([{"type": "text", "text": text}], system_turn)
+        if len(self._control_tokens.find(prompt)) != form.num_control_tokens:
+            raise ValueError(
+                "the chat template, which rewrites texts, makes control tokens of "
+                f"{', '.join(f'{name}={shown(value)!r}' for name, value in fields.items())}"
+            )
+        return prompt
+
+    # --- the chat template ----------------------------------------------------------------------
+
+    def _turn(self, content: list[dict[str, str]], system_turn: str | None = None) -> str:
+        if self._template is None:  # a model without turns, such as PaliGemma, reads bare text
+            if system_turn is not None:
+                raise ValueError("the template has a system turn and this model knows no turns")
+            return "".join(part.get("text", self._processor.image_token) for part in content)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system_turn is not None:
+            text = {"type": "text", "text": system_turn}
+            messages.insert(0, {"role": "system", "content": [text]})
+        prompt = self._template.render(messages, add_generation_prompt=True)
+        return prompt + self._end_of_thought
+
+    @cached_property
+    def _depends_on_date(self) -> bool:
+        return self._template is not None and self._template.depends_on_date(
+            _user_says(self._probe)
+        )
 
     @cached_property
     def _answer_frame(self) -> tuple[str, str]:
         """What the template puts before an answer, and the mark after it."""
-        tokenizer = self._processor.tokenizer
-        end = tokenizer.eos_token or ""
-        if not self._has_turns:
+        end = self._processor.tokenizer.eos_token or ""
+        if self._template is None:
             return "", end
-        text = {"type": "text", "text": _PROBE}
-        prompt = self._turn([text])
-        messages = [
-            {"role": "user", "content": [text]},
-            {"role": "assistant", "content": [{"type": "text", "text": _ANSWER_PROBE}]},
-        ]
-        whole = self._apply_template(messages, add_generation_prompt=False)
-        if not whole.startswith(prompt) or whole.count(_ANSWER_PROBE) != 1:
+        prompt = self._turn([{"type": "text", "text": self._probe}])
+        messages = [*_user_says(self._probe), _assistant_says(self._answer_probe)]
+        whole = self._template.render(messages, add_generation_prompt=False)
+        if not whole.startswith(prompt) or whole.count(self._answer_probe) != 1:
             return "", end
-        before, _, after = whole.removeprefix(prompt).partition(_ANSWER_PROBE)
-        written = self._control_token.match(after.lstrip())
-        return before, written[0] if written else end
+        before, _, after = whole.removeprefix(prompt).partition(self._answer_probe)
+        return before, self._control_tokens.match(after.lstrip()) or end
 
-    def _turn(self, content: list[dict[str, str]], system_turn: str | None = None) -> str:
-        if not self._has_turns:  # a model without turns, such as PaliGemma, reads bare text
-            if system_turn is not None:
-                raise ValueError("the template has a system turn and this model knows no turns")
-            return "".join(part.get("text", self._processor.image_token) for part in content)
-        messages = [{"role": "user", "content": content}]
-        if system_turn is not None:
-            text = {"type": "text", "text": system_turn}
-            messages.insert(0, {"role": "system", "content": [text]})
-        return self._apply_template(messages, add_generation_prompt=True)
+    def _check_template(self, template: ChatTemplate, *, date_given: bool) -> None:
+        """Finds out what the chat template does with texts and whether it knows the date.
 
-    def _apply_template(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool
-    ) -> str:
-        return self._processor.apply_chat_template(
-            messages,
-            chat_template=self._template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
+        Raises:
+            UnsupportedModelError: it writes something else each time.
+        """
+        first, second = (
+            template.render(_user_says(self._probe), add_generation_prompt=True) for _ in range(2)
         )
+        if first != second:
+            raise UnsupportedModelError(
+                f"the chat template writes something else each time: {shown(first)!r} and "
+                f"{shown(second)!r}"
+            )
+        if self._depends_on_date and not date_given:
+            logger.warning(
+                "the chat template writes a date: always %s, so that prompts stay the same from "
+                "day to day; date='YYYY-MM-DD' sets another",
+                template.date,
+            )
+        self._treatment = template.treatment(_user_says, _TEXT_OF_ALL_KINDS)
+        if self._treatment == "rewrites":
+            logger.warning(
+                "the chat template does more to texts than put them in: each prompt is rendered by "
+                "it, which takes longer"
+            )
 
     def _find_placeholder(self) -> str:
         """What a picture before a text adds to a turn, without the white space around it."""
-        text = {"type": "text", "text": _PROBE}
+        text = {"type": "text", "text": self._probe}
         alone, both = self._turn([text]), self._turn([{"type": "image"}, text])
         start = common_prefix_length(alone, both)
         end = common_prefix_length(alone[start:][::-1], both[start:][::-1])
         placeholder = both[start : len(both) - end].strip()
-        if placeholder.count(self._processor.image_token) != 1 or alone.count(_PROBE) != 1:
+        if placeholder.count(self._processor.image_token) != 1 or alone.count(self._probe) != 1:
             raise UnsupportedModelError(
-                f"the chat template renders a picture and the text {_PROBE!r} as {both!r}, and the "
-                f"text alone as {alone!r}: expected {self._processor.image_token!r} for the "
-                "picture, once, and the text word for word"
+                f"the chat template renders a picture and the text {self._probe!r} as {both!r}, "
+                f"and the text alone as {alone!r}: expected {self._processor.image_token!r} for "
+                "the picture, once, and the text word for word"
             )
         return placeholder
 
-    def _find_control_tokens(self) -> re.Pattern[str]:
-        written = self._turn([{"type": "image"}, {"type": "text", "text": _PROBE}])
-        added: list[Any] = list(self._processor.tokenizer.added_tokens_decoder.values())
-        tokens = {token.content for token in added if token.special or token.content in written}
-        tokens.update(self._processor.all_special_multimodal_tokens)
-        # Some vocabularies hold runs of white space as added tokens: they control nothing
-        spelled = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
+    def _find_end_of_thought(self, template: ChatTemplate) -> str:
+        """What ends the thought that the generation prompt leaves open, or nothing.
+
+        As the template itself would write it around an empty thought, where it can write one.
+        """
+        if template.kwargs.get("enable_thinking"):
+            return ""
+        prompt = template.render(_user_says(self._probe), add_generation_prompt=True)
+        ends = _ends_of_open_thought(prompt.rpartition(self._probe)[2])
+        if ends is None:
+            return ""
+        end, usual = ends
+        written = self._written_end_of_thought(template, prompt)
+        if written is None or end not in written:
+            written = usual
+        logger.warning(
+            "the chat template opens a thought before the answer: every prompt goes on with %r, so "
+            "that the answer comes at once",
+            written,
+        )
+        return written
+
+    def _written_end_of_thought(self, template: ChatTemplate, prompt: str) -> str | None:
+        """What the template puts between a thought and an answer; None if it writes no thoughts."""
+        thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), self._thought_probe)
+        answer = _assistant_says(self._answer_probe)
+        for content in (answer["content"], self._answer_probe):  # some take plain texts only
+            messages = [*_user_says(self._probe), {**answer, **thought, "content": content}]
+            try:
+                whole = template.render(messages, add_generation_prompt=False)
+            except ValueError:
+                continue
+            start, _, rest = whole.partition(self._thought_probe)
+            between, found, _ = rest.partition(self._answer_probe)
+            if start == prompt and found:
+                return between
+        return None
+
+
+def _chat_template(
+    processor: ProcessorMixin, kwargs: Mapping[str, Any], date: date | str | None
+) -> ChatTemplate | None:
+    text = template_text(processor)
+    if text is not None:
+        return ChatTemplate(text, processor.tokenizer.special_tokens_map, kwargs, date)
+    if kwargs:
+        raise ValueError("chat_template_kwargs: this model has no chat template that reads any")
+    return None
+
+
+def _user_says(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
+def _assistant_says(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _ends_of_open_thought(beginning: str) -> tuple[str, str] | None:
+    """What ends the thought that an answer's beginning leaves open, bare and as it is usual.
+
+    Usual is what Qwen3 writes for an empty thought: `<think>`, an empty line, `</think>`, another.
+    """
+    for opening, ending, breaks in _THOUGHTS:
+        *_, opened = [None, *opening.finditer(beginning)]
+        if opened is None:
+            continue
+        end, after = opened.expand(ending), beginning[opened.end() :]
+        if end not in after:
+            missing = breaks[len(after) - len(after.rstrip("\n")) :]
+            return end, f"{missing}{end}{breaks}"
+    return None
+
+
+def _unused_words(text: str, number: int) -> list[str]:
+    """Words that `text` does not hold, without a common beginning or end."""
+    words = []
+    for word in ("Probe", "Reply", "Aside")[:number]:
+        unused = word
+        while unused in text:
+            unused += word
+        words.append(unused)
+    return words
+
+
+def _fields_at_ends(pieces: Pieces) -> frozenset[str]:
+    """The fields that a template begins and ends with, white space aside."""
+    ends = []
+    if not pieces[0][0].strip():
+        ends.append(pieces[0][1])
+    if len(pieces) > 1 and not pieces[-1][0].strip():
+        ends.append(pieces[-2][1])
+    return frozenset(name for name in ends if name is not None)
+
+
+def _cut(whole: str, marks: Sequence[str]) -> list[str] | None:
+    """The texts around `marks`; None unless each comes once, and in this order."""
+    texts = []
+    for mark in marks:
+        if whole.count(mark) != 1:
+            return None
+        text, _, whole = whole.partition(mark)
+        texts.append(text)
+    return [*texts, whole]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ragvl.mllm.loading import UnsupportedModelError
 
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f")
+_ROWS_AT_ONCE = 8192
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 
@@ -92,6 +93,22 @@ class Head:
         rows, bias = self.rows(token_ids)
         logits = F.linear(self.final_norm(hidden), rows, bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def share(self, hidden: Tensor, token_ids: Sequence[int]) -> float:
+        """How much of the probability `token_ids` hold, by softmax over the whole vocabulary.
+
+        Args:
+            hidden: (D,) a decoder's output before its final norm.
+            token_ids: some tokens.
+        """
+        size = self._output.weight.shape[0]
+        whole = torch.cat(  # in parts: in float32 a large head would take gigabytes
+            [
+                self.logits(hidden, range(start, min(start + _ROWS_AT_ONCE, size)))
+                for start in range(0, size, _ROWS_AT_ONCE)
+            ]
+        )
+        return whole.softmax(0)[list(token_ids)].sum().item()
 
     def _norm_as(self, kind: Literal["rms", "layer"], one_plus: bool) -> FinalNorm:
         module: Any = self.norm_module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from sys import maxsize
@@ -17,8 +18,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
 from ragvl.messages import reason, shown
-from ragvl.mllm.answers import answer_token_ids
+from ragvl.mllm.answers import answer_token_ids, continuation, named_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
+from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, Head, rounding, same
 from ragvl.mllm.inputs import (
@@ -72,7 +74,14 @@ class MLLM:
     """
 
     @undisturbed
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        date: date | str | None = None,
+    ) -> None:
         if not hasattr(processor, "image_token") or not hasattr(model.config, "image_token_id"):
             raise UnsupportedModelError(
                 f"{type(processor).__name__} and {type(model.config).__name__} do not both name an "
@@ -83,7 +92,7 @@ class MLLM:
         without_saved_calls(processor)
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.architecture: str = model.config.model_type
-        self._chat = Chat(processor)
+        self._chat = Chat(processor, chat_template_kwargs=chat_template_kwargs, date=date)
         self._head = Head(model)
         self._decoder = Decoder(model, self._head.norm_module)
         self._weights = tuple(model.parameters())
@@ -112,6 +121,8 @@ class MLLM:
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         processor_settings: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        date: date | str | None = None,
     ) -> MLLM:
         """Loads a folder or a hub id.
 
@@ -133,6 +144,12 @@ class MLLM:
                 `{"size": {"shortest_edge": 4096, "longest_edge": 1 << 20}}`, a Qwen-VL's fewest and
                 most pixels; `min_pixels` and `max_pixels` are the same. Each is in force, whatever
                 the checkpoint has saved, or refused.
+            chat_template_kwargs: values for variables of the chat template, such as
+                `{"enable_thinking": True}`. Where the template reads `enable_thinking` it is False
+                by default, and a thought that it still opens is ended: an answer comes at once.
+            date: what the chat template takes for today, a date or text such as "2026-11-28". By
+                default always 2024-07-26 (`DEFAULT_DATE`): prompts, and what is cached of them,
+                must not change from day to day.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
@@ -141,10 +158,12 @@ class MLLM:
             UnsupportedModelError: a file is damaged, or it is no image-text-to-text model,
                 incomplete, or built in a way that ragvl does not understand.
             ValueError: an unknown device, dtype or attention, or a processor setting that is
-                unknown or would have no effect.
+                unknown or would have no effect; `date` is none, or the chat template does not read
+                what `chat_template_kwargs` name.
         """
         on = resolve_device(device)
         resolved = resolve_dtype(dtype, on)
+        resolve_date(date)  # a slip in it shows before the model is loaded
         model, processor = load_checkpoint(
             path,
             dtype=resolved,
@@ -154,7 +173,9 @@ class MLLM:
             processor_settings=processor_settings or {},
         )
         with naming(Path(model.name_or_path), "model or processor"):
-            mllm = cls(model.to(on), processor)
+            mllm = cls(
+                model.to(on), processor, chat_template_kwargs=chat_template_kwargs, date=date
+            )
         mllm._source = Source.of(
             path,
             {
@@ -162,6 +183,8 @@ class MLLM:
                 "trust_remote_code": trust_remote_code,
                 "attn_implementation": attn_implementation,
                 "processor_settings": dict(processor_settings or {}),
+                "chat_template_kwargs": dict(chat_template_kwargs or {}),
+                "date": date,
             },
         )
         return mllm
@@ -223,8 +246,7 @@ class MLLM:
         versions = weights_version(self._weights)
         if self._fingerprint is None or self._fingerprint[0] != versions:
             settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
-            chat = self.render(f"{IMAGE}{{text}}", text="")
-            name = fingerprint(self.model, str(self.dtype), *settings, chat)
+            name = fingerprint(self.model, str(self.dtype), *settings, self._chat.settings)
             self._fingerprint = versions, name
         return self._fingerprint[1]
 
@@ -304,6 +326,15 @@ class MLLM:
             'USER: <image>\nImage Caption: A < image> of a mill ASSISTANT:'
         """
         return self._chat.render(template, system_turn=system_turn, **fields)
+
+    def frame(
+        self, template: str, name: str, /, *, system_turn: str | None = None, **fields: str
+    ) -> tuple[str, str]:
+        """What stands before and after field `name` in the prompts that `template` makes.
+
+        It is the same whatever the field holds; `fields` are the others. See `render`.
+        """
+        return self._chat.frame(template, name, system_turn=system_turn, **fields)
 
     def escape(self, text: str) -> str:
         """`text` with the control tokens spelled in it broken up by a space each."""
@@ -393,10 +424,8 @@ class MLLM:
         """
         whole = self._chat.answered(prompt, answer)
         asked, answered = self.tokenize([prompt, whole])
-        if answered[: len(asked)] == asked:
-            return answered[len(asked) :]
-        # The tokenizer merges across the boundary, which no model that reads the prompt can
-        return self.tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+        alone = self.tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+        return continuation(asked, answered, alone)
 
     def expand(self, prompt: str, expansions: Sequence[str]) -> str:
         """A rendered prompt with its pictures' expansions in the place of the image tokens.
@@ -575,9 +604,11 @@ class MLLM:
         return self._head.rows(token_ids)
 
     def answer_token_ids(self, *words: str) -> list[list[int]]:
-        """For each word, the ids of the tokens with which it starts as an answer.
+        """For each word, the id of the token with which it starts as an answer, in a list.
 
-        Several where the tokenizer tells "Yes" from " Yes"; no two words share one.
+        Of the spellings that a tokenizer tells apart, such as "Yes" and " Yes", it is the one that
+        comes after the prompt by the chat template, and the one that training teaches. No two words
+        share one.
 
         Raises:
             AnswerTokenError: a word has no token, or two words share one.
@@ -585,7 +616,21 @@ class MLLM:
         Example:
             >>> yes_token_ids, no_token_ids = mllm.answer_token_ids("Yes", "No")
         """
-        return answer_token_ids(self.tokenizer, self.render(""), words)
+        between = self._chat.before_answer
+        return answer_token_ids(self.tokenizer, self.render(""), words, between)
+
+    def named_token_ids(self, *tokens: str) -> list[list[int]] | None:
+        """The ids of tokens named as the vocabulary spells them, each in a list.
+
+        None where it lacks one of them.
+        """
+        return named_token_ids(self.tokenizer, tokens)
+
+    @torch.inference_mode()
+    def next_token_share(self, prompt: Prompt, token_ids: Sequence[int]) -> float:
+        """How much of the probability of the token after `prompt` the tokens `token_ids` hold."""
+        hidden = self.hidden_states(self.collate([prompt]))[0, -1]
+        return self._head.share(hidden, token_ids)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[str]:

@@ -18,6 +18,9 @@ class Preset:
         name: what it is called.
         template: a template, or "auto": `caption` for a document with a caption, else `plain`.
         answers: the words for relevant and not relevant.
+        answer_tokens: the two tokens that its authors read, as the vocabulary spells them; None for
+            those that the prompt calls for. A vocabulary without them is another checkpoint's:
+            then those that the prompt calls for as well.
         processor_settings: limits of the pictures; see `MLLM.from_pretrained`.
 
     Example:
@@ -28,6 +31,7 @@ class Preset:
     name: str
     template: PromptTemplate | str = "auto"
     answers: tuple[str, str] = ("Yes", "No")
+    answer_tokens: tuple[str, str] | None = None
     processor_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +46,7 @@ MONOQWEN2_VL = Preset(
         "<image>Assert the relevance of the previous image document to the following query, "
         "answer True or False. The query is: {query}",
     ),
+    ("True", "False"),
     ("True", "False"),
 )
 
@@ -65,6 +70,7 @@ QWEN3_VL_RERANKER = Preset(
         caption_optional=True,
     ),
     ("yes", "no"),
+    ("yes", "no"),  # 9693 and 2152 in its vocabulary
     _QWEN3_LIMITS,
 )
 
@@ -78,6 +84,7 @@ QWEN3_VL_RERANKER_DOCUMENT_FIRST = Preset(
         _QWEN3_SYSTEM_TURN,
         caption_optional=True,
     ),
+    ("yes", "no"),
     ("yes", "no"),
     _QWEN3_LIMITS,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ragvl.data.document import Document
@@ -19,8 +18,6 @@ from ragvl.mllm import (
 from ragvl.reranker.images import load_image
 from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
 
-_MARK = "QUERY"  # stands for a query while a prompt is cut at it
-_KNOWN_FRAMES = 1 << 14
 _SHOWN_QUERY = 60  # characters of a query in a message
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
@@ -54,7 +51,6 @@ class Prompts:
         self._mllm = mllm
         self._template = template
         self.captions = CaptionLimit(mllm, caption_tokens)
-        self._frame = lru_cache(maxsize=_KNOWN_FRAMES)(self._make_frame)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._mllm, self._template, self.captions.max_tokens)
@@ -67,7 +63,13 @@ class Prompts:
 
     def text(self, query: str, document: Document) -> str:
         """The whole prompt, chat template included."""
-        return self._render(query, self.captions(document.caption), self._template_of(document))
+        template = self._template_of(document)
+        return self._mllm.render(
+            template.text,
+            system_turn=template.system_turn,
+            query=query,
+            caption=self.captions(document.caption) or "",
+        )
 
     def frame(self, document: Document) -> Frame:
         """What stands before and after any query in this document's prompts.
@@ -75,19 +77,20 @@ class Prompts:
         Raises:
             ValueError: the template needs a caption and the document has none.
         """
-        return self._frame(self.captions(document.caption), self._template_of(document))
-
-    def _framed(self, query: str, document: Document) -> str:
-        """`text`, sooner: a chat template is rendered once for a caption."""
-        if query != query.strip():  # some chat templates trim what they are given
-            return self.text(query, document)
-        before, after = self.frame(document)
-        return before + self._mllm.escape(query) + after
+        template = self._template_of(document)
+        return Frame(
+            *self._mllm.frame(
+                template.text,
+                "query",
+                system_turn=template.system_turn,
+                caption=self.captions(document.caption) or "",
+            )
+        )
 
     def tokens(self, asked: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
         """The token ids of the prompts of (query, document, its picture's expansion)."""
         texts = [
-            self._mllm.expand(self._framed(query, document), [expansion])
+            self._mllm.expand(self.text(query, document), [expansion])
             for query, document, expansion in asked
         ]
         return self._mllm.tokenize(texts)
@@ -115,18 +118,6 @@ class Prompts:
                 "give it one, or use template='auto'"
             )
         return template
-
-    def _make_frame(self, caption: str | None, template: PromptTemplate) -> Frame:
-        mark = _MARK
-        while mark in f"{caption}{template.text}{template.system_turn}":
-            mark += "Y"
-        before, _, after = self._render(mark, caption, template).partition(mark)
-        return Frame(before, after)
-
-    def _render(self, query: str, caption: str | None, template: PromptTemplate) -> str:
-        return self._mllm.render(
-            template.text, system_turn=template.system_turn, query=query, caption=caption or ""
-        )
 
 
 def too_long(

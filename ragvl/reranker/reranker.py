@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,7 +19,7 @@ from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.messages import shown
-from ragvl.mllm import MLLM, merge_settings
+from ragvl.mllm import MLLM, Prompt, merge_settings
 from ragvl.prefix_cache import PrefixCache
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.cached_prefixes import CachedPrefixes
@@ -50,6 +51,12 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "skip"]
 
 _SHOW_PROGRESS_FROM = 64  # pairs
+# Of the next token's probability, on both answers together. A model that answers, even if it was
+# not trained for it, gives them tenths; chance gives 2 in 32,000 or less, by the sizes of published
+# vocabularies; a model that must open a thought there, 1e-7 and less. In a test's vocabulary of a
+# few hundred, random weights give anything from 3e-5 on, so the bound shrinks with the vocabulary.
+_SMALLEST_SHARE = 1e-4
+_SMALLEST_SHARE_BY_TOKEN = 3e-9
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,10 @@ class Reranker:
         threshold: "natural" (0.5), a probability, or the name of one of `thresholds`; what `rank`
             keeps unless told otherwise.
         thresholds: those that were estimated for this model; see `ragvl calibrate`.
-        answers: the words for relevant and not relevant that the checkpoint was trained to say.
+        answers: the words for relevant and not relevant that the checkpoint was trained to say. Of
+            each word one token is read, the one that comes after the prompt.
+        answer_tokens: the two tokens that are read instead, as the vocabulary spells them; not
+            heeded where it has not both.
         prefix_cache: where documents' prefixes are kept: a `PrefixCache`; memory for one on the
             model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
             memory or a quarter of a CPU's; None to keep nothing from call to call.
@@ -142,6 +152,7 @@ class Reranker:
         threshold: Threshold = "natural",
         thresholds: SavedThresholds | None = None,
         answers: tuple[str, str] = ("Yes", "No"),
+        answer_tokens: tuple[str, str] | None = None,
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
         caption_tokens: int | None = None,
@@ -152,8 +163,10 @@ class Reranker:
             self._check_thresholds(thresholds)
         self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
-        self._answers = answers
-        self.yes_token_ids, self.no_token_ids = mllm.answer_token_ids(*answers)
+        self._answers = answers, answer_tokens
+        head = AnswerHead(mllm, *self._answers)
+        self.yes_token_ids, self.no_token_ids = head.yes_token_ids, head.no_token_ids
+        self._share: tuple[str, float] | None = None
         self._prompts = Prompts(mllm, self.template, caption_tokens)
         if not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
@@ -205,7 +218,8 @@ class Reranker:
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
             caption_tokens: see `Reranker`.
-            load: what else `MLLM.from_pretrained` takes, such as `revision`.
+            load: what else `MLLM.from_pretrained` takes, such as `revision`, `date` and
+                `chat_template_kwargs`.
 
         Raises:
             OSError: there is no such model; see `MLLM.from_pretrained`.
@@ -214,6 +228,7 @@ class Reranker:
         check_threshold(threshold)
         folder = model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
+        tokens = known.answer_tokens if answers is None else None
         template = known.template if template is None else template
         resolve_template(template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
@@ -234,6 +249,7 @@ class Reranker:
             threshold=threshold,
             thresholds=thresholds,
             answers=answers or known.answers,
+            answer_tokens=tokens,
             prefix_cache=prefix_cache,
             deterministic=deterministic,
             caption_tokens=caption_tokens,
@@ -447,6 +463,42 @@ class Reranker:
         """The template's name, or "auto"."""
         return "auto" if self.template is None else self.template.name
 
+    @property
+    def answer_share(self) -> float:
+        """How much of the next token's probability the two answers hold, on a prompt of a mill.
+
+        Relevance is the probability of one answer against the other, and means little where the
+        model would say neither. Measured once a model, and again after training.
+        """
+        name = self.mllm.fingerprint
+        if self._share is None or self._share[0] != name:
+            prompt = self._probe_prompt()
+            self._share = name, AnswerHead(self.mllm, *self._answers).share(prompt)
+        return self._share[1]
+
+    def _probe_prompt(self) -> Prompt:
+        document = Document(Image.new("RGB", (64, 48), (200, 120, 40)), caption="A mill")
+        image = self.mllm.encode_image(document.load())
+        return self.mllm.encode_prompt(self._prompts.text("Is it a mill?", document), [image])
+
+    def _check_answer_share(self) -> None:
+        """Says so where the scores would be read off answers that the model does not give."""
+        if len(self._probe_prompt()) > self.mllm.max_length:
+            return  # then no prompt fits, and the documents' own errors say so
+        share = self.answer_share
+        if share < min(_SMALLEST_SHARE, _SMALLEST_SHARE_BY_TOKEN * len(self.mllm.tokenizer)):
+            (yes, no), _ = self._answers
+            logger.warning(
+                "%r and %r hold %.1e of the next token's probability after a prompt that ends in "
+                "%r: the model would say neither, and relevance tells little. Give the answers and "
+                "the template that it was trained on (preset=, template=, answers=), or variables "
+                "of its chat template that let it answer at once (chat_template_kwargs=)",
+                yes,
+                no,
+                share,
+                self.mllm.tokenizer.decode(self._probe_prompt().input_ids[-8:]),
+            )
+
     def _check_thresholds(self, thresholds: SavedThresholds) -> None:
         for what, theirs, own in (
             ("weights, or in another dtype", thresholds.model, self.weights),
@@ -479,7 +531,8 @@ class Reranker:
         return self._made[1]
 
     def _make_scorer(self) -> CachedPrefixes | WholePrompts:
-        head = AnswerHead(self.mllm, self._answers)
+        head = AnswerHead(self.mllm, *self._answers)
+        self._check_answer_share()
         if problem := self._no_reuse():
             logger.warning("prompts are scored whole, nothing is cached: %s", problem)
             return WholePrompts(self.mllm, self._prompts, head)

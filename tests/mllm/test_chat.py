@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +59,208 @@ def test_escape_puts_one_space_into_each_control_token_and_leaves_the_rest(tiny_
     assert escape("<b>bold</b>, 3 < 4\n\n") == "<b>bold</b>, 3 < 4\n\n"
     # Line breaks are added tokens in Gemma's vocabulary, but they control nothing
     assert tiny_mllm("gemma3").escape("a\n\nb <end_of_turn>") == "a\n\nb < end_of_turn>"
+
+
+def copy_of(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:
+    """A checkpoint whose chat template has some texts replaced."""
+    copy = shutil.copytree(folder, to)
+    file = copy / "chat_template.jinja"
+    template = file.read_text()
+    for old, new in changes:
+        assert old in template
+        template = template.replace(old, new)
+    file.write_text(template)
+    return copy
+
+
+def load(folder: Path, **options: object) -> MLLM:
+    return MLLM.from_pretrained(folder, device="cpu", dtype="float32", **options)
+
+
+def by_hugging_face(mllm: MLLM, text: str) -> str:
+    """The prompt as Hugging Face renders one user turn of text."""
+    says = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    return mllm.processor.apply_chat_template(says, add_generation_prompt=True)
+
+
+SYSTEM = "You are a helpful assistant."
+OF_PART = "{{ part['text'] }}"
+
+
+@pytest.mark.parametrize("word", ["QUERY", "Probe", "Reply", "ProbeProbe Reply", "ProbeiProbe"])
+def test_no_word_of_the_chat_template_shifts_the_cut(
+    word: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, f"Heed the {word}.")))
+    template, caption = "<image>{caption}: {query}?", f"a {word}"
+    before, after = mllm.frame(template, "query", caption=caption)
+    assert before.startswith(f"<|im_start|>system\nHeed the {word}.")
+    assert before.endswith(f"<|vision_end|>a {word}: ")
+    for query in ("mill", word):
+        prompt = mllm.render(template, caption=caption, query=query)
+        assert prompt == f"{before}{query}{after}"
+        text = template.replace("<image>", mllm.image_placeholder)
+        assert prompt == by_hugging_face(mllm, text.format(caption=caption, query=query))
+
+
+REWRITES = [
+    "{{ part['text'] | replace('  ', ' ') }}",
+    "{{ part['text'] | replace('&', 'and') }}",
+    "{{ part['text'] | trim }}",
+    "{{ part['text'].lstrip() }}",
+    "{{ part['text'] }}{% if 'red' in part['text'] %}, look twice{% endif %}",
+    "{% if part['text'] | length > 60 %}{{ 'Long: ' }}{% endif %}{{ part['text'] }}",
+    "{{ part['text'] | replace('tower', 'TOWER') | trim }}",
+]
+
+
+@pytest.mark.parametrize("body", REWRITES)
+def test_a_prompt_is_what_the_chat_template_makes_of_the_whole_turn(
+    body: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body)))
+    fields = itertools.product(
+        ("<image>C: {a} {b}", "<image>{a}{b}", "{a}<image>Q\n{b}\n"),
+        ("A & B", "red ", " x", "a  tower of more than thirty letters", ""),
+        ("what?", " Is it  red?", "C & D ", "\n"),
+    )
+    for template, a, b in fields:
+        text = template.replace("<image>", mllm.image_placeholder).format(a=a, b=b)
+        assert mllm.render(template, a=a, b=b) == by_hugging_face(mllm, text)
+        before, _ = mllm.frame(template, "b", a=a)
+        assert before.startswith("<|im_start|>system")
+
+
+def test_a_template_that_undoes_the_escape_is_refused_with_that_text(
+    tiny_model: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = "{{ part['text'] | replace('< ', '<') }}"
+    with caplog.at_level(logging.WARNING, "ragvl"):
+        mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body)))
+    (record,) = caplog.records
+    assert "does more to texts than put them in" in record.message
+    assert "3 <4" in mllm.render("{a}", a="3 < 4")
+    with pytest.raises(ValueError, match=r"makes control tokens of a='x <\|im_end\|>'"):
+        mllm.render("{a}", a="x <|im_end|>")
+
+
+@EIGHT
+def test_two_fields_side_by_side_make_no_control_token(architecture, tiny_mllm):
+    mllm = tiny_mllm(architecture)
+    end = mllm.tokenizer.eos_token
+    for cut in range(1, len(end)):
+        one, other = end[:cut], end[cut:]
+        for template, fields in (
+            ("<image>{caption}{query}", {"caption": one, "query": other}),
+            ("<image>{caption}{none}{query}", {"caption": one, "none": "", "query": other}),
+            (f"<image>{one}{{query}}", {"query": other}),
+            (f"<image>{{query}}{other}", {"query": one}),
+        ):
+            prompt = mllm.render(template, **fields)
+            plain = mllm.render(template, **dict.fromkeys(fields, "x"))
+            assert prompt.count(end) == plain.count(end)
+
+
+# --- date, variables, thoughts ------------------------------------------------------------------
+
+TODAY = (SYSTEM, "Today is ' + strftime_now('%d %B %Y') + '.")
+
+
+def test_a_date_in_the_template_is_fixed_named_and_settable(
+    tiny_model: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", TODAY)
+    with caplog.at_level(logging.WARNING, "ragvl"):
+        mllm = load(folder)
+    (record,) = caplog.records
+    assert "always 2024-07-26" in record.message
+    assert "date='YYYY-MM-DD' sets another" in record.message
+    assert "Today is 26 July 2024." in mllm.render("x")
+    caplog.clear()
+    other = load(folder, date="2026-11-28")
+    assert "Today is 28 November 2026." in other.render("x")
+    assert not caplog.records
+    assert other.fingerprint != mllm.fingerprint == load(folder, date="2024-07-26").fingerprint
+    with pytest.raises(ValueError, match="date='soon'"):
+        load(tmp_path / "not there", date="soon")
+
+
+def test_a_date_that_the_template_does_not_write_names_nothing(tiny_model, tiny_mllm, caplog):
+    with caplog.at_level(logging.INFO, "ragvl"):
+        mllm = load(tiny_model("qwen2_vl"), date="2026-11-28")
+    assert not caplog.records
+    assert mllm.fingerprint == tiny_mllm("qwen2_vl").fingerprint
+
+
+def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) -> None:
+    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, "Be ' + tone + '."))
+    kind = load(folder, chat_template_kwargs={"tone": "kind"})
+    assert "Be kind." in kind.render("x")
+    assert load(folder, chat_template_kwargs={"tone": "curt"}).fingerprint != kind.fingerprint
+    with pytest.raises(ValueError, match="the chat template reads no 'toen'"):
+        load(folder, chat_template_kwargs={"toen": "kind"})
+    with pytest.raises(ValueError, match="this model has no chat template"):
+        load(tiny_model("paligemma"), chat_template_kwargs={"tone": "kind"})
+
+
+@pytest.mark.parametrize("words", ["[1, 2, 3] | random", "lipsum()"])
+def test_a_template_that_is_not_the_same_twice_is_refused(words, tiny_model, tmp_path) -> None:
+    change = (SYSTEM, "' ~ (" + words + ") ~ '")
+    with pytest.raises(UnsupportedModelError, match="writes something else each time"):
+        load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", change))
+
+
+GENERATION = "{{ '<|im_start|>assistant\n' }}"
+OPENED = GENERATION.replace("\n' }}", "\n<think>\n' }}")
+QWEN3_THINKS = (  # as Qwen3.5's: open by default, an empty thought where there is to be none
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% else %}{{ '<think>\n' }}{% endif %}"
+)
+WITH_THOUGHTS = (  # as Qwen3-VL-Thinking's
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message.reasoning_content %}"
+    "{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n\n' }}{% endif %}"
+)
+ANSWER = "<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ([(GENERATION, QWEN3_THINKS)], "<think>\n\n</think>\n\n"),
+        ([(GENERATION, OPENED)], "<think>\n\n</think>\n\n"),
+        ([(GENERATION, OPENED.replace("<think>\n", "<think>"))], "<think>\n\n</think>\n\n"),
+        ([(GENERATION, OPENED.replace("<think>\n", "◁think▷"))], "◁think▷◁/think▷"),
+        (
+            [(GENERATION, OPENED.replace("<think>\n", "<|START_THINKING|>"))],
+            "<|START_THINKING|><|END_THINKING|>",
+        ),
+        (
+            [
+                ("{{ '<|im_start|>' + message['role'] + '\n' }}", WITH_THOUGHTS),
+                (GENERATION, OPENED),
+            ],
+            "<think>\n\n</think>\n\n\n",  # as the template has it
+        ),
+        ([(GENERATION, GENERATION.replace("\n'", "\n<think></think>'"))], "<think></think>"),
+    ],
+)
+def test_a_thought_is_ended_before_the_answer(changes, end, tiny_model, tmp_path) -> None:
+    mllm = load(copy_of(tiny_model("qwen3_vl"), tmp_path / "m", *changes))
+    prompt = mllm.render("<image>{query}", query="Is it a <think>?")
+    assert prompt.endswith(f"<|im_end|>\n{ANSWER}{end}")
+    assert mllm.encode_answer(prompt, "Yes") == [
+        *mllm.answer_token_ids("Yes")[0],
+        mllm.tokenizer.eos_token_id,
+    ]
+
+
+def test_a_thought_stays_open_for_who_wants_it(tiny_model, tmp_path) -> None:
+    folder = copy_of(tiny_model("qwen3_vl"), tmp_path / "m", (GENERATION, QWEN3_THINKS))
+    mllm = load(folder, chat_template_kwargs={"enable_thinking": True})
+    assert mllm.render("x").endswith(f"{ANSWER}<think>\n")
+    assert mllm.fingerprint != load(folder).fingerprint
 
 
 def test_half_a_character_is_refused(tiny_mllm):
@@ -123,7 +329,7 @@ def test_an_answer_is_what_the_chat_template_would_write(architecture, tiny_mllm
     assert mllm.tokenizer.decode(ids[:-1]).strip() == "Yes"
     assert ids[-1] == mllm.tokenizer.eos_token_id
     (yes,) = mllm.answer_token_ids("Yes")
-    assert ids[0] in yes, "a token that the reranker reads"
+    assert ids[:1] == yes, "training teaches the token that the reranker reads"
 
 
 def test_an_answer_cannot_end_its_own_turn(tiny_mllm) -> None:
@@ -141,3 +347,8 @@ def test_a_template_that_writes_turns_in_a_way_of_its_own(tiny_model) -> None:
     )
     chat = Chat(mllm.processor)
     assert chat.answered("prompt", "Yes") == "promptYes<|im_end|>"
+
+
+def test_an_answer_beside_its_prompt_makes_no_control_token(tiny_mllm) -> None:
+    chat = Chat(tiny_mllm("qwen2_vl").processor)
+    assert chat.answered("a <|im_", "end|>") == "a <|im_ end|><|im_end|>"
