@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from ragvl.files import check_writable_folder
-from ragvl.messages import one_line, shown
+from ragvl.messages import one_line, reason, shown
 from ragvl.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -47,6 +47,14 @@ _Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30
 _Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
 _CaptionTokens = Annotated[
     int | None, typer.Option(min=1, help="Cut a longer caption to so many tokens; not at all.")
+]
+_Date = Annotated[
+    str | None,
+    typer.Option(help="What the chat template takes for today; always 2024-07-26 by default."),
+]
+_ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(help="Variables of the reranker's chat template, as JSON: '{\"name\": value}'."),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
 _JsonFile = Annotated[
@@ -130,6 +138,8 @@ def rerank(
     cache: Annotated[
         Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
     ] = None,
+    date: _Date = None,
+    chat_template_kwargs: _ChatTemplateKwargs = None,
     as_json: _Json = False,
 ) -> None:
     """Order pictures by their relevance to a question."""
@@ -147,6 +157,8 @@ def rerank(
             dtype=dtype,
             threshold=_threshold(threshold),
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
+            date=date,
+            chat_template_kwargs=_variables(chat_template_kwargs),
         )
         ranked = reranker.rank(query, images, top_k=top_k)
     if as_json:
@@ -188,6 +200,8 @@ def warm(
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     caption_tokens: _CaptionTokens = None,
+    date: _Date = None,
+    chat_template_kwargs: _ChatTemplateKwargs = None,
     strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
@@ -217,6 +231,8 @@ def warm(
             dtype=dtype,
             prefix_cache=prefix_cache,
             caption_tokens=caption_tokens,
+            date=date,
+            chat_template_kwargs=_variables(chat_template_kwargs),
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
     for line in documents.problems.lines():
@@ -542,6 +558,8 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
     timed: Annotated[int, typer.Option(min=0, help="Questions timed one by one.")] = 20,
     caption_tokens: _CaptionTokens = None,
+    date: _Date = None,
+    chat_template_kwargs: _ChatTemplateKwargs = None,
     submission: Annotated[
         Path | None,
         typer.Option(help="Also write WebQA's submission file, at the first threshold."),
@@ -603,9 +621,17 @@ def evaluate(
         )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
-            _load_reranker(reranker, template, device, dtype, caption_tokens),
+            _load_reranker(
+                reranker,
+                template,
+                device=device,
+                dtype=dtype,
+                caption_tokens=caption_tokens,
+                date=date,
+                chat_template_kwargs=_variables(chat_template_kwargs),
+            ),
             Generator.from_pretrained(
-                generator, device=device, dtype=dtype, caption_tokens=caption_tokens
+                generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
             )
             if generator
             else None,
@@ -656,6 +682,8 @@ def calibrate(
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Keeps what was computed.")] = None,
     caption_tokens: _CaptionTokens = None,
+    date: _Date = None,
+    chat_template_kwargs: _ChatTemplateKwargs = None,
     strict: _Strict = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
@@ -694,7 +722,15 @@ def calibrate(
         )
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
-            _load_reranker(reranker, template or data_set.template, device, dtype, caption_tokens),
+            _load_reranker(
+                reranker,
+                template or data_set.template,
+                device=device,
+                dtype=dtype,
+                caption_tokens=caption_tokens,
+                date=date,
+                chat_template_kwargs=_variables(chat_template_kwargs),
+            ),
         )
         saved, recalls = run(
             data_set,
@@ -754,20 +790,27 @@ def ablate(
         sys.exit(1)
 
 
-def _load_reranker(
-    path: str, template: str, device: str, dtype: str, caption_tokens: int | None
-) -> Reranker:
-    """With the thresholds that its folder holds."""
+def _load_reranker(path: str, template: str, **load: Any) -> Reranker:
+    """With the thresholds that its folder holds; `load` is what else `from_pretrained` takes."""
     from ragvl.reranker import Reranker
 
-    return Reranker.from_pretrained(
-        path,
-        device=device,
-        dtype=dtype,
-        template=template,
-        thresholds=_saved_thresholds(path, template),
-        caption_tokens=caption_tokens,
-    )
+    thresholds = _saved_thresholds(path, template)
+    return Reranker.from_pretrained(path, template=template, thresholds=thresholds, **load)
+
+
+def _variables(text: str | None) -> dict[str, Any] | None:
+    """Variables of a chat template, from JSON.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        values = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--chat-template-kwargs is no JSON: {reason(error)}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ValueError('--chat-template-kwargs must be a JSON object: {"name": value}')
+    return values
 
 
 def _saved_thresholds(path: str, template: str) -> SavedThresholds | None:

@@ -49,7 +49,6 @@ def plain_relevance(
     yes_token_ids: Sequence[int],
     no_token_ids: Sequence[int],
 ) -> float:
-    """The probability of Yes against No, each summed over its spellings."""
-    logits = plain_logits(mllm, images, prompt)
-    yes, no = (logits[list(ids)].logsumexp(0) for ids in (yes_token_ids, no_token_ids))
-    return torch.sigmoid(yes - no).item()
+    """The probability of Yes against No: the softmax over their two logits, as published."""
+    (yes,), (no,) = yes_token_ids, no_token_ids
+    return plain_logits(mllm, images, prompt)[[yes, no]].softmax(0)[0].item()

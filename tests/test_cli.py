@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,6 +126,29 @@ def test_rerank_errors_are_one_line(tiny_model: Callable[[str], Path], pictures:
         outcome = CliRunner().invoke(app, [*command, "--threshold", wrong])
         assert outcome.exit_code == 1
         assert "is not a probability" in outcome.output, "before the model is looked for"
+
+
+def test_what_the_chat_template_reads_can_be_set(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    spoken = "On ' + strftime_now('%d %b') + ' be ' + tone + '."
+    template.write_text(template.read_text().replace("You are a helpful assistant.", spoken))
+    model = ["--model", str(folder), "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    tone = ["--chat-template-kwargs", '{"tone": "curt"}']
+
+    def warm(*options: str) -> str:
+        outcome = CliRunner().invoke(app, ["warm", str(Path(pictures[0]).parent), *model, *options])
+        return outcome.output
+
+    assert "2 built" in warm(*tone)
+    assert "0 built, 2 there already" in warm(*tone, "--date", "2024-07-26")
+    assert "2 built" in warm(*tone, "--date", "2026-11-28")
+    assert "ragvl warm: date='soon': expected one such" in warm(*tone, "--date", "soon")
+    assert "the chat template reads no 'mood'" in warm("--chat-template-kwargs", '{"mood": 1}')
+    assert "is no JSON: Expecting" in warm("--chat-template-kwargs", "tone")
+    assert "must be a JSON object" in warm("--chat-template-kwargs", "[1]")
 
 
 def test_warm_fills_a_cache_that_rerank_uses(

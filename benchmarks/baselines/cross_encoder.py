@@ -24,15 +24,10 @@ class CrossEncoderBaseline:
 
     The documented way to give it a prompt of one's own is a chat template that renders the roles
     query and document; here that is the reranker's prompt, with blanks where the two go.
-
-    Raises:
-        ValueError: Yes or No has several spellings, of which LogitScore takes one.
     """
 
     def __init__(self, folder: Path, reranker: Reranker, *, batch_size: int = 20) -> None:
-        yes, no = reranker.yes_token_ids, reranker.no_token_ids
-        if len(yes) > 1 or len(no) > 1:
-            raise ValueError(f"LogitScore takes one token id for each answer, not {yes} and {no}")
+        (yes,), (no,) = reranker.yes_token_ids, reranker.no_token_ids
         document = Document(Image.new("RGB", (1, 1)), caption=_CAPTION)
         # Jinja drops a template's last newline, which matters to a prompt that ends in one
         template = reranker.prompt(_QUERY, document) + "{{ '' }}"
@@ -43,7 +38,7 @@ class CrossEncoderBaseline:
             processor_kwargs={"chat_template": template},
         )
         self.model = CrossEncoder(
-            modules=[transformer, LogitScore(yes[0], no[0])],
+            modules=[transformer, LogitScore(yes, no)],
             device=str(reranker.mllm.device),
             activation_fn=nn.Sigmoid(),
         )

@@ -31,5 +31,4 @@ class PaddedBatch:
         last = inputs["attention_mask"].sum(1) - 1
         rows = logits[torch.arange(len(documents), device=last.device), last]
         yes, no = self.reranker.yes_token_ids, self.reranker.no_token_ids
-        answers = rows[:, yes + no].float().softmax(1)
-        return answers[:, : len(yes)].sum(1).tolist()
+        return rows[:, yes + no].float().softmax(1)[:, 0].tolist()

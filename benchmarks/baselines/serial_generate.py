@@ -36,5 +36,4 @@ class SerialGenerate:
             return_dict_in_generate=True,
         )
         yes, no = self.reranker.yes_token_ids, self.reranker.no_token_ids
-        answers = output.scores[0][0, yes + no].float().softmax(0)
-        return answers[: len(yes)].sum().item()
+        return output.scores[0][0, yes + no].float().softmax(0)[0].item()

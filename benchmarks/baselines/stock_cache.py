@@ -52,8 +52,7 @@ class StockCache:
         )
         prefix.cache.crop(-len(suffix_ids))  # so many fewer, in every version
         yes, no = self.reranker.yes_token_ids, self.reranker.no_token_ids
-        answers = logits[0, -1, yes + no].float().softmax(0)
-        return answers[: len(yes)].sum().item()
+        return logits[0, -1, yes + no].float().softmax(0)[0].item()
 
     def _prefill(self, query: str, document: Document, prefix_ids: list[int]) -> _Prefix:
         inputs = self.processor(

@@ -68,6 +68,7 @@ class MLLM:
         model: the Hugging Face model, in eval mode.
         processor: its processor; `tokenizer` is the processor's.
         architecture: the `model_type` of its configuration, for display.
+        image_token_id: stands for one visual token in a prompt's ids.
 
     Raises:
         UnsupportedModelError: the model is built in a way that would give wrong scores here.
@@ -97,8 +98,8 @@ class MLLM:
         self._decoder = Decoder(model, self._head.norm_module)
         self._weights = tuple(model.parameters())
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
-        self._image_token_id: int = model.config.image_token_id
-        self._image_token: str = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
+        self.image_token_id: int = model.config.image_token_id
+        self._image_token: str = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         self._image_token_runs = re.compile(f"(?:{re.escape(self._image_token)})+")
         # For each kind of type ids that the model wants, the tokens of type 1; the rest are 0
         self._marked_tokens: dict[str, list[int]] = {}
@@ -262,7 +263,7 @@ class MLLM:
             self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
         )
         ids = prompt.input_ids
-        split = len(ids) - ids[::-1].index(self._image_token_id)
+        split = len(ids) - ids[::-1].index(self.image_token_id)
         turned = Prompt([*ids[:split], *ids[: split - 1 : -1]], prompt.images)
         with torch.inference_mode():
             one, other = self.hidden_states(self.collate([prompt, turned]))[:, :split]
@@ -390,7 +391,7 @@ class MLLM:
                 f"{type(self.processor).__name__} does not tell which text stands for a picture"
             )
         tensors = {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
-        num_tokens = int((encoded["input_ids"] == self._image_token_id).sum())
+        num_tokens = int((encoded["input_ids"] == self.image_token_id).sum())
         return ImageInputs(tensors, offsets[0][0]["replacement"], num_tokens)
 
     @cached_property
@@ -410,9 +411,9 @@ class MLLM:
         text = self.expand(laid_out[0], [image.expansion for image in images])
         input_ids = self.tokenize([text])[0]
         expected = sum(image.num_tokens for image in images)
-        if input_ids.count(self._image_token_id) != expected:
+        if input_ids.count(self.image_token_id) != expected:
             raise ValueError(
-                f"the prompt has {input_ids.count(self._image_token_id)} image tokens and its "
+                f"the prompt has {input_ids.count(self.image_token_id)} image tokens and its "
                 f"images have {expected}: put text into prompts through render()'s fields"
             )
         return Prompt(input_ids, tuple(images))
@@ -470,7 +471,7 @@ class MLLM:
             ).input_ids
             for i, ids in zip(indices, found, strict=True):
                 for token in ids:
-                    count = next(lengths[i], 1) if token == self._image_token_id else 1
+                    count = next(lengths[i], 1) if token == self.image_token_id else 1
                     full[i] += [token] * count
         return full
 
@@ -571,7 +572,7 @@ class MLLM:
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, D): the token embeddings, with visual tokens in the place of image tokens."""
-        is_image = batch["input_ids"] == self._image_token_id
+        is_image = batch["input_ids"] == self.image_token_id
         # In some models the image token lies past the end of the embedding table
         embeds = self.model.get_input_embeddings()(batch["input_ids"].masked_fill(is_image, 0))
         tensors = {name: x for name, x in batch.items() if name not in _TEXT_INPUTS}
@@ -690,7 +691,7 @@ class MLLM:
             self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
         )
         ids = prompt.input_ids
-        split = len(ids) - ids[::-1].index(self._image_token_id) + 1
+        split = len(ids) - ids[::-1].index(self.image_token_id) + 1
         whole = self.hidden_states(self.collate([prompt]))[0, -1]
         pool = PagePool(self.kv_layout, num_pages(split), self.device)
         (pages,) = pages_in_turn([split], self.device)

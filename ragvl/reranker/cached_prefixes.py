@@ -24,6 +24,7 @@ from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
 from ragvl.reranker.images import Pending, Workers, load_image
 from ragvl.reranker.prompts import Prompts, shared_length, too_long
+from ragvl.reranker.whole_prompts import WholePrompts
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +95,32 @@ class CachedPrefixes:
         self._cache = cache
         self._build = PrefixBuilder(mllm, cache.pool, exact=deterministic)
         self._run = ChunkRunner(mllm, head, cache.pool, deterministic=deterministic)
+        self._whole = WholePrompts(mllm, prompts, head)
+        self._deterministic = deterministic
+        self._reported_whole = False
 
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: str
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their relevance (B,), in chunks; skipped pairs are left out.
 
-        Where a cached prefix makes it NaN, the prefix is computed again, once.
+        Where a cached prefix makes it NaN, the prefix is computed again, once. Prompts that differ
+        from their document's prefix before the picture is over, as a chat template may write them,
+        are scored whole, last.
         """
         again: list[int] = []
-        for suffixes, relevance in self._relevance(pairs, range(len(pairs)), batch_size, on_error):
+        apart: list[int] = []
+        every = range(len(pairs))
+        for suffixes, relevance in self._relevance(pairs, every, apart, batch_size, on_error):
             broken = set(self._drop_broken(suffixes, relevance))
             again += broken
             whole = [row for row, suffix in enumerate(suffixes) if suffix.index not in broken]
             yield [suffixes[row].index for row in whole], relevance[whole]
-        for suffixes, relevance in self._relevance(pairs, again, batch_size, on_error):
+        for suffixes, relevance in self._relevance(pairs, again, apart, batch_size, on_error):
             self._drop_broken(suffixes, relevance)
             yield [suffix.index for suffix in suffixes], relevance
+        if apart:
+            yield from self._score_whole(apart, pairs, batch_size, on_error)
 
     def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
         """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
@@ -244,8 +254,12 @@ class CachedPrefixes:
     # --- suffixes -------------------------------------------------------------------------------
 
     def _suffixes(
-        self, asked: Sequence[tuple[int, str, Document, CachedPrefix]], on_error: str
+        self,
+        asked: Sequence[tuple[int, str, Document, CachedPrefix]],
+        apart: list[int],
+        on_error: str,
     ) -> list[Suffix]:
+        """What is left of each prompt; `apart` gets those whose pictures are no part of it."""
         prompts = self._prompts.tokens(
             [(query, document, entry.expansion) for _, query, document, entry in asked]
         )
@@ -256,20 +270,25 @@ class CachedPrefixes:
                 self._skip(error, on_error)
                 continue
             shared = shared_length(ids, entry.input_ids)
-            suffixes.append(Suffix(index, entry, shared, ids[shared:]))
+            rest = ids[shared:]
+            if shared < len(entry.input_ids) and self._mllm.image_token_id in rest:
+                apart.append(index)
+                continue
+            suffixes.append(Suffix(index, entry, shared, rest))
         return suffixes
 
     def _relevance(
         self,
         pairs: Sequence[tuple[str, Document]],
         chosen: Iterable[int],
+        apart: list[int],
         batch_size: int | None,
         on_error: str,
     ) -> Iterator[tuple[Sequence[Suffix], Tensor]]:
         """Suffixes of the `chosen` pairs with their relevance (B,), in chunks.
 
         Pairs are taken document by document, so that a prefix is built once and held for no longer
-        than its own pairs are at work.
+        than its own pairs are at work. `apart` gets those that must be scored whole.
         """
         by_document: dict[int, list[int]] = {}
         for i in chosen:
@@ -284,10 +303,30 @@ class CachedPrefixes:
                         if entry is not None
                         for i in by_document[id(document)]
                     ],
+                    apart,
                     on_error,
                 )
                 for chunk in self._run.chunks(suffixes, batch_size):
                     yield chunk, self._run(chunk)
+
+    def _score_whole(
+        self,
+        indices: Sequence[int],
+        pairs: Sequence[tuple[str, Document]],
+        batch_size: int | None,
+        on_error: str,
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        if not self._reported_whole:
+            self._reported_whole = True
+            logger.warning(
+                "the chat template writes something else before a picture for some questions: "
+                "their prompts are scored whole (%d now)",
+                len(indices),
+            )
+        chosen = [pairs[i] for i in indices]
+        size = 1 if self._deterministic else batch_size
+        for places, relevance in self._whole.score(chosen, size, on_error):
+            yield [indices[place] for place in places], relevance
 
     def _drop_broken(self, suffixes: Sequence[Suffix], relevance: Tensor) -> list[int]:
         """Forgets prefixes that are at fault for a relevance of NaN; the pairs that have them.

@@ -99,16 +99,20 @@ class Prompts:
         """Of each document the tokens that every query's prompt about it begins with.
 
         Found on token ids of whole prompts: a merge across the boundary costs a token, never
-        correctness.
+        correctness. Where a chat template writes something else for some queries before the picture
+        is over, it is the first one's up to the picture's end; other prompts share less of it.
         """
         asked = [
             (probe, document, image.expansion) for document, image in pictured for probe in _PROBES
         ]
         ids = self.tokens(asked)
-        return [
-            Prompt(first[: common_prefix_length(first, second)], (image,))
-            for (_, image), first, second in zip(pictured, ids[::2], ids[1::2], strict=True)
-        ]
+        prefixes = []
+        for (_, image), first, second in zip(pictured, ids[::2], ids[1::2], strict=True):
+            length = common_prefix_length(first, second)
+            if self._mllm.image_token_id in first[length:]:
+                length = len(first) - first[::-1].index(self._mllm.image_token_id)
+            prefixes.append(Prompt(first[:length], (image,)))
+        return prefixes
 
     def _template_of(self, document: Document) -> PromptTemplate:
         template = self._template or (PLAIN if document.caption is None else CAPTION)

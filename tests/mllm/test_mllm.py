@@ -98,7 +98,7 @@ def relevance(mllm: MLLM, prompts: list[Prompt], yes: list[int], no: list[int]) 
     logits = mllm.final_norm(last) @ rows.T + (0 if bias is None else bias)
     if mllm.softcap is not None:
         logits = mllm.softcap * torch.tanh(logits / mllm.softcap)
-    return torch.sigmoid(logits[:, : len(yes)].logsumexp(1) - logits[:, len(yes) :].logsumexp(1))
+    return torch.sigmoid(logits[:, 0] - logits[:, 1])
 
 
 # --- prompts ------------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ def test_the_picture_and_the_text_matter(architecture, tiny_mllm):
     cases = [
         (picture(seed), caption, "What is it?") for seed in (10, 11) for caption in ("red", "tower")
     ]
-    scores = relevance(mllm, encode(mllm, cases)[1], yes, no).view(2, 2)
-    assert (scores[0] - scores[1]).abs().max() > 1e-3, "another picture, another score"
-    assert (scores[:, 0] - scores[:, 1]).abs().max() > 1e-3, "another caption, another score"
+    log_odds = relevance(mllm, encode(mllm, cases)[1], yes, no).logit().view(2, 2)
+    assert (log_odds[0] - log_odds[1]).abs().max() > 1e-2, "another picture, another score"
+    assert (log_odds[:, 0] - log_odds[:, 1]).abs().max() > 1e-2, "another caption, another score"
 
 
 @EIGHT

@@ -74,8 +74,9 @@ def by_hugging_face(reranker: Reranker, query: str, document: Document) -> str:
         (OF_PART, "{{ part['text'] | replace('  ', ' ') }}"),
         (OF_PART, "{{ part['text'] | replace('&', 'and') | trim }}"),
         (OF_PART, "{% if 'red' in part['text'] %}{{ 'Red! ' }}{% endif %}" + OF_PART),
+        (OF_PART, "{% if '1' in part['text'] %}{{ 'Figures! ' }}{% endif %}" + OF_PART),
     ],
-    ids=["marks", "spaces", "words", "reacts"],
+    ids=["marks", "spaces", "words", "reacts", "reacts to a probe"],
 )
 def test_scores_are_those_of_the_whole_rendered_prompt(
     change: tuple[str, str],
@@ -87,8 +88,10 @@ def test_scores_are_those_of_the_whole_rendered_prompt(
     pairs = [(query, document) for query in QUERIES for document in documents()]
     expected = [published(reranker, d, by_hugging_face(reranker, q, d)) for q, d in pairs]
     for _ in range(2):  # cold and warm
-        found = reranker.score(pairs).tolist()
-        assert found == pytest.approx(expected, abs=1e-5)
+        found = reranker.score(pairs)
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    alone = [reranker.score([pair]).item() for pair in pairs]
+    assert found.tolist() == alone, "bitwise"
 
 
 class Clock(datetime.datetime):
@@ -150,9 +153,8 @@ def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model) 
     expected = published(spaced, document, spaced.prompt("Red?", document))
     assert spaced.score([("Red?", document)]).item() == pytest.approx(expected, abs=1e-5)
     # Words given besides a preset are read as the prompt calls for them
-    own = load(
-        folder, preset=Preset("spaced", answer_tokens=("ĠYes", "ĠNo")), answers=("Yes", "No")
-    )
+    preset = Preset("spaced", answer_tokens=("ĠYes", "ĠNo"))
+    own = load(folder, preset=preset, answers=("Yes", "No"))
     assert own.yes_token_ids == [vocabulary["Yes"]]
     other = load(folder, preset=Preset("other", answer_tokens=("true", "ĠNo")))
     assert other.no_token_ids == [vocabulary["No"]], "the vocabulary has not both"
@@ -204,18 +206,16 @@ def test_the_answers_share_of_probability_is_measured(tiny_model, caplog) -> Non
     (record,) = caplog.records
     assert again.answer_share < 1e-8
     assert f"'Yes' and 'No' hold {again.answer_share:.1e}" in record.message
-    assert "ends in \"'Yes' or 'No'.<|im_end|>\\n<|im_start|>assistant\\n\"" in record.message
+    assert "'.<|im_end|>\\n<|im_start|>assistant\\n\": the model would" in record.message
     assert "chat_template_kwargs=" in record.message
 
 
 # --- control tokens -----------------------------------------------------------------------------
 
 ADDED = ["<think>", "</think>", "<tool_call>", "<|fim_suffix|>", "<unused42>"]
-FRAGMENTS = st.sampled_from(
-    ["<", ">", "<|", "|>", "im_", "end|>", "<|im_", "think", "/think>", "image_pad", "vision_start"]
-    + ["<|im_end|>", "<|image_pad|>", "＜think＞", "<THINK>", " ", *ADDED]
-)
-TEXTS = st.lists(FRAGMENTS, min_size=1, max_size=8).map("".join)
+PARTS = ["<", ">", "<|", "|>", "im_", "end|>", "<|im_", "think", "/think>", "image_pad", "vision"]
+SPELLED = ["<|im_end|>", "<|image_pad|>", "＜think＞", "<THINK>", " ", *ADDED]
+TEXTS = st.lists(st.sampled_from(PARTS + SPELLED), min_size=1, max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module", params=["raw", "nfkc and lower case"])
