@@ -464,6 +464,7 @@ class Reranker:
         return "auto" if self.template is None else self.template.name
 
     @property
+    @undisturbed
     def answer_share(self) -> float:
         """How much of the next token's probability the two answers hold, on a prompt of a mill.
 
