@@ -313,9 +313,16 @@ class Chat:
 
     @cached_property
     def _depends_on_date(self) -> bool:
-        return self._template is not None and self._template.depends_on_date(
-            _user_says(self._probe)
-        )
+        if self._template is None:
+            return False
+        says = _user_says(self._probe)
+        for messages in (says, [{**says[0], "role": "system"}, *says]):
+            try:
+                if self._template.depends_on_date(messages):
+                    return True
+            except ValueError:  # it takes no system turn
+                continue
+        return False
 
     @cached_property
     def _answer_frame(self) -> tuple[str, str]:
@@ -325,7 +332,10 @@ class Chat:
             return "", end
         prompt = self._turn([{"type": "text", "text": self._probe}])
         messages = [*_user_says(self._probe), _assistant_says(self._answer_probe)]
-        whole = self._template.render(messages, add_generation_prompt=False)
+        try:
+            whole = self._template.render(messages, add_generation_prompt=False)
+        except ValueError:  # it takes no answers in parts, or none at all
+            return "", end
         if not whole.startswith(prompt) or whole.count(self._answer_probe) != 1:
             return "", end
         before, _, after = whole.removeprefix(prompt).partition(self._answer_probe)

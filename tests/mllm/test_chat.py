@@ -192,6 +192,27 @@ def test_a_date_that_the_template_does_not_write_names_nothing(tiny_model, tiny_
     assert mllm.fingerprint == tiny_mllm("qwen2_vl").fingerprint
 
 
+def test_a_date_beside_a_system_turn_alone_counts(tiny_model, tmp_path, caplog) -> None:
+    mark = "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    dated = mark + "{% if message.role == 'system' %}{{ strftime_now('%d %B') }}{% endif %}"
+    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (mark, dated))
+    with caplog.at_level(logging.WARNING, "ragvl"):
+        mllm = load(folder)
+    assert len(caplog.records) == 1
+    assert "26 July" not in mllm.render("x")
+    assert "26 July" in mllm.render("x", system_turn="Judge.")
+    assert load(folder, date="2026-11-28").fingerprint != mllm.fingerprint
+
+
+def test_a_template_that_takes_no_answers_takes_questions(tiny_model, tmp_path) -> None:
+    end = "{% if add_generation_prompt %}"
+    refuses = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + end
+    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (end, refuses)))
+    assert mllm.tokenizer.convert_ids_to_tokens(mllm.answer_token_ids("Yes")[0]) == ["Yes"]
+    with pytest.raises(ValueError, match="refuses the prompt: one turn"):
+        mllm.render("x", system_turn="Judge.")
+
+
 def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) -> None:
     folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, "Be ' + tone + '."))
     kind = load(folder, chat_template_kwargs={"tone": "kind"})
