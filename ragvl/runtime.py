@@ -1,20 +1,17 @@
-"""Where a model runs, in which dtype, what it keeps of a picture, and a name for its weights."""
+"""Where a model runs, in which dtype, and what it keeps of a picture."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import Tensor
 
 from ragvl.messages import shown
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
-_SAMPLES_PER_TENSOR = 1024
 _PROBE_SIDE = 2048  # pixels
 
 
@@ -69,41 +66,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             f"dtype={shown(dtype)!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
-
-
-_optimizer_steps = 0
-
-
-def _count_step(*_: object) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-# torch's fused optimizers write to weights without counting it in their versions
-register_optimizer_step_post_hook(_count_step)
-
-
-def weights_version(weights: Iterable[Tensor]) -> tuple[int, ...]:
-    """What is another after any of `weights` was written to; costs no look at their values."""
-    return (_optimizer_steps, *(weight._version for weight in weights))
-
-
-@torch.no_grad()
-def fingerprint(module: nn.Module, *settings: str) -> str:
-    """A short name (32 hex digits) for a module's weights and the settings it is used with.
-
-    Hashes every tensor's name, shape and 1,024 evenly spaced values in float32, so it takes
-    milliseconds even for a large model, and any training step changes it. Two dtypes of the same
-    weights differ, as their outputs do.
-    """
-    digest = hashlib.sha256("\0".join(settings).encode())
-    for name, tensor in module.state_dict().items():
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
-        sample = flat[::step][:_SAMPLES_PER_TENSOR].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

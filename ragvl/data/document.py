@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from PIL import Image
 
 from ragvl.data.images import ImageError, decoded, load_image, why_unusable
 from ragvl.data.pictures import MAX_FILE_BYTES, ImageSource, as_picture, describe
-from ragvl.files import check_regular, open_regular
+from ragvl.files import check_regular
+from ragvl.identity import bytes_name, file_bytes_name, pixels_name
 from ragvl.messages import shown
 
-# A file that was written to so recently might be again without a later time on it
-_SETTLED_AFTER = 2.0  # seconds
 # Of a document's name, which together hold at most 200 characters of input
 _ID_SHOWN, _PATH_SHOWN = 80, 120
 
@@ -118,17 +114,17 @@ class Document:
         )
 
     def digest(self) -> str:
-        """Names the picture's content: sha256 of the encoded bytes, or else of the pixels.
+        """Names the picture's content: its encoded bytes, or else its size and pixels.
 
-        Computed once; of a file, again when its size or its time of change is another.
-        Thread-safe.
+        Computed once; of a file, again whenever it was changed or replaced: see
+        `identity.file_bytes_name`. Thread-safe.
 
         Raises:
             ImageError: the file cannot be read, or the picture in memory cannot be used.
         """
         if isinstance(self.image, str | os.PathLike):
             try:
-                return _file_digest(os.fspath(self.image))
+                return file_bytes_name(self.image, max_bytes=MAX_FILE_BYTES)
             except OSError as error:
                 raise ImageError(why_unusable(self.name, error)) from error
         if not self._digest:
@@ -137,29 +133,9 @@ class Document:
 
     def _hash_content(self) -> str:
         if isinstance(self.image, bytes):
-            return hashlib.sha256(self.image).hexdigest()
+            return bytes_name(self.image)
         picture = self.load()
-        return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+        return pixels_name(picture.size, picture.tobytes())
 
 
 DocumentLike = Document | ImageSource
-
-
-def _file_digest(path: str) -> str:
-    status = check_regular(path, max_bytes=MAX_FILE_BYTES)
-    if time.time() - status.st_mtime < _SETTLED_AFTER:
-        return _hash_file(path)
-    return _settled_file_digest(
-        path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-    )
-
-
-@lru_cache(maxsize=1 << 16)
-def _settled_file_digest(path: str, *_status: int) -> str:
-    return _hash_file(path)
-
-
-def _hash_file(path: str) -> str:
-    with open_regular(path, max_bytes=MAX_FILE_BYTES) as file:
-        # typeshed's BinaryIO lacks `readinto`
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

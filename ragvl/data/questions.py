@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Literal
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.problems import Problems, no_use
+from ragvl.identity import file_marks, name_of
 from ragvl.messages import shown
 
 logger = logging.getLogger(__name__)
@@ -96,13 +94,13 @@ class QuestionSet(ABC):
     def document_key(self, document_id: str) -> str:
         """Names a document's content: another after its caption or its picture's file changed.
 
-        No picture is decoded; a file is known by its path, size and time of change.
+        No picture is decoded or read; see `identity.file_marks`.
 
         Raises:
             KeyError: there is none of that id.
         """
         document = self.document(document_id)
-        picture = document.digest() if document.path is None else file_version(document.path)
+        picture = document.digest() if document.path is None else file_marks(document.path)
         return content_key(document.caption, picture)
 
     @property
@@ -150,16 +148,6 @@ class QuestionSet(ABC):
             logger.warning("%s: %s", shown(self.name), self.problems)
 
 
-def file_version(path: str | os.PathLike[str]) -> str:
-    """Names a file's content by its path, size and time of change; works if it is not there."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return f"{os.path.abspath(path)}, missing"
-    return f"{os.path.abspath(path)}, {status.st_size} bytes, {status.st_mtime_ns}"
-
-
 def content_key(caption: str | None, picture: str) -> str:
-    """Names a document by its caption and what names its picture: 32 hexadecimal digits."""
-    content = json.dumps([caption, picture]).encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    """Names a document by its caption and what names its picture."""
+    return name_of("document", caption, picture)

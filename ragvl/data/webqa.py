@@ -24,7 +24,7 @@ from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.layouts import FIRST_ERROR, String, StringOrNumber, parsed
 from ragvl.data.problems import Problems, brief
-from ragvl.data.questions import Pool, Question, QuestionSet, content_key, file_version
+from ragvl.data.questions import Pool, Question, QuestionSet, content_key
 from ragvl.data.rules import (
     CaptionTable,
     Pictures,
@@ -34,6 +34,7 @@ from ragvl.data.rules import (
     pictures_are_there,
 )
 from ragvl.files import open_regular
+from ragvl.identity import file_marks
 from ragvl.messages import reason
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
@@ -53,7 +54,7 @@ class ImageRows:
 
     def __init__(self, folder: Path, problems: Problems) -> None:
         self._path = existing(folder / ROWS, _BESIDE)
-        self._version = file_version(self._path)
+        self._version = file_marks(self._path)
         self._size = self._path.stat().st_size
         if not self._size:
             problems.add("empty file", place(self._path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 import shutil
@@ -27,9 +26,9 @@ from ragvl.evaluation.answers import lemmatizer
 from ragvl.evaluation.conditions import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
 from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run
-from ragvl.evaluation.journal import depending_on
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
+from ragvl.identity import file_bytes_name, file_marks, name_of
 from ragvl.messages import one_line
 from ragvl.mllm import MLLM
 from ragvl.reranker import Reranker
@@ -165,7 +164,8 @@ class _Test:
                 raise ValueError(
                     settings.in_file(f"{source.name} has no question with documents and an answer")
                 )
-        name = depending_on(
+        name = name_of(
+            "test",
             test.model_dump_json(),
             data_fingerprint(test.data, source),
             encoder and encoder.fingerprint,
@@ -178,8 +178,8 @@ class _Test:
 def data_fingerprint(path: Path, source: QuestionSet) -> str:
     """Names the content of a data set.
 
-    Its annotations are read; of its pictures, and of files as large as imgs.tsv, sizes and times of
-    change are taken.
+    Its annotations are read; of its pictures, and of files as large as imgs.tsv, what
+    `identity.file_marks` takes.
 
     Args:
         path: what `source` was opened from.
@@ -189,10 +189,8 @@ def data_fingerprint(path: Path, source: QuestionSet) -> str:
         OSError: a file is gone.
     """
     files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in [*sorted(files), *_picture_files(source)]:
-        digest.update(f"{file.name}\0{_file_fingerprint(file)}\0".encode())
-    return digest.hexdigest()[:32]
+    names = [(file.name, _file_name(file)) for file in [*sorted(files), *_picture_files(source)]]
+    return name_of("data", names)
 
 
 def _picture_files(source: QuestionSet) -> Iterator[Path]:
@@ -206,12 +204,10 @@ def _picture_files(source: QuestionSet) -> Iterator[Path]:
         yield Path(path)
 
 
-def _file_fingerprint(file: Path) -> str:
-    found = file.stat()
-    if file.suffix in _READ_WHOLE and found.st_size <= _READ_WHOLE_BYTES:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    return f"{found.st_size} bytes, {found.st_mtime_ns}"
+def _file_name(file: Path) -> str:
+    size = file.stat().st_size
+    is_read = file.suffix in _READ_WHOLE and size <= _READ_WHOLE_BYTES
+    return file_bytes_name(file) if is_read else file_marks(file)
 
 
 class _Ingredients:
@@ -228,7 +224,7 @@ class _Ingredients:
         found = [self._data(run.data, split, "train") for split in splits]
         if planned.ranking is not None:
             files = (planned.ranking.ranking, planned.ranking.eval_ranking)
-            found += [_file_fingerprint(file) for file in files if file is not None]
+            found += [_file_name(file) for file in files if file is not None]
         return found
 
     @staticmethod
@@ -262,7 +258,7 @@ def _jobs(settings: AblationSettings, test: _Test, work: Path) -> list[_Job]:
         except (ValueError, OSError, ImportError) as error:
             problems.add(run, error)
             continue
-        name = depending_on(settings.stage, test.name, model, *learned)
+        name = name_of("run", settings.stage, test.name, model, learned)
         jobs.append(_Job(run, planned, model, work / f"run-{name}.json", work / f"model-{name}"))
     settings.refuse(problems)
     return jobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from ragvl.evaluation.stages import (
     wrong_pictures,
 )
 from ragvl.generator import Generator
+from ragvl.identity import name_of
 from ragvl.reranker import (
     Reranker,
     SavedThresholds,
@@ -322,6 +322,7 @@ def calibrate(
     saved = SavedThresholds(
         model=models.reranker.weights,
         template=models.reranker.template_name,
+        prompts=models.reranker.prompts_name,
         encoder=models.encoder.fingerprint,
         pool=pool,
         num_candidates=settings.num_candidates,
@@ -408,7 +409,7 @@ def _thresholds(
 
 def _question_name(question: Question) -> str:
     """Names a question whatever its data set is called."""
-    return hashlib.sha256(f"{question.id}\0{question.text}".encode()).hexdigest()[:12]
+    return name_of("question", question.id, question.text)[:12]
 
 
 def _estimated(settings: EvaluationSettings) -> list[str]:

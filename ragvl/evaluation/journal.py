@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
@@ -11,11 +10,6 @@ from typing import Any, Generic, TypeVar
 from tqdm.auto import tqdm
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-def depending_on(*parts: object) -> str:
-    """A short name for everything that a result depends on."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 class Journal(Generic[Key]):

@@ -17,8 +17,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.evaluation.journal import Journal, depending_on
+from ragvl.evaluation.journal import Journal
 from ragvl.generator import Generator
+from ragvl.identity import name_of
 from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder, VectorIndex, encode_documents, readable
@@ -87,7 +88,9 @@ def embed_documents(
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
     for start in tqdm(starts, desc="embed", unit="block", disable=not progress or len(starts) < 2):
         wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
-        name = depending_on(encoder.fingerprint, *wanted, *map(source.document_key, wanted))
+        keys = [source.document_key(id) for id in wanted]
+        dtype = str(encoder.model.dtype)
+        name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
         path = folder / f"vectors-{name}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as saved:
@@ -141,10 +144,7 @@ class Relevances:
         self._source = source
         self._document_key = cache(source.document_key)  # asked for every pair
         self._reranker = reranker
-        name = depending_on(
-            reranker.mllm.fingerprint, reranker.template_name, reranker.caption_tokens
-        )
-        self._journal: Journal[str] = Journal(folder / f"relevance-{name}.jsonl")
+        self._journal: Journal[str] = Journal(folder / f"relevance-{reranker.fingerprint}.jsonl")
 
     def __call__(self, question: Question, document_id: str) -> float:
         """The relevance of a pair that was computed; NaN where it could not be."""
@@ -188,7 +188,7 @@ class Relevances:
                 )
 
     def _key(self, question: Question, document_id: str) -> str:
-        return depending_on(question.text, self._document_key(document_id))
+        return name_of("pair", question.text, self._document_key(document_id))
 
 
 class Answers:
@@ -208,7 +208,7 @@ class Answers:
         self._document_key = cache(source.document_key)  # asked for every question
         self._generator = generator
         self._max_new_tokens = max_new_tokens
-        name = depending_on(generator.mllm.fingerprint, max_new_tokens, generator.caption_tokens)
+        name = name_of("answers", generator.fingerprint, max_new_tokens)
         self._journal: Journal[str] = Journal(folder / f"answers-{name}.jsonl")
 
     def __call__(self, question: Question, document_ids: Sequence[str]) -> str:
@@ -255,7 +255,7 @@ class Answers:
             return [answer for one in asked for answer in self._answer([one])]
 
     def _key(self, question: Question, document_ids: Sequence[str]) -> str:
-        return depending_on(question.text, *map(self._document_key, document_ids))
+        return name_of("asked", question.text, *map(self._document_key, document_ids))
 
 
 def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:

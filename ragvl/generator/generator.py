@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
+from ragvl.identity import config_content, name_of
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
 from ragvl.reranker.images import load_image
@@ -56,6 +57,21 @@ class Generator:
         """Loads a generator from a folder or the hub; see `Reranker.from_pretrained`."""
         mllm = MLLM.from_pretrained(path, device=device, dtype=dtype, **load)
         return cls(mllm, caption_tokens=caption_tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that its answers depend on, the questions and documents apart."""
+        mllm = self.mllm
+        prompts = generator_prompt("", [None, ""])  # without and with a caption
+        settings = config_content(mllm.model.generation_config)
+        return name_of(
+            "generator",
+            mllm.fingerprint,
+            mllm.environment,
+            prompts,
+            self.caption_tokens,
+            settings,
+        )
 
     def answer(
         self, query: str, documents: Sequence[DocumentLike] = (), *, max_new_tokens: int = 32

@@ -28,6 +28,7 @@ from ragvl.ops import PrefixBatch, prefix_attention
 WriteKv = Callable[[int, Tensor, Tensor], None]
 
 _PREFIX = "ragvl_"  # of the names of attention implementations
+_DOOR = "_ragvl_door"  # marks functions that are set into a model here
 
 # Additions to a score that `prefix_attention` does not make
 _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
@@ -63,7 +64,8 @@ class Decoder:
     """The language model inside an MLLM.
 
     Args:
-        model: the whole model; its decoder's attention is replaced in place.
+        model: the whole model; its decoder's attention is replaced in place. Another `Decoder` may
+            be made of it after its modules have changed: the doors that are there stay.
         norm: the decoder's final norm.
 
     Raises:
@@ -77,9 +79,10 @@ class Decoder:
         if not isinstance(layers, nn.ModuleList) or not layers:
             raise UnsupportedModelError(f"{type(self._decoder).__name__} has no list of layers")
         self.num_layers = len(layers)
-        norm.register_forward_pre_hook(_before_norm)
-        layers[-1].register_forward_pre_hook(_before_last_layer, with_kwargs=True)
-        self._decoder.register_forward_pre_hook(_before_decoder, with_kwargs=True)
+        self._last_layer = layers[-1]
+        _hook(norm, _before_norm)
+        _hook(self._last_layer, _before_last_layer, with_kwargs=True)
+        _hook(self._decoder, _before_decoder, with_kwargs=True)
         _wrap_attention(self._decoder.config)
         _wrap_queries(layers[-1])
         _wrap_image_features(model.base_model)
@@ -137,7 +140,7 @@ class Decoder:
             last_rows: (B,) the row of each suffix's last token.
             prefixes: for each layer, the cached prefixes and which rows are whose.
         """
-        run = _Extend(prefixes, last_rows, self.num_layers - 1)
+        run = _Extend(prefixes, last_rows, self._last_layer, self.num_layers - 1)
         embeds = self._model.get_input_embeddings()(input_ids)[None]
         token = _pass.set(run)
         try:
@@ -177,10 +180,17 @@ class _Prefill:
 class _Extend:
     """A pass over packed suffixes that attend to their prefixes."""
 
-    def __init__(self, prefixes: Sequence[PrefixBatch], last_rows: Tensor, last_layer: int) -> None:
+    def __init__(
+        self,
+        prefixes: Sequence[PrefixBatch],
+        last_rows: Tensor,
+        last_layer: nn.Module,
+        last_index: int,
+    ) -> None:
         self.prefixes = prefixes
         self.last_rows = last_rows
         self.last_layer = last_layer
+        self.last_index = last_index
         self.collecting = False
         self.collected: tuple[Tensor, Tensor] | None = None
 
@@ -197,7 +207,7 @@ class _Extend:
         if self.collecting:
             self.collected = key, value
             raise _Finished
-        if module.layer_idx == self.last_layer:
+        if module.layer_idx == self.last_index:
             assert self.collected is not None
             key, value = self.collected
             prefix = replace(prefix, last_only=True)
@@ -222,6 +232,12 @@ def _capture(module: nn.Module, **batch: Any) -> Tensor:
     return captured[0]
 
 
+def _hook(module: nn.Module, function: Callable[..., Any], *, with_kwargs: bool = False) -> None:
+    """Has `function` called before the module, once however often this is done."""
+    if function not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(function, with_kwargs=with_kwargs)
+
+
 def _before_norm(_norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Takes the norm's input, and leaves the norm one row to work on."""
     captured = _captured.get()
@@ -243,7 +259,9 @@ def _before_last_layer(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Keys and values of every row first; then the layer runs on the last tokens alone."""
     run = _pass.get()
-    if not isinstance(run, _Extend) or run.collecting or run.collected:
+    if not isinstance(run, _Extend) or layer is not run.last_layer:
+        return None
+    if run.collecting or run.collected:
         return None
     run.collecting = True
     with contextlib.suppress(_Finished):
@@ -291,7 +309,7 @@ def _wrap_queries(last_layer: nn.Module) -> None:
     A layer that computes queries, keys and values in one product does so as before.
     """
     projection = getattr(getattr(last_layer, "self_attn", None), "q_proj", None)
-    if not isinstance(projection, nn.Linear):
+    if not isinstance(projection, nn.Linear) or hasattr(projection.forward, _DOOR):
         return
     project = projection.forward
 
@@ -301,11 +319,14 @@ def _wrap_queries(last_layer: nn.Module) -> None:
             return project(hidden)
         return hidden.new_zeros(()).expand(*hidden.shape[:-1], projection.out_features)
 
+    setattr(forward, _DOOR, True)
     setattr(projection, "forward", forward)  # noqa: B010 (a method, to mypy)
 
 
 def _wrap_image_features(base: Any) -> None:
     compute = base.get_image_features
+    if hasattr(compute, _DOOR):
+        return
 
     @functools.wraps(compute)  # Hugging Face looks at the names of its arguments
     def get_image_features(*args: Any, **kwargs: Any) -> Any:
@@ -316,6 +337,7 @@ def _wrap_image_features(base: Any) -> None:
             run.features = compute(*args, **kwargs)
         return run.features
 
+    setattr(get_image_features, _DOOR, True)
     base.get_image_features = get_image_features
 
 

@@ -13,10 +13,16 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
+from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import reason, shown
 from ragvl.mllm.answers import answer_token_ids, continuation, named_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
@@ -36,20 +42,15 @@ from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
-from ragvl.runtime import (
-    count_kept_pixels,
-    fingerprint,
-    resolve_device,
-    resolve_dtype,
-    weights_version,
-)
+from ragvl.runtime import count_kept_pixels, resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
+from ragvl.weights import Watch
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _TEXT_INPUTS = ("input_ids", "attention_mask", *_TYPE_IDS)
 _LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
 # Attributes that `without_weights` leaves out
-_HOLD_WEIGHTS = ("model", "_head", "_decoder", "_weights", "_fingerprint")
+_HOLD_WEIGHTS = ("model", "_head", "_decoder", "_watch", "_form", "_fingerprint")
 _NOT_OF_IMAGES = (*_TEXT_INPUTS, "labels", "text_replacement_offsets")
 
 
@@ -96,8 +97,6 @@ class MLLM:
         self._chat = Chat(processor, chat_template_kwargs=chat_template_kwargs, date=date)
         self._head = Head(model)
         self._decoder = Decoder(model, self._head.norm_module)
-        self._weights = tuple(model.parameters())
-        self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self.image_token_id: int = model.config.image_token_id
         self._image_token: str = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         self._image_token_runs = re.compile(f"(?:{re.escape(self._image_token)})+")
@@ -109,6 +108,9 @@ class MLLM:
         self._check_logits()
         if self.device.type == "cuda":
             self._try_images_on_device()
+        self._watch = Watch(model)
+        self._form = self._form_now()
+        self._fingerprint: tuple[tuple[str, ...], str] | None = None
 
     @classmethod
     @undisturbed
@@ -240,16 +242,64 @@ class MLLM:
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights, their dtype and every setting that shapes an input to them.
+        """Names what the model is: every byte of its weights, and every setting.
 
-        Computed once, and again when a weight has been written to, as training does.
+        These are all parameters and buffers, the adapters in use, the dtype, the configuration, the
+        processor, the tokenizer and the chat template. The weights are read once, when it is first
+        asked for, and again when something tells that they have changed; what tells is looked at
+        each time (see `Watch`), and what was taken from the model is taken from it anew then.
+
+        Raises:
+            UnnamedWeightsError: a weight's values cannot be read; the message names it.
+            UnsupportedModelError: the model was changed into one that would give wrong scores here.
         """
-        versions = weights_version(self._weights)
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            settings = (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
-            name = fingerprint(self.model, str(self.dtype), *settings, self._chat.settings)
-            self._fingerprint = versions, name
+        self._look_again()
+        settings = self._settings()
+        if self._fingerprint is None or self._fingerprint[0] != settings:
+            name = name_of(
+                "multimodal LLM",
+                self._watch.name,
+                str(self.dtype),
+                config_content(self.model.config),
+                self.processor.to_json_string(),
+                tokenizer_content(self.tokenizer),
+                self.chat_settings,
+            )
+            self._fingerprint = settings, name
         return self._fingerprint[1]
+
+    def release_weights(self) -> None:
+        """Holds on to no weight by itself, so that moving the model frees where they were.
+
+        They are read again when `fingerprint` is asked for the next time.
+        """
+        self._watch.release()
+
+    @property
+    def weights_name(self) -> str:
+        """Names the weights in their dtype with their configuration, whatever library loads them.
+
+        Unlike `fingerprint` it does not depend on processor and tokenizer, nor on what a library
+        computes when it loads a model, such as rotary frequencies.
+        """
+        self._look_again()
+        return name_of(
+            "weights of a multimodal LLM",
+            self._watch.saved_name,
+            str(self.dtype),
+            config_content(self.model.config),
+        )
+
+    @property
+    def environment(self) -> str:
+        """Names what the model is computed with, as far as it changes bits.
+
+        This is the attention implementation of each of its parts, the kind of device, the precision
+        of float32 products, and the versions of the libraries.
+        """
+        attention = [config._attn_implementation for config in _configs(self.model.config)]
+        precision = torch.get_float32_matmul_precision()
+        return name_of("environment", attention, self.device.type, precision, library_versions())
 
     @cached_property
     @undisturbed
@@ -307,6 +357,11 @@ class MLLM:
             return f"its decoder is built in a way of its own: {error}"
 
     # --- prompts --------------------------------------------------------------------------------
+
+    @property
+    def chat_settings(self) -> str:
+        """All that shapes a prompt besides its template and fields; see `Chat.settings`."""
+        return self._chat.settings
 
     @property
     def image_placeholder(self) -> str:
@@ -665,6 +720,36 @@ class MLLM:
         except ValueError as error:
             raise UnusableImageError(reason(error)) from error
 
+    @undisturbed
+    def _look_again(self) -> None:
+        """Notices that the model was changed, and takes it apart again if its form was.
+
+        Modules may have been wrapped or replaced then, as adapters do.
+        """
+        if self._watch.model is not self.model:
+            self._watch = Watch(self.model)
+            self._fingerprint = None
+        if self._watch.look():
+            self._fingerprint = None
+        if self._form == self._form_now():
+            return
+        self._head = Head(self.model)
+        self._decoder = Decoder(self.model, self._head.norm_module)
+        for name in ("prefix_sees_suffix", "kv_layout", "prefix_problem"):
+            self.__dict__.pop(name, None)
+        self._check_logits()
+        self._form = self._form_now()
+
+    def _form_now(self) -> tuple[object, ...]:
+        """What is equal while the model is made of the same modules with the same settings."""
+        return self._watch.form, *map(_plain_fields, _configs(self.model.config))
+
+    def _settings(self) -> tuple[str, ...]:
+        """What is equal while nobody changes a setting; costs microseconds."""
+        image_processor = getattr(self.processor, "image_processor", None)
+        parts = (self.processor, image_processor, *_configs(self.model.config))
+        return tuple(map(_plain_fields, filter(None, parts)))
+
     def _lacks_bos(self, text: str) -> bool:
         """Whether the tokenizer is to add its special tokens; some templates write the first.
 
@@ -801,6 +886,18 @@ def _best_attention(device: torch.device, dtype: torch.dtype) -> str | None:
     """flash-attn where it is installed and can be used; None leaves it to Hugging Face (SDPA)."""
     usable = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     return "flash_attention_2" if usable and is_flash_attn_2_available() else None
+
+
+def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A configuration and those that are nested in it."""
+    nested = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return [config, *(inner for one in nested for inner in _configs(one))]
+
+
+def _plain_fields(part: object) -> str:
+    """The settings that an object holds itself."""
+    plain = (bool, int, float, str, list, tuple, Mapping)
+    return str({name: value for name, value in vars(part).items() if isinstance(value, plain)})
 
 
 def _probe_image() -> Image.Image:

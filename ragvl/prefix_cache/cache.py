@@ -135,10 +135,16 @@ class PrefixCache:
         """Reserves the device's memory for `mllm`'s prefixes; does nothing the second time.
 
         Raises:
-            ValueError: it is attached to another model, or the budget is less than a page.
+            ValueError: it is attached to another model, the model was moved or cast since, or the
+                budget is less than a page.
         """
         with self._lock:
             if self._mllm is mllm:
+                if (self.pool.layout, self.pool.device) != (mllm.kv_layout, mllm.device):
+                    raise ValueError(
+                        "this PrefixCache holds prefixes in another dtype, or on another device, "
+                        "than the model has now: make another PrefixCache"
+                    )
                 return
             if self._mllm is not None:
                 raise ValueError(

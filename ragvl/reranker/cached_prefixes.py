@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.identity import name_of
 from ragvl.mllm import (
     MLLM,
     ImageInputs,
@@ -76,6 +76,8 @@ class CachedPrefixes:
         prompts: writes the prompts.
         head: reads relevance.
         cache: keeps the prefixes.
+        model: names the model as it is, and what it is computed with. It must not change while
+            these prefixes are used: another model needs another `CachedPrefixes`.
         deterministic: a score's bits do not depend on what else was asked. Chunks have one shape
             on a GPU, and prefixes are computed together only where that changes nothing.
     """
@@ -87,12 +89,14 @@ class CachedPrefixes:
         head: AnswerHead,
         cache: PrefixCache,
         *,
+        model: str,
         deterministic: bool,
     ) -> None:
         cache.attach(mllm)
         self._mllm = mllm
         self._prompts = prompts
         self._cache = cache
+        self._model = model
         self._build = PrefixBuilder(mllm, cache.pool, exact=deterministic)
         self._run = ChunkRunner(mllm, head, cache.pool, deterministic=deterministic)
         self._whole = WholePrompts(mllm, prompts, head)
@@ -219,22 +223,20 @@ class CachedPrefixes:
         """Every document, with its picture being prepared if its prefix is not known."""
         coming = iter(documents)
         started: deque[_Started] = deque()
-        model = self._mllm.fingerprint  # once a call: it looks at every weight
         while True:
             following = islice(coming, _GROUP - len(started))
-            started.extend(self._look_up(*numbered, model, workers) for numbered in following)
+            started.extend(self._look_up(*numbered, workers) for numbered in following)
             if not started:
                 return
             yield started.popleft()
 
-    def _look_up(self, index: int, document: Document, model: str, workers: Workers) -> _Started:
+    def _look_up(self, index: int, document: Document, workers: Workers) -> _Started:
         frame = self._prompts.frame(document)
         try:
             digest = document.digest()
         except ImageError as error:
             return _Started(index, document, "", "", workers.submit(partial(_fail, error)))
-        parts = (digest, frame.before, model, str(self._cache.compression))
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        key = name_of("prefix", digest, frame.before, self._model, self._cache.compression)
         known = key in self._cache
         load = partial(self._load_unchanged, document, digest)
         return _Started(index, document, key, digest, None if known else workers.submit(load))

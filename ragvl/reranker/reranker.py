@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
+from ragvl.identity import name_of
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, Prompt, merge_settings
 from ragvl.prefix_cache import PrefixCache
@@ -33,7 +34,7 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.templates import PromptTemplate, resolve_template
+from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     THRESHOLDS_FILE,
     SavedThresholds,
@@ -43,7 +44,6 @@ from ragvl.reranker.thresholds import (
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
-from ragvl.runtime import fingerprint
 from ragvl.surroundings import undisturbed
 
 logger = logging.getLogger(__name__)
@@ -159,15 +159,15 @@ class Reranker:
     ) -> None:
         self.mllm = mllm
         self.template = resolve_template(template)
+        self._answers = answers, answer_tokens
+        head = AnswerHead(mllm, *self._answers)
+        self.yes_token_ids, self.no_token_ids = head.yes_token_ids, head.no_token_ids
+        self._prompts = Prompts(mllm, self.template, caption_tokens)
         if thresholds is not None:
             self._check_thresholds(thresholds)
         self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
-        self._answers = answers, answer_tokens
-        head = AnswerHead(mllm, *self._answers)
-        self.yes_token_ids, self.no_token_ids = head.yes_token_ids, head.no_token_ids
         self._share: tuple[str, float] | None = None
-        self._prompts = Prompts(mllm, self.template, caption_tokens)
         if not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
         self.prefix_cache = prefix_cache
@@ -435,15 +435,15 @@ class Reranker:
         """
         _check_on_error(on_error)
         refuse_one_document(documents)
-        if problem := self._no_reuse():
-            raise ValueError(f"there is nothing to warm: {problem}")
-        assert isinstance(self._scorer, CachedPrefixes)
+        scorer = self._scorer
+        if not isinstance(scorer, CachedPrefixes):
+            raise ValueError(f"there is nothing to warm: {self._no_reuse()}")
         outcomes: Counter[str] = Counter()
         coming = (as_document(item, f"documents[{i}]") for i, item in enumerate(documents))
         watched = self._prompts.captions.watched(coming)
         total = len(documents) if isinstance(documents, Sized) else None
         with tqdm(total=total, desc="warm", unit="doc", disable=not progress) as bar:
-            for outcome in self._scorer.warm(watched, on_error):
+            for outcome in scorer.warm(watched, on_error):
                 outcomes[outcome] += 1
                 bar.update()
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
@@ -451,7 +451,25 @@ class Reranker:
     @property
     def weights(self) -> str:
         """Names the model's weights in their dtype, whatever library loads them."""
-        return fingerprint(self.mllm.model, str(self.mllm.dtype))
+        return self.mllm.weights_name
+
+    @property
+    def prompts_name(self) -> str:
+        """Names what it asks: its templates' texts and system turns, the chat template, answers.
+
+        Also how much of a caption is in them.
+        """
+        templates = (CAPTION, PLAIN) if self.template is None else (self.template,)
+        answers = self._answers, self.yes_token_ids, self.no_token_ids
+        return name_of("prompts", templates, self.mllm.chat_settings, answers, self.caption_tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that its scores depend on, the pairs apart."""
+        mllm, compression = self.mllm, self.prefix_cache.compression
+        return name_of(
+            "reranker", mllm.fingerprint, mllm.environment, self.prompts_name, compression
+        )
 
     @property
     def caption_tokens(self) -> int | None:
@@ -504,6 +522,11 @@ class Reranker:
         for what, theirs, own in (
             ("weights, or in another dtype", thresholds.model, self.weights),
             (f"prompts ({thresholds.template})", thresholds.template, self.template_name),
+            (
+                f"texts of its prompts ({thresholds.template}) or answers",
+                thresholds.prompts,
+                self.prompts_name,
+            ),
         ):
             if theirs != own:
                 raise ThresholdError(
@@ -526,12 +549,13 @@ class Reranker:
 
     @property
     def _scorer(self) -> CachedPrefixes | WholePrompts:
-        name = self.mllm.fingerprint
-        if self._made is None or self._made[0] != name:  # the first time, or after training
-            self._made = name, self._make_scorer()
-        return self._made[1]
+        name = name_of("model", self.mllm.fingerprint, self.mllm.environment)
+        made = self._made
+        if made is None or made[0] != name:  # the first time, or after a change of the model
+            made = self._made = name, self._make_scorer(name)
+        return made[1]
 
-    def _make_scorer(self) -> CachedPrefixes | WholePrompts:
+    def _make_scorer(self, model: str) -> CachedPrefixes | WholePrompts:
         head = AnswerHead(self.mllm, *self._answers)
         self._check_answer_share()
         if problem := self._no_reuse():
@@ -542,6 +566,7 @@ class Reranker:
             self._prompts,
             head,
             self.prefix_cache,
+            model=model,
             deterministic=self._deterministic,
         )
 

@@ -35,6 +35,7 @@ class SavedThresholds:
     Attributes:
         model: names the weights; see `Reranker.weights`.
         template: the prompt's template.
+        prompts: names its text, system turn and answers; see `Reranker.prompts_name`.
         encoder: names the retriever's weights.
         pool: what was retrieved from.
         num_candidates: how many documents were reranked.
@@ -47,6 +48,7 @@ class SavedThresholds:
 
     model: str
     template: str
+    prompts: str
     encoder: str
     pool: str
     num_candidates: _Count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,11 +26,13 @@ from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError
 from ragvl.forks import renew_in_children
+from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
-from ragvl.runtime import count_kept_pixels, fingerprint, resolve_device, resolve_dtype
+from ragvl.runtime import count_kept_pixels, resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
+from ragvl.weights import Watch, model_tensors, weights_name
 
 _PREPARE_THREADS = 4
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
@@ -56,9 +57,6 @@ class DualEncoder:
 
     Attributes:
         dim: length of the vectors.
-        fingerprint: a name for the weights as given (before `dtype` is applied), the image
-            processor's settings and the tokenizer. Vectors of encoders with the same fingerprint
-            can be compared.
 
     Raises:
         ValueError: the model is not a dual encoder, or a setting is not valid.
@@ -87,16 +85,14 @@ class DualEncoder:
         image_processor(
             _PROBE_PICTURE, return_tensors="pt"
         )  # so that what fails later is a picture
-        self.fingerprint = fingerprint(
-            model,
-            image_processor.to_json_string(),
-            json.dumps(tokenizer.get_vocab(), sort_keys=True),
-            json.dumps(tokenizer(_PROBE)["input_ids"]),  # tells normalizers and end tokens apart
-        )
+        saved, _ = model_tensors(model)
+        self._weights_name = weights_name(saved)
         self.device = resolve_device(device)
         self.model = model.to(self.device, resolve_dtype(dtype, self.device)).eval()
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self._watch = Watch(self.model)
+        self._fingerprint: str | None = None
         # SigLIP reads a text at the last of a fixed number of positions, padding included.
         self._padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
         if self._padding == "longest":  # on the left it would move a text by its batch's longest
@@ -153,6 +149,26 @@ class DualEncoder:
         model = load_weights(AutoModel, folder, dtype="auto", **code)
         with naming(folder, "model or processor"):
             return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights as given, before `dtype` is applied, and every setting.
+
+        Vectors of encoders with the same fingerprint can be compared. Weights that were changed
+        since are noticed (see `Watch`), and named as they are.
+        """
+        if self._watch.look():
+            self._weights_name = self._watch.name
+            self._fingerprint = None
+        if self._fingerprint is None:
+            self._fingerprint = name_of(
+                "dual encoder",
+                self._weights_name,
+                config_content(self.model.config),
+                self.image_processor.to_json_string(),
+                tokenizer_content(self.tokenizer),
+            )
+        return self._fingerprint
 
     @undisturbed
     def encode_images(

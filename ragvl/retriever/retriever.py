@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.questions import content_key
 from ragvl.retriever.encoder import DualEncoder
 from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
 from ragvl.retriever.storage import IndexFileError, load_state
 
 _DOCUMENTS_FILE = "documents.jsonl"
+_ID_LENGTH = 16  # of the ids that are made of a document's content
 
 
 class IndexMismatchError(ValueError):
@@ -215,13 +216,7 @@ def _id_of(document: Document) -> str:
         return document.id
     if document.path is not None:
         return document.path
-    if isinstance(document.image, bytes):
-        digest = hashlib.sha256(document.image)
-    else:
-        picture = document.load()
-        digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes())
-    digest.update(b"\0" + (document.caption or "").encode())
-    return digest.hexdigest()[:16]
+    return content_key(document.caption, document.digest())[:_ID_LENGTH]
 
 
 def _read_documents(path: Path, given: dict[str, Document]) -> dict[str, Document]:

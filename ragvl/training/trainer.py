@@ -89,6 +89,7 @@ def train(
         "lora": asdict(lora),
         "freeze_vision": freeze_vision,
     }
+    mllm.release_weights()  # they move to Trainer's device
     with arguments.main_process_first():  # the others find the file, which is the same
         checkpoint = _claim_folder(arguments, run)
     install_loss(mllm, noise)

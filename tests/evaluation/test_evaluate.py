@@ -35,7 +35,7 @@ from ragvl.evaluation.evaluate import (
 from ragvl.evaluation.figures import compare_figures
 from ragvl.evaluation.report import pick_cases, print_figures, write_report
 from ragvl.evaluation.stages import Models, wrong_pictures
-from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
+from ragvl.reranker import PromptTemplate, Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
 
 ASSETS = Path(__file__).parents[2] / "ragvl" / "assets"
@@ -158,16 +158,23 @@ def test_an_evaluation_that_was_broken_off_goes_on(
     assert again.reranker.pairs == 0
 
 
-def test_another_model_never_takes_what_is_there(
+def test_another_model_or_prompt_never_takes_what_is_there(
     source: WebQA, models: Models, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, num_timed=0, num_questions=4)
-    own = counting(models)
-    evaluate(source, own, settings, work=tmp_path, progress=False)
-    changed = counting(replace(models, reranker=Reranker.from_pretrained(ASSETS / "tiny-base")))
-    evaluate(source, changed, settings, work=tmp_path, progress=False)
-    assert isinstance(own.reranker, _Counting) and isinstance(changed.reranker, _Counting)
-    assert changed.reranker.pairs == own.reranker.pairs > 0
+    mllm = models.reranker.mllm
+    mine = PromptTemplate("mine", "<image>\nIs it about {query}?")
+    rerankers = [
+        _Counting(mllm),
+        _Counting.from_pretrained(ASSETS / "tiny-base"),
+        _Counting(mllm, template=mine),
+        _Counting(mllm, template=replace(mine, text="<image>\nDoes it show {query}?")),
+        _Counting(mllm, template=mine, answers=("No", "Yes")),
+    ]
+    for reranker in rerankers:
+        evaluate(source, Models(models.encoder, reranker), settings, work=tmp_path, progress=False)
+    assert len({reranker.pairs for reranker in rerankers}) == 1, "each scored all of them"
+    assert rerankers[0].pairs > 0
 
 
 def test_noise_puts_wrong_pictures_before_the_reranker(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ragvl.evaluation.journal import Journal, depending_on
+from ragvl.evaluation.journal import Journal
 
 
 def test_values_come_back_and_only_missing_ones_are_computed(tmp_path: Path) -> None:
@@ -54,8 +54,3 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         journal.fill("abcd", compute, block=2, title="", progress=False)
     assert set(Journal(tmp_path / "j.jsonl")) == {"a", "b"}
-
-
-def test_names_tell_apart_what_results_depend_on() -> None:
-    assert depending_on("a", 1) == depending_on("a", 1)
-    assert len({depending_on("a", "b"), depending_on("ab"), depending_on("b", "a")}) == 3

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ragvl
 from ragvl import fast_rerank
 from ragvl.evaluation.evaluate import EvaluationSettings
 from ragvl.mllm import MLLM
@@ -28,6 +29,7 @@ from ragvl.reranker import (
 SAVED = SavedThresholds(
     model="m",
     template="auto",
+    prompts="p",
     encoder="e",
     pool="full",
     num_candidates=20,
@@ -151,7 +153,7 @@ def test_a_reranker_finds_its_thresholds_beside_its_weights(
     picture = Image.new("RGB", (32, 32), "red")
     (ranked,) = plain.rank("Is it red?", [picture])
     values = {"low": ranked.score / 2, "high": (1 + ranked.score) / 2}
-    saved = replace(SAVED, model=plain.weights, values=values)
+    saved = replace(SAVED, model=plain.weights, prompts=plain.prompts_name, values=values)
     saved.save(folder / THRESHOLDS_FILE)
     for name, kept in (("low", True), ("high", False)):
         reranker = Reranker.from_pretrained(folder, device="cpu", threshold=name)
@@ -160,11 +162,18 @@ def test_a_reranker_finds_its_thresholds_beside_its_weights(
         assert reranker.rank("Is it red?", [picture], threshold="low")[0].kept is True
 
 
+def test_the_shipped_thresholds_are_the_shipped_rerankers() -> None:
+    folder = Path(ragvl.__file__).parent / "assets" / "tiny-reranker"
+    reranker = Reranker.from_pretrained(folder, device="cpu", dtype="float32", threshold="adaptive")
+    assert reranker.threshold == pytest.approx(0.893, abs=1e-3)
+
+
 def test_thresholds_of_other_weights_or_prompts_are_refused(
     tiny_mllm: Callable[[str], MLLM],
 ) -> None:
     mllm = tiny_mllm("llava")
-    own = replace(SAVED, model=Reranker(mllm).weights)
+    plain = Reranker(mllm)
+    own = replace(SAVED, model=plain.weights, prompts=plain.prompts_name)
     assert Reranker(mllm, thresholds=own, threshold="adaptive").threshold == 0.25
     with pytest.raises(ThresholdError, match="other weights"):
         Reranker(mllm, thresholds=SAVED)

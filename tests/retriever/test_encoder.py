@@ -271,6 +271,13 @@ class TestFingerprint:
         other = DualEncoder(encoder.model, processor.image_processor, processor.tokenizer)
         assert other.fingerprint != encoder.fingerprint
 
+    def test_weights_that_change_later(self, checkpoints):
+        encoder = DualEncoder.from_pretrained(checkpoints["clip"], device="cpu")
+        before = encoder.fingerprint
+        with torch.no_grad():
+            encoder.model.text_projection.weight[-1, -1] += 1
+        assert encoder.fingerprint != before
+
 
 class TestMapAhead:
     def test_keeps_the_order(self):
