@@ -6,6 +6,11 @@ import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine than about the code
+settings.register_profile("ragvl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ragvl")
 
 # Comparisons with float64 and with a CPU are about float32, which torch's convolutions round off
 torch.backends.cudnn.allow_tf32 = False

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -47,11 +47,11 @@ def time_in_turn(
 
     def time_calls(method: Callable[[], Any], calls: int) -> float:
         wait()
-        start = time.perf_counter()
+        start = perf_counter()
         for _ in range(calls):
             method()
         wait()
-        return (time.perf_counter() - start) * 1e3 / calls
+        return (perf_counter() - start) * 1e3 / calls
 
     calls = {}
     for name, method in methods.items():

@@ -9,12 +9,14 @@ import bench_evaluate
 import common
 import pytest
 from baselines import SerialGenerate
+from work_clock import work_clock
 
 
 def test_it_writes_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(bench_evaluate, "NUM_PLACES", 8)
-    bench_evaluate.main(rounds=2)
+    with work_clock():
+        bench_evaluate.main(rounds=2)
     result = json.loads((tmp_path / "evaluate_cpu.json").read_text())
     assert result["num_documents"] <= 24
     assert result["num_pairs"] > result["num_questions"]

@@ -263,7 +263,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(WORDS, JSON), st.integers(1, 40), st.booleans(), st.data())
 def test_any_object_is_read_as_json_reads_it_and_any_cut_is_a_truncated_file(
     tmp_path_factory: pytest.TempPathFactory,

@@ -287,7 +287,7 @@ class TestBadFiles:
             load_image(tmp_path / "gone.png", name="document 'x'")
 
     @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(data=st.data())
     def test_damaged_bytes_give_a_picture_or_an_image_error(self, data):
         format = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]))

@@ -262,7 +262,7 @@ def test_many_lines_are_checked_fast_and_in_constant_memory(file: Path, num_imag
     assert of_all < of_small + 12  # MiB: the table's cache, and no more for ten times the lines
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=60), max_size=8))
 def test_no_bytes_make_it_stop(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]

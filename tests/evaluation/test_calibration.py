@@ -170,7 +170,7 @@ def test_estimates_refuse_too_little_or_one_sided_data() -> None:
     assert estimate_threshold("natural", recalls(good, bad)) == 0.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 0.999, 1.0]))
 def test_any_scores_give_a_probability_or_a_reason(seed: int, tie: float) -> None:
     rng = np.random.default_rng(seed)

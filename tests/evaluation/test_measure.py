@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
+from work_clock import HandClock
 
+from ragvl.evaluation import measure
 from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
 
 
@@ -17,28 +17,39 @@ def test_spread():
     }
 
 
-def test_methods_take_turns_and_are_compared_round_by_round():
+@pytest.fixture
+def clock(monkeypatch):
+    clock = HandClock()
+    monkeypatch.setattr(measure, "perf_counter", clock)
+    return clock
+
+
+def test_methods_take_turns_and_are_compared_round_by_round(clock):
     order = []
     samples = time_in_turn(
         {
-            "slow": lambda: (order.append("slow"), time.sleep(0.004)),
-            "fast": lambda: (order.append("fast"), time.sleep(0.001)),
+            # the machine is slower from round to round, for both alike
+            "slow": lambda: (order.append("slow"), clock.take(0.004 * len(order))),
+            "fast": lambda: (order.append("fast"), clock.take(0.001 * (len(order) - 1))),
         },
         rounds=3,
         warmup=0,
     )
     assert order == ["slow", "fast"] * 3
+    assert samples["slow"] == pytest.approx([4, 12, 20])
     compared = compare(samples, "slow")
-    assert compared["slow"]["ms"]["min"] >= 4.0
+    assert compared["slow"]["ms"]["median"] == pytest.approx(12)
     assert compared["slow"]["speedup"]["median"] == 1.0
-    assert compared["fast"]["speedup"]["median"] > 1.5
+    assert compared["fast"]["speedup"] == pytest.approx({"median": 4, "iqr": 0, "min": 4, "max": 4})
 
 
-def test_short_methods_are_called_often_enough():
+def test_short_methods_are_called_often_enough(clock):
     calls = []
-    samples = time_in_turn({"short": lambda: calls.append(0)}, rounds=2, sample_ms=0.5)
-    assert len(calls) > 20
-    assert max(samples["short"]) < 0.5
+    samples = time_in_turn(
+        {"short": lambda: (calls.append(0), clock.take(1e-5))}, rounds=2, sample_ms=0.5
+    )
+    assert len(calls) == 1 + 1 + 2 * 51  # to warm up, to learn how long one takes, two samples
+    assert samples["short"] == pytest.approx([0.01, 0.01])
 
 
 @pytest.mark.parametrize("methods", [{}, {"only": lambda: None}])

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ragvl.evaluation.metrics import (
@@ -70,7 +70,6 @@ def test_bad_input_is_refused() -> None:
 
 
 @given(st.lists(st.permutations(list("abcdef")), min_size=1, max_size=5), st.data())
-@settings(deadline=None)
 def test_figures_of_any_ranking(ranked: list[list[str]], data: st.DataObject) -> None:
     gold = [data.draw(st.sets(st.sampled_from("abcdef"), min_size=1)) for _ in ranked]
     figures = ranking_figures(ranked, gold, recall_at=range(1, 7))

@@ -41,7 +41,7 @@ def test_control_tokens_in_a_field_stay_text(architecture, caption, tiny_mllm):
     assert control_ids(mllm, caption) == control_ids(mllm, "A tower")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     caption=st.lists(
         st.one_of(st.sampled_from([*CONTROL.split(), "<", ">", "|", "{x}", "{", " "]), st.text())

@@ -47,7 +47,7 @@ def values_seen(pool: PagePool, pages: torch.Tensor, tokens: int, layer: int) ->
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObject) -> None:
     pool = PagePool(LAYOUT, sum(map(num_pages, lengths)), CPU)
     held = dict(enumerate(pages_in_turn(lengths)))
@@ -66,7 +66,7 @@ def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObjec
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_up: int) -> None:
     size = sum(map(num_pages, lengths))
     alone, together = PagePool(LAYOUT, size, CPU), PagePool(LAYOUT, size, CPU)

@@ -326,7 +326,7 @@ def test_the_triton_kernel_compiles_for_a_gpu(arguments, monkeypatch):
     subprocess.run([sys.executable, "-c", _COMPILE_FOR_A_GPU, *arguments], check=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     shape=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     seed=st.integers(0, 2**64 - 1),

@@ -285,19 +285,19 @@ def _check_any_case(case: Case, seed: int, backend: str, device: str) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=_cases(), seed=st.integers(0, 2**31))
 def test_any_case_on_the_cpu(case, seed):
     _check_any_case(case, seed, "cpu", "cpu")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(case=_cases(), seed=st.integers(0, 2**31))
 def test_any_case_in_triton(case, seed):
     _check_any_case(case, seed, "triton", TRITON_DEVICE)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(case=_cases(), seed=st.integers(0, 2**31))
 def test_any_case_in_the_reference(case, seed):
     _check_any_case(case, seed, "reference", "cpu")

@@ -353,7 +353,7 @@ _cases = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=_cases, seed=st.integers(0, 2**32 - 1))
 def test_any_case_on_the_cpu(case, seed):
     inputs = case.inputs(seed=seed)
@@ -364,7 +364,7 @@ def test_any_case_on_the_cpu(case, seed):
         torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=_cases, seed=st.integers(0, 2**32 - 1))
 def test_yes_and_no_are_symmetric(case, seed):
     inputs = case.inputs(seed=seed)

@@ -267,7 +267,7 @@ def test_weights_by_hand() -> None:
     assert visual_weights(gap, sequence, 99).tolist() == [3.0, 3.0, 3.0, 4.5, 4.5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     case=st.builds(
         Case,

@@ -58,7 +58,7 @@ class Child:
 
     def result(self) -> Any:
         """What the function returned; fails with its traceback if it raised."""
-        assert self._receiver.poll(60), "the process hangs or has died"
+        assert self._receiver.poll(600), "the process hangs or has died"
         value, failure = self._receiver.recv()
         self.process.join()
         assert failure is None, failure

@@ -30,7 +30,7 @@ def runner(tiny_mllm: Callable[[str], MLLM]) -> ChunkRunner:
 
 
 @given(st.lists(st.integers(1, 2000), max_size=80), st.none() | st.integers(1, 50))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_chunks_are_in_order_and_bounded(
     runner: ChunkRunner, lengths: list[int], batch_size: int | None
 ) -> None:

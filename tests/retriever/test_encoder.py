@@ -160,7 +160,7 @@ class TestLoading:
             "    encoder.encode_texts(['a', 'a longer text ' * 20])\n"
         )
         command = [sys.executable, "-W", "error", "-c", program, *checkpoints.values()]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         lines = re.split(r"[\r\n]+", result.stderr + result.stdout)
         # transformers' weight bar, and what it says about the defaults of its own SigLIP config

@@ -241,7 +241,7 @@ class TestRemove:
         index.remove(["v1", "v1"])
         assert len(index) == 9_999
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         kind=st.sampled_from(["exact", "hnsw"]),
         steps=st.lists(

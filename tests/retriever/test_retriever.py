@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
-import time
+import shutil
+import sys
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -76,8 +78,12 @@ class TestRetrieve:
             retriever.retrieve("a")
 
     def test_a_hundred_thousand_vectors(self, encoder):
-        """No work per vector in Python: one search takes milliseconds."""
-        count = 100_000
+        """No work per vector in Python: as many of its instructions as for a thousand."""
+        assert self._instructions(encoder, 100_000) == self._instructions(encoder, 1000) > 0
+
+    @staticmethod
+    def _instructions(encoder, count: int) -> int:
+        """How many of Python's instructions in ragvl's files one search takes among `count`."""
         retriever = Retriever(encoder)
         vectors = np.random.default_rng(0).normal(size=(count, encoder.dim)).astype(np.float32)
         ids = [str(i) for i in range(count)]
@@ -85,13 +91,23 @@ class TestRetrieve:
         document = Document("never opened.png")
         retriever._documents = dict.fromkeys(ids, document)
         retriever.retrieve("warm up")
-        seconds = []
-        for text in TEXTS:
-            started = time.perf_counter()
-            retriever.retrieve(text)
-            seconds.append(time.perf_counter() - started)
-        # 6 ms here; a Python loop over the ids alone takes more than the bound allows
-        assert min(seconds) < 0.05
+        done = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> object:
+            nonlocal done
+            if "ragvl" not in frame.f_globals.get("__name__", ""):
+                return None
+            frame.f_trace_opcodes = True
+            done += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            retriever.retrieve(TEXTS[0])
+        finally:
+            sys.settrace(before)
+        return done
 
 
 class TestAddAndRemove:
@@ -170,13 +186,13 @@ class TestSaveAndLoad:
 
     def test_relative_paths(self, encoder, files, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        Image.open(files[0]).save("a.png")
+        shutil.copy(files[0], "a.png")
         retriever = Retriever(encoder, ["a.png"])
         retriever.save("saved")
         monkeypatch.chdir("/")
         again = Retriever.load(tmp_path / "saved", encoder)
         assert list(again.documents) == ["a.png"]
-        assert again.documents["a.png"].load().size == Image.open(files[0]).size
+        assert again.documents["a.png"].load().size == Document(files[0]).load().size
 
     def test_documents_file_can_be_read_by_people(self, encoder, documents, tmp_path):
         Retriever(encoder, documents).save(tmp_path)
