@@ -166,7 +166,9 @@ def step_overhead(
     model: Any = trainable(mllm, lora or LoraSettings(), freeze_vision=True)
     device = mllm.device
     if gradient_checkpointing:
-        mllm.model.gradient_checkpointing_enable()
+        # Older versions of transformers have it by the second name, newer ones warn of that
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        next(getattr(mllm.model, name) for name in names if hasattr(mllm.model, name))()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     placed = {
         name: {key: tensor.to(device) for key, tensor in batch.items()}

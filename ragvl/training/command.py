@@ -221,9 +221,19 @@ def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:
         ranking=_take(RankingSettings, values) if stage == "reranker" else None,
         noise=NoiseSettings(**vars(values["noise"])) if stage == "generator" else NoiseSettings(),
         lora=LoraSettings(**vars(values["lora"])),
-        arguments=_take(TrainingArguments, values),
+        arguments=_take(TrainingArguments, _by_new_names(values)),
         values=dict(parsed.items()),
     )
+
+
+def _by_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the names that transformers does not warn of, where it has those."""
+    found = dict(values)
+    for suffix in ("", "_kwargs"):
+        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+        if new in found and found[new] is None:
+            found[new], found[old] = found[old], None
+    return found
 
 
 def _parser(stage: Stage, *, exits: bool = True) -> ArgumentParser:

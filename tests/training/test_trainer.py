@@ -164,10 +164,13 @@ def test_gradient_checkpointing_changes_no_loss(
     rank: int, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
     curves = []
+    # its name in transformers 5.23, and before
+    newer = hasattr(TrainingArguments, "activation_checkpointing")
+    name = "activation_checkpointing" if newer else "gradient_checkpointing"
     for checkpointing in (False, True):
         mllm = fresh()
         folder = tmp_path / str(checkpointing)
-        settings = arguments(folder, gradient_checkpointing=checkpointing)
+        settings = arguments(folder, **{name: checkpointing})
         examples = AnswerExamples(questions, mllm)
         train(mllm, settings, examples, noise=ARMS["token"], lora=LoraSettings(rank=rank))
         curves.append(curve(folder))
