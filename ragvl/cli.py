@@ -587,6 +587,7 @@ def evaluate(
         from ragvl.evaluation.evaluate import evaluate as run
         from ragvl.evaluation.figures import compare_figures
         from ragvl.evaluation.report import print_figures, write_report
+        from ragvl.evaluation.results import read_evaluation
         from ragvl.generator import Generator
         from ragvl.reranker import resolve_threshold
         from ragvl.retriever import DualEncoder
@@ -594,7 +595,7 @@ def evaluate(
         _check_models(encoder, reranker, generator, device=device, dtype=dtype)
         check_writable_folder(out)
         chosen = [_threshold(name) for name in threshold or ()]
-        other = None if compare is None else json.loads(compare.read_text(encoding="utf-8"))
+        other = None if compare is None else read_evaluation(compare)
         out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict

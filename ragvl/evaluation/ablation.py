@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import shutil
 import statistics
@@ -26,6 +27,7 @@ from ragvl.evaluation.answers import lemmatizer
 from ragvl.evaluation.conditions import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
 from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run
+from ragvl.evaluation.results import ResultFileError, read_ablation_run
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.identity import file_bytes_name, file_marks, name_of
@@ -38,6 +40,8 @@ from ragvl.training.command import run as train
 from ragvl.training.trainer import ResumeError, is_finished
 
 __all__ = ["AblationSettings", "ablate", "arm_settings", "data_fingerprint", "markdown", "table"]
+
+logger = logging.getLogger(__name__)
 
 _RERANKER_MEASURES = ("recall@1", "f1")
 _READ_WHOLE = {".json", ".jsonl", ".gz", ".yaml", ".yml", ".csv", ".txt"}
@@ -103,9 +107,8 @@ def ablate(
     done: list[tuple[_Job, dict[str, Any]]] = []
     failed: list[dict[str, Any]] = []
     for job in jobs:
-        reason = _do(job, settings, test)
-        if reason is None:
-            found = json.loads(job.result.read_text())
+        found, reason = _do(job, settings, test)
+        if found is not None:
             done.append((job, found))
             report(f"{job.run.arm}, seed {job.run.seed}: {_measured(found['measures'])}")
         else:
@@ -272,10 +275,14 @@ def _values(planned: Plan) -> str:
 # --- a run --------------------------------------------------------------------------------------
 
 
-def _do(job: _Job, settings: AblationSettings, test: _Test) -> str | None:
-    """Does a run, unless it is done; returns why it failed, if it did."""
-    if job.result.exists():
-        return None
+def _do(job: _Job, settings: AblationSettings, test: _Test) -> tuple[dict[str, Any] | None, str]:
+    """Does a run, unless it is done; returns what it found, or None and why it failed."""
+    try:
+        return read_ablation_run(job.result), ""
+    except FileNotFoundError:
+        pass
+    except (ResultFileError, OSError) as error:
+        logger.warning("%s; the run is done again", error)
     try:
         result = _one_run(job, settings, test)
     except Exception as error:  # whatever it is, the other runs go on
@@ -284,11 +291,11 @@ def _do(job: _Job, settings: AblationSettings, test: _Test) -> str | None:
         draft = job.result.with_suffix(".draft")
         draft.write_text(json.dumps(result) + "\n")
         draft.replace(job.result)
-        return None
+        return result, ""
     gc.collect()  # its tensors, which the next run may need the room of
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return reason
+    return None, reason
 
 
 def _one_run(job: _Job, settings: AblationSettings, test: _Test) -> dict[str, Any]:

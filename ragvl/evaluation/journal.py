@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tqdm.auto import tqdm
 
+from ragvl.files import open_regular
+from ragvl.messages import shown
+
 Key = TypeVar("Key", bound=Hashable)
+logger = logging.getLogger(__name__)
+
+_MAX_BYTES = 2**34  # of a journal
+_MAX_LINE_BYTES = 2**20
 
 
 class Journal(Generic[Key]):
     """Keys with values in a file of JSON lines, which grows as they are computed.
 
-    A last line that was broken off is cut away.
+    A line is a key, its value and a checksum of both. A last line that was broken off is cut away.
+    Lines that are damaged, or hold no such value, or contradict each other are left out with one
+    warning, and what they were about is computed again.
 
     Args:
         path: the file; made with its folder if it is not there.
+        is_value: whether something that JSON can hold may be a value; anything by default.
+
+    Raises:
+        UnusableFileError: `path` is no regular file, or too large for a journal.
+        OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_value: Callable[[Any], bool] = lambda _: True) -> None:
         self._path = path
+        self._is_value = is_value
         self._values: dict[Key, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
         if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    try:
-                        key, value = json.loads(line)
-                    except ValueError:
-                        break
-                    self._values[_hashable(key)] = value
-                    whole += len(line)
-            with path.open("r+b") as file:
-                file.truncate(whole)
+            self._read()
 
     def __getitem__(self, key: Key) -> Any:
         return self._values[key]
@@ -55,6 +62,9 @@ class Journal(Generic[Key]):
     ) -> None:
         """Computes what is missing, a block of keys at a time; each block is kept at once.
 
+        A value that is none (`is_value`) says that there could be none this time: it is known to
+        this object, and not written down, so that it is tried again another time.
+
         Args:
             keys: what is wanted; in this order.
             compute: values of some keys.
@@ -69,14 +79,69 @@ class Journal(Generic[Key]):
                 part = missing[start : start + block]
                 for key, value in zip(part, compute(part), strict=True):
                     self._values[key] = value
-                    file.write(json.dumps([key, value], ensure_ascii=False) + "\n")
+                    if self._is_value(value):
+                        file.write(_line(key, value))
                 file.flush()
                 bar.update(len(part))
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._values)
 
+    def _read(self) -> None:
+        """Takes what the file holds, and takes out of the file what cannot be used."""
+        contradicted: set[Key] = set()
+        damaged, torn = 0, False
+        with open_regular(self._path, max_bytes=_MAX_BYTES) as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                torn = not line.endswith(b"\n")
+                entry = _entry(line)
+                if entry is None or not self._is_value(entry[1]):
+                    damaged += not torn
+                    continue
+                key, value = entry
+                if repr(self._values.setdefault(key, value)) != repr(value):  # NaN is not NaN
+                    contradicted.add(key)
+        for key in contradicted:
+            del self._values[key]
+        if damaged or contradicted:
+            logger.warning(
+                "%s: %d lines are damaged, and %d keys have several values; what they were about "
+                "is computed again",
+                shown(self._path),
+                damaged,
+                len(contradicted),
+            )
+        if damaged or contradicted or torn:
+            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.draft")
+            with draft.open("w", encoding="utf-8") as whole:
+                whole.writelines(_line(key, value) for key, value in self._values.items())
+            draft.replace(self._path)
+
+
+def _line(key: Any, value: Any) -> str:
+    return json.dumps([key, value, _checksum(key, value)]) + "\n"
+
+
+def _checksum(key: Any, value: Any) -> str:
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:8]
+
+
+def _entry(line: bytes) -> tuple[Any, Any] | None:
+    """A line's key and value; None where it is damaged."""
+    try:
+        key, value, checksum = json.loads(line)
+        return (_hashable(key), value) if checksum == _checksum(key, value) else None
+    except (ValueError, TypeError, RecursionError):  # no JSON, no list of three
+        return None
+
 
 def _hashable(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+    """JSON's lists as the tuples that they were.
+
+    Raises:
+        TypeError: it holds what is no key.
+    """
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    hash(value)
+    return value

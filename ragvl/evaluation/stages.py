@@ -6,6 +6,7 @@ found it, however many those are.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ragvl.data.images import ImageError
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal
+from ragvl.evaluation.vectors import VectorsFileError, load_vectors, save_vectors
 from ragvl.generator import Generator
 from ragvl.identity import name_of
 from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import Reranker
-from ragvl.retriever import DualEncoder, VectorIndex, encode_documents, readable
+from ragvl.retriever import DualEncoder, VectorIndex, encode_documents
+
+logger = logging.getLogger(__name__)
 
 _DOCUMENTS_AT_ONCE = 256
 _ANSWERS_AT_ONCE = 64
@@ -81,7 +86,7 @@ def embed_documents(
     """Vectors (dim,) of a data set's documents by id; those that cannot be read are left out.
 
     Blocks of vectors are kept in `folder`, and not computed again while the documents stay as they
-    are.
+    are. A file that is damaged is computed again, with a warning.
     """
     vectors: dict[str, np.ndarray] = {}
     ids = source.document_ids()
@@ -91,21 +96,26 @@ def embed_documents(
         keys = [source.document_key(id) for id in wanted]
         dtype = str(encoder.model.dtype)
         name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
-        path = folder / f"vectors-{name}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as saved:
-                found = dict(zip(saved["ids"].tolist(), saved["vectors"], strict=True))
-            # Problems that were noted when they were first tried
-            readable(source, list(source.documents(ids=[id for id in wanted if id not in found])))
-        else:
-            found = encode_documents(source, encoder, wanted)
-            folder.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(".draft.npz")
-            rows = np.stack(list(found.values())) if found else np.empty((0, encoder.dim))
-            np.savez(draft, ids=np.array(list(found), np.str_), vectors=rows)
-            draft.replace(path)
-        vectors |= found
+        path = folder / f"vectors-{name}.safetensors"
+        known = _known_vectors(path, encoder.dim, wanted)
+        # What could not be read another time is tried again
+        if missing := [id for id in wanted if id not in known]:
+            found = encode_documents(source, encoder, missing)
+            if found:
+                known |= found
+                save_vectors(path, known, encoder.dim)
+        vectors |= {id: known[id] for id in wanted if id in known}
     return vectors
+
+
+def _known_vectors(path: Path, dim: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        return load_vectors(path, dim, wanted)
+    except FileNotFoundError:
+        return {}
+    except VectorsFileError as error:
+        logger.warning("%s; its vectors are computed again", error)
+        return {}
 
 
 def retrieve(
@@ -144,7 +154,9 @@ class Relevances:
         self._source = source
         self._document_key = cache(source.document_key)  # asked for every pair
         self._reranker = reranker
-        self._journal: Journal[str] = Journal(folder / f"relevance-{reranker.fingerprint}.jsonl")
+        self._journal: Journal[str] = Journal(
+            folder / f"relevance-{reranker.fingerprint}.jsonl", is_value=_is_relevance
+        )
 
     def __call__(self, question: Question, document_id: str) -> float:
         """The relevance of a pair that was computed; NaN where it could not be."""
@@ -209,7 +221,9 @@ class Answers:
         self._generator = generator
         self._max_new_tokens = max_new_tokens
         name = name_of("answers", generator.fingerprint, max_new_tokens)
-        self._journal: Journal[str] = Journal(folder / f"answers-{name}.jsonl")
+        self._journal: Journal[str] = Journal(
+            folder / f"answers-{name}.jsonl", is_value=lambda value: isinstance(value, str)
+        )
 
     def __call__(self, question: Question, document_ids: Sequence[str]) -> str:
         """An answer that was computed; nothing where it could not be."""
@@ -234,28 +248,40 @@ class Answers:
         ]
         for question in {question.id: question for question in unanswered}.values():
             self._source.problems.add(
-                "prompt too long to answer", f"question {question.id!r} with its documents"
+                "question that cannot be answered",
+                f"question {question.id!r} with its documents: its prompt is too long, or a "
+                "picture broken",
             )
 
     def _answer(self, asked: Sequence[tuple[Question, Sequence[str]]]) -> list[str | None]:
         ids = dict.fromkeys(id for _, evidence in asked for id in evidence)
         documents = {document.id: document for document in self._source.documents(ids=ids)}
+        usable = [pair for pair in asked if documents.keys() >= set(pair[1])]
+        if len(usable) < len(asked):  # an answer from fewer documents would be another one
+            answers = iter(self._answer(usable))
+            return [next(answers) if pair in usable else None for pair in asked]
+        if not asked:
+            return []
         try:
             return list(
                 self._generator.answer_batch(
                     [question.text for question, _ in asked],
-                    [[documents[id] for id in ids if id in documents] for _, ids in asked],
+                    [[documents[id] for id in ids] for _, ids in asked],
                     max_new_tokens=self._max_new_tokens,
                     progress=False,
                 )
             )
-        except PromptTooLongError:  # find out which
+        except (PromptTooLongError, ImageError):  # find out which
             if len(asked) == 1:
                 return [None]
             return [answer for one in asked for answer in self._answer([one])]
 
     def _key(self, question: Question, document_ids: Sequence[str]) -> str:
         return name_of("asked", question.text, *map(self._document_key, document_ids))
+
+
+def _is_relevance(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
 
 
 def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:

@@ -6,15 +6,20 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragvl.forks import renew_in_children
+from ragvl.messages import reason, shown
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
+
+_MAX_DIM = 2**16
 
 IndexKind = Literal["exact", "hnsw", "ivfpq"]
 SearchDevice = Literal["auto", "cpu", "cuda"]
@@ -244,21 +249,67 @@ class VectorIndex:
     def from_state(
         cls, metadata: Mapping[str, Any], state: Path, *, device: SearchDevice = "auto"
     ) -> VectorIndex:
-        """The index in a folder that `load_state` has checked."""
+        """The index in a folder that `load_state` has checked.
+
+        Raises:
+            IndexFileError: its files are not what `save` writes, or do not belong together.
+        """
+        try:
+            about = _Metadata.model_validate(dict(metadata))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise IndexFileError(
+                f"{shown(state.parent)} holds no index of ragvl's: "
+                f"{'.'.join(map(str, first['loc']))}: {shown(first['msg'])}"
+            ) from error
         index = cls(
-            metadata["dim"],
-            kind=metadata["kind"],
-            encoder_fingerprint=metadata["encoder_fingerprint"],
+            about.dim,
+            kind=about.kind,
+            encoder_fingerprint=about.encoder_fingerprint,
             device=device,
         )
-        index._index = _faiss().read_index(str(state / "index.faiss"))
-        index._ids = json.loads((state / "ids.json").read_text())
+        index._ids = _read_ids(state / "ids.json")
         index._labels = {id: label for label, id in enumerate(index._ids) if id is not None}
-        if (index._index.d, len(index)) != (metadata["dim"], metadata["num_vectors"]):
+        index._index = _read_faiss(state / "index.faiss", like=index._index)
+        if (index._index.d, len(index)) != (about.dim, about.num_vectors):
             raise IndexFileError(f"the files in {state} do not belong together; build it again")
+        index._check_read(state / "index.faiss")
         if index.kind == "hnsw":
             index._forget_in_hnsw()
         return index
+
+    def _check_read(self, path: Path) -> None:
+        """Raises if what was read from `path` does not go with the ids, or leads out of itself."""
+        faiss = _faiss()
+        whole = True
+        if self.kind == "ivfpq":
+            lists, coarse = self._index.invlists, faiss.downcast_index(self._index.quantizer)
+            sizes = [lists.list_size(number) for number in range(lists.nlist)]
+            labels = np.concatenate(
+                [np.empty(0, np.int64)]
+                + [
+                    faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+                    for number, size in enumerate(sizes)
+                    if size
+                ]
+            )
+            numbers = faiss.vector_to_array(self._index.pq.centroids)
+            whole = not self._index.is_trained or coarse.ntotal == self._index.nlist
+        else:
+            labels = faiss.vector_to_array(self._index.id_map)
+            inner = faiss.downcast_index(self._index.index)
+            flat = inner if self.kind == "exact" else faiss.downcast_index(inner.storage)
+            numbers = faiss.vector_to_array(flat.codes).view(np.float32)
+            whole = len(labels) == flat.ntotal and len(numbers) == flat.ntotal * self.dim
+            if self.kind == "hnsw":
+                whole = whole and _is_within(inner.hnsw, flat.ntotal)
+        held, known = set(labels.tolist()), set(self._labels.values())
+        if self.kind == "hnsw":  # which keeps removed vectors
+            known |= {label for label in held if 0 <= label < len(self._ids)}
+        if not whole or len(held) != len(labels) or held != known:
+            raise IndexFileError(f"{shown(path)} does not go with its ids; build the index again")
+        if not np.isfinite(numbers).all():
+            raise IndexFileError(f"{shown(path)} holds a vector that is not finite")
 
     def _checked(self, vectors: np.ndarray, name: str) -> np.ndarray:
         if not isinstance(vectors, np.ndarray) or not np.issubdtype(vectors.dtype, np.floating):
@@ -305,6 +356,96 @@ class VectorIndex:
                 gpu = torch.cuda.current_device()
                 self._gpu_copy = faiss.index_cpu_to_gpu(resources, gpu, self._index)
             return self._gpu_copy.search(queries, k, params=self._search_parameters(k))
+
+
+class _Metadata(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    kind: IndexKind
+    dim: Annotated[int, Field(ge=1, le=_MAX_DIM)]
+    encoder_fingerprint: str
+    num_vectors: Annotated[int, Field(ge=0)]
+
+
+def _read_ids(path: Path) -> list[str | None]:
+    """The ids by label.
+
+    Raises:
+        IndexFileError: the file holds something else, or an id twice.
+    """
+    try:
+        ids = json.loads(path.read_bytes())
+        if not isinstance(ids, list):
+            raise ValueError(f"it is of type {type(ids).__name__}")
+        check_ids([id for id in ids if id is not None])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise IndexFileError(f"{shown(path)} is no list of ids: {reason(error)}") from error
+    return ids
+
+
+def _is_within(graph: Any, num_vectors: int) -> bool:
+    """Whether a graph's links lead to vectors that are there, and its offsets to links."""
+    faiss = _faiss()
+    links, offsets, levels = (
+        faiss.vector_to_array(part) for part in (graph.neighbors, graph.offsets, graph.levels)
+    )
+    return bool(
+        len(levels) == num_vectors
+        and len(offsets) == num_vectors + 1
+        and np.all(np.diff(offsets.astype(np.int64), prepend=0) >= 0)
+        and offsets[-1] == len(links)
+        and np.all((links >= -1) & (links < num_vectors))
+        and -1 <= graph.entry_point < num_vectors
+    )
+
+
+class _ArrayLimit:
+    """How large an array FAISS makes of what a file says; it has one limit for the process."""
+
+    def __init__(self) -> None:
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """In a forked child: nobody holds it."""
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, num_bytes: int) -> Iterator[None]:
+        """`num_bytes` while the block runs."""
+        faiss = _faiss()
+        with self._lock:
+            before = faiss.get_deserialization_vector_byte_limit()
+            faiss.set_deserialization_vector_byte_limit(max(1, num_bytes))
+            try:
+                yield
+            finally:
+                faiss.set_deserialization_vector_byte_limit(before)
+
+
+_array_limit = _ArrayLimit()
+
+
+def _read_faiss(path: Path, *, like: Any) -> Any:
+    """The FAISS index in a file, if it is of the type that `like` has.
+
+    Raises:
+        IndexFileError: it is of another type, or cannot be read.
+    """
+    faiss = _faiss()
+    # No array of the file is larger than the file, whatever its head says
+    with _array_limit.of(path.stat().st_size):
+        try:
+            found = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+        except (RuntimeError, MemoryError) as error:
+            raise IndexFileError(f"{shown(path)} cannot be read: {reason(error)}") from error
+    if type(found) is not type(like) or found.metric_type != like.metric_type:
+        raise IndexFileError(f"{shown(path)} is no index of this kind; build it again")
+    if hasattr(like, "index"):  # within the map from labels
+        inner, expected = (faiss.downcast_index(index.index) for index in (found, like))
+        if type(inner) is not type(expected):
+            raise IndexFileError(f"{shown(path)} is no index of this kind; build it again")
+    return found
 
 
 def check_ids(ids: Sequence[str]) -> None:

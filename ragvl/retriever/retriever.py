@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.questions import content_key
+from ragvl.messages import reason, shown
 from ragvl.retriever.encoder import DualEncoder
 from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
 from ragvl.retriever.storage import IndexFileError, load_state
@@ -180,17 +181,23 @@ class Retriever:
                 `documents` is not in the index.
         """
         metadata, state = load_state(folder)
-        if metadata["encoder_fingerprint"] != encoder.fingerprint:
+        builder = metadata.get("encoder_fingerprint")
+        if builder != encoder.fingerprint:
             raise IndexMismatchError(
-                f"the index in {folder} was built by encoder {metadata['encoder_fingerprint']}, "
+                f"the index in {shown(folder)} was built by encoder {shown(builder)}, "
                 f"and this one is {encoder.fingerprint}: load the encoder that built it, or build "
                 "the index again with Retriever(encoder, documents)"
             )
         if not (state / _DOCUMENTS_FILE).is_file():
             raise IndexFileError(f"{folder} holds vectors only; open it with VectorIndex.load")
-        retriever = cls(encoder, kind=metadata["kind"], device=device)
-        retriever.index = VectorIndex.from_state(metadata, state, device=device)
+        index = VectorIndex.from_state(metadata, state, device=device)
+        retriever = cls(encoder, kind=index.kind, device=device)
+        retriever.index = index
         retriever._documents = _read_documents(state / _DOCUMENTS_FILE, _by_id(documents))
+        if retriever._documents.keys() != set(retriever.index.ids):
+            raise IndexFileError(
+                f"{shown(state / _DOCUMENTS_FILE)} has other documents than the index"
+            )
         return retriever
 
     def _write_documents(self, path: Path) -> None:
@@ -219,17 +226,59 @@ def _id_of(document: Document) -> str:
     return content_key(document.caption, document.digest())[:_ID_LENGTH]
 
 
+@dataclass(frozen=True)
+class _SavedDocument:
+    id: str
+    caption: str | None
+    image: str | None
+
+    @classmethod
+    def of(cls, line: bytes) -> _SavedDocument:
+        """What a line says.
+
+        Raises:
+            ValueError: it says something else.
+        """
+        try:
+            saved = cls(**json.loads(line))
+        except TypeError as error:
+            raise ValueError("it is no object with id, caption and image") from error
+        for name, value in vars(saved).items():
+            if not isinstance(value, str) and (value is not None or name == "id"):
+                raise ValueError(f"{name} is of type {type(value).__name__}")
+        return saved
+
+
+def _saved_documents(path: Path) -> list[_SavedDocument]:
+    """The lines of a file of documents.
+
+    Raises:
+        IndexFileError: a line is none, or an id is there twice.
+    """
+    found = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                found.append(_SavedDocument.of(line))
+            except (ValueError, RecursionError) as error:
+                raise IndexFileError(f"{shown(path)}, line {number}: {reason(error)}") from error
+    try:
+        check_ids([saved.id for saved in found])
+    except ValueError as error:
+        raise IndexFileError(f"{shown(path)}: {reason(error)}") from error
+    return found
+
+
 def _read_documents(path: Path, given: dict[str, Document]) -> dict[str, Document]:
     documents: dict[str, Document] = {}
     missing: list[str] = []
-    with path.open(encoding="utf-8") as file:
-        for line in map(json.loads, file):
-            if line["id"] in given:
-                documents[line["id"]] = given.pop(line["id"])
-            elif line["image"] is not None:
-                documents[line["id"]] = Document(line["image"], line["caption"], line["id"])
-            else:
-                missing.append(line["id"])
+    for saved in _saved_documents(path):
+        if saved.id in given:
+            documents[saved.id] = given.pop(saved.id)
+        elif saved.image is not None:
+            documents[saved.id] = Document(saved.image, saved.caption, saved.id)
+        else:
+            missing.append(saved.id)
     if missing:
         raise ValueError(
             f"the pictures of {len(missing)} documents were in memory and are not saved with the "

@@ -17,12 +17,35 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+
+from ragvl.files import UnusableFileError, check_regular, open_regular
+from ragvl.messages import shown
 
 MANIFEST = "ragvl_index.json"
 FORMAT_VERSION = 1
 
 _STATE_NAME = re.compile(r"state-[0-9a-f]{16}")
+
+
+_MAX_MANIFEST_BYTES = 2**20
+
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+
+
+class _Entry(BaseModel):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What the manifest says; the names of its files lead nowhere else."""
+
+    metadata: dict[str, Any]
+    state: Annotated[str, StringConstraints(pattern=rf"^{_STATE_NAME.pattern}$")]
+    files: dict[_FileName, _Entry]
 
 
 class IndexFileError(ValueError):
@@ -81,14 +104,17 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
     """
     folder = Path(folder)
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not manifest.exists():
         raise FileNotFoundError(f"{folder} holds no saved index (there is no {MANIFEST} in it)")
     try:
-        body = json.loads(manifest.read_bytes())
+        with open_regular(manifest, max_bytes=_MAX_MANIFEST_BYTES) as file:
+            body = json.loads(file.read())
         checksum = body.pop("sha256")
         version = body["format"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IndexFileError(f"{manifest} is damaged, or not written by ragvl") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IndexFileError(f"{shown(manifest)} is damaged, or not written by ragvl") from error
+    except UnusableFileError as error:
+        raise IndexFileError(f"{shown(manifest)}: {error.strerror}") from error
     if version != FORMAT_VERSION:
         raise IndexFileError(
             f"{manifest} has format {version!r} and this ragvl reads {FORMAT_VERSION}; "
@@ -96,16 +122,26 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
         )
     if checksum != _hash_json(body):
         raise IndexFileError(f"{manifest} is damaged: its checksum does not match")
-    if not _STATE_NAME.fullmatch(body["state"]):
-        raise IndexFileError(f"{manifest} was not written by ragvl")
-    state = folder / body["state"]
-    for name, entry in body["files"].items():
+    try:  # a checksum says that it is as it was written, not that ragvl wrote it
+        written = _Manifest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise IndexFileError(
+            f"{shown(manifest)} was not written by ragvl: {shown(place)}: {shown(first['msg'])}"
+        ) from error
+    state = folder / written.state
+    for name, entry in written.files.items():
         path = state / name
-        if not path.is_file():
-            raise IndexFileError(f"{path} is missing; build the index again")
-        if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
-            raise IndexFileError(f"{path} is damaged: its checksum does not match")
-    return body["metadata"], state
+        if not path.exists():
+            raise IndexFileError(f"{shown(path)} is missing; build the index again")
+        try:
+            check_regular(path, max_bytes=entry.bytes)
+        except UnusableFileError as error:
+            raise IndexFileError(f"{shown(path)} is damaged: {error.strerror}") from error
+        if path.stat().st_size != entry.bytes or _hash(path) != entry.sha256:
+            raise IndexFileError(f"{shown(path)} is damaged: its checksum does not match")
+    return written.metadata, state
 
 
 def _hash(path: Path) -> str:

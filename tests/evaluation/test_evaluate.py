@@ -11,15 +11,19 @@ from copy import deepcopy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from data_files import karpathy_image, write_karpathy, write_picture
+from PIL import Image
 from typer.testing import CliRunner
 
 from ragvl.cli import app
 from ragvl.data.captions import Captions
+from ragvl.data.document import Document
+from ragvl.data.images import ImageError
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.problems import DataError
 from ragvl.data.questions import Question
@@ -34,7 +38,7 @@ from ragvl.evaluation.evaluate import (
 )
 from ragvl.evaluation.figures import compare_figures
 from ragvl.evaluation.report import pick_cases, print_figures, write_report
-from ragvl.evaluation.stages import Models, wrong_pictures
+from ragvl.evaluation.stages import Answers, Models, Relevances, wrong_pictures
 from ragvl.reranker import PromptTemplate, Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
 
@@ -369,6 +373,63 @@ def test_a_broken_gold_picture_leaves_its_question_out_every_time(
         evaluate(JsonlQuestions(own), models, QUICK, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        ("embed", "broken picture"),
+        ("rerank", "pair that cannot be scored"),
+        ("answer", "question that cannot be answered"),
+    ],
+)
+def test_a_picture_that_could_not_be_opened_once_is_tried_again(
+    stage: str,
+    problem: str,
+    own: Path,
+    models: Models,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = replace(models, reranker=Reranker(models.reranker.mllm, prefix_cache=None))
+    lost = json.loads(own.read_text().splitlines()[0])["gold"][0]
+    load, now = Document.load, ["embed"]
+
+    def fails(document: Document) -> Image.Image:
+        if document.id == lost and now[-1] == stage:
+            raise ImageError(f"document {lost!r}: the disk is asleep")
+        return load(document)
+
+    def noted(name: str, compute: Any) -> Any:
+        return lambda *args, **named: (now.append(name), compute(*args, **named))
+
+    def run() -> Evaluation:
+        return evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Document, "load", fails)
+        patch.setattr(Relevances, "compute", noted("rerank", Relevances.compute))
+        patch.setattr(Answers, "compute", noted("answer", Answers.compute))
+        assert problem in run().figures["problems"]
+    again = run()
+    expected = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+    assert again.figures["problems"] == {}
+    assert again.rankings == expected.rankings
+    assert again.answers == expected.answers
+
+
+def test_damaged_work_is_done_again(
+    own: Path, models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
+    files = sorted((tmp_path / "work").iterdir())
+    assert [path.name.partition("-")[0] for path in files] == ["answers", "relevance", "vectors"]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-40] + b"\n" + bytes(39))
+    again = evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
+    assert again.rankings == expected.rankings
+    assert again.answers == expected.answers
+    assert all(any(path.name in message for message in caplog.messages) for path in files)
+
+
 def test_a_prompt_that_is_too_long_is_counted_and_named(
     own: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -382,7 +443,7 @@ def test_a_prompt_that_is_too_long_is_counted_and_named(
         assert all(math.isnan(c.relevance) for c in found.rankings["full"][2].retrieved)
         assert found.figures["problems"] == {
             "pair that cannot be scored": candidates,
-            "prompt too long to answer": 1,
+            "question that cannot be answered": 1,
         }
         named = "\n".join(source.problems.lines())
         assert named.count(repr(lines[2]["id"])) == candidates + 1
@@ -592,3 +653,13 @@ def test_command_errors_are_one_line(places: Path, tmp_path: Path) -> None:
     assert outcome.exit_code == 1
     assert "--out" in outcome.output
     assert torch.is_grad_enabled()
+
+
+def test_compare_with_other_json_is_one_line_before_any_work(places: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"arms": {}}')
+    command = ["evaluate", str(places), "--encoder", "e", "--reranker", "r", "--out", str(tmp_path)]
+    outcome = CliRunner().invoke(app, [*command, "--compare", str(other)], env={"COLUMNS": "999"})
+    assert outcome.exit_code == 1
+    assert len(outcome.output.splitlines()) == 1
+    assert "other.json is not a result.json of `ragvl evaluate`: data" in outcome.output

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ragvl.evaluation.journal import Journal
+from ragvl.files import UnusableFileError
 
 
 def test_values_come_back_and_only_missing_ones_are_computed(tmp_path: Path) -> None:
@@ -42,6 +45,89 @@ def test_a_line_that_was_broken_off_is_computed_again(tmp_path: Path) -> None:
     assert keys[1] not in torn
     torn.fill(keys, lambda keys: ["x"] * len(keys), block=9, title="", progress=False)
     assert path.read_bytes() == whole
+
+
+def filled(path: Path, values: dict[str, float]) -> list[bytes]:
+    """The lines of a journal with these values."""
+    journal: Journal[str] = Journal(path)
+    journal.fill(values, lambda keys: [values[k] for k in keys], block=9, title="", progress=False)
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"\xff\x00\x80 no json\n",
+        b"[]\n",
+        b"{}\n",
+        b"null\n",
+        b'["b", 0.25]\n',
+        b'["b", 0.25, "00000000"]\n',
+        b'[{"b": 1}, 0.25, "00000000"]\n',
+        b"[" * 100_000 + b"\n",
+        b"x" * 2**21 + b"\n",
+        b"\n",
+    ],
+)
+def test_a_damaged_line_costs_itself(
+    damaged: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = filled(path, {"a": 0.5, "b": 0.25, "c": 0.75})
+    path.write_bytes(b"".join([lines[0], damaged, lines[2]]))
+    journal: Journal[str] = Journal(path, is_value=is_share)
+    assert {key: journal[key] for key in journal} == {"a": 0.5, "c": 0.75}
+    (message,) = caplog.messages
+    assert str(path) in message and "1 lines are damaged" in message
+    caplog.clear()
+    assert set(Journal(path)) == {"a", "c"}
+    assert caplog.messages == [], "it was mended"
+
+
+def test_a_changed_figure_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    filled(path, {"a": 0.53, "b": 0.25})
+    path.write_bytes(path.read_bytes().replace(b"0.53", b"0.93"))
+    assert set(Journal(path, is_value=is_share)) == {"b"}
+
+
+def test_lines_that_contradict_each_other_are_not_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = tmp_path / "journal.jsonl", tmp_path / "other.jsonl"
+    lines = filled(path, {"a": 0.5, "b": 0.25}) + filled(other, {"a": 0.75, "b": 0.25})
+    path.write_bytes(b"".join(lines))
+    journal: Journal[str] = Journal(path)
+    assert set(journal) == {"b"} and journal["b"] == 0.25
+    assert "1 keys have several values" in caplog.text
+
+
+def test_values_of_another_kind_are_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    values: dict[str, Any] = {"a": True, "b": "0.5", "c": None, "d": 7.5, "e": math.nan, "f": 0.5}
+    filled(path, values)
+    assert set(Journal(path, is_value=is_share)) == {"f"}
+
+
+def test_what_could_not_be_computed_is_tried_again_another_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    found = iter([[0.5, math.nan], [0.25]])
+    for expected in (math.nan, 0.25):
+        journal: Journal[str] = Journal(path, is_value=is_share)
+        journal.fill("ab", lambda _: next(found), block=9, title="", progress=False)
+        journal.fill("ab", lambda _: next(found), block=9, title="", progress=False)
+        assert journal["a"] == 0.5
+        assert journal["b"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_pipe_in_its_place_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnusableFileError, match="a pipe"):
+        Journal(tmp_path / "pipe")
 
 
 def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:

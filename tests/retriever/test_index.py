@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retriever.forging import forge, write_manifest
 
 from ragvl.retriever import IndexFileError, VectorIndex
 from ragvl.retriever.index import MIN_IVFPQ_VECTORS
@@ -323,6 +325,85 @@ class TestSaveAndLoad:
         expected = FileNotFoundError if (file, damage) == (MANIFEST, "delete") else IndexFileError
         with pytest.raises(expected, match=file.replace(".", r"\.")):
             VectorIndex.load(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["exact", "hnsw"])
+    @pytest.mark.parametrize(
+        ("file", "change", "problem"),
+        [
+            ("metadata", {"dim": 3}, "do not belong together"),
+            ("metadata", {"dim": "2"}, "dim: Input should be a valid integer"),
+            ("metadata", {"dim": 10**9}, "dim: Input should be less than"),
+            ("metadata", {"kind": "other"}, "kind: Input should be"),
+            ("metadata", {"num_vectors": 3}, "do not belong together"),
+            ("ids.json", b"{}", "no list of ids"),
+            ("ids.json", b'["a", 3]', "no list of ids"),
+            ("ids.json", b'["a", "a"]', "given more than once"),
+            ("ids.json", b'["a", null, "b"]', "does not go with its ids"),
+            ("index.faiss", b"", "cannot be read"),
+            ("index.faiss", pickle.dumps("x"), "cannot be read"),
+        ],
+    )
+    def test_a_right_checksum_is_not_believed_alone(self, kind, file, change, problem, tmp_path):
+        index = VectorIndex(2, kind=kind)
+        index.add(["a", "b"], np.eye(2))
+        index.save(tmp_path)
+        forge(tmp_path, file, change)
+        with pytest.raises(IndexFileError, match=problem):
+            VectorIndex.load(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["exact", "hnsw"])
+    def test_any_change_of_the_vectors_is_an_error_or_can_be_searched(self, kind, tmp_path):
+        """FAISS's file has sizes and links of its own, which a right checksum does not check."""
+        index = VectorIndex(2, kind=kind)
+        index.add(["a", "b", "c"], np.array([[1, 0], [0, 1], [1, 1.0]]))
+        index.save(tmp_path)
+        (path,) = tmp_path.rglob("index.faiss")
+        content = path.read_bytes()
+        refused = 0
+        for place in range(0, len(content), 3):
+            forge(tmp_path, "index.faiss", content[:place] + b"\xff\x7f" + content[place + 2 :])
+            try:
+                assert VectorIndex.load(tmp_path).search(np.ones((1, 2)), 3)
+            except IndexFileError:
+                refused += 1
+        assert refused > 20
+
+    def test_vectors_that_are_not_finite(self, tmp_path):
+        index = VectorIndex(2)
+        index.add(["a", "b"], np.eye(2))
+        index.save(tmp_path)
+        (path,) = tmp_path.rglob("index.faiss")
+        one, nan = np.float32(1).tobytes(), np.float32(np.nan).tobytes()
+        forge(tmp_path, "index.faiss", path.read_bytes().replace(one, nan))
+        with pytest.raises(IndexFileError, match="not finite"):
+            VectorIndex.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"files": {"../../x": {"bytes": 0, "sha256": ""}}},
+            {"files": ["ids.json"]},
+            {"files": {"ids.json": {"sha256": ""}}},
+            {"state": "../elsewhere"},
+            {"state": 3},
+            {"metadata": []},
+        ],
+    )
+    def test_a_manifest_that_leads_elsewhere(self, change, tmp_path):
+        VectorIndex(2).save(tmp_path)
+        body = json.loads((tmp_path / MANIFEST).read_text()) | change
+        write_manifest(tmp_path, body)
+        with pytest.raises(IndexFileError, match="not written by ragvl"):
+            VectorIndex.load(tmp_path)
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        VectorIndex(2).save(tmp_path)
+        (path,) = tmp_path.rglob("ids.json")
+        for pipe in (path, tmp_path / MANIFEST):
+            pipe.unlink()
+            os.mkfifo(pipe)
+            with pytest.raises(IndexFileError, match="it is a pipe"):
+                VectorIndex.load(tmp_path)
 
     @pytest.mark.parametrize("text", ["[]", "3", "null", '{"a": 1}', '"x"', "not json", "\x00\xff"])
     def test_foreign_manifest(self, text, tmp_path):

@@ -9,6 +9,7 @@ from types import FrameType
 import numpy as np
 import pytest
 from PIL import Image
+from retriever.forging import forge
 from tiny_encoders import TEXTS, save_checkpoint
 
 from ragvl.data.document import Document
@@ -240,6 +241,25 @@ class TestSaveAndLoad:
         path.write_text(path.read_text().replace("picture 0", "picture 1"))
         with pytest.raises(IndexFileError, match=r"documents\.jsonl"):
             Retriever.load(tmp_path, encoder)
+
+    @pytest.mark.parametrize(
+        ("lines", "problem"),
+        [
+            (b"\xff", "line 1: "),
+            (b"[]\n", "line 1: it is no object"),
+            (b'{"id": "d0", "caption": 3, "image": "a"}\n', "line 1: caption is of type int"),
+            (b'{"id": null, "caption": null, "image": "a"}\n', "line 1: id is of type NoneType"),
+            (b'{"id": "d0", "caption": null, "image": "a"}\n', "other documents than the index"),
+            (b'{"id": "d0", "caption": null, "image": "a"}\n' * 2, "given more than once"),
+        ],
+    )
+    def test_documents_that_are_none(self, lines, problem, encoder, documents, tmp_path):
+        """Of a folder whose checksums are right."""
+        Retriever(encoder, documents[:2]).save(tmp_path)
+        forge(tmp_path, "documents.jsonl", lines)
+        with pytest.raises(IndexFileError, match=problem) as error:
+            Retriever.load(tmp_path, encoder)
+        assert "documents.jsonl" in str(error.value)
 
     def test_an_index_without_documents(self, encoder, tmp_path):
         VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint).save(tmp_path)

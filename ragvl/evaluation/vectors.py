@@ -1,0 +1,70 @@
+"""Vectors of documents in a file, checked before they are believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ragvl.files import check_regular
+from ragvl.messages import reason, shown
+
+_MAX_ID_BYTES = 2**16  # room for a document's id, in the file's head
+
+
+class VectorsFileError(ValueError):
+    """A file of vectors is damaged, or another one's; the message names it."""
+
+
+def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], dim: int) -> None:
+    """Writes vectors (dim,) by id; the file is there whole, or not at all."""
+    rows = np.empty((len(vectors), dim), np.float32)
+    for row, vector in zip(rows, vectors.values(), strict=True):
+        row[:] = vector
+    ids = json.dumps(list(vectors))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    save_file({"vectors": rows}, draft, {"ids": ids, "sha256": _checksum(ids, rows)})
+    draft.replace(path)
+
+
+def load_vectors(path: Path, dim: int, expected: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `save_vectors` wrote.
+
+    Args:
+        path: the file.
+        dim: of a vector.
+        expected: ids; the file may lack some, and has no others.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        VectorsFileError: it is damaged, or holds something else.
+        OSError: it cannot be read.
+    """
+    check_regular(path, max_bytes=len(expected) * (4 * dim + _MAX_ID_BYTES) + 2**16)
+    try:
+        with safe_open(path, framework="np") as file:  # checks its head against its size
+            about = file.metadata() or {}
+            rows = file.get_tensor("vectors")
+        ids = json.loads(about["ids"])
+        if about["sha256"] != _checksum(about["ids"], rows):
+            raise ValueError("its checksum does not match")
+        if rows.dtype != np.float32 or rows.shape != (len(ids), dim):
+            raise ValueError(f"it holds {rows.shape} numbers of {rows.dtype} for {len(ids)} ids")
+        if len(set(ids)) < len(ids) or not set(ids) <= set(expected):
+            raise ValueError("it has ids of other documents")
+        if not np.isfinite(rows).all():
+            raise ValueError("a vector is not finite")
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise VectorsFileError(f"{shown(path)} is damaged: {reason(error)}") from error
+    return dict(zip(ids, rows, strict=True))
+
+
+def _checksum(ids: str, rows: np.ndarray) -> str:
+    return hashlib.sha256(ids.encode() + b"\0" + rows.tobytes()).hexdigest()
