@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from data_files import karpathy_image, write_karpathy, write_picture
-from PIL import Image
 from typer.testing import CliRunner
 
 from ragvl.cli import app
@@ -391,12 +390,15 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
 ) -> None:
     models = replace(models, reranker=Reranker(models.reranker.mllm, prefix_cache=None))
     lost = json.loads(own.read_text().splitlines()[0])["gold"][0]
-    load, now = Document.load, ["embed"]
+    now = ["embed"]
 
-    def fails(document: Document) -> Image.Image:
-        if document.id == lost and now[-1] == stage:
-            raise ImageError(f"document {lost!r}: the disk is asleep")
-        return load(document)
+    def failing(read: Any) -> Any:
+        def fails(document: Document, *args: Any, **named: Any) -> Any:
+            if document.id == lost and now[-1] == stage:
+                raise ImageError(f"document {lost!r}: the disk is asleep")
+            return read(document, *args, **named)
+
+        return fails
 
     def noted(name: str, compute: Any) -> Any:
         return lambda *args, **named: (now.append(name), compute(*args, **named))
@@ -405,7 +407,8 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
         return evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Document, "load", fails)
+        for name in ("load", "decoded"):
+            patch.setattr(Document, name, failing(getattr(Document, name)))
         patch.setattr(Relevances, "compute", noted("rerank", Relevances.compute))
         patch.setattr(Answers, "compute", noted("answer", Answers.compute))
         assert problem in run().figures["problems"]
