@@ -592,10 +592,10 @@ def evaluate(
         from ragvl.reranker import resolve_threshold
         from ragvl.retriever import DualEncoder
 
+        other = None if compare is None else read_evaluation(compare)
         _check_models(encoder, reranker, generator, device=device, dtype=dtype)
         check_writable_folder(out)
         chosen = [_threshold(name) for name in threshold or ()]
-        other = None if compare is None else read_evaluation(compare)
         out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
@@ -706,7 +706,6 @@ def calibrate(
         from ragvl.reranker import THRESHOLDS_FILE
         from ragvl.retriever import DualEncoder
 
-        _check_models(encoder, reranker, device=device, dtype=dtype)
         names = threshold or ESTIMATED
         check_names(names)
         if out is None:
@@ -715,6 +714,7 @@ def calibrate(
                     f"{reranker} is no folder to save thresholds in: say where with --out"
                 )
             out = Path(reranker) / THRESHOLDS_FILE
+        _check_models(encoder, reranker, device=device, dtype=dtype)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )

@@ -647,11 +647,12 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
 
 
 def test_command_errors_are_one_line(places: Path, tmp_path: Path) -> None:
-    command = ["evaluate", str(places), "--encoder", "e", "--reranker", "r", "--out", str(tmp_path)]
-    outcome = CliRunner().invoke(app, [*command, "--split", "nowhere"])
+    encoder, reranker = (str(ASSETS / f"tiny-{name}") for name in ("retriever", "reranker"))
+    command = ["evaluate", str(places), "--encoder", encoder, "--reranker", reranker]
+    outcome = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--split", "nowhere"])
     assert outcome.exit_code == 1
     assert "nowhere has no usable question" in outcome.output
-    command = ["calibrate", str(places), "--encoder", "e", "--reranker", "hub/name"]
+    command = ["calibrate", str(places), "--encoder", encoder, "--reranker", "hub/name"]
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 1
     assert "--out" in outcome.output
