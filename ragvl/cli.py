@@ -706,6 +706,7 @@ def calibrate(
         from ragvl.reranker import THRESHOLDS_FILE
         from ragvl.retriever import DualEncoder
 
+        _check_models(encoder, reranker, device=device, dtype=dtype)
         names = threshold or ESTIMATED
         check_names(names)
         if out is None:
@@ -714,7 +715,6 @@ def calibrate(
                     f"{reranker} is no folder to save thresholds in: say where with --out"
                 )
             out = Path(reranker) / THRESHOLDS_FILE
-        _check_models(encoder, reranker, device=device, dtype=dtype)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )

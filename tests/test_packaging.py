@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,44 @@ def test_an_operation_has_one_name_everywhere(operation):
     expected = [path for backend in OPERATIONS[operation] for path in stems[backend]]
     expected += [f"tests/ops/test_{operation}.py", f"benchmarks/bench_{operation}.py"]
     assert [path for path in expected if not (ROOT / path).exists()] == []
+
+
+def imports(module: Path) -> set[str]:
+    """What of ragvl's top level a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            whole = node.module == "ragvl"
+            names = [f"ragvl.{n.name}" for n in node.names] if whole else [str(node.module)]
+        elif isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("ragvl.")}
+    return found
+
+
+def test_imports_run_one_way():
+    """As docs/architecture.md says; what it does not name is at the bottom."""
+    text = " ".join((ROOT / "docs" / "architecture.md").read_text().split())
+    (chain,) = re.findall(r"`(cli -> demo -> [^`]*)`", text)
+    layers = [layer.split(", ") for layer in chain.split(" -> ")]
+    height = {name: place for place, layer in enumerate(reversed(layers), 1) for name in layer}
+    known = {path.stem for path in (ROOT / "ragvl").iterdir()} | {"kernels", "_C"}
+    assert height.keys() <= known
+    wrong = []
+    for path in (ROOT / "ragvl").rglob("*.py"):
+        own = path.relative_to(ROOT / "ragvl").parts[0].removesuffix(".py")
+        for other in imports(path) - {own} if own != "__init__" else ():
+            # At the bottom, in no order
+            if height.get(other, 0) >= max(1, height.get(own, 0)):
+                wrong.append(f"{path.relative_to(ROOT)} imports {other}")
+    assert wrong == []
+
+
+def test_importing_ragvl_loads_nothing_heavy():
+    code = "import sys, ragvl; print(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in run(sys.executable, "-c", code).split()}
+    assert loaded.isdisjoint({"torch", "transformers", "faiss", "numpy", "PIL", "pydantic"})
 
 
 def test_kernels_do_not_shadow_the_package_of_that_name():
