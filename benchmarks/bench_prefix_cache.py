@@ -2,6 +2,7 @@
 
 python benchmarks/bench_prefix_cache.py                 # about ten minutes on two CPU cores
 python benchmarks/bench_prefix_cache.py --model tiny    # seconds; prints, writes nothing
+python benchmarks/bench_prefix_cache.py --bookkeeping   # that part alone: a minute
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,8 +27,9 @@ from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
-from ragvl.mllm import MLLM, PagePool, page_table, pages_in_turn
+from ragvl.mllm import MLLM, PAGE_TOKENS, KvLayout, PagePool, page_table, pages_in_turn
 from ragvl.ops import prefix_attention
+from ragvl.prefix_cache import CachedPrefix, DeviceTier
 from ragvl.runtime import resolve_device, resolve_dtype
 
 DEFAULT_MODEL = {"cpu": "mid", "cuda": "internvl2-2b"}
@@ -39,6 +42,7 @@ SUFFIX_TOKENS = (30, 40, 55, 80)
 QUERIES = (1, 2, 5, 10)
 NUM_QUESTIONS = 40  # enough for every round to ask another
 COMPRESSIONS = (None, "int8", "fp8")
+KNOWN_PREFIXES = (100, 1_000, 10_000, 100_000)
 
 Spread = dict[str, float]
 Pairs = list[tuple[str, Document]]
@@ -394,6 +398,63 @@ def _memory(mllm: MLLM, documents: Sequence[Document]) -> dict[str, float | None
     }
 
 
+# --- bookkeeping --------------------------------------------------------------------------------
+
+
+def measure_bookkeeping(
+    rounds: int, *, known: Sequence[int] = KNOWN_PREFIXES, steps: int = 1000
+) -> list[dict[str, Any]]:
+    """What finding one prefix, and taking one more, costs in a full device tier of so many.
+
+    With the smallest pages that there are: the time is that of the bookkeeping alone.
+
+    Returns:
+        For each number of known prefixes, microseconds a step, as spreads: `known`, to find one and
+        let it go; `new`, to evict one and keep another.
+    """
+    layout = KvLayout(1, 1, 1, torch.float32)
+    tiers = {}
+    for count in known:
+        pool = PagePool(layout, count, torch.device("cpu"))
+        page_bytes = layout.bytes_per_token() * PAGE_TOKENS
+        tiers[count] = DeviceTier(pool, page_bytes, keep=True, wait_seconds=60.0)
+        for i in range(count):
+            _insert(tiers[count], str(i))
+    names = itertools.count()
+
+    def find(tier: DeviceTier) -> None:
+        with tier.lease() as lease:
+            tier.use("0", lease)
+
+    calls = {}
+    for count, tier in tiers.items():
+        calls[f"new {count}"] = lambda tier=tier: _insert(tier, f"new {next(names)}")
+    for count, tier in tiers.items():
+        _insert(tier, "0")
+        calls[f"known {count}"] = partial(find, tier)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _, (name, call) in itertools.product(range(rounds), calls.items()):
+        start = time.perf_counter()
+        for _ in range(steps):
+            call()
+        samples[name].append((time.perf_counter() - start) / steps * 1e6)
+    return [
+        {
+            "prefixes": count,
+            "known": spread(samples[f"known {count}"]),
+            "new": spread(samples[f"new {count}"]),
+        }
+        for count in known
+    ]
+
+
+def _insert(tier: DeviceTier, key: str) -> None:
+    with tier.lease() as lease:
+        if tier.use(key, lease) is None:
+            (pages,) = tier.reserve([1], lease)
+            tier.insert(CachedPrefix(key, [0], "", 1, pages), lease)
+
+
 # --- shared -------------------------------------------------------------------------------------
 
 
@@ -424,12 +485,18 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     model: Annotated[str | None, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = None,
     rounds: Annotated[int, typer.Option(min=2, max=15, help="Samples of each point.")] = 5,
+    bookkeeping: Annotated[bool, typer.Option(help="Only the bookkeeping's time.")] = False,
 ) -> None:
-    """Measure and write benchmarks/results/prefix_cache_{cpu,cuda}.json and prefix_cache_bytes."""
+    """Measure and write benchmarks/results/prefix_cache_{cpu,cuda,bytes,bookkeeping}.json."""
     transformers_logging.disable_progress_bar()
     where = resolve_device(device)
     if model is not None and model not in SHAPES:
         raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
+    if bookkeeping or model is None:
+        counted = {"rounds": rounds, "by_prefixes": measure_bookkeeping(rounds)}
+        print(f"wrote {save('prefix_cache_bookkeeping', counted, torch.device('cpu'))}")
+    if bookkeeping:
+        return
     result = measure(model or DEFAULT_MODEL[where.type], where, rounds=rounds)
     print(json.dumps(result, indent=1))
     if model is None:

@@ -204,6 +204,27 @@ def prefix_cache_costs(load: Load) -> str:
     return "\n\n".join([_table(header, rows), *notes])
 
 
+def prefix_cache_bookkeeping(load: Load) -> str:
+    """What one prefix costs beside its own work, by how many there are."""
+    result = load("prefix_cache_bookkeeping")
+    header = ["prefixes on the device", "to find one", "to keep one more"]
+    if result is None:
+        return _table(header, [["any", NOT_MEASURED, NOT_MEASURED]])
+    first, *_ = points = result["by_prefixes"]
+    rows = [
+        [
+            f"{point['prefixes']:,}",
+            *(f"{point[n]['median'] / first[n]['median']:.2f}x" for n in ("known", "new")),
+        ]
+        for point in points
+    ]
+    note = (
+        f"{result['machine']['device']}: the time of the bookkeeping against that with "
+        f"{first['prefixes']} prefixes; medians of {result['rounds']} rounds in one run."
+    )
+    return "\n\n".join([_table(header, rows), note])
+
+
 def prefix_cache_bytes(load: Load) -> str:
     """What a picture takes in published models; computed, not measured."""
     result = load("prefix_cache_bytes")
@@ -853,6 +874,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
         gpu_rerank_goals,
         gpu_rerank_tiers,
         prefix_cache_costs,
+        prefix_cache_bookkeeping,
         prefix_cache_bytes,
         prefix_cache_tiers,
         prefix_cache_compression,

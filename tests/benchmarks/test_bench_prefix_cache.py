@@ -12,6 +12,7 @@ from bench_prefix_cache import (
     QUERIES,
     SUFFIX_TOKENS,
     measure,
+    measure_bookkeeping,
     published_bytes,
 )
 from plots import PLOTS
@@ -92,6 +93,15 @@ def test_plot_is_the_same_each_time(result: dict[str, Any]) -> None:
     for what in result["scaling"]:
         assert what in drawn
     assert draw({}.get) is None
+
+
+def test_bookkeeping_is_measured_and_tabled() -> None:
+    points = measure_bookkeeping(2, known=(10, 30), steps=3)
+    assert [point["prefixes"] for point in points] == [10, 30]
+    result = {"rounds": 2, "by_prefixes": points, "machine": {"device": "Some CPU"}}
+    table = TABLES["prefix_cache_bookkeeping"]({"prefix_cache_bookkeeping": result}.get)
+    assert "| 10 | 1.00x | 1.00x |" in table
+    assert "Some CPU" in table
 
 
 def test_published_bytes_are_those_of_the_papers() -> None:
