@@ -214,13 +214,13 @@ def prefix_cache_bookkeeping(load: Load) -> str:
     rows = [
         [
             f"{point['prefixes']:,}",
-            *(f"{point[n]['median'] / first[n]['median']:.2f}x" for n in ("known", "new")),
+            *(f"{point[n]['min'] / first[n]['min']:.2f}x" for n in ("known", "new")),
         ]
         for point in points
     ]
     note = (
         f"{result['machine']['device']}: the time of the bookkeeping against that with "
-        f"{first['prefixes']} prefixes; medians of {result['rounds']} rounds in one run."
+        f"{first['prefixes']} prefixes; fastest of {result['rounds']} rounds in one run."
     )
     return "\n\n".join([_table(header, rows), note])
 
