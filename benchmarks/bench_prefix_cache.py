@@ -424,16 +424,18 @@ def measure_bookkeeping(
 
     def find(tier: DeviceTier) -> None:
         with tier.lease() as lease:
-            tier.use("0", lease)
+            if tier.use("0", lease) is None:
+                raise RuntimeError("what was kept just now is not found: there is a bug")
 
     calls = {}
     for count, tier in tiers.items():
         calls[f"new {count}"] = lambda tier=tier: _insert(tier, f"new {next(names)}")
     for count, tier in tiers.items():
-        _insert(tier, "0")
         calls[f"known {count}"] = partial(find, tier)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _, (name, call) in itertools.product(range(rounds), calls.items()):
+        for tier in tiers.values():  # which new ones may have pushed out
+            _insert(tier, "0")
         start = time.perf_counter()
         for _ in range(steps):
             call()
