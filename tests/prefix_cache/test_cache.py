@@ -60,6 +60,7 @@ def test_another_process_finds_it_on_disk(
     # another cache on the same folder knows all that another process would
     second = Reranker(mllm, prefix_cache=PrefixCache("64MiB", folder=tmp_path, keep=keep))
     assert second.prefix_cache.statistics()["device"].hits == 0
+    second.warm([], progress=False)  # tries the model out, once
     vision = next(
         module
         for name, module in mllm.model.named_modules()

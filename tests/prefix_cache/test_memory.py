@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -52,11 +53,13 @@ class Machine:
         self.write(f"{folder}/memory.stat", f"inactive_file 3\ntotal_inactive_file {file}\n")
 
     def available(self) -> int:
-        return available_bytes(self.root) + reservations.untouched_bytes
+        return available_bytes(self.root)
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """One on which no cache of another test has reserved anything."""
+    monkeypatch.setattr(reservations, "_tiers", WeakSet())
     return Machine(tmp_path)
 
 
