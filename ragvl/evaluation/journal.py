@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tqdm.auto import tqdm
+from ragvl.progress import ProgressBar
 
 from ragvl.files import open_regular
 from ragvl.messages import shown
@@ -74,7 +74,7 @@ class Journal(Generic[Key]):
             progress: show a bar.
         """
         missing = [key for key in dict.fromkeys(keys) if key not in self._values]
-        bar = tqdm(total=len(missing), desc=title, disable=not progress or not missing)
+        bar = ProgressBar(total=len(missing), desc=title, disable=not progress or not missing)
         with self._path.open("a", encoding="utf-8") as file, bar:
             for start in range(0, len(missing), block):
                 part = missing[start : start + block]

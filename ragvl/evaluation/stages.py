@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ragvl.data.images import ImageError
 from ragvl.data.questions import Pool, Question, QuestionSet
@@ -24,6 +23,7 @@ from ragvl.evaluation.vectors import VectorsFileError, load_vectors, save_vector
 from ragvl.generator import Generator
 from ragvl.identity import name_of
 from ragvl.mllm import PromptTooLongError
+from ragvl.progress import ProgressBar
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder, VectorIndex, encode_documents
 
@@ -91,7 +91,9 @@ def embed_documents(
     vectors: dict[str, np.ndarray] = {}
     ids = source.document_ids()
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
-    for start in tqdm(starts, desc="embed", unit="block", disable=not progress or len(starts) < 2):
+    for start in ProgressBar(
+        starts, desc="embed", unit="block", disable=not progress or len(starts) < 2
+    ):
         wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
         keys = [source.document_key(id) for id in wanted]
         dtype = str(encoder.model.dtype)
@@ -185,7 +187,9 @@ class Relevances:
             relevance = iter(found)
             return [next(relevance) if id in documents else math.nan for _, id in asked]
 
-        with tqdm(total=len(missing), desc="rerank", unit="pair", disable=not progress) as bar:
+        with ProgressBar(
+            total=len(missing), desc="rerank", unit="pair", disable=not progress
+        ) as bar:
             for start in range(0, len(by_document), _DOCUMENTS_AT_ONCE):
                 block = by_document[start : start + _DOCUMENTS_AT_ONCE]
                 part = [key for of_one in block for key in of_one]

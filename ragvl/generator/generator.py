@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
+from ragvl.progress import ProgressBar
 from ragvl.reranker.images import load_image
 from ragvl.surroundings import undisturbed
 
@@ -118,7 +118,7 @@ class Generator:
         answers: list[str] = []
         hidden = not progress or len(starts) < 2
         with ThreadPoolExecutor(4) as pool:
-            for start in tqdm(starts, desc="generate", unit="batch", disable=hidden):
+            for start in ProgressBar(starts, desc="generate", unit="batch", disable=hidden):
                 part = slice(start, start + batch_size)
                 loaded = [list(pool.map(self._load_image, group)) for group in evidence[part]]
                 prompts = [

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
@@ -22,6 +21,7 @@ from ragvl.identity import name_of
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, Prompt, merge_settings
 from ragvl.prefix_cache import PrefixCache
+from ragvl.progress import ProgressBar
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.cached_prefixes import CachedPrefixes
 from ragvl.reranker.cross_encoder import (
@@ -365,7 +365,7 @@ class Reranker:
         deque(self._prompts.captions.watched(document for _, document in checked), maxlen=0)
         scores = torch.full((len(checked),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(checked) < _SHOW_PROGRESS_FROM
-        with tqdm(total=len(checked), desc="rerank", unit="pair", disable=hidden) as bar:
+        with ProgressBar(total=len(checked), desc="rerank", unit="pair", disable=hidden) as bar:
             for indices, relevance in self._scorer.score(checked, batch_size, on_error):
                 scores[list(indices)] = relevance
                 bar.update(len(indices))
@@ -442,7 +442,7 @@ class Reranker:
         coming = (as_document(item, f"documents[{i}]") for i, item in enumerate(documents))
         watched = self._prompts.captions.watched(coming)
         total = len(documents) if isinstance(documents, Sized) else None
-        with tqdm(total=total, desc="warm", unit="doc", disable=not progress) as bar:
+        with ProgressBar(total=total, desc="warm", unit="doc", disable=not progress) as bar:
             for outcome in scorer.warm(watched, on_error):
                 outcomes[outcome] += 1
                 bar.update()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -30,6 +29,7 @@ from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
+from ragvl.progress import ProgressBar
 from ragvl.runtime import count_kept_pixels, resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
 from ragvl.weights import Watch, model_tensors, weights_name
@@ -193,7 +193,7 @@ class DualEncoder:
         documents = [Document.of(image) for image in images]
         vectors = np.empty((len(documents), self.dim), dtype=np.float32)
         batches = _batches(documents, batch_size)
-        bar = tqdm(
+        bar = ProgressBar(
             total=len(documents), desc="encode", unit="image", delay=1.0, disable=not progress
         )
         ahead = _BATCHES_AHEAD * batch_size

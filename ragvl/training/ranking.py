@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
-from tqdm.auto import tqdm
 
 from ragvl.data.files import place, read_lines
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
+from ragvl.progress import ProgressBar
 from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
 
 _DOCUMENTS_AT_ONCE = 256
@@ -81,7 +81,7 @@ def index_documents(
     index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
     ids = source.document_ids(pool)
     starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
-    for start in tqdm(starts, desc="index", unit="batch", disable=not progress):
+    for start in ProgressBar(starts, desc="index", unit="batch", disable=not progress):
         part = ids[start : start + _DOCUMENTS_AT_ONCE]
         vectors = encode_documents(source, encoder, part, batch_size=batch_size)
         if vectors:
@@ -141,7 +141,7 @@ def ranking_samples(
     rng = np.random.default_rng(seed)
     asked = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
     starts = range(0, len(asked), batch_size)
-    for start in tqdm(starts, desc="rank", unit="batch", disable=not progress):
+    for start in ProgressBar(starts, desc="rank", unit="batch", disable=not progress):
         batch = asked[start : start + batch_size]
         most_gold = max(len(question.gold) for question in batch)
         vectors = encoder.encode_texts([question.text for question in batch])

@@ -1,0 +1,26 @@
+"""Progress bars that threads, interrupts and forks leave usable."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from tqdm.auto import tqdm
+
+
+class ProgressBar(tqdm):
+    """tqdm's, with a lock of its own.
+
+    tqdm's lock is taken for hidden bars too, in several steps of Python: an interrupt among them
+    leaves it taken, and every other thread waits for it for good. It is shared with other
+    processes as well, a stopped one included. An `RLock` is taken in one step.
+    """
+
+
+def _renew_lock() -> None:
+    ProgressBar.set_lock(threading.RLock())
+
+
+_renew_lock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
