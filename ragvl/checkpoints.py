@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 from ragvl.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -103,7 +103,7 @@ def model_folder(path: str | Path, *, revision: str | None = None) -> Path | Non
             f"{shown(folder)} is a file: a model is a folder in Hugging Face's format"
         )
     if isinstance(path, Path) or _is_path(path) or _is_slip(path, revision):
-        raise FileNotFoundError(f"there is no model folder {shown(path)!r}{_hint(folder)}")
+        raise FileNotFoundError(f"there is no model folder {quoted(path)}{_hint(folder)}")
     return None
 
 
@@ -229,7 +229,7 @@ def _with_adapters(name: str, folder: Path, trust_remote_code: bool) -> Checkpoi
         whole = _whole_model(base_name, base_folder)
     except (OSError, UnsupportedModelError) as error:
         raise type(error)(
-            f"{what} on {shown(base)!r}, which cannot be used: {reason(error)}. Put the model's "
+            f"{what} on {quoted(base)}, which cannot be used: {reason(error)}. Put the model's "
             f"path into base_model_name_or_path of its {ADAPTER_CONFIG}"
         ) from error
     return Checkpoint(name, whole.folder, adapters=folder)

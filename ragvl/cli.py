@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from ragvl.files import check_writable_folder
-from ragvl.messages import one_line, reason, shown
+from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ragvl.reranker import Reranker, SavedThresholds
 
 _STDOUT = "-"  # as the name of a file
-_MAX_ERROR = 1000  # characters; what an error quotes is shorter already
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Prepare data.")
@@ -698,6 +697,7 @@ def calibrate(
     """
     _check_writable(out, plot)
     with _work("calibrate"):
+        from ragvl.checkpoints import model_folder
         from ragvl.data.formats import open_questions
         from ragvl.evaluation.calibration import ESTIMATED, check_names
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
@@ -706,15 +706,16 @@ def calibrate(
         from ragvl.reranker import THRESHOLDS_FILE
         from ragvl.retriever import DualEncoder
 
-        _check_models(encoder, reranker, device=device, dtype=dtype)
         names = threshold or ESTIMATED
         check_names(names)
         if out is None:
-            if not Path(reranker).is_dir():
+            folder = model_folder(reranker)
+            if folder is None:
                 raise ValueError(
-                    f"{reranker} is no folder to save thresholds in: say where with --out"
+                    f"{shown(reranker)} is no folder to save thresholds in: say where with --out"
                 )
-            out = Path(reranker) / THRESHOLDS_FILE
+            out = folder / THRESHOLDS_FILE
+        _check_models(encoder, reranker, device=device, dtype=dtype)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
@@ -892,7 +893,7 @@ def _one_line_errors(command: str) -> Iterator[None]:
         say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
         sys.exit(1)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
-        say(f"ragvl {command}: {shown(one_line(error), _MAX_ERROR)}", err=True)
+        say(f"ragvl {command}: {reason(error, MAX_ERROR)}", err=True)
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MAX_SHOWN = 200  # characters of input in one message
+MAX_ERROR = 1000  # characters of an error that a command ends with
 
 
 def visible(text: object) -> str:
@@ -36,14 +37,15 @@ def shown(text: object, limit: int = MAX_SHOWN) -> str:
     return printable if len(printable) <= limit else f"{printable[: limit - 1]}…"
 
 
+def quoted(text: object, limit: int = MAX_SHOWN) -> str:
+    """`shown` in quotation marks, for a name among other words."""
+    return f"'{shown(text, limit)}'"
+
+
 def reason(error: BaseException, limit: int = MAX_SHOWN) -> str:
-    """What an error says, as a message may hold it; its type where it says nothing."""
-    return shown(str(error).strip() or type(error).__name__, limit)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says with blanks for its line ends; its type where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says in one line, as a message may hold it; its type where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return shown(" ".join(filter(None, lines)) or type(error).__name__, limit)
 
 
 def _escaped(character: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ragvl.files import check_regular, open_regular
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -164,6 +164,6 @@ def _check_name(name: object, source: Path) -> None:
     plain = isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
     if not plain or not str(name).endswith(".safetensors"):
         raise UnsupportedModelError(
-            f"{shown(source)} names the weights file {shown(name)!r}: weights are read only from "
+            f"{shown(source)} names the weights file {quoted(name)}: weights are read only from "
             f"*.safetensors files in the folder itself. {_NO_PICKLES}"
         )

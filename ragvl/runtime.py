@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 _PROBE_SIDE = 2048  # pixels
@@ -27,7 +27,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device={shown(device)!r} is unknown: expected auto, cpu, cuda, cuda:1, ..."
+            f"device={quoted(device)} is unknown: expected auto, cpu, cuda, cuda:1, ..."
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -63,7 +63,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(
-            f"dtype={shown(dtype)!r} is not a floating-point dtype; try 'float32' or 'bfloat16'"
+            f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
 

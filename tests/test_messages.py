@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragvl.messages import MAX_SHOWN, reason, shown
+from ragvl.messages import MAX_SHOWN, quoted, reason, shown
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=600))
@@ -31,3 +31,11 @@ def test_a_terminal_obeys_nothing() -> None:
 def test_an_error_without_words_is_called_by_its_type() -> None:
     assert reason(ValueError()) == "ValueError"
     assert reason(ValueError(" why\n")) == "why"
+
+
+def test_an_error_is_one_line_whatever_it_says() -> None:
+    assert reason(ValueError("wrong:\n   a  b.png\r\n\x1b[31m")) == r"wrong: a  b.png \x1b[31m"
+
+
+def test_a_quoted_name_is_escaped_once() -> None:
+    assert quoted("a\x1b.png") == r"'a\x1b.png'"

@@ -13,7 +13,7 @@ from ragvl.data.images import ImageError, decoded, load_image, why_unusable
 from ragvl.data.pictures import MAX_FILE_BYTES, ImageSource, as_picture, describe
 from ragvl.files import check_regular
 from ragvl.identity import bytes_name, file_bytes_name, pixels_name
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 
 # Of a document's name, which together hold at most 200 characters of input
 _ID_SHOWN, _PATH_SHOWN = 80, 120
@@ -72,7 +72,7 @@ class Document:
         picture = as_picture(self.image)
         if self.id is None:
             return f"document {describe(picture)}"
-        return f"document '{shown(self.id, _ID_SHOWN)}' ({describe(picture, _PATH_SHOWN)})"
+        return f"document {quoted(self.id, _ID_SHOWN)} ({describe(picture, _PATH_SHOWN)})"
 
     @property
     def path(self) -> str | None:

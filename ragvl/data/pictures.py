@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image
 
-from ragvl.messages import MAX_SHOWN, reason, shown
+from ragvl.messages import MAX_SHOWN, quoted, reason, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def describe(picture: Picture, limit: int = MAX_SHOWN) -> str:
     if isinstance(picture, UnusablePicture):
         return picture.what
     if isinstance(picture, str | os.PathLike):
-        return f"'{shown(os.fspath(picture), limit)}'"
+        return quoted(os.fspath(picture), limit)
     if isinstance(picture, bytes):
         return f"a picture of {len(picture)} bytes"
     if isinstance(picture, Image.Image):
@@ -136,7 +136,7 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _from_url(url: str, scheme: str) -> Picture:
-    what = f"'{shown(url)}'"
+    what = quoted(url)
     if scheme != "file":
         why = "URLs are not fetched: download it and give the path or bytes"
         return UnusablePicture(what, why)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ragvl import messages
 from ragvl.messages import shown
 
 _NAMED = 20  # problems of a kind that are kept in words; the others are counted
@@ -82,4 +83,4 @@ def brief(name: object) -> str:
 
 def quoted(name: object) -> str:
     """`brief` in quotation marks."""
-    return f"'{brief(name)}'"
+    return messages.quoted(name, _NAME_SHOWN)

@@ -31,7 +31,7 @@ from ragvl.evaluation.results import ResultFileError, read_ablation_run
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.identity import file_bytes_name, file_marks, name_of
-from ragvl.messages import one_line
+from ragvl.messages import MAX_ERROR, reason
 from ragvl.mllm import MLLM
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder
@@ -286,7 +286,7 @@ def _do(job: _Job, settings: AblationSettings, test: _Test) -> tuple[dict[str, A
     try:
         result = _one_run(job, settings, test)
     except Exception as error:  # whatever it is, the other runs go on
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        why = f"{type(error).__name__}: {reason(error, MAX_ERROR)}"
     else:
         draft = job.result.with_suffix(".draft")
         draft.write_text(json.dumps(result) + "\n")
@@ -295,7 +295,7 @@ def _do(job: _Job, settings: AblationSettings, test: _Test) -> tuple[dict[str, A
     gc.collect()  # its tensors, which the next run may need the room of
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None, reason
+    return None, why
 
 
 def _one_run(job: _Job, settings: AblationSettings, test: _Test) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from ragvl.messages import one_line
+from ragvl.messages import MAX_ERROR, reason
 from ragvl.training.command import Plan, plan
 
 UNTRAINED = "untrained"
@@ -221,7 +221,7 @@ class Problems:
 
     def add(self, run: Run, error: Exception) -> None:
         """Notes what is wrong with a run."""
-        self._runs.setdefault(one_line(error), []).append(run)
+        self._runs.setdefault(reason(error, MAX_ERROR), []).append(run)
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -260,7 +260,9 @@ def _load(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML that can be used: {one_line(error)}") from error
+        raise ValueError(
+            f"{path} is not YAML that can be used: {reason(error, MAX_ERROR)}"
+        ) from error
     if not isinstance(found, dict):
         what = "it is empty" if found is None else f"it is a {type(found).__name__}"
         raise ValueError(f"{path}: {what}; expected keys stage, settings, arms, seeds and test")

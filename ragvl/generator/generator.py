@@ -14,7 +14,7 @@ import torch
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
 from ragvl.progress import ProgressBar
 from ragvl.reranker.images import load_image
@@ -143,6 +143,6 @@ class Generator:
         prompt = self.mllm.encode_prompt(self.mllm.render(template, **fields), images)
         if len(prompt) > self.mllm.max_length:
             names = ", ".join(document.name for document in documents) or "no document"
-            what = f"the prompt about {names} and the question {shown(query, _SHOWN_QUERY)!r}"
+            what = f"the prompt about {names} and the question {quoted(query, _SHOWN_QUERY)}"
             raise PromptTooLongError.of(what, index, len(prompt), self.mllm.max_length)
         return prompt

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
 
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
 from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.inputs import common_prefix_length
@@ -293,7 +293,7 @@ class Chat:
         if len(self._control_tokens.find(prompt)) != form.num_control_tokens:
             raise ValueError(
                 "the chat template, which rewrites texts, makes control tokens of "
-                f"{', '.join(f'{name}={shown(value)!r}' for name, value in fields.items())}"
+                f"{', '.join(f'{name}={quoted(value)}' for name, value in fields.items())}"
             )
         return prompt
 
@@ -352,8 +352,8 @@ class Chat:
         )
         if first != second:
             raise UnsupportedModelError(
-                f"the chat template writes something else each time: {shown(first)!r} and "
-                f"{shown(second)!r}"
+                f"the chat template writes something else each time: {quoted(first)} and "
+                f"{quoted(second)}"
             )
         if self._depends_on_date and not date_given:
             logger.warning(

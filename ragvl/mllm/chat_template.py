@@ -12,7 +12,7 @@ from jinja2 import meta
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.loading import UnsupportedModelError
 
 # What Llama 3's own templates write where they know no date
@@ -139,7 +139,7 @@ def _checked(kwargs: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     for name in kwargs:
         if name not in known:
             raise ValueError(
-                f"chat_template_kwargs: the chat template reads no {shown(name)!r}; it reads "
+                f"chat_template_kwargs: the chat template reads no {quoted(name)}; it reads "
                 f"{shown(', '.join(sorted(known))) or 'nothing that can be set'}"
             )
     try:
@@ -180,7 +180,7 @@ def resolve_date(value: date | str | None) -> date:
     try:
         return date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise ValueError(f"date={shown(value)!r}: expected one such as '2026-11-28'") from None
+        raise ValueError(f"date={quoted(value)}: expected one such as '2026-11-28'") from None
 
 
 def _refuse_chance(*_: object, **__: object) -> NoReturn:

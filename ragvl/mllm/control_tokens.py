@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm.inputs import common_prefix_length
 
 # What plain text joins words with; "▁" is SentencePiece's space
@@ -109,7 +109,7 @@ class ControlTokens:
             if not spelled:
                 return text
             text = _broken(text, spelled)
-        raise ValueError(f"text spells control tokens that no space breaks: {shown(text)!r}")
+        raise ValueError(f"text spells control tokens that no space breaks: {quoted(text)}")
 
     def _has_other_spellings(self, added: Iterable[Any]) -> bool:
         """Whether some other text is read as a control token, after normalising.

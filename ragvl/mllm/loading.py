@@ -24,7 +24,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
 from ragvl.checkpoints import Checkpoint, find_checkpoint
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.processors import with_settings, without_saved_calls
 from ragvl.model_files import (
     ADAPTER_CONFIG,
@@ -196,7 +196,7 @@ def _load_config(found: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(str(found.folder), **code)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trusted:
         raise UnsupportedModelError(
-            f"{shown(found.folder)} holds a {shown(config.model_type)!r} model, which does not "
+            f"{shown(found.folder)} holds a {quoted(config.model_type)} model, which does not "
             "read pictures and write text; ragvl needs an image-text-to-text model such as LLaVA, "
             "Qwen-VL or InternVL"
         )

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ragvl.data.document import Document
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def check_keywords(method: str, keywords: Mapping[str, Any], device: torch.devic
         if known in _NO_EFFECT:
             logger.warning("%s(%s=) has no effect", method, name)
         elif known not in _REFUSED:
-            raise TypeError(f"{method}() has no keyword {shown(repr(name))}")
+            raise TypeError(f"{method}() has no keyword {quoted(name)}")
         elif not _changes_nothing(known, value, device):
             why = _REFUSED[known].format(device=device)
             raise ValueError(f"{method}({name}=) cannot be heeded: {why}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.reranker.templates import PromptTemplate
 
 
@@ -104,5 +104,5 @@ def resolve_preset(preset: Preset | str) -> Preset:
     if isinstance(preset, Preset):
         return preset
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {shown(preset)!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {quoted(preset)}; known: {', '.join(PRESETS)}")
     return PRESETS[preset]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ragvl.data.document import Document
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm import (
     MLLM,
     CaptionLimit,
@@ -131,7 +131,7 @@ def too_long(
     question = (
         ", up to its question,"
         if query is None
-        else f" and the question {shown(query, _SHOWN_QUERY)!r}"
+        else f" and the question {quoted(query, _SHOWN_QUERY)}"
     )
     what = f"the prompt about {document.name}{question}"
     return PromptTooLongError.of(what, index, length, mllm.max_length)

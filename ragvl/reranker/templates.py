@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ragvl.messages import shown
+from ragvl.messages import quoted
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ def resolve_template(template: PromptTemplate | str) -> PromptTemplate | None:
         return template
     if template != "auto" and template not in TEMPLATES:
         known = ", ".join(["auto", *TEMPLATES])
-        raise ValueError(f"unknown template {shown(template)!r}; known: {known}")
+        raise ValueError(f"unknown template {quoted(template)}; known: {known}")
     return TEMPLATES.get(template)

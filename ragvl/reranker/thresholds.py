@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ragvl.files import open_regular
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 
 Threshold = str | float
 """A probability; "natural"; or a name that was estimated and saved with the model, such as
@@ -69,7 +69,7 @@ class SavedThresholds:
             ValueError: a value of these is no probability.
         """
         for name, value in self.values.items():
-            _probability(value, f"the threshold {shown(repr(name))}")
+            _probability(value, f"the threshold {quoted(name)}")
         every = _read(path) if path.exists() else {}
         before = every.get(self.template)
         merged = self if before is None else self._joined(before)
@@ -136,15 +136,13 @@ def resolve_threshold(threshold: Threshold, saved: SavedThresholds | None = None
     if threshold == "natural":
         return NATURAL
     if saved is not None and threshold in saved.values:
-        return _probability(
-            saved.values[threshold], f"the saved threshold {shown(repr(threshold))}"
-        )
+        return _probability(saved.values[threshold], f"the saved threshold {quoted(threshold)}")
     if saved is not None and threshold in saved.refused:
         why = shown(saved.refused[threshold], 500)
-        raise ThresholdError(f"threshold={shown(repr(threshold))} could not be estimated: {why}")
+        raise ThresholdError(f"threshold={quoted(threshold)} could not be estimated: {why}")
     known = ["natural", *(saved.values if saved is not None else ())]
     raise ThresholdError(
-        f"threshold={shown(repr(threshold))} is not known; known here: {shown(', '.join(known))}, "
+        f"threshold={quoted(threshold)} is not known; known here: {shown(', '.join(known))}, "
         "or a number from 0 to 1. `ragvl calibrate` estimates others on a dev split, and saves "
         "them with the model"
     )

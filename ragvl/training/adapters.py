@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm import MLLM
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LoraSettings:
                 re.compile(self.target_modules)
             except re.error as error:
                 raise ValueError(
-                    f"target_modules={shown(self.target_modules)!r} is no regular expression: "
+                    f"target_modules={quoted(self.target_modules)} is no regular expression: "
                     f"{error}"
                 ) from None
         elif self.target_modules is not None:
@@ -188,7 +188,7 @@ def _barred(
 def _of_no_use(
     setting: str, names: set[str], layers: Mapping[str, nn.Module], barred: Mapping[str, str]
 ) -> str:
-    where = f"lora.target_modules: {shown(setting)!r} matches"
+    where = f"lora.target_modules: {quoted(setting)} matches"
     if names:
         first = min(names)
         return f"{where} {len(names)} layers that cannot train, such as {first}: {barred[first]}"

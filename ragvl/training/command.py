@@ -23,7 +23,7 @@ from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
 from ragvl.files import check_regular, check_writable_folder
-from ragvl.messages import shown
+from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.mllm import MLLM
 from ragvl.reranker.templates import TEMPLATES
 from ragvl.training.adapters import LoraSettings, adapted_layers
@@ -152,7 +152,7 @@ def plan(stage: Stage, flags: Sequence[str]) -> Plan:
     try:
         return _plan(stage, _parser(stage, exits=False), flags)
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(reason(error, MAX_ERROR)) from error
 
 
 def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
-from ragvl.messages import shown
+from ragvl.messages import quoted
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
 from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import Prompts
@@ -186,7 +186,7 @@ class Collator:
         length = len(prompt) + len(answer)
         if length > mllm.max_length:
             names = ", ".join(document.name for document in example.documents) or "no document"
-            what = f"the example about {names} with the answer {shown(example.answer, 60)!r}"
+            what = f"the example about {names} with the answer {quoted(example.answer, 60)}"
             raise PromptTooLongError.of(what, index, length, mllm.max_length)
         labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)

@@ -134,7 +134,7 @@ def test_the_command_checks_patterns_before_it_reads_the_data(
 ) -> None:
     flags = {
         "model": tiny_model("llava"),
-        "data": tmp_path / "no data",
+        "data": tmp_path,  # which holds none
         "output_dir": tmp_path / "new",
         "lora.rank": 2,
         "lora.target_modules": ".*vision_tower.*",
