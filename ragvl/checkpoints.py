@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ragvl.files import expand_user
 from ragvl.messages import quoted, reason, shown
 from ragvl.model_files import (
     ADAPTER_CONFIG,
@@ -95,7 +96,7 @@ def model_folder(path: str | Path, *, revision: str | None = None) -> Path | Non
     Raises:
         FileNotFoundError: it means a folder that is not there; the message names similar ones.
     """
-    folder = Path(path).expanduser()
+    folder = Path(expand_user(path))
     if str(path) and _is_folder(folder):
         return folder
     if _is_file(folder):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from ragvl.files import check_writable_folder
+from ragvl.files import check_writable_folder, expand_user
 from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.output import print_json, print_table, say
 
@@ -818,7 +818,7 @@ def _variables(text: str | None) -> dict[str, Any] | None:
 def _saved_thresholds(path: str, template: str) -> SavedThresholds | None:
     from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
 
-    file = Path(path).expanduser() / THRESHOLDS_FILE
+    file = Path(expand_user(path)) / THRESHOLDS_FILE
     return SavedThresholds.load(file, template) if file.is_file() else None
 
 

@@ -53,6 +53,14 @@ def check_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None)
     return status
 
 
+def expand_user(path: str | os.PathLike[str]) -> str:
+    """`path` with a home folder for its "~"; as it is where nobody has one."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a zero byte in the name of a user, which opening it will refuse
+        return os.fspath(path)
+
+
 def check_writable_folder(folder: Path) -> None:
     """Refuses a folder that cannot be written into, or made; it is not made.
 

@@ -58,7 +58,10 @@ def test_a_slip_in_a_path_is_named_with_what_was_meant(path, loader):
         loader(path)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000, "owner/name/more", "a b", "~/no-such"])
+@pytest.mark.parametrize(
+    "path",
+    ["", "a\0b", "x" * 5000, "owner/name/more", "a b", "~/no-such", "~nobody-here/m", "~\0/m"],
+)
 def test_what_can_be_no_hub_id_is_a_path(path):
     with pytest.raises(FileNotFoundError, match="there is no model folder"):
         find_checkpoint(path)

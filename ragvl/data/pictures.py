@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image
 
+from ragvl.files import expand_user
 from ragvl.messages import MAX_SHOWN, quoted, reason, shown
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _from_text(text: str) -> Picture:
         return _from_data_url(text)
     if found := _URL.match(text):
         return _from_url(text, found[1].lower())
-    return os.path.expanduser(text) if text.startswith("~") else text
+    return expand_user(text)
 
 
 def _from_path(path: os.PathLike[str]) -> Picture:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ragvl.files import expand_user
+
 
 @dataclass(frozen=True)
 class NoWeights:
@@ -41,8 +43,8 @@ class Source:
     @classmethod
     def of(cls, path: str | Path, options: dict[str, Any]) -> Source:
         """The same for a process that works in another folder."""
-        folder = Path(path).expanduser()
-        return cls(os.path.abspath(folder) if folder.is_dir() else str(path), options)
+        folder = expand_user(path)
+        return cls(os.path.abspath(folder) if os.path.isdir(folder) else str(path), options)
 
 
 HOW_TO_SHARE = (
