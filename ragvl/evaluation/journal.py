@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ragvl.progress import ProgressBar
-
 from ragvl.files import open_regular
 from ragvl.messages import shown
+from ragvl.progress import ProgressBar
 
 Key = TypeVar("Key", bound=Hashable)
 logger = logging.getLogger(__name__)
