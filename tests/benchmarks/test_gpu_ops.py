@@ -145,7 +145,7 @@ def test_the_sizes_that_a_gpu_gets_are_those_of_the_goals() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what it does without a GPU")
 def test_checks_without_a_gpu_say_so() -> None:
     assert gpu_ops.sanitize(60) == {"memcheck": "not available", "racecheck": "not available"}
-    tests = gpu_ops.run_tests(["tests/ops"], 240)
+    tests = gpu_ops.run_tests(["tests/ops"], 1200)
     assert (tests["failures"], tests["errors"], tests["failed"]) == (0, 0, [])
     assert tests["skipped"] == tests["tests"] > 50
     assert "stopped after" in gpu_ops.run_tests(["tests/ops"], 0.01)["problem"]
@@ -155,7 +155,7 @@ def test_tests_that_are_stopped_still_count(tmp_path: Path) -> None:
     file = tmp_path / "test_gpu_slow.py"
     file.write_text(
         "import time, pytest\n"
-        "@pytest.mark.gpu\ndef test_gpu_a(): pass\n"
+        f"@pytest.mark.gpu\ndef test_gpu_a(): open({str(tmp_path / 'done')!r}, 'w')\n"
         "@pytest.mark.gpu\ndef test_gpu_b(): pass\n"
         "def pytest_runtest_setup(item): pass\n"
     )
@@ -167,4 +167,5 @@ def test_tests_that_are_stopped_still_count(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n")
     tests = gpu_ops.run_tests([str(tmp_path)], 8)
     assert tests["problem"] == "stopped after 8 s"
-    assert tests["tests"] >= 1
+    # As many as came to their end, which on a busy machine may be none
+    assert tests.get("tests", 0) >= (tmp_path / "done").exists()

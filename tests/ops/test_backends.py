@@ -90,8 +90,8 @@ for backend, advice in (("cpu", "pip install ."), ("triton", "ragvl[triton]")):
         assert advice in str(error), error
     else:
         raise AssertionError(f"{backend} ran")
-from ragvl.doctor import doctor
-doctor()
+from ragvl.doctor import examine, print_findings
+print_findings(examine())
 """
 
 
