@@ -313,7 +313,6 @@ def test_kernels_read_nothing_outside_hidden(backend, device):
     assert logits.isnan().all(dim=1).tolist() == [False, True, True, False]
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy's, of the interpreter
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_extreme_logits(backend, device):
     #                     yes far above, far below, beyond float32, both beyond it
