@@ -1,0 +1,111 @@
+"""What every command does around its work: checks before it, errors in one line, JSON after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ragvl.cli.options import STDOUT
+from ragvl.messages import MAX_ERROR, reason, shown
+from ragvl.output import print_json, say
+
+if TYPE_CHECKING:
+    from ragvl.data.problems import Problems
+
+
+@contextmanager
+def command_work(command: str) -> Iterator[None]:
+    """What comes before the result: prints go to standard error, and errors are one line."""
+    with redirect_stdout(sys.stderr), one_line_errors(command):
+        yield
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Ends the program with what is wrong where a person can act on it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        extra = "pip install 'ragvl[cpu,train,eval]'"
+        say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
+        sys.exit(1)
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+        say(f"ragvl {command}: {reason(error, MAX_ERROR)}", err=True)
+        sys.exit(1)
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Refuses files that could not be written after the work."""
+    for path in paths:
+        if path is None:
+            continue
+        if not (folder := Path(path).absolute().parent).is_dir():
+            raise typer.BadParameter(f"there is no folder {shown(folder)} to write into")
+        if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+            raise typer.BadParameter(f"{shown(path)} cannot be written")
+
+
+def check_models(*paths: str | None, device: str = "auto", dtype: str = "auto") -> None:
+    """All models of a command, before the first is loaded."""
+    from ragvl.checkpoints import find_checkpoint
+    from ragvl.runtime import resolve_device, resolve_dtype
+
+    resolve_dtype(dtype, resolve_device(device))
+    for path in paths:
+        if path is not None:
+            find_checkpoint(path)
+
+
+def template_variables(text: str | None) -> dict[str, Any] | None:
+    """Variables of a chat template, from JSON.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        values = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--chat-template-kwargs is no JSON: {reason(error)}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ValueError('--chat-template-kwargs must be a JSON object: {"name": value}')
+    return values
+
+
+def parse_threshold(text: str) -> str | float:
+    """A name, or a number where it is one.
+
+    Raises:
+        ValueError: a number that can be no threshold.
+    """
+    from ragvl.reranker import check_threshold
+
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    check_threshold(number)
+    return number
+
+
+def problem_figures(problems: Problems) -> dict[str, Any]:
+    """What is wrong with data, as JSON has it."""
+    return {
+        kind: {"count": count, "first": problems.messages[kind]}
+        for kind, count in problems.counts.items()
+    }
+
+
+def json_is_out(file: str | None, figures: object) -> bool:
+    """Writes JSON where `--json` says; whether that is standard output, in place of tables."""
+    if file == STDOUT:
+        print_json(figures)
+    elif file is not None:
+        Path(file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return file == STDOUT

@@ -1,0 +1,144 @@
+"""`ragvl data`: checks, draws and prepares data sets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ragvl.cli import options
+from ragvl.cli.common import check_models, check_writable, command_work, problem_figures
+from ragvl.output import print_json, say
+
+
+def check(
+    source: options.Source,
+    split: Annotated[str | None, typer.Option(help="Which, of a set that has several.")] = None,
+    images: options.Images = None,
+    protocol: options.Protocol = None,
+    pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what is wrong with a data set's files, line by line.
+
+    Your own .jsonl is read line by line, however long it is.
+    """
+    with command_work("data check"):
+        from ragvl.data.checking import check_questions
+
+        report = check_questions(
+            source, split=split, images=images, protocol=protocol, pictures=pictures
+        )
+    if as_json:
+        figures = {"questions": report.questions, "documents": report.documents}
+        print_json({**figures, "problems": problem_figures(report.problems)})
+    else:
+        for line in report.problems.lines():
+            say(line)
+        say(
+            f"{report.questions} usable questions, {report.documents} documents, "
+            f"{len(report.problems)} problems"
+        )
+    if not report.questions or (strict and len(report.problems)):
+        sys.exit(1)
+
+
+def draw(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if it is missing.")],
+    subject: Annotated[
+        Literal["places", "charts"], typer.Option(help="What the pictures are of.")
+    ] = "places",
+    train: Annotated[int, typer.Option(min=0, help="So many places for training.")] = 0,
+    val: Annotated[int, typer.Option(min=0, help="Others for validation.")] = 0,
+    test: Annotated[int, typer.Option(min=0, help="Others for testing.")] = 0,
+    questions: Annotated[int, typer.Option(min=1, help="About each of them.")] = 1,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Captions to find pictures by, not questions.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+) -> None:
+    """Draw a small world: questions in WebQA's files, or captions in Karpathy's.
+
+    A place, or a company, has three pictures. The numbers are even, since each has a twin.
+    """
+    from ragvl.data.synthetic import SUBJECTS, Split, write_captions, write_world
+
+    counts: dict[Split, int] = {"train": train, "val": val, "test": test}
+    with command_work("data draw"):
+        if not any(counts.values()):
+            raise ValueError("nothing to draw: say how many with --train, --val or --test")
+        if captions:
+            written = write_captions(folder, SUBJECTS[subject], counts=counts, seed=seed)
+        else:
+            written = write_world(
+                folder, SUBJECTS[subject], counts=counts, questions_each=questions, seed=seed
+            )
+    say(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
+
+
+def ranking(
+    source: options.Source,
+    encoder: options.Encoder,
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
+    ratio: Annotated[float, typer.Option(min=0, help="No samples for each Yes.")] = 1.0,
+    depth: Annotated[
+        int, typer.Option(min=1, help="No samples come from the retriever's first so many.")
+    ] = 20,
+    labelled: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of No samples that are the data set's distractors."),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    pool: Annotated[
+        Literal["full", "gold"],
+        typer.Option(help="No samples are any documents, or other questions' gold ones."),
+    ] = "full",
+    index: Annotated[
+        Path | None, typer.Option(help="A folder with the documents' vectors, made if not there.")
+    ] = None,
+    strict: options.Strict = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a reranker's training samples: gold documents are Yes, near misses No."""
+    check_writable(out, index)
+    with command_work("data ranking"):
+        from ragvl.data.formats import open_questions
+        from ragvl.retriever import DualEncoder, VectorIndex
+        from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
+
+        check_models(encoder, device=device)
+        questions = open_questions(source, split=split, purpose="train", strict=strict)
+        dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
+        if index is not None and index.is_dir():
+            vectors = VectorIndex.load(index)
+        else:
+            vectors = index_documents(questions, dual_encoder, pool=pool, progress=True)
+            if index is not None:
+                vectors.save(index)
+        samples = ranking_samples(
+            questions,
+            dual_encoder,
+            vectors,
+            negatives_per_positive=ratio,
+            depth=depth,
+            labelled_share=labelled,
+            seed=seed,
+            progress=True,
+        )
+        counts = write_ranking(samples, out)
+    for line in questions.problems.lines():
+        say(line, err=True)
+    if as_json:
+        figures = {"questions": len(questions.questions), "documents": len(vectors)}
+        problems = problem_figures(questions.problems)
+        print_json({**figures, "samples": dict(counts), "file": str(out), "problems": problems})
+        return
+    say(
+        f"{len(questions.questions)} questions, {len(vectors)} documents: "
+        f"{counts['Yes']} Yes and {counts['No']} No samples in {out}"
+    )

@@ -1,0 +1,34 @@
+"""`ragvl demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragvl.cli import options
+from ragvl.cli.common import check_writable, command_work, json_is_out
+
+
+def demo(
+    json_file: options.JsonFile = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page of examples to this file.")
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many questions; all 520.")
+    ] = None,
+    progress: options.Progress = True,
+) -> None:
+    """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
+    check_writable(json_file, html_file)
+    with command_work("demo"):
+        from ragvl.demo import print_result, run_demo
+        from ragvl.evaluation.report import write_report
+
+        result = run_demo(num_questions=questions, progress=progress)
+    if not json_is_out(json_file, result.figures):
+        print_result(result)
+    if html_file is not None:
+        write_report(result, html_file, cases="mixed")

@@ -1,0 +1,128 @@
+"""`ragvl ablate` and `ragvl overhead`: what a setting is worth, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ragvl.cli import options
+from ragvl.cli.common import check_models, check_writable, command_work, json_is_out
+from ragvl.files import check_writable_folder
+from ragvl.output import print_json, print_table, say
+
+
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The YAML file; see docs/evaluation.md.")],
+    out: Annotated[
+        Path, typer.Option(help="A folder for ablation.json, .md and .svg, and each run's result.")
+    ],
+    as_json: options.AsJson = False,
+) -> None:
+    """Train and evaluate a grid of settings and seeds: one table, one plot.
+
+    Stopped in the middle, it goes on where it was when it is run again.
+    """
+    with command_work("ablate"):
+        from ragvl.evaluation.ablation import AblationSettings, markdown, table
+        from ragvl.evaluation.ablation import ablate as run
+        from ragvl.evaluation.plots import ablation_plot
+
+        check_writable_folder(out)
+        result = run(AblationSettings.read(config), out / "runs", report=say)
+        (out / "ablation.json").write_text(json.dumps(result, indent=2) + "\n")
+        head, *rows = table(result)
+        (out / "ablation.md").write_text(markdown([head, *rows]), encoding="utf-8")
+        (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
+    if as_json:
+        print_json(result)
+    else:
+        print_table(head, rows)
+    if failed := result["failed"]:
+        say(f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True)
+        sys.exit(1)
+
+
+def overhead(
+    model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
+    source: Annotated[
+        Path | None, typer.Option("--data", help="A data set; drawn if not given.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
+    only: Annotated[
+        Literal["rerank", "train"] | None, typer.Option(help="One of the two; both.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a training step.")] = 4,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains all weights.")] = 16,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward pass.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed queries and steps of each kind.")] = 5,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_file: options.JsonFile = None,
+) -> None:
+    """What reranking adds to a query, and noise to a training step: time and peak memory."""
+    check_writable(json_file)
+    with command_work("overhead"):
+        from ragvl.data.formats import open_questions
+        from ragvl.data.synthetic import Places, write_world
+        from ragvl.doctor import machine, versions
+        from ragvl.evaluation.overhead import reranking_overhead, training_overhead
+        from ragvl.mllm import MLLM
+        from ragvl.training.adapters import LoraSettings
+
+        check_models(model, device=device, dtype=dtype)
+        figures = {}
+        with TemporaryDirectory() as drawn:
+            if source is None:
+                source, split = write_world(drawn, Places(), counts={"train": 20}, seed=0), "train"
+            data_set = open_questions(source, split=split, purpose="train")
+            mllm = MLLM.from_pretrained(model, device=device, dtype=dtype)
+            if only != "train":
+                figures["rerank"] = reranking_overhead(
+                    mllm, data_set, num_candidates=candidates, rounds=rounds
+                )
+            if only != "rerank":  # last, since it changes the weights
+                figures["train"] = training_overhead(
+                    mllm,
+                    data_set,
+                    batch_size=batch_size,
+                    lora=LoraSettings(rank=lora_rank),
+                    gradient_checkpointing=gradient_checkpointing,
+                    rounds=rounds,
+                )
+    measured = {
+        "model": model,
+        "data": data_set.name,
+        "rounds": rounds,
+        "num_candidates": candidates,
+        "batch_size": batch_size,
+    }
+    record = {**measured, **figures, "machine": machine(), "versions": versions()}
+    if json_is_out(json_file, record):
+        return
+    for stage, unit in (("rerank", "ms a query"), ("train", "ms a step")):
+        if stage in figures:
+            _print_overhead(figures[stage], unit)
+
+
+def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:
+    first = next(iter(figures))
+    what = "reranking" if unit == "ms a query" else "noise"
+    columns = (what, unit, f"against {first}", "peak MiB")
+    rows = [
+        (
+            name,
+            f"{figure['ms']['median']:.1f}",
+            f"{1 / figure['speedup']['median']:.2f}x",
+            "?" if figure["peak_mib"] is None else f"{figure['peak_mib']:.0f}",
+        )
+        for name, figure in figures.items()
+    ]
+    print_table(columns, rows, numbers=columns[1:])

@@ -1,0 +1,97 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+STDOUT = "-"  # as the name of a file
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A data set: a folder of WebQA's or MultimodalQA's files, Karpathy's JSON, lines of "
+        "image,caption, or your own questions (.jsonl)."
+    ),
+]
+
+Images = Annotated[
+    Path | None, typer.Option(help="The pictures' folder, of formats that keep them apart.")
+]
+
+Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")]
+
+Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
+
+CaptionTokens = Annotated[
+    int | None, typer.Option(min=1, help="Cut a longer caption to so many tokens; not at all.")
+]
+
+Date = Annotated[
+    str | None,
+    typer.Option(help="What the chat template takes for today; always 2024-07-26 by default."),
+]
+
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(help="Variables of the reranker's chat template, as JSON: '{\"name\": value}'."),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
+
+JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Print JSON in place of tables; with a file's name, also write it there, and print "
+        "tables.",
+    ),
+]
+
+Split = Annotated[
+    str | None, typer.Option(help="Which; what results are usually told of if not given.")
+]
+
+Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
+
+Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
+
+Template = Annotated[
+    str | None, typer.Option(help="The reranker's prompt; by default the data set's.")
+]
+
+Candidates = Annotated[int, typer.Option(min=1, help="How many documents are reranked.")]
+
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many are kept at most; 1 for MultimodalQA and captions, else 2."),
+]
+
+Questions = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many questions; all.")
+]
+
+Skip = Annotated[int, typer.Option(min=0, help="Leave out so many questions, the first ones.")]
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]
+Model = Annotated[str, typer.Option(help="A hub id or a folder.")]
+Preset = Annotated[str, typer.Option(help="What the checkpoint is asked.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+class JsonMayNameAFile(TyperCommand):
+    """A command whose `--json` stands alone or before a file's name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Completes a `--json` that no file's name follows."""
+        complete = []
+        for arg, follows in zip(args, [*args[1:], "--"], strict=False):
+            complete.append(arg)
+            if arg == "--json" and follows.startswith("-") and follows != STDOUT:
+                complete.append(STDOUT)
+        return super().parse_args(ctx, complete)

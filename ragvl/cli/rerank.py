@@ -1,0 +1,151 @@
+"""`ragvl rerank` and `ragvl warm`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ragvl.cli import options
+from ragvl.cli.common import (
+    check_models,
+    command_work,
+    parse_threshold,
+    problem_figures,
+    template_variables,
+)
+from ragvl.output import print_json, print_table, say
+
+
+def rerank(
+    query: Annotated[str, typer.Argument(help="The question.")],
+    images: Annotated[list[Path], typer.Argument(help="The pictures.")],
+    model: options.Model,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
+    threshold: Annotated[
+        str, typer.Option(help="From what relevance a picture is kept: a number, or a saved name.")
+    ] = "natural",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    preset: options.Preset = "ragvl",
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
+    ] = None,
+    date: options.Date = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Order pictures by their relevance to a question."""
+    with command_work("rerank"):
+        from ragvl.data.document import Document
+        from ragvl.prefix_cache import PrefixCache
+        from ragvl.reranker import Reranker
+
+        for image in images:
+            Document(image).check_file()
+        reranker = Reranker.from_pretrained(
+            model,
+            preset=preset,
+            device=device,
+            dtype=dtype,
+            threshold=parse_threshold(threshold),
+            prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
+            date=date,
+            chat_template_kwargs=template_variables(chat_template_kwargs),
+        )
+        ranked = reranker.rank(query, images, top_k=top_k)
+    if as_json:
+        results = [
+            {
+                "picture": str(images[result.index]),
+                "index": result.index,
+                "relevance": result.score,
+                "kept": result.kept,
+            }
+            for result in ranked
+        ]
+        print_json({"query": query, "threshold": reranker.threshold, "results": results})
+        return
+    rows = [
+        (images[result.index], f"{result.score:.4f}", "yes" if result.kept else "no")
+        for result in ranked
+    ]
+    print_table(("picture", "relevance", "kept"), rows, numbers=("relevance",))
+
+
+def warm(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of pictures, a data set, or a JSONL file.")
+    ],
+    model: options.Model,
+    cache: Annotated[Path, typer.Option(help="The cache's folder.")],
+    preset: options.Preset = "ragvl",
+    template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
+    keep: Annotated[
+        Literal["auto", "kv", "features"],
+        typer.Option(help="kv, features, or auto: what measures faster to load."),
+    ] = "auto",
+    compression: Annotated[
+        Literal["int8", "fp8"] | None,
+        typer.Option(help="int8 or fp8 for keys and values; exact without."),
+    ] = None,
+    disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
+    caption_tokens: options.CaptionTokens = None,
+    date: options.Date = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Compute documents' prefixes ahead of the queries, into a cache on disk.
+
+    Stopped in the middle, it goes on where it was when it is run again. A reranker uses the folder
+    with prefix_cache=PrefixCache(folder=...). What cannot be used is counted and named; exits with
+    1 where that is everything.
+    """
+    with command_work("warm"):
+        from ragvl.data.sources import Documents
+        from ragvl.prefix_cache import PrefixCache, format_bytes
+        from ragvl.reranker import Reranker
+
+        check_models(model, device=device, dtype=dtype)
+        documents = Documents(source, split=split, strict=strict)
+        prefix_cache = PrefixCache(
+            "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
+        )
+        reranker = Reranker.from_pretrained(
+            model,
+            preset=preset,
+            template=template,
+            device=device,
+            dtype=dtype,
+            prefix_cache=prefix_cache,
+            caption_tokens=caption_tokens,
+            date=date,
+            chat_template_kwargs=template_variables(chat_template_kwargs),
+        )
+        report = reranker.warm(documents, on_error="raise" if strict else "skip")
+    for line in documents.problems.lines():
+        say(line, err=True)
+    if documents.passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in documents.passed_over.items())
+        say(f"files that are no pictures by their names: {kinds}", err=True)
+    skipped = report.skipped + documents.num_unusable
+    num_bytes = prefix_cache.statistics()["disk"].bytes
+    if as_json:
+        figures = {"built": report.built, "known": report.known, "skipped": skipped}
+        problems = problem_figures(documents.problems)
+        passed_over = dict(documents.passed_over)
+        held = {"cache": str(cache), "bytes": num_bytes}
+        print_json({**figures, "problems": problems, "passed_over": passed_over, **held})
+    else:
+        say(
+            f"{report.built} built, {report.known} there already, {skipped} skipped; "
+            f"{cache} holds {format_bytes(num_bytes)}"
+        )
+    if not report.built + report.known:
+        sys.exit(1)
