@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
@@ -107,8 +108,7 @@ class Generator:
         """
         if len(queries) != len(documents):
             raise ValueError(f"{len(queries)} queries, but documents for {len(documents)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+        batch_size = checked_count("batch_size", batch_size)
         for i, query in enumerate(queries):
             if not query.strip():
                 raise ValueError(f"query {i} is empty")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
+from ragvl.arguments import checked_count
 from ragvl.mllm.mllm import MLLM
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ class CaptionLimit:
     """
 
     def __init__(self, mllm: MLLM, max_tokens: int | None) -> None:
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"caption_tokens={max_tokens}: it must be at least 1, or None")
         self._mllm = mllm
-        self.max_tokens = max_tokens
+        self.max_tokens = (
+            None if max_tokens is None else checked_count("caption_tokens", max_tokens)
+        )
         self._cut = lru_cache(maxsize=_KNOWN_CAPTIONS)(mllm.cut)
 
     def __reduce__(self) -> tuple[type, tuple[MLLM, int | None]]:

@@ -21,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 # From its own module: at the top level transformers 5.17 hides it where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError
@@ -274,8 +275,7 @@ class DualEncoder:
 
 def _batches(items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, Sequence[Item]]]:
     """(index of the first item, items), batch after batch."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+    batch_size = checked_count("batch_size", batch_size)
     return ((i, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
 
 

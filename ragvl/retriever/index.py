@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ragvl.arguments import checked_count
 from ragvl.forks import renew_in_children
 from ragvl.messages import reason, shown
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
@@ -74,8 +75,7 @@ class VectorIndex:
         encoder_fingerprint: str = "",
         device: SearchDevice = "auto",
     ) -> None:
-        if dim < 1:
-            raise ValueError(f"dim={dim}: it must be at least 1")
+        dim = checked_count("dim", dim)
         if kind not in get_args(IndexKind):
             raise ValueError(f"kind={kind!r}: it must be one of {', '.join(get_args(IndexKind))}")
         self.dim = dim
@@ -189,8 +189,7 @@ class VectorIndex:
             ValueError: `k` is below 1, or the queries have another shape or are not finite.
         """
         queries = self._checked(queries, "queries")
-        if k < 1:
-            raise ValueError(f"k={k}: it must be at least 1")
+        k = checked_count("k", k)
         if len(self) == 0 or len(queries) == 0:
             return [[] for _ in queries]
         k = min(k, len(self))

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
+from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
@@ -81,9 +82,8 @@ class RunSettings:
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: expected more than 0, and at most 1")
         for name in ("num_examples", "num_eval_examples", "caption_tokens"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"{name}={count}: it must be at least 1")
+            if (count := getattr(self, name)) is not None:
+                checked_count(name, count)
 
     def load_model(self) -> MLLM:
         """The model that training starts from, on the CPU, from where Trainer moves it."""

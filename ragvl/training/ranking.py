@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ragvl.arguments import checked_count
 from ragvl.data.files import place, read_lines
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
@@ -123,8 +124,7 @@ def ranking_samples(
     """
     if not 0 <= negatives_per_positive < float("inf"):
         raise ValueError(f"negatives_per_positive={negatives_per_positive}: expected 0 or more")
-    if depth < 1:
-        raise ValueError(f"depth={depth}: it must be at least 1")
+    checked_count("depth", depth)
     if not 0 <= labelled_share <= 1:
         raise ValueError(f"labelled_share={labelled_share}: expected a share from 0 to 1")
     if index.encoder_fingerprint != encoder.fingerprint:
