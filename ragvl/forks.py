@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
+from collections.abc import Callable
 from typing import Protocol
-
-import torch
 
 
 class Renewable(Protocol):
@@ -27,14 +27,20 @@ def renew_in_children(owner: Renewable) -> None:
     _owners.add(owner)
 
 
+def call_in_children(function: Callable[[], None]) -> None:
+    """Has `function()` called in every forked child, for what lives as long as the process."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=function)
+
+
 def _renew_all() -> None:
     owners = list(_owners)
-    if owners and torch.get_num_threads() > 1:
+    torch = sys.modules.get("torch")
+    if owners and torch is not None and torch.get_num_threads() > 1:
         # OpenMP would wait for threads that only the parent has, at the first large product
         torch.set_num_threads(1)
     for owner in owners:
         owner.renew()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_all)
+call_in_children(_renew_all)

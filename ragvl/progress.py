@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 from tqdm.auto import tqdm
+
+from ragvl.forks import call_in_children
 
 
 class ProgressBar(tqdm):
@@ -22,5 +23,4 @@ def _renew_lock() -> None:
 
 
 _renew_lock()
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_lock)
+call_in_children(_renew_lock)

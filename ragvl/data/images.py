@@ -25,6 +25,7 @@ from ragvl.data.pictures import (
 )
 from ragvl.data.pixel_budget import PixelBudget
 from ragvl.files import open_regular
+from ragvl.forks import call_in_children
 from ragvl.messages import reason, shown
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; PIL warns above the same figure
@@ -52,8 +53,7 @@ def _renew_lock() -> None:
     _lazy_image_lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+call_in_children(_renew_lock)
 
 
 class ImageError(ValueError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from ragvl.forks import call_in_children
 
 
 @dataclass
@@ -27,8 +28,7 @@ class PixelBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew)
+        call_in_children(self._renew)
 
     def _renew(self) -> None:
         self._state = _State()
