@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tables import Load, gpu_models
 
 from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
@@ -34,10 +36,18 @@ def prefix_cache_cost(load: Load) -> str | None:
                 )
                 axes.plot(counts, median, "o-", color=color, markersize=4, label=way)
                 axes.fill_between(counts, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.set(yscale="log", xlabel=what, xticks=counts, xlim=(0, None))
+            _log_scale(axes)
+            axes.set(xlabel=what, xticks=counts, xlim=(0, None))
         panels[0].set_ylabel("time (log), cold call = 1")
         panels[0].legend(frameon=False)
         return svg(figure)
+
+
+def _log_scale(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers: matplotlib writes formulas, and `STYLE` reads none."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def gpu_rerank(load: Load) -> str | None:
@@ -64,14 +74,16 @@ def gpu_rerank(load: Load) -> str | None:
         least = [case["least_ms"]["warm"] for _, case in cases]
         left.plot(range(len(cases)), least, "k_", markersize=18, label="warm, at best")
         left.set_xticks(range(len(cases)), [name for name, _ in cases], rotation=20, ha="right")
-        left.set(yscale="log", ylabel="milliseconds, 20 candidates")
+        _log_scale(left)
+        left.set_ylabel("milliseconds, 20 candidates")
         left.legend(frameon=False, fontsize=7, ncols=2)
         for model in tiers["models"][:1] if tiers else ():
             for row in model["tiers"]:
                 shares = [100 * float(share) for share in row["by_share"]]
                 medians = [found["ms"]["median"] for found in row["by_share"].values()]
                 right.plot(shares, medians, "o-", markersize=4, label=row["tier"])
-            right.set(title=model["model"], yscale="log", xlabel="known documents, %")
+            _log_scale(right)
+            right.set(title=model["model"], xlabel="known documents, %")
             right.set_ylabel("milliseconds")
             right.legend(frameon=False, fontsize=7)
         return svg(figure)

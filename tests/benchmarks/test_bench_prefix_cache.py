@@ -92,6 +92,7 @@ def test_plot_is_the_same_each_time(result: dict[str, Any]) -> None:
     assert draw({"prefix_cache_cpu": result}.get) == drawn
     for what in result["scaling"]:
         assert what in drawn
+    assert "mathdefault" not in drawn, "a formula is shown as it is written"
     assert draw({}.get) is None
 
 
