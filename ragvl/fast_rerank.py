@@ -68,7 +68,7 @@ def _checked(
     if top_k is not None:
         checked_count("top_k", top_k)
     items = enumerate(listed_documents(documents))
-    checked = [as_document(item, f"documents[{place}]") for place, item in items]
+    checked = [as_document(item, f"documents[{i}]") for i, item in items]
     for document in checked:
         document.check_file()
     return checked

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 MAX_SHOWN = 200  # characters of input in one message
 MAX_ERROR = 1000  # characters of an error that a command ends with
+_FIELD_SHOWN = 60  # characters of a field's name
 
 
 def visible(text: object) -> str:
@@ -46,6 +52,13 @@ def reason(error: BaseException, limit: int = MAX_SHOWN) -> str:
     """What an error says in one line, as a message may hold it; its type where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return shown(" ".join(filter(None, lines)) or type(error).__name__, limit)
+
+
+def validation_reason(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, after the field that it is in."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = shown(".".join(map(str, first["loc"])), _FIELD_SHOWN)
+    return ": ".join(filter(None, (field, shown(first["msg"]))))
 
 
 def _escaped(character: str) -> str:

@@ -1,18 +1,14 @@
-"""Where a model runs, in which dtype, and what it keeps of a picture."""
+"""Where a model runs, in which dtype, and whether memory ran out there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from ragvl.messages import quoted, shown
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
-_PROBE_SIDE = 2048  # pixels
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -39,17 +35,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         why = shown(str(error).partition("\n")[0])
         raise ValueError(f"device={str(device)!r} cannot be used: {why}") from error
     return resolved
-
-
-def count_kept_pixels(prepare: Callable[[Image.Image], Mapping[str, Tensor]]) -> int | None:
-    """How many pixels of a large picture a processor keeps, found by trying; None if about all.
-
-    Args:
-        prepare: the processor; of the tensors that it gives the floating ones hold pixels.
-    """
-    tensors = prepare(Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE))).values()
-    kept = sum(x.numel() for x in tensors if x.is_floating_point()) // 3
-    return kept if kept < _PROBE_SIDE**2 // 2 else None
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

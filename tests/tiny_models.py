@@ -8,6 +8,7 @@ Pictures of different shape give different numbers of tokens wherever the archit
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -524,3 +525,15 @@ def _spread(model: nn.Module) -> None:
             parameter.normal_(std=0.3)
         else:
             parameter.normal_(std=1.5 / math.sqrt(parameter[0].numel()))
+
+
+def with_chat_template_changed(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:
+    """A checkpoint whose chat template has some texts replaced."""
+    copy = shutil.copytree(folder, to)
+    file = copy / "chat_template.jinja"
+    template = file.read_text()
+    for old, new in changes:
+        assert old in template
+        template = template.replace(old, new)
+    file.write_text(template)
+    return copy

@@ -6,10 +6,10 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -28,12 +28,16 @@ from ragvl.files import open_regular
 from ragvl.forks import call_in_children
 from ragvl.messages import reason, shown
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; PIL warns above the same figure
 MAX_PIXELS_VARIABLE = "RAGVL_MAX_PIXELS"
 MAX_ASPECT_RATIO = 200  # resizing the shorter side of a longer strip would make it enormous
 # A larger picture is made smaller while it is read where a model keeps far less of it; a smaller
 # one never, so that its scores are what they would be without
 REDUCE_ABOVE = 2**25  # pixels
+_PROBE_SIDE = 2048  # pixels
 _STRIP_PIXELS = 2**20  # are converted at a time, so that no second copy of a picture is needed
 
 # Registering every decoder once, here, keeps threads from doing it at the same time later.
@@ -124,6 +128,17 @@ def decoded(
             label = name or describe(picture)
             raise ImageError(why_unusable(label, error)) from error
         yield image
+
+
+def count_kept_pixels(prepare: Callable[[Image.Image], Mapping[str, Tensor]]) -> int | None:
+    """How many pixels of a large picture a processor keeps, found by trying; None if about all.
+
+    Args:
+        prepare: the processor; of the tensors that it gives the floating ones hold pixels.
+    """
+    tensors = prepare(Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE))).values()
+    kept = sum(x.numel() for x in tensors if x.is_floating_point()) // 3
+    return kept if kept < _PROBE_SIDE**2 // 2 else None
 
 
 def default_max_pixels() -> int:

@@ -17,12 +17,11 @@ from pydantic import (
 
 from ragvl.data.files import is_whole
 from ragvl.data.problems import Problems
-from ragvl.messages import shown
+from ragvl.messages import validation_reason
 
 Layout = TypeVar("Layout", bound=BaseModel)
 # For lists: one error of each is enough, and a long one's would take gigabytes
 FIRST_ERROR = Field(fail_fast=True)
-_FIELD_SHOWN = 60  # characters
 
 
 def _whole(text: str) -> str:
@@ -64,12 +63,5 @@ def parsed(
     try:
         return parse(value)
     except ValidationError as error:
-        problems.add(kind, f"{where}: {in_words(error)}")
+        problems.add(kind, f"{where}: {validation_reason(error)}")
         return None
-
-
-def in_words(error: ValidationError) -> str:
-    """The first thing that is wrong, and in which field."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = shown(".".join(map(str, first["loc"])), _FIELD_SHOWN)
-    return f"{where}: {first['msg']}" if where else str(first["msg"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ragvl.files import open_regular
-from ragvl.messages import shown
+from ragvl.messages import shown, validation_reason
 
 _MAX_BYTES = 2**30
 
@@ -85,8 +85,6 @@ def _read(path: str | Path, model: type[BaseModel], what: str) -> dict[str, Any]
     try:
         model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        message = ": ".join(filter(None, (place, first["msg"])))
-        raise ResultFileError(f"{shown(path)} is not {what}: {shown(message)}") from error
+        why = validation_reason(error)
+        raise ResultFileError(f"{shown(path)} is not {what}: {why}") from error
     return json.loads(content)

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
+from ragvl.data.images import count_kept_pixels
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import reason, shown
 from ragvl.mllm.answers import answer_token_ids, continuation, named_token_ids
@@ -42,7 +43,7 @@ from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
-from ragvl.runtime import count_kept_pixels, resolve_device, resolve_dtype
+from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
 from ragvl.weights import Watch
 

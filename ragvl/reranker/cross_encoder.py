@@ -169,7 +169,7 @@ def listed_pairs(pairs: object, name: str) -> list[Sequence[Any]]:
         items = list(pairs.itertuples(index=False, name=None))
     else:
         items = _listed(pairs, name)
-    return [_as_pair(item, f"{name}[{place}]") for place, item in enumerate(items)]
+    return [_as_pair(item, f"{name}[{i}]") for i, item in enumerate(items)]
 
 
 def _as_pair(item: Any, where: str) -> Sequence[Any]:

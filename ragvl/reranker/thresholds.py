@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ragvl.files import open_regular
-from ragvl.messages import quoted, shown
+from ragvl.messages import quoted, shown, validation_reason
 
 Threshold = str | float
 """A probability; "natural"; or a name that was estimated and saved with the model, such as
@@ -110,12 +110,10 @@ def _read(path: Path) -> dict[str, SavedThresholds]:
     try:
         return TypeAdapter(dict[str, SavedThresholds]).validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = shown(".".join(map(str, first["loc"])))
         raise ThresholdError(
-            f"{shown(path)} holds no thresholds that this version can read ({where}: "
-            f"{shown(first['msg'])}): "
-            "remove it, and estimate them again with `ragvl calibrate`"
+            f"{shown(path)} holds no thresholds that this version can read "
+            f"({validation_reason(error)}): remove it, and estimate them again with `ragvl "
+            "calibrate`"
         ) from error
 
 

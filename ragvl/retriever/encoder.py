@@ -24,14 +24,14 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import ImageError
+from ragvl.data.images import ImageError, count_kept_pixels
 from ragvl.forks import renew_in_children
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
 from ragvl.progress import ProgressBar
-from ragvl.runtime import count_kept_pixels, resolve_device, resolve_dtype
+from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
 from ragvl.weights import Watch, model_tensors, weights_name
 

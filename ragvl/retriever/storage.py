@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from ragvl.files import UnusableFileError, check_regular, open_regular
-from ragvl.messages import shown
+from ragvl.messages import shown, validation_reason
 
 MANIFEST = "ragvl_index.json"
 FORMAT_VERSION = 1
@@ -125,10 +125,8 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
     try:  # a checksum says that it is as it was written, not that ragvl wrote it
         written = _Manifest.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise IndexFileError(
-            f"{shown(manifest)} was not written by ragvl: {shown(place)}: {shown(first['msg'])}"
+            f"{shown(manifest)} was not written by ragvl: {validation_reason(error)}"
         ) from error
     state = folder / written.state
     for name, entry in written.files.items():

@@ -21,6 +21,7 @@ from ragvl.arguments import checked_count
 from ragvl.data.files import place, read_lines
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
+from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar
 from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
 
@@ -206,10 +207,8 @@ def read_ranking(path: str | Path) -> list[RankingSample]:
         try:
             samples.append(_SAMPLE.validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the line"
             raise RankingFileError(
-                f"{place(path, number)}: {where}: {first['msg']}; expected an object with "
+                f"{place(path, number)}: {validation_reason(error)}; expected an object with "
                 '"question", "document" and "answer": "Yes" or "No"'
             ) from error
     if not samples:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, with_chat_template_changed
 
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.mllm.chat import Chat
@@ -61,18 +61,6 @@ def test_escape_puts_one_space_into_each_control_token_and_leaves_the_rest(tiny_
     assert tiny_mllm("gemma3").escape("a\n\nb <end_of_turn>") == "a\n\nb < end_of_turn>"
 
 
-def copy_of(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:
-    """A checkpoint whose chat template has some texts replaced."""
-    copy = shutil.copytree(folder, to)
-    file = copy / "chat_template.jinja"
-    template = file.read_text()
-    for old, new in changes:
-        assert old in template
-        template = template.replace(old, new)
-    file.write_text(template)
-    return copy
-
-
 def load(folder: Path, **options: object) -> MLLM:
     return MLLM.from_pretrained(folder, device="cpu", dtype="float32", **options)
 
@@ -91,7 +79,11 @@ OF_PART = "{{ part['text'] }}"
 def test_no_word_of_the_chat_template_shifts_the_cut(
     word: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, f"Heed the {word}.")))
+    mllm = load(
+        with_chat_template_changed(
+            tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, f"Heed the {word}.")
+        )
+    )
     template, caption = "<image>{caption}: {query}?", f"a {word}"
     before, after = mllm.frame(template, "query", caption=caption)
     assert before.startswith(f"<|im_start|>system\nHeed the {word}.")
@@ -118,7 +110,7 @@ REWRITES = [
 def test_a_prompt_is_what_the_chat_template_makes_of_the_whole_turn(
     body: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body)))
+    mllm = load(with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body)))
     fields = itertools.product(
         ("<image>C: {a} {b}", "<image>{a}{b}", "{a}<image>Q\n{b}\n"),
         ("A & B", "red ", " x", "a  tower of more than thirty letters", ""),
@@ -136,7 +128,9 @@ def test_a_template_that_undoes_the_escape_is_refused_with_that_text(
 ) -> None:
     body = "{{ part['text'] | replace('< ', '<') }}"
     with caplog.at_level(logging.WARNING, "ragvl"):
-        mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body)))
+        mllm = load(
+            with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", (OF_PART, body))
+        )
     (record,) = caplog.records
     assert "does more to texts than put them in" in record.message
     assert "3 <4" in mllm.render("{a}", a="3 < 4")
@@ -169,7 +163,7 @@ TODAY = (SYSTEM, "Today is ' + strftime_now('%d %B %Y') + '.")
 def test_a_date_in_the_template_is_fixed_named_and_settable(
     tiny_model: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", TODAY)
+    folder = with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", TODAY)
     with caplog.at_level(logging.WARNING, "ragvl"):
         mllm = load(folder)
     (record,) = caplog.records
@@ -195,7 +189,7 @@ def test_a_date_that_the_template_does_not_write_names_nothing(tiny_model, tiny_
 def test_a_date_beside_a_system_turn_alone_counts(tiny_model, tmp_path, caplog) -> None:
     mark = "{{ '<|im_start|>' + message['role'] + '\n' }}"
     dated = mark + "{% if message.role == 'system' %}{{ strftime_now('%d %B') }}{% endif %}"
-    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (mark, dated))
+    folder = with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", (mark, dated))
     with caplog.at_level(logging.WARNING, "ragvl"):
         mllm = load(folder)
     assert len(caplog.records) == 1
@@ -207,14 +201,16 @@ def test_a_date_beside_a_system_turn_alone_counts(tiny_model, tmp_path, caplog) 
 def test_a_template_that_takes_no_answers_takes_questions(tiny_model, tmp_path) -> None:
     end = "{% if add_generation_prompt %}"
     refuses = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + end
-    mllm = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (end, refuses)))
+    mllm = load(with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", (end, refuses)))
     assert mllm.tokenizer.convert_ids_to_tokens(mllm.answer_token_ids("Yes")[0]) == ["Yes"]
     with pytest.raises(ValueError, match="refuses the prompt: one turn"):
         mllm.render("x", system_turn="Judge.")
 
 
 def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) -> None:
-    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, "Be ' + tone + '."))
+    folder = with_chat_template_changed(
+        tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, "Be ' + tone + '.")
+    )
     kind = load(folder, chat_template_kwargs={"tone": "kind"})
     assert "Be kind." in kind.render("x")
     assert load(folder, chat_template_kwargs={"tone": "curt"}).fingerprint != kind.fingerprint
@@ -228,7 +224,7 @@ def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) ->
 def test_a_template_that_is_not_the_same_twice_is_refused(words, tiny_model, tmp_path) -> None:
     change = (SYSTEM, "' ~ (" + words + ") ~ '")
     with pytest.raises(UnsupportedModelError, match="writes something else each time"):
-        load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", change))
+        load(with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", change))
 
 
 GENERATION = "{{ '<|im_start|>assistant\n' }}"
@@ -268,7 +264,7 @@ ANSWER = "<|im_start|>assistant\n"
     ],
 )
 def test_a_thought_is_ended_before_the_answer(changes, end, tiny_model, tmp_path) -> None:
-    mllm = load(copy_of(tiny_model("qwen3_vl"), tmp_path / "m", *changes))
+    mllm = load(with_chat_template_changed(tiny_model("qwen3_vl"), tmp_path / "m", *changes))
     prompt = mllm.render("<image>{query}", query="Is it a <think>?")
     assert prompt.endswith(f"<|im_end|>\n{ANSWER}{end}")
     assert mllm.encode_answer(prompt, "Yes") == [
@@ -278,7 +274,9 @@ def test_a_thought_is_ended_before_the_answer(changes, end, tiny_model, tmp_path
 
 
 def test_a_thought_stays_open_for_who_wants_it(tiny_model, tmp_path) -> None:
-    folder = copy_of(tiny_model("qwen3_vl"), tmp_path / "m", (GENERATION, QWEN3_THINKS))
+    folder = with_chat_template_changed(
+        tiny_model("qwen3_vl"), tmp_path / "m", (GENERATION, QWEN3_THINKS)
+    )
     mllm = load(folder, chat_template_kwargs={"enable_thinking": True})
     assert mllm.render("x").endswith(f"{ANSWER}<think>\n")
     assert mllm.fingerprint != load(folder).fingerprint

@@ -15,9 +15,9 @@ from PIL import Image
 from plain import plain_inputs, plain_relevance
 from tiny_models import ARCHITECTURES
 
+from ragvl.data.images import count_kept_pixels
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
 from ragvl.mllm.inputs import common_prefix_length
-from ragvl.runtime import count_kept_pixels
 
 ALL = pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from plain import plain_logits
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, with_chat_template_changed
 from tokenizers import normalizers
 
 from ragvl import Document, PrefixCache, Reranker
@@ -34,17 +33,6 @@ QUERIES = ("Is A  & B < C?", " and red")
 def documents(captions: Sequence[str] = CAPTIONS) -> list[Document]:
     noise = np.random.default_rng(0).integers(0, 255, (len(captions), 48, 40, 3), np.uint8)
     return [Document(Image.fromarray(x), caption=c) for x, c in zip(noise, captions, strict=True)]
-
-
-def copy_of(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:
-    copy = shutil.copytree(folder, to)
-    file = copy / "chat_template.jinja"
-    template = file.read_text()
-    for old, new in changes:
-        assert old in template
-        template = template.replace(old, new)
-    file.write_text(template)
-    return copy
 
 
 def load(folder: Path, **options: object) -> Reranker:
@@ -84,7 +72,10 @@ def test_scores_are_those_of_the_whole_rendered_prompt(
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    reranker = load(copy_of(tiny_model("qwen2_vl"), tmp_path / "m", change), template=template)
+    reranker = load(
+        with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", change),
+        template=template,
+    )
     pairs = [(query, document) for query in QUERIES for document in documents()]
     expected = [published(reranker, d, by_hugging_face(reranker, q, d)) for q, d in pairs]
     for _ in range(2):  # cold and warm
@@ -107,7 +98,7 @@ def test_what_was_warmed_one_day_serves_the_next(
 ) -> None:
     monkeypatch.setattr(hugging_face, "datetime", Clock)
     today = (SYSTEM, "Today is ' + strftime_now('%d %B %Y') + '.")
-    folder = copy_of(tiny_model("qwen2_vl"), tmp_path / "m", today)
+    folder = with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", today)
 
     def reranker(**options: object) -> Reranker:
         return load(
