@@ -80,7 +80,8 @@ def test_a_text_is_cut_at_a_token(
     if size(text) <= max_tokens:
         assert cut == text
     elif text.isascii() and text.isalnum():
-        assert size(cut) == max_tokens, "as much as fits"
+        # LLaVA's tokenizer puts a token without characters before the first
+        assert size(cut) == max_tokens or size(text[:1]) > max_tokens, "as much as fits"
 
 
 def encode(mllm: MLLM, cases: list[tuple[Image.Image, str, str]]) -> tuple[list[str], list[Prompt]]:
