@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -68,3 +69,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         seen.add(id(current))
         current = current.__cause__ or current.__context__
     return False
+
+
+def float32_precision(device: torch.device) -> list[str]:
+    """How torch computes float32 products and convolutions on a device: "ieee", "tf32" or "bf16".
+
+    torch's older question, `get_float32_matmul_precision`, is an error where these were set.
+    """
+    backends: Any = vars(torch.backends)
+    if device.type == "cuda":
+        parts = backends["cuda"].matmul, backends["cudnn"].conv
+    else:
+        parts = backends["mkldnn"].matmul, backends["mkldnn"].conv
+    found = (part.fp32_precision for part in parts)
+    return ["ieee" if precision == "none" else precision for precision in found]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import is_
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ _MAX_THREADS = 16
 _SAMPLES = 8  # values of each tensor that are looked at in every call
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MAX_DEPTH = 8  # of what a tensor subclass holds
+_PLAIN = (bool, int, float, str)
+_IDLE_FIELDS = {"name_or_path", "training"}  # where it came from; and see `MLLM.environment`
+_KNOWN_CODE = {"accelerate", "peft", "ragvl", "torch", "transformers"}
 
 
 class UnnamedWeightsError(TypeError):
@@ -75,6 +79,8 @@ def _described(name: str, value: Any, note: Callable[[Tensor], _Leaf], depth: in
         return _described_tensor(name, value, note, inner)
     if isinstance(value, torch.dtype | torch.layout | torch.device | torch.memory_format):
         return str(value)
+    if isinstance(value, nn.Module):  # bitsandbytes' weights know the layer that they are in
+        return ["module", type(value).__qualname__]
     if isinstance(value, list | tuple):
         return [inner(part) for part in value]
     if isinstance(value, Mapping):
@@ -233,24 +239,60 @@ def _state(layer: nn.Module) -> tuple[Any, ...]:
     )
 
 
+# --- what computes with them --------------------------------------------------------------------
+
+
+def _plain_fields(module: nn.Module) -> dict[str, Any]:
+    """The settings that a module holds itself, such as a norm's epsilon."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _IDLE_FIELDS
+    }
+
+
+def _outside_code(model: nn.Module) -> list[Any]:
+    """What somebody has put around modules' own `forward`: hooks, or another one in its place.
+
+    That of known libraries is left out: it follows from the configuration and the adapters.
+    """
+    functions = chain.from_iterable(
+        (
+            vars(module).get("forward"),
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+        )
+        for module in model.modules()
+    )
+    return [one for one in functions if one is not None and not _is_known(one)]
+
+
+def _is_known(function: Any) -> bool:
+    function = getattr(function, "func", function)  # of a partial
+    origin = getattr(function, "__module__", None) or type(function).__module__
+    return origin.partition(".")[0] in _KNOWN_CODE
+
+
 # --- whether they may have changed --------------------------------------------------------------
 
 
 class Watch:
     """Names a model's weights, and notices at next to no cost that they may have changed.
 
-    What is looked at in every `look`: which modules, parameters and buffers there are; where their
-    values lie, their shapes and their versions, which torch counts; the adapters that are active;
-    the steps of optimizers that hold one of them; and 8 values of each tensor, for writes that
-    torch does not count (`weight.data.mul_()`, a NumPy view). Not noticed is a write that torch
-    does not count to none of those values.
+    What is looked at in every `look`: which modules, parameters and buffers there are, the modules'
+    own settings, and hooks and other code put around them; where values lie, their shapes and their
+    versions, which torch counts; the adapters that are active; the steps of optimizers that hold
+    one of them; and 8 values of each tensor, for writes that torch does not count
+    (`weight.data.mul_()`, a NumPy view). Not noticed is a write that torch does not count to none
+    of those values.
 
     Args:
         model: the model.
 
     Attributes:
         model: the model.
-        form: another object after the modules, the dtypes or the adapters in use have changed.
+        form: another object after the modules, their settings or hooks, the dtypes or the adapters
+            in use have changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -268,12 +310,11 @@ class Watch:
         if before is not None and before.is_current():
             return False
         new = _Snapshot(self.model)
-        if before is not None:
-            new.keep_names_of(before)
+        changed = before is None or not new.keep_names_of(before)
         if new.form != self._seen_form:
             self._seen_form, self.form = new.form, object()
         self._seen = new
-        return True
+        return changed
 
     def release(self) -> None:
         """Holds on to no weight until the next look, which takes all for changed."""
@@ -286,9 +327,20 @@ class Watch:
 
     @property
     def name(self) -> str:
-        """Names everything: what is saved, what is computed, and how adapters stand."""
+        """Names everything: weights saved and computed, the modules, and how adapters stand.
+
+        Code that somebody has put around modules cannot be named by what it does: then the name is
+        this process's own, and another one while the code is.
+        """
         now = self._now
-        return name_of("watched weights", now.saved_name, now.computed_name, now.adapters)
+        return name_of(
+            "watched weights",
+            now.saved_name,
+            now.computed_name,
+            now.adapters,
+            now.structure,
+            now.outside_name,
+        )
 
     @property
     def _now(self) -> _Snapshot:
@@ -335,6 +387,22 @@ class _Snapshot:
                 self._tables += (module._parameters, module._buffers)
         self._held = _values(self._tables)
         self._held_modules = _values(self._children)
+        self.structure = [
+            (path, type(module).__module__, type(module).__qualname__, _plain_fields(module))
+            for path, module in model.named_modules()
+        ]
+        self._places = [
+            (vars(module), name)
+            for module, (*_, fields) in zip(self._modules, self.structure, strict=True)
+            for name in (*fields, "forward")
+        ]
+        self._settings = self._look_at_settings()
+        self._hooks: list[Mapping[Any, Any]] = []
+        for module in self._modules:
+            self._hooks += (module._forward_hooks, module._forward_pre_hooks)
+        self._held_hooks = _values(self._hooks)
+        self._outside = _outside_code(model)
+        self.outside_name = uuid4().hex if self._outside else ""
         self._adapted = [module for module in self._modules if _is_adapted(module)]
         self._adapters = [_state(module) for module in self._adapted]
         self._saved, self._computed = model_tensors(model)
@@ -349,26 +417,42 @@ class _Snapshot:
         return (
             _same(self._held, _values(self._tables))
             and _same(self._held_modules, _values(self._children))
+            and _same(self._settings, self._look_at_settings())
+            and _same(self._held_hooks, _values(self._hooks))
             and self._adapters == [_state(module) for module in self._adapted]
             and self._saved_marks.are_current()
             and self._computed_marks.are_current()
         )
 
-    def keep_names_of(self, before: _Snapshot) -> None:
-        """Takes over what is known of weights that are as they were."""
+    def keep_names_of(self, before: _Snapshot) -> bool:
+        """Takes over what is known of weights and code that are as they were; whether all is."""
+        if _same(before._outside, self._outside):
+            self.outside_name = before.outside_name
+        all_same = (self.structure, self.adapters, self.outside_name) == (
+            before.structure,
+            before.adapters,
+            before.outside_name,
+        )
         for kind, old, new in (
             ("saved", before._saved, self._saved),
             ("computed", before._computed, self._computed),
         ):
             marks = before._saved_marks if kind == "saved" else before._computed_marks
             same = old.keys() == new.keys() and _same(list(old.values()), list(new.values()))
-            if same and kind in before._names and marks.are_current():
+            same = same and marks.are_current()
+            if same and kind in before._names:
                 self._names[kind] = before._names[kind]
+            all_same = all_same and same
+        return all_same
 
     @property
     def form(self) -> tuple[object, ...]:
-        """The modules, the adapters in use, and each weight's dtype and device."""
-        return self._modules, self.adapters, self._saved_marks.kinds
+        """The modules and their settings, the adapters in use, each weight's dtype and device."""
+        marks = self._saved_marks
+        return self._modules, self.structure, self.outside_name, self.adapters, marks.kinds
+
+    def _look_at_settings(self) -> list[Any]:
+        return [own.get(name) for own, name in self._places]
 
     @property
     def saved_name(self) -> str:

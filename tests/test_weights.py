@@ -91,6 +91,8 @@ def test_what_a_subclass_carries_beside_its_values_counts() -> None:
     values = torch.ones(3)
     names = [named(Scaled(values, torch.tensor(s))) for s in (1.0, 2.0, 1.0)]
     assert names[0] == names[2] != names[1]
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]  # as bitsandbytes' know theirs, which is no content
+    assert named(Scaled(values, layers[0])) == named(Scaled(values, layers[1]))
     with pytest.raises(UnnamedWeightsError, match=r"weight 'w' holds a function"):
         named(Scaled(values, lambda: None))
 
@@ -261,3 +263,18 @@ def test_a_copy_watches_its_own_weights() -> None:
         copied.model.one.weight.data.mul_(2)
         assert copied.look()
         assert not watch.look()
+
+
+def test_what_changes_nothing_is_no_change() -> None:
+    """An encoder's name, and so its indexes, outlive what a library leaves in its modules."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    watch = Watch(model)
+    name = watch.name
+    model.train(not model.training)
+    model[1].eps = model[1].eps * 2 / 2
+    model[0]._forward_hooks[7] = torch.nn.functional.relu
+    assert not watch.look()
+    assert watch.name == name
+    model[1].eps = 0.5
+    assert watch.look()
+    assert watch.name != name

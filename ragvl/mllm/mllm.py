@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
@@ -43,7 +44,7 @@ from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
-from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
 from ragvl.weights import Watch
 
@@ -296,11 +297,17 @@ class MLLM:
         """Names what the model is computed with, as far as it changes bits.
 
         This is the attention implementation of each of its parts, the kind of device, the precision
-        of float32 products, and the versions of the libraries.
+        of float32 products, the versions of the libraries, and whether dropout is on.
         """
         attention = [config._attn_implementation for config in _configs(self.model.config)]
-        precision = torch.get_float32_matmul_precision()
-        return name_of("environment", attention, self.device.type, precision, library_versions())
+        return name_of(
+            "environment",
+            attention,
+            self.device.type,
+            float32_precision(self.device),
+            library_versions(),
+            self.model.training,
+        )
 
     @cached_property
     @undisturbed
@@ -897,7 +904,7 @@ def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
 
 def _plain_fields(part: object) -> str:
     """The settings that an object holds itself."""
-    plain = (bool, int, float, str, list, tuple, Mapping)
+    plain = (bool, int, float, str, list, tuple, Mapping, SizeDict)
     return str({name: value for name, value in vars(part).items() if isinstance(value, plain)})
 
 

@@ -126,8 +126,8 @@ class Reranker:
         thresholds: those that were estimated for this model; see `ragvl calibrate`.
         answers: the words for relevant and not relevant that the checkpoint was trained to say. Of
             each word one token is read, the one that comes after the prompt.
-        answer_tokens: the two tokens that are read instead, as the vocabulary spells them; not
-            heeded where it has not both.
+        answer_tokens: the two tokens that are read instead, as the vocabulary spells them; where it
+            has not both, a line of the log says so, and those of `answers` are read.
         prefix_cache: where documents' prefixes are kept: a `PrefixCache`; memory for one on the
             model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
             memory or a quarter of a CPU's; None to keep nothing from call to call.
@@ -162,6 +162,13 @@ class Reranker:
         self._answers = answers, answer_tokens
         head = AnswerHead(mllm, *self._answers)
         self.yes_token_ids, self.no_token_ids = head.yes_token_ids, head.no_token_ids
+        if answer_tokens is not None and mllm.named_token_ids(*answer_tokens) is None:
+            read = mllm.tokenizer.convert_ids_to_tokens([*head.yes_token_ids, *head.no_token_ids])
+            logger.warning(
+                "the vocabulary has not both of the answer tokens %s: %s are read instead",
+                shown(answer_tokens),
+                shown(read),
+            )
         self._prompts = Prompts(mllm, self.template, caption_tokens)
         if thresholds is not None:
             self._check_thresholds(thresholds)
@@ -549,7 +556,9 @@ class Reranker:
 
     @property
     def _scorer(self) -> CachedPrefixes | WholePrompts:
-        name = name_of("model", self.mllm.fingerprint, self.mllm.environment)
+        mllm = self.mllm
+        # Prefixes that were computed together have other bits
+        name = name_of("model", mllm.fingerprint, mllm.environment, self._deterministic)
         made = self._made
         if made is None or made[0] != name:  # the first time, or after a change of the model
             made = self._made = name, self._make_scorer(name)

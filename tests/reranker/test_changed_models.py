@@ -111,6 +111,108 @@ def test_hooks_are_on_the_modules_that_are_there_now(own: Path, wrapped: str) ->
     assert not torch.allclose(found, before, rtol=0, atol=1e-5)
 
 
+def set_everywhere(name: str, value: object) -> Callable[[nn.Module], None]:
+    def change(decoder: nn.Module) -> None:
+        for module in decoder.modules():
+            if hasattr(module, name):
+                setattr(module, name, value)
+
+    return change
+
+
+def wrap_forward(decoder: nn.Module) -> None:
+    mlp = decoder.layers[0].mlp
+    usual = mlp.forward
+    mlp.forward = lambda hidden: 2 * usual(hidden)
+
+
+def steer(decoder: nn.Module) -> None:
+    decoder.layers[0].mlp.register_forward_hook(lambda _module, _args, output: output + 0.5)
+
+
+MODULES: dict[str, Callable[[nn.Module], None]] = {
+    "activation": set_everywhere("act_fn", nn.ReLU()),
+    "epsilon": set_everywhere("variance_epsilon", 0.5),
+    "scaling": set_everywhere("scaling", 1.5),
+    "rotary scaling": set_everywhere("attention_scaling", 2.0),
+    "forward": wrap_forward,
+    "hook": steer,
+}
+
+
+@pytest.mark.parametrize("change", MODULES)
+def test_modules_that_are_set_otherwise(change: str, own: Path) -> None:
+    """No weight differs, and yet it is another model."""
+    reranker = Reranker(load(own))
+    before, name = scores(reranker), reranker.mllm.fingerprint
+    MODULES[change](reranker.mllm.model.get_decoder())
+    expected = plain_scores(reranker)
+    assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores(reranker), expected, rtol=0, atol=1e-5)
+    assert reranker.mllm.fingerprint != name
+
+
+def test_a_hook_that_is_taken_off_again(own: Path) -> None:
+    reranker = Reranker(load(own))
+    before, name = scores(reranker), reranker.mllm.fingerprint
+    mlp = reranker.mllm.model.get_decoder().layers[0].mlp
+    names = set()
+    for shift in (0.5, -0.5):
+        handle = mlp.register_forward_hook(lambda _m, _a, output, shift=shift: output + shift)
+        scores(reranker)
+        names.add(reranker.mllm.fingerprint)
+        handle.remove()
+    assert torch.equal(scores(reranker), before)
+    assert len({*names, name}) == 3
+    assert reranker.mllm.fingerprint == name
+
+
+def test_a_processors_size_that_is_edited_in_place(own: Path) -> None:
+    reranker = Reranker(load(own))
+    before = scores(reranker)
+    reranker.mllm.processor.image_processor.size.shortest_edge *= 2
+    expected = plain_scores(reranker)
+    assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores(reranker), expected, rtol=0, atol=1e-5)
+
+
+def test_prefixes_made_with_dropout_are_not_kept_for_a_model_at_rest(own: Path) -> None:
+    reranker = Reranker(load(own))
+    model = reranker.mllm.model
+    for module in model.get_decoder().modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    before = plain_scores(reranker)
+    assert reranker.mllm.fingerprint
+    model.train()
+    assert not torch.allclose(scores(reranker), before, rtol=0, atol=1e-4)
+    model.eval()
+    torch.testing.assert_close(scores(reranker), before, rtol=0, atol=1e-5)
+
+
+def test_prefixes_computed_together_are_not_served_as_deterministic(
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    cache = PrefixCache("8MiB")
+    mllm = tiny_mllm(TINY)
+    assert Reranker(mllm, prefix_cache=cache, deterministic=False).warm(documents()).built == 2
+    assert Reranker(mllm, prefix_cache=cache).warm(documents()).built == 2
+    assert Reranker(mllm, prefix_cache=cache).warm(documents()).known == 2
+
+
+def test_the_precision_of_float32_products_is_part_of_the_environment(
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    mllm, part = tiny_mllm(TINY), torch.backends.mkldnn.matmul
+    before, usual = mllm.environment, part.fp32_precision
+    part.fp32_precision = "bf16"
+    try:
+        assert mllm.environment != before
+    finally:
+        part.fp32_precision = usual
+    assert mllm.environment == before
+
+
 def test_another_attention_is_set(own: Path) -> None:
     reranker = Reranker(load(own, attn_implementation="sdpa"))
     model, before = reranker.mllm.fingerprint, scores(reranker)

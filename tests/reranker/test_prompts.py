@@ -132,7 +132,7 @@ def test_relevance_is_the_published_formula(architecture: str, tiny_mllm) -> Non
     assert reranker.score(pairs).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model) -> None:
+def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, caplog) -> None:
     folder = tiny_model("qwen2_vl")
     vocabulary = load(folder).mllm.tokenizer.get_vocab()
     spaced = load(folder, preset=Preset("spaced", answer_tokens=("ĠYes", "ĠNo")))
@@ -147,7 +147,9 @@ def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model) 
     preset = Preset("spaced", answer_tokens=("ĠYes", "ĠNo"))
     own = load(folder, preset=preset, answers=("Yes", "No"))
     assert own.yes_token_ids == [vocabulary["Yes"]]
+    assert "answer tokens" not in caplog.text
     other = load(folder, preset=Preset("other", answer_tokens=("true", "ĠNo")))
+    assert caplog.text.count("has not both of the answer tokens ('true', 'ĠNo')") == 1
     assert other.no_token_ids == [vocabulary["No"]], "the vocabulary has not both"
 
 
