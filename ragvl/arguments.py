@@ -19,3 +19,18 @@ def checked_count(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name}={value}: it must be at least 1")
     return int(value)
+
+
+def check_characters(text: str) -> None:
+    """Refuses a text that no tokenizer takes.
+
+    Raises:
+        ValueError: it holds half a character (a lone surrogate); the message says where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"half a character (a lone surrogate) at position {error.start} of "
+            f"{text[:80]!a}: clean the text with text.encode('utf-8', 'replace').decode()"
+        ) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 # Heavy imports wait for the first call, so that `import ragvl` is quick.
 if TYPE_CHECKING:
-    from ragvl.data.document import Document, DocumentLike
+    from ragvl.data.document import DocumentLike
     from ragvl.reranker import RankedDocument, Reranker, Threshold
 
 
@@ -49,29 +49,11 @@ def fast_rerank(
         [1]
     """
     if isinstance(model, (str, Path)):
-        documents = _checked(query, documents, top_k, threshold)
+        from ragvl.reranker.reranker import checked_request
+
+        documents = checked_request(query, documents, top_k, threshold)
         model = _load(str(model), device, dtype)
     return model.rank(query, documents, top_k=top_k, threshold=threshold)
-
-
-def _checked(
-    query: str, documents: Iterable[DocumentLike], top_k: int | None, threshold: Threshold
-) -> list[Document]:
-    """The documents, after a look at all that can be wrong before a model is loaded."""
-    from ragvl.arguments import checked_count
-    from ragvl.reranker import check_threshold
-    from ragvl.reranker.cross_encoder import as_document, listed_documents
-    from ragvl.reranker.reranker import checked_query
-
-    check_threshold(threshold)
-    checked_query(query)
-    if top_k is not None:
-        checked_count("top_k", top_k)
-    items = enumerate(listed_documents(documents))
-    checked = [as_document(item, f"documents[{i}]") for i, item in items]
-    for document in checked:
-        document.check_file()
-    return checked
 
 
 @lru_cache(maxsize=1)

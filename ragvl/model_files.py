@@ -41,6 +41,10 @@ class UnsupportedModelError(ValueError):
     """A checkpoint is damaged or incomplete, or not built in a way that ragvl understands."""
 
 
+class UnsuitableSettingError(ValueError):
+    """What the caller wants set is not among what this checkpoint has."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 

@@ -57,10 +57,14 @@ def print_table(
 
 
 def print_json(value: object) -> None:
-    """Prints `value` as JSON, in ASCII: a NaN is null, since JSON has none."""
-    text = json.dumps(_finite(value), indent=2, allow_nan=False)
-    sys.stdout.write(f"{text}\n")
+    """Prints `value` as JSON; see `json_text`."""
+    sys.stdout.write(json_text(value))
     sys.stdout.flush()
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON, in ASCII: a NaN is null, since JSON has none."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def say(line: object, *, err: bool = False) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,8 @@ def test_the_model_cannot_be_loaded(model: Path) -> None:
         ({"template": "captoin"}, "unknown template 'captoin'"),
         ({"threshold": "adaptive"}, "'adaptive' is not known"),
         ({"threshold": 1.5}, "is not a probability"),
+        ({"answers": "Yes"}, "answers='Yes'"),
+        ({"answers": ("Yes", "")}, "answers="),
         ({"prefix_cache": "8 GiBs"}, "'8 GiBs' is not a size"),
         ({"processor_settings": {"sizes": 8}}, "has no 'sizes'"),
     ],
@@ -106,6 +110,38 @@ _COMMANDS = [
     (_EVALUATE.replace("{world}", "{world}s"), "{world}s"),
     (f"{_CALIBRATE} --threshold best", "'best' is none to estimate"),
     (_CALIBRATE.replace("{model}", "{folder}/modle"), "did you mean {folder}/model?"),
+    ("rerank ' ' {picture} --model {model}", "the query is empty"),
+    ("rerank q\udcff {picture} --model {model}", "half a character"),
+    ("rerank q data:image/png;base64,@@@ --model {model}", "is not base64"),
+    ("rerank q https://a.b/c.png --model {model}", "URLs are not fetched"),
+    (
+        "rerank q {picture} --model {model} --chat-template-kwargs '{{\"foo\": 1}}'",
+        "reads no 'foo'",
+    ),
+    ("data ranking {world} --split val --encoder {model} --out {out}", "not a dual encoder"),
+    ("data ranking {world} --encoder {encoder} --out {out} --index {picture}", "is no folder"),
+    ("data ranking {world} --encoder {encoder} --out {folder}", "is no file"),
+    ("data ranking {missing} --encoder owner/e --out {out}", "there is no {missing}"),
+    ("ablate {pipe} --out {folder}", "it is a pipe, not a file"),
+    ("overhead {model} --json {folder}", "is no file"),
+    ("demo --html {folder}", "is no file"),
+    ("evaluate {world} {models} --out {folder} --date never", "date='never'"),
+    ("evaluate {world} {models} --out {folder} --chat-template-kwargs '{{'", "is no JSON"),
+    ("evaluate {world} {models} --out {folder} --submission {out}", "--generator"),
+    ("evaluate {world} {models} --out {folder} --compare {pipe}", "it is a pipe, not a file"),
+    (f"{_EVALUATE} --generator {{encoder}}", "'clip' model"),
+    (
+        "evaluate {missing} --encoder owner/e --reranker owner/r --out {out}",
+        "there is no {missing}",
+    ),
+    (_EVALUATE.replace("{encoder}", "{model}"), "not a dual encoder"),
+    ("calibrate {world} {models} --out {folder}", "is no file"),
+    ("calibrate {world} {models} --out {list}", "holds no thresholds"),
+    ("calibrate {world} {models} --out {out} --work {picture}", "is no folder"),
+    (
+        "calibrate {missing} --encoder owner/e --reranker owner/r --out {out}",
+        "there is no {missing}",
+    ),
 ]
 
 
@@ -120,10 +156,17 @@ def test_commands(command: str, message: str, model: Path, world: Path, tmp_path
         "encoder": tmp_path / "encoder",
         "out": tmp_path / "out",
         "picture": tmp_path / "a.png",
+        "models": f"--encoder {tmp_path / 'encoder'} --reranker {model}",
+        "missing": tmp_path / "missing",
+        "pipe": tmp_path / "pipe",
+        "list": tmp_path / "list.json",
     }
-    outcome = CliRunner().invoke(app, command.format(**places).split())
-    assert outcome.exit_code == 1, outcome.output
-    (line,) = (line for line in outcome.stderr.splitlines() if line.startswith("ragvl "))
+    os.mkfifo(places["pipe"])
+    (tmp_path / "list.json").write_text("[1]")
+    outcome = CliRunner().invoke(app, shlex.split(command.format(**places)))
+    assert (outcome.exit_code, outcome.stdout) == (1, "")
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("ragvl ")
     assert message.format(**places) in line
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from data_files import write_picture
@@ -22,6 +25,8 @@ from ragvl.cli import app
 from ragvl.messages import visible
 from ragvl.ops.backends import OPERATIONS
 from ragvl.training.command import recipes
+
+ASSETS = files("ragvl") / "assets"
 
 
 @pytest.fixture
@@ -86,6 +91,20 @@ def test_rerank_prints_whole_names_and_json(
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert r"no\x1b[31m" in failed.stderr.splitlines()[-1]
     assert "\x1b" not in failed.stderr
+
+
+def test_rerank_takes_data_urls(tiny_model: Callable[[str], Path], pictures: list[str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    Image.fromarray(noise).save(pictures[0])
+    url = "data:image/png;base64," + base64.b64encode(Path(pictures[0]).read_bytes()).decode()
+    assert "//" in url  # which a path would make one
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    outcome = CliRunner().invoke(app, ["rerank", "Is it red?", url, pictures[0], *model, "--json"])
+    first, second = json.loads(outcome.stdout)["results"]
+    assert {first["picture"], second["picture"]} == {url, pictures[0]}
+    assert first["relevance"] == second["relevance"]
+    table = CliRunner().invoke(app, ["rerank", "Is it red?", url, *model])
+    assert len(table.stdout.splitlines()[1]) < 300 < len(url)
 
 
 def test_every_command_with_a_table_prints_json(tmp_path: Path) -> None:

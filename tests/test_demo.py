@@ -100,7 +100,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["demo", "--json", str(tmp_path / "no" / "demo.json")])
-    assert outcome.exit_code == 2
+    assert outcome.exit_code == 1
     assert "there is no folder" in outcome.output
     with pytest.raises(ValueError, match="num_questions=0"):
         run_demo(num_questions=0)

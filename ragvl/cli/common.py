@@ -10,11 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ragvl.cli.options import STDOUT
 from ragvl.messages import MAX_ERROR, reason, shown
-from ragvl.output import print_json, say
+from ragvl.output import json_text, print_json, say
 
 if TYPE_CHECKING:
     from ragvl.data.problems import Problems
@@ -39,28 +37,53 @@ def one_line_errors(command: str) -> Iterator[None]:
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         say(f"ragvl {command}: {reason(error, MAX_ERROR)}", err=True)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from ragvl.runtime import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        say(f"ragvl {command}: out of memory: {reason(error, MAX_ERROR)}", err=True)
+        sys.exit(1)
 
 
 def check_writable(*paths: str | Path | None) -> None:
     """Refuses files that could not be written after the work."""
     for path in paths:
-        if path is None:
+        if path is None or str(path) == STDOUT:
             continue
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{shown(path)} is no file that could be written")
         if not (folder := Path(path).absolute().parent).is_dir():
-            raise typer.BadParameter(f"there is no folder {shown(folder)} to write into")
+            raise ValueError(f"there is no folder {shown(folder)} to write into")
         if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-            raise typer.BadParameter(f"{shown(path)} cannot be written")
+            raise ValueError(f"{shown(path)} cannot be written")
 
 
-def check_models(*paths: str | None, device: str = "auto", dtype: str = "auto") -> None:
-    """All models of a command, before the first is loaded."""
-    from ragvl.checkpoints import find_checkpoint
+def check_settings(
+    *models: str | None, device: str = "auto", dtype: str = "auto", date: str | None = None
+) -> None:
+    """What can be known at once, before data are read or models are looked for on the hub."""
+    from ragvl.checkpoints import model_folder
+    from ragvl.mllm import resolve_date
     from ragvl.runtime import resolve_device, resolve_dtype
 
     resolve_dtype(dtype, resolve_device(device))
-    for path in paths:
+    resolve_date(date)
+    for path in models:
         if path is not None:
-            find_checkpoint(path)
+            model_folder(path)
+
+
+def check_models(*readers: str | None, encoder: str | None = None) -> None:
+    """All models of a command, before the first is loaded; those of a hub are downloaded."""
+    from ragvl.mllm import check_reader
+    from ragvl.retriever import check_encoder
+
+    if encoder is not None:
+        check_encoder(encoder)
+    for path in readers:
+        if path is not None:
+            check_reader(path)
 
 
 def template_variables(text: str | None) -> dict[str, Any] | None:
@@ -107,5 +130,5 @@ def json_is_out(file: str | None, figures: object) -> bool:
     if file == STDOUT:
         print_json(figures)
     elif file is not None:
-        Path(file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        Path(file).write_text(json_text(figures), encoding="utf-8")
     return file == STDOUT

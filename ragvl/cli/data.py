@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_models, check_writable, command_work, problem_figures
+from ragvl.cli.common import check_settings, check_writable, command_work, problem_figures
+from ragvl.files import check_writable_folder
 from ragvl.output import print_json, say
 
 
@@ -105,13 +106,15 @@ def ranking(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
-    check_writable(out, index)
     with command_work("data ranking"):
+        check_writable(out)
         from ragvl.data.formats import open_questions
         from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
-        check_models(encoder, device=device)
+        check_settings(encoder, device=device)
+        if index is not None:
+            check_writable_folder(index)
         questions = open_questions(source, split=split, purpose="train", strict=strict)
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():

@@ -22,8 +22,8 @@ def demo(
     progress: options.Progress = True,
 ) -> None:
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
-    check_writable(json_file, html_file)
     with command_work("demo"):
+        check_writable(json_file, html_file)
         from ragvl.demo import print_result, run_demo
         from ragvl.evaluation.report import write_report
 

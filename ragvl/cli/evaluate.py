@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import typer
 from ragvl.cli import options
 from ragvl.cli.common import (
     check_models,
+    check_settings,
     check_writable,
     command_work,
     parse_threshold,
@@ -19,7 +19,7 @@ from ragvl.cli.common import (
 )
 from ragvl.files import check_writable_folder, expand_user
 from ragvl.messages import shown
-from ragvl.output import print_json, say
+from ragvl.output import json_text, print_json, say
 
 if TYPE_CHECKING:
     from ragvl.reranker import Reranker, SavedThresholds
@@ -79,8 +79,8 @@ def evaluate(
 
     Stopped in the middle, it goes on where it was when it is run again.
     """
-    check_writable(submission)
     with command_work("evaluate"):
+        check_writable(submission)
         from ragvl.data.formats import open_questions
         from ragvl.data.questions import POOLS
         from ragvl.data.webqa import write_submission
@@ -90,12 +90,15 @@ def evaluate(
         from ragvl.evaluation.report import print_figures, write_report
         from ragvl.evaluation.results import read_evaluation
         from ragvl.generator import Generator
-        from ragvl.reranker import resolve_threshold
+        from ragvl.reranker import resolve_template, resolve_threshold
         from ragvl.retriever import DualEncoder
 
         other = None if compare is None else read_evaluation(compare)
-        check_models(encoder, reranker, generator, device=device, dtype=dtype)
+        check_settings(encoder, reranker, generator, device=device, dtype=dtype, date=date)
+        variables = template_variables(chat_template_kwargs)
         check_writable_folder(out)
+        if submission is not None and generator is None:
+            raise ValueError("--submission holds answers: name what gives them with --generator")
         chosen = [parse_threshold(name) for name in threshold or ()]
         out.mkdir(parents=True, exist_ok=True)
         data_set = open_questions(
@@ -106,6 +109,8 @@ def evaluate(
         names = chosen or ["natural", *(saved.values if saved else ())]
         for name in names:
             resolve_threshold(name, saved)
+        resolve_template(template)
+        check_models(reranker, generator, encoder=encoder)
         pools = POOLS if pool == "both" else (pool,)
         if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
             pools = ("full",)  # as of captions: the two are one
@@ -130,7 +135,7 @@ def evaluate(
                 dtype=dtype,
                 caption_tokens=caption_tokens,
                 date=date,
-                chat_template_kwargs=template_variables(chat_template_kwargs),
+                chat_template_kwargs=variables,
             ),
             Generator.from_pretrained(
                 generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
@@ -145,7 +150,7 @@ def evaluate(
         evaluation.figures["paths"] = paths
         if other is not None:
             evaluation.figures["compared"] = compare_figures(evaluation.figures, other)
-        (out / "result.json").write_text(json.dumps(evaluation.figures, indent=2) + "\n")
+        (out / "result.json").write_text(json_text(evaluation.figures))
         write_report(evaluation, out / "report.html", paths=paths)
         if submission is not None:
             write_submission(submission, evaluation.submission())
@@ -196,15 +201,15 @@ def calibrate(
     Not on questions that the reranker was trained on: it is surer of those. Exits with 1 where
     nothing could be estimated.
     """
-    check_writable(out, plot)
     with command_work("calibrate"):
+        check_writable(out, plot)
         from ragvl.checkpoints import model_folder
         from ragvl.data.formats import open_questions
         from ragvl.evaluation.calibration import ESTIMATED, check_names
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
         from ragvl.evaluation.evaluate import calibrate as run
         from ragvl.evaluation.plots import relevance_plot
-        from ragvl.reranker import THRESHOLDS_FILE
+        from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds, resolve_template
         from ragvl.retriever import DualEncoder
 
         names = threshold or ESTIMATED
@@ -215,24 +220,33 @@ def calibrate(
                 raise ValueError(
                     f"{shown(reranker)} is no folder to save thresholds in: say where with --out"
                 )
+            check_writable_folder(folder)
             out = folder / THRESHOLDS_FILE
-        check_models(encoder, reranker, device=device, dtype=dtype)
+        if out.exists():
+            SavedThresholds.load(out)  # other templates' stay in it
+        if work is not None:
+            check_writable_folder(work)
+        check_settings(encoder, reranker, device=device, dtype=dtype, date=date)
+        variables = template_variables(chat_template_kwargs)
         data_set = open_questions(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
         settings = EvaluationSettings(
             num_candidates=candidates, top_k=top_k, skip=skip, num_questions=questions
         )
+        template = template or data_set.template
+        resolve_template(template)
+        check_models(reranker, encoder=encoder)
         models = Models(
             DualEncoder.from_pretrained(encoder, device=device),
             _load_reranker(
                 reranker,
-                template or data_set.template,
+                template,
                 device=device,
                 dtype=dtype,
                 caption_tokens=caption_tokens,
                 date=date,
-                chat_template_kwargs=template_variables(chat_template_kwargs),
+                chat_template_kwargs=variables,
             ),
         )
         saved, recalls = run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,9 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_models, check_writable, command_work, json_is_out
+from ragvl.cli.common import check_settings, check_writable, command_work, json_is_out
 from ragvl.files import check_writable_folder
-from ragvl.output import print_json, print_table, say
+from ragvl.output import json_text, print_json, print_table, say
 
 
 def ablate(
@@ -34,7 +33,7 @@ def ablate(
 
         check_writable_folder(out)
         result = run(AblationSettings.read(config), out / "runs", report=say)
-        (out / "ablation.json").write_text(json.dumps(result, indent=2) + "\n")
+        (out / "ablation.json").write_text(json_text(result))
         head, *rows = table(result)
         (out / "ablation.md").write_text(markdown([head, *rows]), encoding="utf-8")
         (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
@@ -68,8 +67,8 @@ def overhead(
     json_file: options.JsonFile = None,
 ) -> None:
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
-    check_writable(json_file)
     with command_work("overhead"):
+        check_writable(json_file)
         from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import Places, write_world
         from ragvl.doctor import machine, versions
@@ -77,7 +76,7 @@ def overhead(
         from ragvl.mllm import MLLM
         from ragvl.training.adapters import LoraSettings
 
-        check_models(model, device=device, dtype=dtype)
+        check_settings(model, device=device, dtype=dtype)
         figures = {}
         with TemporaryDirectory() as drawn:
             if source is None:

@@ -10,18 +10,19 @@ import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import (
-    check_models,
+    check_settings,
     command_work,
     parse_threshold,
     problem_figures,
     template_variables,
 )
+from ragvl.messages import shown
 from ragvl.output import print_json, print_table, say
 
 
 def rerank(
     query: Annotated[str, typer.Argument(help="The question.")],
-    images: Annotated[list[Path], typer.Argument(help="The pictures.")],
+    images: Annotated[list[str], typer.Argument(help="The pictures: files, or data: URLs.")],
     model: options.Model,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
     threshold: Annotated[
@@ -39,27 +40,26 @@ def rerank(
 ) -> None:
     """Order pictures by their relevance to a question."""
     with command_work("rerank"):
-        from ragvl.data.document import Document
         from ragvl.prefix_cache import PrefixCache
-        from ragvl.reranker import Reranker
+        from ragvl.reranker import Reranker, checked_request
 
-        for image in images:
-            Document(image).check_file()
+        limit = parse_threshold(threshold)
+        documents = checked_request(query, images, top_k, limit)
         reranker = Reranker.from_pretrained(
             model,
             preset=preset,
             device=device,
             dtype=dtype,
-            threshold=parse_threshold(threshold),
+            threshold=limit,
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
             date=date,
             chat_template_kwargs=template_variables(chat_template_kwargs),
         )
-        ranked = reranker.rank(query, images, top_k=top_k)
+        ranked = reranker.rank(query, documents, top_k=top_k)
     if as_json:
         results = [
             {
-                "picture": str(images[result.index]),
+                "picture": images[result.index],
                 "index": result.index,
                 "relevance": result.score,
                 "kept": result.kept,
@@ -69,10 +69,19 @@ def rerank(
         print_json({"query": query, "threshold": reranker.threshold, "results": results})
         return
     rows = [
-        (images[result.index], f"{result.score:.4f}", "yes" if result.kept else "no")
+        (
+            _shown_picture(images[result.index]),
+            f"{result.score:.4f}",
+            "yes" if result.kept else "no",
+        )
         for result in ranked
     ]
     print_table(("picture", "relevance", "kept"), rows, numbers=("relevance",))
+
+
+def _shown_picture(image: str) -> str:
+    """A path in full, of a data: URL the beginning and the end."""
+    return shown(image) if image[:5].lower() == "data:" else image
 
 
 def warm(
@@ -112,7 +121,7 @@ def warm(
         from ragvl.prefix_cache import PrefixCache, format_bytes
         from ragvl.reranker import Reranker
 
-        check_models(model, device=device, dtype=dtype)
+        check_settings(model, device=device, dtype=dtype)
         documents = Documents(source, split=split, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression

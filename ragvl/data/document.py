@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ragvl.data.images import ImageError, decoded, load_image, why_unusable
-from ragvl.data.pictures import MAX_FILE_BYTES, ImageSource, as_picture, describe
+from ragvl.data.pictures import (
+    MAX_FILE_BYTES,
+    ImageSource,
+    UnusablePicture,
+    as_picture,
+    describe,
+)
 from ragvl.files import check_regular
 from ragvl.identity import bytes_name, file_bytes_name, pixels_name
 from ragvl.messages import quoted, shown
@@ -80,11 +86,14 @@ class Document:
         return os.fspath(self.image) if isinstance(self.image, str | os.PathLike) else None
 
     def check_file(self) -> None:
-        """Sees whether the file that its picture is in is there, without opening it.
+        """Sees whether its picture is one, or the file that it is in is there, without reading it.
 
         Raises:
-            ImageError: there is no such file, or it is none; the message names the document.
+            ImageError: there is no such file, or it is none, or what was given is no picture; the
+                message names the document.
         """
+        if isinstance(self.image, UnusablePicture):
+            raise ImageError(why_unusable(self.name, ValueError(self.image.reason)))
         if self.path is not None:
             try:
                 check_regular(self.path, max_bytes=MAX_FILE_BYTES)

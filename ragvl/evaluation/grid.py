@@ -34,10 +34,12 @@ from pydantic import (
     model_validator,
 )
 
+from ragvl.files import open_regular
 from ragvl.messages import MAX_ERROR, reason
 from ragvl.training.command import Plan, plan
 
 UNTRAINED = "untrained"
+_MAX_BYTES = 1 << 20
 
 _ELSEWHERE = {
     "seed": "seeds: is where seeds go",
@@ -256,7 +258,8 @@ class _Loader(yaml.SafeLoader):
 
 def _load(path: Path) -> Any:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with open_regular(path, max_bytes=_MAX_BYTES) as file:
+            found = yaml.load(file.read().decode("utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:

@@ -16,9 +16,19 @@ from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
 from ragvl.messages import quoted
-from ragvl.mllm import MLLM, CaptionLimit, ImageInputs, Prompt, PromptTooLongError
+from ragvl.mllm import (
+    MLLM,
+    CaptionLimit,
+    ImageInputs,
+    Prompt,
+    PromptTooLongError,
+    checked_caption_tokens,
+)
 from ragvl.progress import ProgressBar
+from ragvl.reranker.cross_encoder import as_document, refuse_one_document
 from ragvl.reranker.images import load_image
+from ragvl.reranker.prompts import check_caption
+from ragvl.reranker.reranker import checked_query
 from ragvl.surroundings import undisturbed
 
 _SHOWN_QUERY = 60  # characters of a query in a message
@@ -56,6 +66,7 @@ class Generator:
         **load: Any,
     ) -> Generator:
         """Loads a generator from a folder or the hub; see `Reranker.from_pretrained`."""
+        checked_caption_tokens(caption_tokens)
         mllm = MLLM.from_pretrained(path, device=device, dtype=dtype, **load)
         return cls(mllm, caption_tokens=caption_tokens)
 
@@ -101,18 +112,24 @@ class Generator:
 
         Raises:
             ValueError: `queries` and `documents` differ in length, or a query is empty, or
-                `batch_size` is below 1.
-            ImageError: a picture cannot be read; the message names the document.
+                `batch_size` or `max_new_tokens` is below 1.
+            TypeError: what is to be a list is one query or one document, or holds what is none.
+            ImageError: a picture or a caption cannot be read; the message names the document.
             PromptTooLongError: a prompt does not fit the model's context; the message names its
                 documents and its query, `index` is the query's place.
         """
+        if isinstance(queries, str):
+            raise TypeError("queries is one query: put it into a list, or call answer()")
         if len(queries) != len(documents):
             raise ValueError(f"{len(queries)} queries, but documents for {len(documents)}")
         batch_size = checked_count("batch_size", batch_size)
+        max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
         for i, query in enumerate(queries):
-            if not query.strip():
-                raise ValueError(f"query {i} is empty")
-        evidence = [[Document.of(document) for document in group] for group in documents]
+            try:
+                checked_query(query)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"queries[{i}]: {error}") from None
+        evidence = [_checked_documents(group) for group in documents]
         deque(self._captions.watched(itertools.chain.from_iterable(evidence)), maxlen=0)
         starts = range(0, len(queries), batch_size)
         answers: list[str] = []
@@ -146,3 +163,11 @@ class Generator:
             what = f"the prompt about {names} and the question {quoted(query, _SHOWN_QUERY)}"
             raise PromptTooLongError.of(what, index, len(prompt), self.mllm.max_length)
         return prompt
+
+
+def _checked_documents(group: Sequence[DocumentLike]) -> list[Document]:
+    refuse_one_document(group)
+    documents = [as_document(item, f"documents[{place}]") for place, item in enumerate(group)]
+    for document in documents:
+        check_caption(document)
+    return documents

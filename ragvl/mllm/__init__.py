@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ragvl.mllm.answers import AnswerTokenError
-from ragvl.mllm.captions import CaptionLimit
+from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
+from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import (
@@ -13,7 +14,7 @@ from ragvl.mllm.inputs import (
     UnusableImageError,
     common_prefix_length,
 )
-from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.pages import (
     PAGE_TOKENS,
@@ -42,9 +43,12 @@ __all__ = [
     "UnsupportedModelError",
     "UnusableImageError",
     "WriteKv",
+    "check_reader",
+    "checked_caption_tokens",
     "common_prefix_length",
     "merge_settings",
     "num_pages",
     "page_table",
     "pages_in_turn",
+    "resolve_date",
 ]

@@ -27,6 +27,16 @@ class _Captioned(Protocol):
 T = TypeVar("T", bound=_Captioned)
 
 
+def checked_caption_tokens(value: object) -> int | None:
+    """How many tokens a caption may have; None for any number.
+
+    Raises:
+        TypeError: it is neither a whole number nor None.
+        ValueError: it is below 1.
+    """
+    return None if value is None else checked_count("caption_tokens", value)
+
+
 class CaptionLimit:
     """Cuts captions at token boundaries, and says so once a call.
 
@@ -35,14 +45,12 @@ class CaptionLimit:
         max_tokens: what a caption may have by itself; None cuts none.
 
     Raises:
-        ValueError: `max_tokens` is below 1.
+        TypeError, ValueError: see `checked_caption_tokens`.
     """
 
     def __init__(self, mllm: MLLM, max_tokens: int | None) -> None:
         self._mllm = mllm
-        self.max_tokens = (
-            None if max_tokens is None else checked_count("caption_tokens", max_tokens)
-        )
+        self.max_tokens = checked_caption_tokens(max_tokens)
         self._cut = lru_cache(maxsize=_KNOWN_CAPTIONS)(mllm.cut)
 
     def __reduce__(self) -> tuple[type, tuple[MLLM, int | None]]:

@@ -18,7 +18,7 @@ from ragvl.messages import quoted
 from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
 from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.inputs import common_prefix_length
-from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -429,7 +429,9 @@ def _chat_template(
     if text is not None:
         return ChatTemplate(text, processor.tokenizer.special_tokens_map, kwargs, date)
     if kwargs:
-        raise ValueError("chat_template_kwargs: this model has no chat template that reads any")
+        raise UnsuitableSettingError(
+            "chat_template_kwargs: this model has no chat template that reads any"
+        )
     return None
 
 

@@ -13,7 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from ragvl.messages import quoted, reason, shown
-from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
 
 # What Llama 3's own templates write where they know no date
 DEFAULT_DATE = date(2024, 7, 26)
@@ -138,14 +138,16 @@ def _checked(kwargs: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """
     for name in kwargs:
         if name not in known:
-            raise ValueError(
+            raise UnsuitableSettingError(
                 f"chat_template_kwargs: the chat template reads no {quoted(name)}; it reads "
                 f"{shown(', '.join(sorted(known))) or 'nothing that can be set'}"
             )
     try:
         return json.loads(json.dumps(dict(kwargs)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"chat_template_kwargs must be plain data: {reason(error)}") from None
+        raise UnsuitableSettingError(
+            f"chat_template_kwargs must be plain data: {reason(error)}"
+        ) from None
 
 
 def template_text(processor: ProcessorMixin) -> str | None:

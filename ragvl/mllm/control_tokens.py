@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ragvl.arguments import check_characters
 from ragvl.messages import quoted
 from ragvl.mllm.inputs import common_prefix_length
 
@@ -86,16 +87,9 @@ class ControlTokens:
             after: what will stand after it.
 
         Raises:
-            ValueError: the text holds half a character (a lone surrogate), which no tokenizer
-                takes; or it cannot be escaped.
+            ValueError: see `check_characters`; or it cannot be escaped.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"half a character (a lone surrogate) at position {error.start} of "
-                f"{text[:80]!a}: clean the text with text.encode('utf-8', 'replace').decode()"
-            ) from None
+        check_characters(text)
         before, after = before[-self._reach :], after[: self._reach]
         if not self._by_ids and not self._pattern.search(before + text + after):
             return text  # nearly always, and asked for each prompt

@@ -30,6 +30,7 @@ from ragvl.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
+    UnsuitableSettingError,
     UnsupportedModelError,
     read_json,
     shown_list,
@@ -37,50 +38,96 @@ from ragvl.model_files import (
     weight_shapes,
 )
 
-__all__ = ["UnsupportedModelError", "load_checkpoint", "load_weights", "naming", "without_video"]
+__all__ = [
+    "UnsuitableSettingError",
+    "UnsupportedModelError",
+    "check_attention",
+    "check_image_tokens",
+    "check_reader",
+    "load_model",
+    "load_processor",
+    "load_weights",
+    "naming",
+    "without_video",
+]
 
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers")
 _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
-def load_checkpoint(
-    path: str | Path,
-    *,
-    dtype: torch.dtype,
-    revision: str | None,
-    trust_remote_code: bool,
-    attn_implementation: str | None,
-    processor_settings: Mapping[str, Any],
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, in eval mode on the CPU, and its processor.
-
-    What can be checked is checked before the weights are read: the files, the configuration, the
-    processor and its settings. Weights are read from safetensors only, and code in the checkpoint
-    runs only with `trust_remote_code`. Adapters are merged into the model that they belong on.
+def check_reader(path: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Sees whether `path` means a model that reads pictures and writes text; nothing is loaded.
 
     Raises:
         OSError: see `find_checkpoint`.
-        UnsupportedModelError: it is no image-text-to-text model, is damaged, or lacks weights.
-        ImportError: it needs a package that is not installed.
-        ValueError: a processor setting is unknown or would have no effect.
+        UnsupportedModelError: it is another model, or damaged.
     """
-    _check_attention(attn_implementation)
-    found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+    found = find_checkpoint(path, trust_remote_code=trust_remote_code)
+    _load_config(found, {"trust_remote_code": trust_remote_code})
+
+
+def load_processor(
+    found: Checkpoint, settings: Mapping[str, Any], *, trust_remote_code: bool
+) -> tuple[ProcessorMixin, PretrainedConfig]:
+    """A checkpoint's processor, with `settings` in force, and its configuration.
+
+    Raises:
+        UnsupportedModelError: it is no image-text-to-text model, or a file is damaged.
+        ImportError: it needs a package that is not installed.
+        ValueError: a setting is unknown or would have no effect.
+    """
     code = {"trust_remote_code": trust_remote_code}
     config = _load_config(found, code)
-    processor = _load_processor(found, config, code, processor_settings)
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model = load_weights(
-        AutoModelForImageTextToText, found.folder, config=config, dtype=dtype, **attention, **code
-    )
+    return _load_processor(found, config, code, settings), config
+
+
+def load_model(
+    found: Checkpoint,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """A checkpoint's model, in eval mode on the CPU.
+
+    Weights are read from safetensors only, and code in the checkpoint runs only with
+    `trust_remote_code`. Adapters are merged into the model that they belong on.
+
+    Raises:
+        UnsupportedModelError: it is damaged, or lacks weights.
+        ImportError: it needs a package that is not installed.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model = load_weights(AutoModelForImageTextToText, found.folder, config=config, **options)
     if found.adapters is not None:
         model = _with_adapters(model, found.adapters)
     # What a checkpoint that is trained from this one calls its base
     model.name_or_path = model.config.name_or_path = found.name
-    return model.eval(), processor
+    return model.eval()
 
 
-def _check_attention(name: str | None) -> None:
+def check_image_tokens(processor: ProcessorMixin, config: PretrainedConfig) -> None:
+    """Refuses a model among whose tokens pictures have no place.
+
+    Raises:
+        UnsupportedModelError: the processor or the configuration names no image token.
+    """
+    if not hasattr(processor, "image_token") or not hasattr(config, "image_token_id"):
+        raise UnsupportedModelError(
+            f"{type(processor).__name__} and {type(config).__name__} do not both name an image "
+            "token, so pictures have no place among this model's tokens"
+        )
+
+
+def check_attention(name: str | None) -> None:
+    """Refuses an attention implementation that is not known.
+
+    Raises:
+        ValueError: it is neither one of transformers' nor a kernel's hub id.
+    """
     known = ("eager", *AttentionInterface().valid_keys())
     if name is not None and name not in known and "/" not in name:  # "owner/name" is a hub kernel
         raise ValueError(
@@ -104,6 +151,8 @@ def naming(path: Path, what: str) -> Iterator[None]:
         yield
     except (ImportError, MemoryError, torch.OutOfMemoryError, FloatingPointError):
         raise  # these are not the file's fault, or say what is
+    except UnsuitableSettingError:  # the caller's
+        raise
     except UnsupportedModelError as error:
         if str(path) in str(error):
             raise

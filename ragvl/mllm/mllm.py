@@ -23,6 +23,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
+from ragvl.checkpoints import find_checkpoint
 from ragvl.data.images import count_kept_pixels
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import reason, shown
@@ -39,7 +40,14 @@ from ragvl.mllm.inputs import (
     join_images,
     pad_ids,
 )
-from ragvl.mllm.loading import UnsupportedModelError, load_checkpoint, naming
+from ragvl.mllm.loading import (
+    UnsupportedModelError,
+    check_attention,
+    check_image_tokens,
+    load_model,
+    load_processor,
+    naming,
+)
 from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in_turn
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
@@ -86,17 +94,17 @@ class MLLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: date | str | None = None,
     ) -> None:
-        if not hasattr(processor, "image_token") or not hasattr(model.config, "image_token_id"):
-            raise UnsupportedModelError(
-                f"{type(processor).__name__} and {type(model.config).__name__} do not both name an "
-                "image token, so pictures have no place among this model's tokens"
-            )
+        check_image_tokens(processor, model.config)
+        without_saved_calls(processor)
+        chat = Chat(processor, chat_template_kwargs=chat_template_kwargs, date=date)
+        self._set_up(model, processor, chat)
+
+    def _set_up(self, model: PreTrainedModel, processor: ProcessorMixin, chat: Chat) -> None:
         self.model = model
         self.processor = processor
-        without_saved_calls(processor)
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.architecture: str = model.config.model_type
-        self._chat = Chat(processor, chat_template_kwargs=chat_template_kwargs, date=date)
+        self._chat = chat
         self._head = Head(model)
         self._decoder = Decoder(model, self._head.norm_module)
         self.image_token_id: int = model.config.image_token_id
@@ -169,18 +177,25 @@ class MLLM:
         on = resolve_device(device)
         resolved = resolve_dtype(dtype, on)
         resolve_date(date)  # a slip in it shows before the model is loaded
-        model, processor = load_checkpoint(
-            path,
-            dtype=resolved,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation or _best_attention(on, resolved),
-            processor_settings=processor_settings or {},
+        attention = attn_implementation or _best_attention(on, resolved)
+        check_attention(attention)
+        found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+        processor, config = load_processor(
+            found, processor_settings or {}, trust_remote_code=trust_remote_code
         )
-        with naming(Path(model.name_or_path), "model or processor"):
-            mllm = cls(
-                model.to(on), processor, chat_template_kwargs=chat_template_kwargs, date=date
-            )
+        with naming(found.processor_folder, "processor"):
+            check_image_tokens(processor, config)
+            chat = Chat(processor, chat_template_kwargs=chat_template_kwargs, date=date)
+        model = load_model(
+            found,
+            config,
+            dtype=resolved,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        mllm = object.__new__(cls)
+        with naming(found.folder, "model or processor"):
+            mllm._set_up(model.to(on), processor, chat)
         mllm._source = Source.of(
             path,
             {

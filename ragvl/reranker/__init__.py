@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ragvl.reranker.presets import PRESETS, Preset
-from ragvl.reranker.reranker import RankedDocument, Reranker, WarmReport
-from ragvl.reranker.templates import TEMPLATES, PromptTemplate
+from ragvl.reranker.reranker import RankedDocument, Reranker, WarmReport, checked_request
+from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     THRESHOLDS_FILE,
     SavedThresholds,
@@ -27,5 +27,7 @@ __all__ = [
     "ThresholdError",
     "WarmReport",
     "check_threshold",
+    "checked_request",
+    "resolve_template",
     "resolve_threshold",
 ]

@@ -231,8 +231,8 @@ class CachedPrefixes:
             yield started.popleft()
 
     def _look_up(self, index: int, document: Document, workers: Workers) -> _Started:
-        frame = self._prompts.frame(document)
         try:
+            frame = self._prompts.frame(document)
             digest = document.digest()
         except ImageError as error:
             return _Started(index, document, "", "", workers.submit(partial(_fail, error)))

@@ -95,7 +95,7 @@ def refuse_one_document(documents: object) -> None:
     """Refuses what could be iterated over and is one document, not several.
 
     Raises:
-        TypeError: it is one; the message says what to do.
+        TypeError: it is one, or cannot be iterated over; the message says what to do.
     """
     single = (Document, str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
     if isinstance(documents, single):
@@ -103,6 +103,8 @@ def refuse_one_document(documents: object) -> None:
         raise TypeError(f"documents is one document ({kind}) and no list: {_IN_A_LIST}")
     if isinstance(documents, Mapping):
         raise TypeError(f"documents is a mapping and no list; if it is one document, {_IN_A_LIST}")
+    if not isinstance(documents, Iterable):
+        raise TypeError(f"documents must be a list, not {type(documents).__name__}")
 
 
 def _listed_array(array: np.ndarray | torch.Tensor) -> list[Any]:

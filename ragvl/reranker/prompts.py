@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ragvl.arguments import check_characters
 from ragvl.data.document import Document
+from ragvl.data.images import ImageError
 from ragvl.messages import quoted
 from ragvl.mllm import (
     MLLM,
@@ -21,6 +23,10 @@ from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
 _SHOWN_QUERY = 60  # characters of a query in a message
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
+
+
+class CaptionError(ImageError):
+    """A document whose caption cannot be used; it is passed over like one without a picture."""
 
 
 class Frame(NamedTuple):
@@ -75,7 +81,8 @@ class Prompts:
         """What stands before and after any query in this document's prompts.
 
         Raises:
-            ValueError: the template needs a caption and the document has none.
+            CaptionError: the template needs a caption and the document has none, or it is no text
+                that a tokenizer takes.
         """
         template = self._template_of(document)
         return Frame(
@@ -117,11 +124,24 @@ class Prompts:
     def _template_of(self, document: Document) -> PromptTemplate:
         template = self._template or (PLAIN if document.caption is None else CAPTION)
         if template.needs_caption and document.caption is None:
-            raise ValueError(
+            raise CaptionError(
                 f"{document.name} has no caption and template {template.name!r} needs one; "
                 "give it one, or use template='auto'"
             )
+        check_caption(document)
         return template
+
+
+def check_caption(document: Document) -> None:
+    """Refuses a caption that no tokenizer takes.
+
+    Raises:
+        CaptionError: it holds half a character; the message names the document.
+    """
+    try:
+        check_characters(document.caption or "")
+    except ValueError as error:
+        raise CaptionError(f"{document.name}: its caption holds {error}") from None
 
 
 def too_long(

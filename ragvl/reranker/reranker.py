@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ragvl.arguments import checked_count
+from ragvl.arguments import check_characters, checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.identity import name_of
 from ragvl.messages import shown
-from ragvl.mllm import MLLM, Prompt, merge_settings
+from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
 from ragvl.prefix_cache import PrefixCache
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answer_head import AnswerHead
@@ -233,6 +233,9 @@ class Reranker:
             ValueError: of an argument, or of the model; see there and `Reranker`.
         """
         check_threshold(threshold)
+        checked_caption_tokens(caption_tokens)
+        if answers is not None:
+            _check_answers(answers)
         folder = model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
         tokens = known.answer_tokens if answers is None else None
@@ -354,9 +357,9 @@ class Reranker:
             (n,) float32 on the CPU, in the order of `pairs`: sigmoid(z_yes - z_no).
 
         Raises:
-            ValueError: an empty query, `batch_size` below 1, or a document without the caption
-                that the template needs.
-            ImageError: a picture cannot be read; the message names the document.
+            ValueError: an empty query, or `batch_size` below 1.
+            ImageError: a picture cannot be read, or a document has not the caption that the
+                template needs; the message names the document.
             PromptTooLongError: a prompt does not fit the model's context; the message names the
                 document.
             TypeError: `pairs` holds what is no pair of a text and a document.
@@ -503,8 +506,9 @@ class Reranker:
         return self._share[1]
 
     def _probe_prompt(self) -> Prompt:
-        document = Document(Image.new("RGB", (64, 48), (200, 120, 40)), caption="A mill")
-        image = self.mllm.encode_image(document.load())
+        picture = Image.new("RGB", (64, 48), (200, 120, 40))
+        document = Document(picture, caption="A mill")
+        image = self.mllm.encode_image(picture)
         return self.mllm.encode_prompt(self._prompts.text("Is it a mill?", document), [image])
 
     def _check_answer_share(self) -> None:
@@ -530,7 +534,7 @@ class Reranker:
             ("weights, or in another dtype", thresholds.model, self.weights),
             (f"prompts ({thresholds.template})", thresholds.template, self.template_name),
             (
-                f"texts of its prompts ({thresholds.template}) or answers",
+                f"texts of its prompts ({thresholds.template}), answers or caption_tokens",
                 thresholds.prompts,
                 self.prompts_name,
             ),
@@ -588,18 +592,45 @@ class Reranker:
         return None
 
 
+def checked_request(
+    query: str, documents: Iterable[DocumentLike], top_k: int | None, threshold: Threshold
+) -> list[Document]:
+    """The documents of a call of `rank`, after a look at what can be wrong without a model.
+
+    Raises:
+        TypeError, ValueError: see `Reranker.rank`.
+        ImageError: a picture's file is not there, or is none; the message names the document.
+    """
+    check_threshold(threshold)
+    checked_query(query)
+    if top_k is not None:
+        checked_count("top_k", top_k)
+    items = enumerate(listed_documents(documents))
+    checked = [as_document(item, f"documents[{place}]") for place, item in items]
+    for document in checked:
+        document.check_file()
+    return checked
+
+
 def checked_query(query: str) -> str:
     """A query that can be scored.
 
     Raises:
         TypeError: it is no string.
-        ValueError: it is empty.
+        ValueError: it is empty, or holds half a character.
     """
     if not isinstance(query, str):
         raise TypeError(f"a query must be a string, not {type(query).__name__}")
     if not query.strip():
         raise ValueError("the query is empty")
+    check_characters(query)
     return query
+
+
+def _check_answers(answers: object) -> None:
+    words = answers if isinstance(answers, list | tuple) else ()
+    if len(words) != 2 or not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"answers={shown(repr(answers))}: expected two words, ('Yes', 'No')")
 
 
 def _check_on_error(on_error: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragvl.retriever.documents import encode_documents, readable
-from ragvl.retriever.encoder import DualEncoder
+from ragvl.retriever.encoder import DualEncoder, check_encoder
 from ragvl.retriever.index import IndexKind, VectorIndex
 from ragvl.retriever.retriever import IndexMismatchError, RetrievedDocument, Retriever
 from ragvl.retriever.storage import IndexFileError
@@ -16,6 +16,7 @@ __all__ = [
     "RetrievedDocument",
     "Retriever",
     "VectorIndex",
+    "check_encoder",
     "encode_documents",
     "readable",
 ]

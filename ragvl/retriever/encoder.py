@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 # From its own module: at the top level transformers 5.17 hides it where torchvision is absent.
@@ -27,9 +34,10 @@ from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError, count_kept_pixels
 from ragvl.forks import renew_in_children
 from ragvl.identity import config_content, name_of, tokenizer_content
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
+from ragvl.model_files import CONFIG
 from ragvl.progress import ProgressBar
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.surroundings import undisturbed
@@ -74,12 +82,7 @@ class DualEncoder:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> None:
-        for method in ("get_image_features", "get_text_features"):
-            if not hasattr(model, method):
-                raise ValueError(
-                    f"a {model.config.model_type!r} model has no {method}(), so it is not a dual "
-                    "encoder; use a model of the CLIP or SigLIP family"
-                )
+        _check_towers(model, model.config.model_type)
         plain_image_processor(image_processor)
         plain_tokenizer(tokenizer)
         tokenizer.truncation_side = "right"
@@ -134,13 +137,8 @@ class DualEncoder:
             ValueError: a setting is not valid.
         """
         resolve_dtype(dtype, resolve_device(device))
-        found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
-        if found.adapters is not None:
-            raise UnsupportedModelError(
-                f"{shown(path)} is a folder of adapters: merge them into their model first, with "
-                "PEFT's merge_and_unload()"
-            )
-        folder, code = found.folder, {"trust_remote_code": trust_remote_code}
+        folder = _find(path, revision=revision, trust_remote_code=trust_remote_code)
+        code = {"trust_remote_code": trust_remote_code}
         # The PIL processors even where torchvision is installed: it resizes a little differently,
         # and an index must not depend on what else was installed when it was built.
         with naming(folder, "image processor"):
@@ -295,6 +293,39 @@ def _map_ahead(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def check_encoder(path: str | Path) -> None:
+    """Sees whether `path` means a dual encoder; nothing is loaded.
+
+    Raises:
+        OSError, UnsupportedModelError, ValueError: see `DualEncoder.from_pretrained`.
+    """
+    _find(path, revision=None, trust_remote_code=False)
+
+
+def _find(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Path:
+    """The folder of a dual encoder's files."""
+    found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+    if found.adapters is not None:
+        raise UnsupportedModelError(
+            f"{shown(path)} is a folder of adapters: merge them into their model first, with "
+            "PEFT's merge_and_unload()"
+        )
+    with naming(found.folder / CONFIG, "configuration"):
+        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
+        if type(config) in MODEL_MAPPING:  # other code comes with the checkpoint
+            _check_towers(MODEL_MAPPING[type(config)], config.model_type)
+    return found.folder
+
+
+def _check_towers(model: object, kind: str) -> None:
+    for method in ("get_image_features", "get_text_features"):
+        if not hasattr(model, method):
+            raise UnsupportedModelError(
+                f"a {quoted(kind)} model has no {method}(), so it is not a dual encoder; use "
+                "a model of the CLIP or SigLIP family"
+            )
 
 
 def _num_positions(model: PreTrainedModel) -> int:

@@ -20,12 +20,12 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
 from ragvl.arguments import checked_count
-from ragvl.checkpoints import find_checkpoint, model_folder
+from ragvl.checkpoints import model_folder
 from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
 from ragvl.files import check_regular, check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
-from ragvl.mllm import MLLM
+from ragvl.mllm import MLLM, check_reader
 from ragvl.reranker.templates import TEMPLATES
 from ragvl.training.adapters import LoraSettings, adapted_layers
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
@@ -194,7 +194,7 @@ def _check_files(planned: Plan) -> None:
         UnsupportedModelError: the model's files are damaged.
     """
     settings = planned.run
-    find_checkpoint(settings.model, trust_remote_code=settings.trust_remote_code)
+    model_folder(settings.model)
     if not settings.data.exists():
         raise FileNotFoundError(f"there is no data set {shown(settings.data)}")
     if planned.ranking is not None:
@@ -205,6 +205,8 @@ def _check_files(planned: Plan) -> None:
     if resumed and str(resumed) not in ("last", "True", "true"):
         model_folder(Path(str(resumed)))
     check_writable_folder(Path(str(planned.arguments.output_dir)))
+    # Last, since it may be a download
+    check_reader(settings.model, trust_remote_code=settings.trust_remote_code)
 
 
 def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:

@@ -100,8 +100,20 @@ def test_bad_arguments_are_refused(tiny_model: Callable[[str], Path]) -> None:
     generator = Generator.from_pretrained(tiny_model(ARCHITECTURES[0]), device="cpu")
     with pytest.raises(ValueError, match="2 queries, but documents for 1"):
         generator.answer_batch(["a", "b"], [[]])
-    with pytest.raises(ValueError, match="query 1 is empty"):
+    with pytest.raises(ValueError, match=r"queries\[1\]: the query is empty"):
         generator.answer_batch(["a", " "], [[], []])
+    with pytest.raises(TypeError, match=r"queries\[0\]: a query must be a string"):
+        generator.answer_batch([None], [[]])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="queries is one query"):
+        generator.answer_batch("ab", [[], []])
+    for one in ("a.png", picture(0), None):
+        with pytest.raises(TypeError, match="documents"):
+            generator.answer("a", one)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'d'.*its caption holds half a character"):
+        generator.answer("a", [Document(picture(0), caption="\ud800", id="d")])
+    for count in (0, -1):
+        with pytest.raises(ValueError, match="max_new_tokens"):
+            generator.answer("a", max_new_tokens=count)
     with pytest.raises(ValueError, match="batch_size=0"):
         generator.answer_batch(["a"], [[]], batch_size=0)
     assert generator.answer_batch([], []) == []

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from ragvl import Generator, Reranker
 from ragvl.mllm import MLLM, UnsupportedModelError
 
 
@@ -128,3 +129,28 @@ def test_an_unknown_attention_is_refused_before_the_weights(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"'sdap' is unknown; known: eager, .*sdpa"):
         MLLM.from_pretrained(folder, attn_implementation="sdap")
+
+
+@pytest.mark.parametrize("loader", [MLLM, Reranker, Generator])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chat_template_kwargs": {"foo\n": 1}}, r"chat_template_kwargs.* reads no 'foo\\n'"),
+        ({"chat_template_kwargs": {"foo": object()}}, "chat_template_kwargs"),
+        ({"date": "yesterday"}, "date='yesterday'"),
+        ({"processor_settings": {"sise": 1}}, "processor_settings: .*'sise'"),
+        ({"caption_tokens": 0}, "caption_tokens=0"),
+        ({"caption_tokens": "9"}, "caption_tokens='9'"),
+    ],
+)
+def test_an_argument_is_refused_before_the_weights(loader, arguments, message, folder, monkeypatch):
+    if loader is MLLM and "caption_tokens" in arguments:
+        pytest.skip("it cuts no captions")
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr("ragvl.mllm.loading.load_weights", load)
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        loader.from_pretrained(folder, device="cpu", **arguments)
+    assert not isinstance(caught.value, UnsupportedModelError)  # which would blame the model

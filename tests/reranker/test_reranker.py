@@ -208,6 +208,25 @@ def test_a_broken_picture_is_named_or_skipped(tiny_reranker: Reranker, tmp_path:
     np.testing.assert_allclose([r.score for r in ranked[:2]], [r.score for r in alone], atol=1e-6)
 
 
+@pytest.mark.parametrize("template", ["auto", "caption", "instruction-first"])
+def test_a_caption_that_cannot_be_used_is_named_or_skipped(
+    template: str, tiny_model: Callable[[str], Path]
+) -> None:
+    reranker = Reranker.from_pretrained(tiny_model(TINY), device="cpu", template=template)
+    good = Document(picture(0), caption="A mill")
+    half = Document(picture(1), caption="a\ud800", id="half")
+    documents = [good, half] + ([Document(picture(1), id="bare")] if template == "caption" else [])
+    for bad in documents[1:]:
+        with pytest.raises(ImageError, match=str(bad.id)):
+            reranker.rank(QUERY, [good, bad])
+    scores = reranker.score([(QUERY, document) for document in documents], on_error="skip")
+    assert torch.equal(scores[:1], reranker.score([(QUERY, good)]))
+    assert scores[1:].isnan().all()
+    if template != "instruction-first":
+        report = reranker.warm(documents, on_error="skip", progress=False)
+        assert (report.known, report.skipped) == (1, len(documents) - 1)
+
+
 @pytest.mark.parametrize("query", ["", "  \n"])
 def test_an_empty_query_is_refused(query: str, tiny_reranker: Reranker) -> None:
     with pytest.raises(ValueError, match="query is empty"):
