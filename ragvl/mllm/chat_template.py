@@ -127,6 +127,13 @@ class ChatTemplate:
         written = self.render(messages(_Watched(text, log)), add_generation_prompt=True)
         if log.others or log.unwritten or written.count(text) != 1:
             return "rewrites"
+        before, _, after = written.partition(text)
+        # Not all is seen by watching, such as a count of words, or a trim of what was put together
+        others = ["a", text * 20] if log.trimmed else ["a", text * 20, f"\n {text} \n"]
+        for other in others:
+            written = self.render(messages(other), add_generation_prompt=True)
+            if written != f"{before}{other}{after}":
+                return "rewrites"
         return "trims" if log.trimmed else "verbatim"
 
 

@@ -54,6 +54,8 @@ def template(body: str = "{{ part.text }}", **kwargs: object) -> ChatTemplate:
         ("{% if ('' ~ part.text).startswith('x') %}x{% endif %}{{ part.text }}", "rewrites"),
         ("{% if ('%s' % part.text).startswith('x') %}x{% endif %}{{ part.text }}", "rewrites"),
         ("{{ part.text }}{{ part.text }}", "rewrites"),
+        ("{% if part.text | wordcount > 50 %}x{% endif %}{{ part.text }}", "rewrites"),
+        ("{{ 'Q: {}'.replace('{}', part.text) | trim }}", "rewrites"),
     ],
 )
 def test_what_a_template_does_with_a_text_is_seen(body: str, treatment: str) -> None:
