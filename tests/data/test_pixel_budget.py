@@ -4,6 +4,10 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from interrupts import Interrupt
 
 from ragvl.data.pixel_budget import PixelBudget
 
@@ -42,7 +46,7 @@ def test_large_pictures_are_not_passed_over_for_good() -> None:
         with budget.hold(50):
             first = pool.submit(large)
             waiting.wait()
-            while not budget._state.waiting:
+            while len(budget._live()) < 2:
                 time.sleep(1e-3)
             second = pool.submit(small)  # has room, and waits for its turn
         first.result()
@@ -69,3 +73,28 @@ def test_a_forked_child_begins_anew() -> None:
                 os._exit(0 if budget.used == 100 else 1)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def work(budget: PixelBudget) -> None:
+    with budget.hold(60), budget.hold(30):
+        pass
+
+
+def test_an_interrupt_at_any_time_loses_no_room() -> None:
+    tries, ended = 0, False
+    while not ended:
+        budget = PixelBudget(100, wait_seconds=0.05)
+        ended = not Interrupt("pixel_budget.py", 1 + tries).run(partial(work, budget))
+        tries += 1
+        assert budget.used == 0
+        with budget.hold(100):  # nothing is in the way of whoever comes next
+            assert budget.used == 100
+    assert tries > 20
+
+
+def test_a_wait_has_an_end() -> None:
+    budget = PixelBudget(100, wait_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool, budget.hold(60):
+        with pytest.raises(TimeoutError, match="for other pictures"):
+            pool.submit(work, budget).result()
+        assert budget.used == 60

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dis
-import functools
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from types import CodeType, FrameType
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from interrupts import Interrupt
 from prefix_cache.tools import Child
 
 from ragvl.mllm import PAGE_TOKENS, KvLayout, PagePool
@@ -65,39 +63,6 @@ def work(tier: DeviceTier) -> None:
         put(tier, lease, "d", 3)
 
 
-@functools.cache
-def opcodes(code: CodeType) -> dict[int, str]:
-    return {step.offset: step.opname for step in dis.get_instructions(code)}
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at the nth place in device.py at which Python would.
-
-    Signals are looked at after a call, at a function's start and where a loop turns back.
-    """
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, frame: FrameType, _event: str, _: Any) -> Callable | None:
-        if not frame.f_code.co_filename.endswith("prefix_cache/device.py"):
-            return None
-        frame.f_trace_opcodes = True
-        names, previous = opcodes(frame.f_code), ""
-
-        def step(frame: FrameType, event: str, _: Any) -> Callable:
-            nonlocal previous
-            if event == "opcode":
-                before, previous = previous, names[frame.f_lasti]
-                self.left -= before.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
-                if self.left == 0:
-                    self.left = -1
-                    raise KeyboardInterrupt
-            return step
-
-        return step
-
-
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_interrupt_at_any_time_loses_no_page(keep: bool) -> None:
     tries, ended = 0, False
@@ -105,16 +70,7 @@ def test_an_interrupt_at_any_time_loses_no_page(keep: bool) -> None:
         tier = make_tier(6, keep=keep)
         with tier.lease() as lease:
             put(tier, lease, "a", 1)
-        interrupt = Interrupt(1 + tries)
-        tracing = sys.gettrace()
-        sys.settrace(interrupt)
-        try:
-            work(tier)
-            ended = interrupt.left > 0
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(tracing)
+        ended = not Interrupt("prefix_cache/device.py", 1 + tries).run(partial(work, tier))
         tries += 1
         check(tier)
         with tier.lease() as lease:  # nothing is in the way of whoever comes next
