@@ -101,8 +101,10 @@ class HostTier:
     def clear(self) -> None:
         """Forgets every record."""
         with self._lock:
+            self._begin()
             self._records.clear()
             self.stats.bytes = 0
+            self._unfinished = False
 
     def keys(self) -> list[str]:
         """The keys of all records, the least recently used first."""

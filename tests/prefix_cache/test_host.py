@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
+from interrupts import Interrupt
 from prefix_cache.tools import key, make_record, same
 
 from ragvl.prefix_cache import HostTier, TierStatistics
@@ -94,3 +96,24 @@ def test_threads():
     assert tier.stats.hits + tier.stats.misses == gets + len(held)
     assert tier.stats.bytes == sum(record.nbytes for record in held) <= 3000
     assert all(same(record, records[int(record.info["number"])]) for record in held)
+
+
+def test_an_interrupt_at_any_time_miscounts_nothing() -> None:
+    records = [make_record(i) for i in range(4)]
+
+    def work(tier: HostTier) -> None:
+        for i in range(4):  # the last makes room
+            tier.put(key(i), records[i])
+        tier.remove(key(2))
+        tier.clear()
+
+    tries, ended = 0, False
+    while not ended:
+        tier = HostTier(3000)
+        ended = not Interrupt("prefix_cache/host.py", 1 + tries).run(partial(work, tier))
+        tries += 1
+        for i in range(3):
+            tier.put(key(i), records[i])
+        assert tier.keys() == [key(i) for i in range(3)]
+        assert tier.stats.bytes == 3000
+    assert tries > 30
