@@ -38,6 +38,7 @@ MAX_ASPECT_RATIO = 200  # resizing the shorter side of a longer strip would make
 # one never, so that its scores are what they would be without
 REDUCE_ABOVE = 2**25  # pixels
 _PROBE_SIDE = 2048  # pixels
+_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where PIL keeps EXIF
 _STRIP_PIXELS = 2**20  # are converted at a time, so that no second copy of a picture is needed
 
 # Registering every decoder once, here, keeps threads from doing it at the same time later.
@@ -307,11 +308,19 @@ def _factor(size: tuple[int, int], side: int | None) -> int:
 
 
 def _orientation(image: Image.Image) -> Any:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # nobody can read it, and who shows the picture shows it as it is
+        return 1
 
 
 def _turned(rgb: Image.Image, orientation: Any) -> Image.Image:
     """Done last, since a picture that was made smaller turns sooner."""
+    # PIL would write these anew without the orientation, and fail where anything else is odd
+    for name in _METADATA:
+        rgb.info.pop(name, None)
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from ragvl.data import images
 from ragvl.data.document import Document
@@ -226,6 +226,18 @@ class TestOrientation:
         red, blue = image.getpixel((28, 24)), image.getpixel((3, 24))
         assert red[0] > 150 > red[2]
         assert blue[2] > 150 > blue[0]
+
+    def test_what_is_odd_in_exif_beside_the_orientation_does_not_cost_the_picture(self):
+        """PIL cannot write such a tag anew."""
+        entries = [(0x0112, 3, 1, 6), (0x010E, 11, 1, 0)]  # a float for a description
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+        exif += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+        assert load_image(encoded(photo((60, 40)), "JPEG", exif=exif)).size == (40, 60)
+
+    def test_exif_that_cannot_be_read_does_not_cost_the_picture(self):
+        profile = PngImagePlugin.PngInfo()
+        profile.add_text("Raw profile type exif", "\nexif\n  8\nno digits")
+        assert load_image(encoded(photo((60, 40)), "PNG", pnginfo=profile)).size == (60, 40)
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
     def test_garbled_exif_does_not_cost_the_picture(self):
