@@ -215,6 +215,14 @@ class PrefixCache:
             return entry
         return None
 
+    def check_fits(self, length: int) -> None:
+        """Refuses a prefix of so many tokens that the device has no room for even alone.
+
+        Raises:
+            PrefixTooLargeError: it would not fit there.
+        """
+        self._attached()[1].check_fits(length)
+
     def build(
         self, prefixes: Mapping[str, Prompt], builder: PrefixBuilder, lease: Lease
     ) -> list[CachedPrefix]:

@@ -190,6 +190,19 @@ class DeviceTier:
             self._stepping = None
         return entry
 
+    def check_fits(self, length: int) -> None:
+        """Refuses a prefix of so many tokens that has no place here even alone.
+
+        Raises:
+            PrefixTooLargeError: it is larger than the pool.
+        """
+        if (count := num_pages(length)) > self.pool.size:
+            raise PrefixTooLargeError(
+                f"its prefix of {length} tokens takes {format_bytes(count * self.page_bytes)} and "
+                f"the prefix cache has {format_bytes(self.pool.size * self.page_bytes)}: give it "
+                "more (prefix_cache=...)"
+            )
+
     def reserve(self, lengths: Sequence[int], lease: Lease) -> list[Tensor]:
         """Pages (n,) int64 for prefixes of so many tokens, on the device, until `lease` ends.
 
@@ -200,14 +213,8 @@ class DeviceTier:
             LeaseFullError: there is no room for the first, and the lease holds something.
             PrefixCacheBusyError: other leases left no room for too long.
         """
+        self.check_fits(max(lengths))
         counts = [num_pages(length) for length in lengths]
-        if max(counts) > self.pool.size:
-            raise PrefixTooLargeError(
-                f"its prefix of {max(lengths)} tokens takes "
-                f"{format_bytes(max(counts) * self.page_bytes)} and the prefix cache has "
-                f"{format_bytes(self.pool.size * self.page_bytes)}: give it more "
-                "(prefix_cache=...)"
-            )
         start = time.monotonic()
         while True:
             bell = threading.Lock()

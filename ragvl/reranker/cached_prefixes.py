@@ -19,7 +19,14 @@ from ragvl.mllm import (
     ImageInputs,
     Prompt,
 )
-from ragvl.prefix_cache import CachedPrefix, Lease, LeaseFullError, PrefixBuilder, PrefixCache
+from ragvl.prefix_cache import (
+    CachedPrefix,
+    Lease,
+    LeaseFullError,
+    PrefixBuilder,
+    PrefixCache,
+    PrefixTooLargeError,
+)
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
 from ragvl.reranker.images import Pending, Workers, load_image
@@ -199,14 +206,26 @@ class CachedPrefixes:
                 raise
         pictured = [(wanting[key][0].document, image) for key, image in pictures.items()]
         for key, prefix in zip(pictures, self._prompts.prefixes(pictured), strict=True):
-            if len(prefix) < self._mllm.max_length:
-                supply.lacking[key] = prefix, [one.document for one in wanting[key]]
-                continue
+            usable = []
             for one in wanting[key]:
-                why = too_long(self._mllm, one.index, None, one.document, len(prefix) + 1)
-                self._skip(why, on_error)
-                found.append((one.document, None))
+                if why := self._why_unusable(one, len(prefix)):
+                    self._skip(why, on_error)
+                    found.append((one.document, None))
+                else:
+                    usable.append(one.document)
+            if usable:
+                supply.lacking[key] = prefix, usable
         return found
+
+    def _why_unusable(self, started: _Started, length: int) -> Exception | None:
+        """Why nothing can be asked about a document whose prefix is so long."""
+        if length >= self._mllm.max_length:
+            return too_long(self._mllm, started.index, None, started.document, length + 1)
+        try:
+            self._cache.check_fits(length)
+        except PrefixTooLargeError as error:
+            return PrefixTooLargeError(f"{started.document.name}: {error}")
+        return None
 
     def _build_lacking(self, supply: _Supply, lease: Lease) -> _Block:
         """Computes as many of the prefixes that no tier has as there is room for."""

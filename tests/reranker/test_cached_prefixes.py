@@ -339,6 +339,22 @@ def test_a_cache_too_small_for_one_document_says_so(mllm: MLLM) -> None:
         Reranker(mllm, prefix_cache="8 GB of RAM")
 
 
+def test_a_document_that_the_cache_is_too_small_for_costs_no_other(
+    mllm: MLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = [Document(picture(0)), Document(picture(1), caption="long " * 100, id="b")]
+    reranker = Reranker(mllm)
+    expected = reranker.score([(QUERIES[0], documents[0])])
+    size = reranker.prefix_cache.statistics()["device"].bytes
+    pairs = [(QUERIES[0], document) for document in documents]
+    with pytest.raises(PrefixTooLargeError, match=r"^document 'b'"):
+        Reranker(mllm, prefix_cache=size).score(pairs)
+    relevance = Reranker(mllm, prefix_cache=size).score(pairs, on_error="skip")
+    assert torch.equal(relevance[:1], expected)
+    assert relevance[1].isnan()
+    assert "skipped: document 'b'" in caplog.text
+
+
 # --- fallbacks and errors ---------------------------------------------------------------------
 
 
