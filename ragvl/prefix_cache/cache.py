@@ -336,6 +336,9 @@ class PrefixCache:
         """
         mllm, device = self._attached()
         input_ids, expansion, next_position = prefix_of(record)
+        (expanded,) = mllm.tokenize([expansion])
+        if expanded.count(mllm.image_token_id) != input_ids.count(mllm.image_token_id):
+            raise UnusableRecordError("its record has other visual tokens than it says")
         if num_pages(len(input_ids)) > device.pool.size:
             raise UnusableRecordError("it is larger than the device tier")
         (pages,) = device.reserve([len(input_ids)], lease)

@@ -41,9 +41,16 @@ def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
     return _record("features", prefix, done, owned)
 
 
-def kind_of(record: PrefixRecord) -> str:
-    """Which of the two it is."""
-    return record.info["kind"]
+def kind_of(record: PrefixRecord) -> Kind:
+    """Which of the two it is.
+
+    Raises:
+        UnusableRecordError: it is none of them.
+    """
+    match record.info.get("kind"):
+        case "kv" | "features" as kind:
+            return kind
+    raise UnusableRecordError("its record does not say what it holds")
 
 
 def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
@@ -56,14 +63,21 @@ def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
     if ids is None or ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids) or ids.min() < 0:
         raise UnusableRecordError("its record has no token ids")
     try:
-        next_position = int(record.info["next_position"])
-        return ids.tolist(), record.info["expansion"], next_position
+        expansion, next_position = record.info["expansion"], int(record.info["next_position"])
+        expansion.encode()  # has no half characters
     except (KeyError, ValueError) as error:
         raise UnusableRecordError("its record does not say where it ends") from error
+    if not 0 < next_position <= len(ids) + 1:  # some models count from 1
+        raise UnusableRecordError("its record ends at a position that its tokens do not reach")
+    return ids.tolist(), expansion, next_position
 
 
 def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any]:
-    """What `MLLM.prefill` takes to compute the prefix from its visual tokens."""
+    """What `MLLM.prefill` takes to compute the prefix from its visual tokens.
+
+    Raises:
+        UnusableRecordError: it has none.
+    """
     ids, expansion, _ = prefix_of(record)
     images = {}
     features = {}
@@ -73,6 +87,8 @@ def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any
             images[path] = x
         elif group == "features":
             features[path] = x.to(device)
+    if not features:  # a model would compute the prefix of a prompt without a picture
+        raise UnusableRecordError("its record has no visual tokens")
     image = ImageInputs(images, expansion, int(record.info["num_image_tokens"]))
     return Prompt(ids, (image,)), SimpleNamespace(**_unflatten(features))
 

@@ -23,7 +23,7 @@ from prefix_cache.test_memory import GIB, UNIFIED, Machine
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data import images
 from ragvl.mllm import MLLM, PagePool
-from ragvl.prefix_cache import DiskTier, HostTier, PrefixBuilder, available_bytes
+from ragvl.prefix_cache import DiskTier, HostTier, PrefixBuilder, PrefixRecord, available_bytes
 from ragvl.prefix_cache.memory import reservations
 from ragvl.progress import ProgressBar
 
@@ -224,6 +224,37 @@ def test_a_record_that_holds_nan_is_computed_again(
     healed = [tier.get(key) for key in sorted(tier.keys())]
     assert len(healed) == 6
     assert all(record is not None and record.is_finite() for record in healed)
+
+
+@pytest.mark.parametrize("keep", ["kv", "features"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("next_position", "-5"),
+        ("next_position", "12345678901234567890"),
+        ("next_position", "100000"),
+        ("expansion", "x"),
+        ("expansion", "x" * 4000),
+        ("expansion", "\ud800"),
+        ("kind", "x"),
+        ("kind", "the other"),
+    ],
+)
+def test_a_record_that_says_nonsense_is_computed_again(
+    name: str, value: str, keep: str, mllm: MLLM, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep=keep)).score(pairs())
+    tier = DiskTier(tmp_path, None)
+    if value == "the other":
+        value = "features" if keep == "kv" else "kv"
+    for key in sorted(tier.keys()):
+        record = tier.get(key)
+        assert record is not None
+        tier.put(key, PrefixRecord(record.tensors, {**record.info, name: value}))
+    reranker = Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep=keep))
+    assert torch.equal(reranker.score(pairs()), expected)
+    healed = [tier.get(key) for key in sorted(tier.keys())]
+    assert all(record is not None and record.info[name] != value for record in healed)
 
 
 def test_weights_that_give_nan_are_blamed_and_leave_nothing_behind(
