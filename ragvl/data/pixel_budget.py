@@ -7,10 +7,10 @@ import time
 import weakref
 from types import TracebackType
 
+from ragvl.forks import call_in_children
+
 WAIT_SECONDS = 600.0
 _POLL_SECONDS = 0.01  # little beside the decoding of pictures that are large together
-
-from ragvl.forks import call_in_children
 
 
 class Hold:
