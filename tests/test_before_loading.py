@@ -122,6 +122,8 @@ _COMMANDS = [
     ("data ranking {world} --encoder {encoder} --out {out} --index {picture}", "is no folder"),
     ("data ranking {world} --encoder {encoder} --out {folder}", "is no file"),
     ("data ranking {missing} --encoder owner/e --out {out}", "there is no {missing}"),
+    ("train generator --config {pipe}", "it is a pipe, not a file"),
+    ("train reranker --config={folder}", "it is a folder, not a file"),
     ("ablate {pipe} --out {folder}", "it is a pipe, not a file"),
     ("overhead {model} --json {folder}", "is no file"),
     ("demo --html {folder}", "is no file"),

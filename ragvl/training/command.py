@@ -272,11 +272,23 @@ def _with_shipped_files(flags: Sequence[str]) -> list[str]:
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--config" and value:
-            flag = f"--config={_shipped(value)}"
+            flag = f"--config={_config(value)}"
         elif found and found[-1] == "--config":
-            flag = str(_shipped(flag))
+            flag = str(_config(flag))
         found.append(flag)
     return found
+
+
+def _config(value: str) -> Any:
+    """The settings' file that `value` names, a recipe or another.
+
+    Raises:
+        OSError: it is a folder, or what would be waited for, such as a pipe.
+    """
+    path = _shipped(value)
+    if Path(path).exists():
+        check_regular(path)
+    return path
 
 
 def _shipped(value: Any) -> Any:

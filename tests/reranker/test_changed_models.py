@@ -351,7 +351,7 @@ def test_prompts_are_known_by_what_they_say(tiny_mllm: Callable[[str], MLLM]) ->
         values={"f1": 0.25},
     )
     assert Reranker(mllm, template=mine, thresholds=own, threshold="f1").threshold == 0.25
-    with pytest.raises(ThresholdError, match=r"other texts of its prompts \(mine\) or answers"):
+    with pytest.raises(ThresholdError, match=r"other texts of its prompts \(mine\), answers or"):
         Reranker(mllm, template=rerankers[1].template, thresholds=own)
     with pytest.raises(ThresholdError, match="or answers"):
         Reranker(mllm, template=mine, answers=("No", "Yes"), thresholds=own)
