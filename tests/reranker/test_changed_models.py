@@ -353,5 +353,5 @@ def test_prompts_are_known_by_what_they_say(tiny_mllm: Callable[[str], MLLM]) ->
     assert Reranker(mllm, template=mine, thresholds=own, threshold="f1").threshold == 0.25
     with pytest.raises(ThresholdError, match=r"other texts of its prompts \(mine\), answers or"):
         Reranker(mllm, template=rerankers[1].template, thresholds=own)
-    with pytest.raises(ThresholdError, match="or answers"):
+    with pytest.raises(ThresholdError, match="answers or caption_tokens"):
         Reranker(mllm, template=mine, answers=("No", "Yes"), thresholds=own)
