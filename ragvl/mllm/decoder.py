@@ -106,6 +106,9 @@ class Decoder:
             write: takes a layer's number, its keys and its values, each (B, G, T, D), positions
                 applied; called once a layer, in order.
             features: what an earlier prefill of the same picture gave: its vision is not run again.
+
+        Raises:
+            ValueError: `features` were given, and the model went on without a look at them.
         """
         run = _Prefill(write, self.num_layers - 1, features)
         token = _pass.set(run)
@@ -116,6 +119,8 @@ class Decoder:
             _pass.reset(token)
         # A prefix must be whole before a pass on another stream reads it
         finished = _now(self._model.device)
+        if features is not None and not run.asks_for_features:
+            raise ValueError("the model took no features: its images lack what it looks for")
         features = run.features if len(lengths) == 1 else None
         seconds = finished - run.decoder_start
         return [
@@ -165,6 +170,7 @@ class _Prefill:
         self.write = write
         self.last_layer = last_layer
         self.features = features
+        self.asks_for_features = False
         self.position_ids: Tensor | None = None
         self.decoder_start = 0.0
 
@@ -333,6 +339,7 @@ def _wrap_image_features(base: Any) -> None:
         run = _pass.get()
         if not isinstance(run, _Prefill):
             return compute(*args, **kwargs)
+        run.asks_for_features = True
         if run.features is None:
             run.features = compute(*args, **kwargs)
         return run.features

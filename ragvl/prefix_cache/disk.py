@@ -188,6 +188,9 @@ class DiskTier:
     def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:  # a zero byte in its name, or half a character
+            why = f"no folder for cached prefixes can have this name: {reason(error)}"
+            raise OSError(errno.EINVAL, why, str(self.folder)) from None
         except OSError as error:
             try:
                 known: int | None = self.folder.stat().st_mode

@@ -257,6 +257,27 @@ def test_a_record_that_says_nonsense_is_computed_again(
     assert all(record is not None and record.info[name] != value for record in healed)
 
 
+def test_visual_tokens_that_the_model_would_not_look_at_are_computed_again(
+    mllm: MLLM, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep="features")).score(pairs())
+    tier = DiskTier(tmp_path, None)
+    for key in sorted(tier.keys()):
+        record = tier.get(key)
+        assert record is not None
+        tensors = {name: x for name, x in record.tensors.items() if name != "image/pixel_values"}
+        assert len(tensors) == len(record.tensors) - 1
+        tier.put(key, PrefixRecord(tensors, record.info))
+    reranker = Reranker(mllm, prefix_cache=PrefixCache(folder=tmp_path, keep="features"))
+    assert torch.equal(reranker.score(pairs()), expected)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_folder_that_no_system_can_have_is_refused_by_name(name: str) -> None:
+    with pytest.raises(OSError, match="no folder for cached prefixes can have this name"):
+        PrefixCache(folder=name)
+
+
 def test_weights_that_give_nan_are_blamed_and_leave_nothing_behind(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
