@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import ARCHITECTURES
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.mllm import MLLM
@@ -66,13 +68,14 @@ def test_another_process_finds_it_on_disk(
         for name, module in mllm.model.named_modules()
         if name.rsplit(".", 1)[-1] in ("vision_tower", "visual", "vision_model")
     )
-    looked: list[int] = []
-    hook = vision.register_forward_hook(lambda *_: looked.append(1))
+    ran: list[nn.Module] = []
+    # Of all modules: a hook on one of the model's own would make it another model
+    hook = register_module_forward_hook(lambda module, *_: ran.append(module))
     with monkeypatch.context() as patch:
         forbid(patch, "encode_image", *(["prefill"] if keep == "kv" else []))
         assert torch.equal(second.score(pairs()), expected)
     hook.remove()
-    assert not looked
+    assert ran and vision not in ran
     assert second.prefix_cache.statistics()["disk"].hits == 4
 
 
