@@ -31,10 +31,10 @@ from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.demo.run import NUM_PLACES, WORLD_SEED
 from ragvl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
-from ragvl.evaluation.measure import compare, time_in_turn
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM
+from ragvl.profiling.timing import compare, time_in_turn
 from ragvl.retriever import DualEncoder
 
 BASELINE = "generate"

@@ -34,8 +34,8 @@ from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker, fast_rerank
-from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 from ragvl.mllm import MLLM
+from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 
 BASELINE = "serial_generate"
 DEFAULT_MODELS = [("mid", 256), ("mid-internvl", 256)]  # and their image tokens

@@ -20,8 +20,8 @@ from shapes import SHAPES
 
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
-from ragvl.evaluation.overhead import training_overhead
 from ragvl.mllm import MLLM
+from ragvl.profiling.overhead import training_overhead
 from ragvl.training.adapters import LoraSettings
 
 MODELS = ["mid", "mid-internvl"]

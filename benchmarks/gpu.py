@@ -21,7 +21,7 @@ import typer
 from common import BUILD, ROOT, save
 from rich.console import Console
 
-from ragvl.evaluation.measure import spread
+from ragvl.profiling.timing import spread
 
 # Python finds the installed ragvl, not the repository's, which has no extension beside it
 SAFE_PATH = {**os.environ, "PYTHONSAFEPATH": "1"}

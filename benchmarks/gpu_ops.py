@@ -37,7 +37,7 @@ from rich.table import Table
 from roofline import Peaks, Work, measure_peaks
 from shapes import SHAPES
 
-from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
+from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 from ragvl.runtime import resolve_device
 
 PARTS = ("tests", "times", "sanitizer")

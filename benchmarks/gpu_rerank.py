@@ -39,8 +39,8 @@ from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker
-from ragvl.evaluation.measure import spread, time_in_turn
 from ragvl.mllm import MLLM
+from ragvl.profiling.timing import spread, time_in_turn
 from ragvl.runtime import resolve_device, resolve_dtype
 
 MODELS = (

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
+from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of pytest-benchmark

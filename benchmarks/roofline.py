@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from shapes import Shape
 
-from ragvl.evaluation.measure import time_in_turn
+from ragvl.profiling.timing import time_in_turn
 
 _MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}

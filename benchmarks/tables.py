@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ragvl.evaluation.ablation import table as ablation_table
+from ragvl.ablation.ablation import table as ablation_table
 from ragvl.evaluation.metrics import difference
 
 NOT_MEASURED = "not measured"

@@ -18,9 +18,9 @@ import typer
 from data_files import write_picture
 
 from ragvl import Document
+from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
 from ragvl.data.jsonl import JsonlQuestions
-from ragvl.evaluation.grid import AblationSettings
 from ragvl.training.command import plan
 from ragvl.training.ranking import read_ranking
 

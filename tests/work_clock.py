@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor, nn
 
-from ragvl.evaluation import measure
+from ragvl.profiling import timing
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def work_clock() -> Iterator[None]:
     hook = nn.modules.module.register_module_forward_pre_hook(count)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(measure, "perf_counter", lambda: float(work + next(looks)))
+            patch.setattr(timing, "perf_counter", lambda: float(work + next(looks)))
             yield
     finally:
         hook.remove()

@@ -86,9 +86,9 @@ def evaluate(
         from ragvl.data.webqa import write_submission
         from ragvl.evaluation.evaluate import EvaluationSettings, Models
         from ragvl.evaluation.evaluate import evaluate as run
-        from ragvl.evaluation.figures import compare_figures
         from ragvl.evaluation.report import print_figures, write_report
         from ragvl.evaluation.results import read_evaluation
+        from ragvl.evaluation.summary import compare_figures
         from ragvl.generator import Generator
         from ragvl.reranker import resolve_template, resolve_threshold
         from ragvl.retriever import DualEncoder

@@ -27,8 +27,8 @@ def ablate(
     Stopped in the middle, it goes on where it was when it is run again.
     """
     with command_work("ablate"):
-        from ragvl.evaluation.ablation import AblationSettings, markdown, table
-        from ragvl.evaluation.ablation import ablate as run
+        from ragvl.ablation.ablation import AblationSettings, markdown, table
+        from ragvl.ablation.ablation import ablate as run
         from ragvl.evaluation.plots import ablation_plot
 
         check_writable_folder(out)
@@ -72,8 +72,8 @@ def overhead(
         from ragvl.data.formats import open_questions
         from ragvl.data.synthetic import Places, write_world
         from ragvl.doctor import machine, versions
-        from ragvl.evaluation.overhead import reranking_overhead, training_overhead
         from ragvl.mllm import MLLM
+        from ragvl.profiling.overhead import reranking_overhead, training_overhead
         from ragvl.training.adapters import LoraSettings
 
         check_settings(model, device=device, dtype=dtype)

@@ -17,10 +17,10 @@ from pydantic import BaseModel, Field, StringConstraints
 from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.json_file import first_items, read_json_entries
-from ragvl.data.layouts import String, StringOrNumber, Text, parsed, plain_path
 from ragvl.data.problems import DataError, Problems, brief, no_use, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
-from ragvl.data.rules import is_of_another_split, pictures_are_there
+from ragvl.data.schemas import String, StringOrNumber, Text, parsed, plain_path
+from ragvl.data.validation import is_of_another_split, pictures_are_there
 
 Protocol = Literal["1k", "5k"]
 _PROTOCOL_SIZES: dict[Protocol, int] = {"1k": 1000, "5k": 5000}

@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ragvl.data.document import Document
 from ragvl.data.files import Listings, existing, place, read_lines
 from ragvl.data.images import ImageError
-from ragvl.data.layouts import FIRST_ERROR, Paths, Text, parsed
 from ragvl.data.problems import Problems, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.data.rules import (
+from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed
+from ragvl.data.validation import (
     CaptionTable,
     each_once,
     given_answers,

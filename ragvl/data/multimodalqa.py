@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_json_lines
-from ragvl.data.layouts import FIRST_ERROR, String, StringOrNumber, Text, parsed
 from ragvl.data.problems import Problems, brief, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.data.rules import Pictures, each_once, given_answers, pictures_are_there
+from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, Text, parsed
+from ragvl.data.validation import Pictures, each_once, given_answers, pictures_are_there
 
 PICTURES = "MMQA_images.jsonl.gz"
 

@@ -15,9 +15,9 @@ from ragvl.data.document import Document
 from ragvl.data.files import is_file, place, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
-from ragvl.data.layouts import String, Text, parsed
 from ragvl.data.problems import DataError, Problems, quoted
 from ragvl.data.questions import QuestionSet
+from ragvl.data.schemas import String, Text, parsed
 from ragvl.messages import reason
 
 

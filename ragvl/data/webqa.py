@@ -22,10 +22,10 @@ from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
-from ragvl.data.layouts import FIRST_ERROR, String, StringOrNumber, parsed
 from ragvl.data.problems import Problems, brief
 from ragvl.data.questions import Pool, Question, QuestionSet, content_key
-from ragvl.data.rules import (
+from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, parsed
+from ragvl.data.validation import (
     CaptionTable,
     Pictures,
     each_once,

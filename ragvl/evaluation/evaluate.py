@@ -24,8 +24,6 @@ from ragvl.evaluation.calibration import (
     check_names,
     estimate_threshold,
 )
-from ragvl.evaluation.figures import answer_figures, pool_figures, usable
-from ragvl.evaluation.latency import time_stages
 from ragvl.evaluation.metrics import group_by_gold, median_figure
 from ragvl.evaluation.stages import (
     Answers,
@@ -37,8 +35,10 @@ from ragvl.evaluation.stages import (
     retrieve,
     wrong_pictures,
 )
+from ragvl.evaluation.summary import answer_figures, pool_figures, usable
 from ragvl.generator import Generator
 from ragvl.identity import name_of
+from ragvl.profiling.latency import time_stages
 from ragvl.reranker import (
     Reranker,
     SavedThresholds,

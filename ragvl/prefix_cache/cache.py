@@ -22,7 +22,8 @@ from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.device import CachedPrefix, DeviceTier, Lease
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
-from ragvl.prefix_cache.kinds import (
+from ragvl.prefix_cache.memory import available_bytes, reservations
+from ragvl.prefix_cache.payloads import (
     Kind,
     UnusableRecordError,
     features_of,
@@ -31,7 +32,6 @@ from ragvl.prefix_cache.kinds import (
     kv_record,
     prefix_of,
 )
-from ragvl.prefix_cache.memory import available_bytes, reservations
 from ragvl.prefix_cache.record import PrefixRecord, is_finite
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.runtime import is_out_of_memory

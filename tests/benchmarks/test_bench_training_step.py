@@ -8,7 +8,7 @@ import common
 import pytest
 from tables import TABLES
 
-from ragvl.evaluation.overhead import OVERHEAD_ARMS
+from ragvl.profiling.overhead import OVERHEAD_ARMS
 
 
 def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

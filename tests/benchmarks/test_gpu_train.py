@@ -13,8 +13,8 @@ from models import build_model
 from shapes import SHAPES
 from tables import GPU_TRAINED, TABLES
 
-from ragvl.evaluation.overhead import OVERHEAD_ARMS
 from ragvl.mllm import MLLM
+from ragvl.profiling.overhead import OVERHEAD_ARMS
 
 CPU = torch.device("cpu")
 MACHINE = {"machine": {"device": "Some GPU"}}

@@ -13,13 +13,13 @@ import torch
 from tables import TABLES
 from work_clock import HandClock
 
-from ragvl.evaluation import measure
+from ragvl.profiling import timing
 
 
 def test_every_case_is_timed_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     clock = HandClock()
-    monkeypatch.setattr(measure, "perf_counter", clock)
+    monkeypatch.setattr(timing, "perf_counter", clock)
     threads = torch.get_num_threads()
     cases = [{"size": 8, "dtype": "float32"}, {"size": 1 << 20, "dtype": "float32"}]
     operation.measure_operation(

@@ -26,8 +26,8 @@ from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import first_items, read_json_entries
 from ragvl.data.jsonl import QuestionLine
-from ragvl.data.layouts import parsed
 from ragvl.data.problems import DataError, Problems, quoted
+from ragvl.data.schemas import parsed
 from ragvl.data.sources import Documents
 from ragvl.files import UnusableFileError
 

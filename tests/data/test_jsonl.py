@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ragvl.data.checking import check_questions
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.problems import DataError
-from ragvl.evaluation.measure import peak_mib
+from ragvl.profiling.timing import peak_mib
 
 
 def line(id: str = "q0", **changes: object) -> dict[str, Any]:

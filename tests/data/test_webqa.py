@@ -16,7 +16,7 @@ from data_files import WEBQA_IMAGES, webqa_fact, webqa_sample, write_webqa
 from ragvl.data.images import ImageError
 from ragvl.data.problems import DataError
 from ragvl.data.webqa import WebQA, write_submission
-from ragvl.evaluation.measure import peak_mib
+from ragvl.profiling.timing import peak_mib
 
 
 def test_reads_questions_documents_and_gold(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ from ragvl.evaluation.evaluate import (
     calibrate,
     evaluate,
 )
-from ragvl.evaluation.figures import compare_figures
 from ragvl.evaluation.report import pick_cases, print_figures, write_report
 from ragvl.evaluation.stages import Answers, Models, Relevances, wrong_pictures
+from ragvl.evaluation.summary import compare_figures
 from ragvl.reranker import PromptTemplate, Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
 

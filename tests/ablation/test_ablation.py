@@ -17,12 +17,12 @@ from PIL import Image
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
+from ragvl.ablation.ablation import _gain, _summary, ablate, data_fingerprint
+from ragvl.ablation.grid import AblationSettings
+from ragvl.ablation.table import arm_settings, markdown, table
 from ragvl.cli import app
 from ragvl.data.formats import open_questions
 from ragvl.data.synthetic import Places, write_world
-from ragvl.evaluation.ablation import _gain, _summary, ablate, data_fingerprint
-from ragvl.evaluation.ablation_table import arm_settings, markdown, table
-from ragvl.evaluation.grid import AblationSettings
 from ragvl.evaluation.plots import ablation_plot
 from ragvl.mllm import MLLM
 from ragvl.retriever import DualEncoder

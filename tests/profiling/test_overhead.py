@@ -13,8 +13,8 @@ from work_clock import work_clock
 from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
-from ragvl.evaluation.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.mllm import MLLM
+from ragvl.profiling.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.training.adapters import LoraSettings
 
 

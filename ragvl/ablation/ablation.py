@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
+from ragvl.ablation.grid import UNTRAINED, AblationSettings, Problems, Run
+from ragvl.ablation.table import arm_settings, markdown, table
 from ragvl.data.formats import Purpose, open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.questions import Question, QuestionSet
 from ragvl.doctor import machine, versions
-from ragvl.evaluation.ablation_table import arm_settings, markdown, table
 from ragvl.evaluation.answers import lemmatizer
-from ragvl.evaluation.conditions import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
-from ragvl.evaluation.grid import UNTRAINED, AblationSettings, Problems, Run
 from ragvl.evaluation.results import ResultFileError, read_ablation_run
+from ragvl.evaluation.robustness import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.stages import Models
 from ragvl.generator import Generator
 from ragvl.identity import file_bytes_name, file_marks, name_of

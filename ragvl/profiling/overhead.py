@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
-from ragvl.evaluation.measure import compare, peak_mib, time_in_turn
 from ragvl.mllm import MLLM
+from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 from ragvl.reranker import TEMPLATES, Reranker
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.prompts import Prompts

@@ -4,8 +4,8 @@ import pytest
 import torch
 from work_clock import HandClock
 
-from ragvl.evaluation import measure
-from ragvl.evaluation.measure import compare, peak_mib, spread, time_in_turn
+from ragvl.profiling import timing
+from ragvl.profiling.timing import compare, peak_mib, spread, time_in_turn
 
 
 def test_spread():
@@ -20,7 +20,7 @@ def test_spread():
 @pytest.fixture
 def clock(monkeypatch):
     clock = HandClock()
-    monkeypatch.setattr(measure, "perf_counter", clock)
+    monkeypatch.setattr(timing, "perf_counter", clock)
     return clock
 
 

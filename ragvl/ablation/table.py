@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ragvl.evaluation.conditions import CONDITIONS
-from ragvl.evaluation.grid import UNTRAINED
+from ragvl.ablation.grid import UNTRAINED
+from ragvl.evaluation.robustness import CONDITIONS
 from ragvl.messages import visible
 from ragvl.training.command import RunSettings
 from ragvl.training.noise import NoiseSettings

@@ -12,7 +12,7 @@ from PIL import Image
 from ragvl.data.document import Document
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.answers import webqa_accuracy
-from ragvl.evaluation.conditions import (
+from ragvl.evaluation.robustness import (
     CONDITIONS,
     TEST_NOISE,
     accuracy_by_condition,

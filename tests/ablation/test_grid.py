@@ -10,8 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
-from ragvl.evaluation.grid import AblationSettings
 from ragvl.training.noise import ARMS
 
 
