@@ -29,7 +29,7 @@ from ragvl.reranker.cross_encoder import as_document, refuse_one_document
 from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import check_caption
 from ragvl.reranker.reranker import checked_query
-from ragvl.surroundings import undisturbed
+from ragvl.torch_context import default_torch_context
 
 _SHOWN_QUERY = 60  # characters of a query in a message
 
@@ -91,7 +91,7 @@ class Generator:
         """The answer to `query` from the pictures and captions of `documents`; none is fine."""
         return self.answer_batch([query], [documents], max_new_tokens=max_new_tokens)[0]
 
-    @undisturbed
+    @default_torch_context
     def answer_batch(
         self,
         queries: Sequence[str],

@@ -53,7 +53,7 @@ from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
 from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
-from ragvl.surroundings import undisturbed
+from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
 
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
@@ -85,7 +85,7 @@ class MLLM:
         UnsupportedModelError: the model is built in a way that would give wrong scores here.
     """
 
-    @undisturbed
+    @default_torch_context
     def __init__(
         self,
         model: PreTrainedModel,
@@ -123,7 +123,7 @@ class MLLM:
         self._fingerprint: tuple[tuple[str, ...], str] | None = None
 
     @classmethod
-    @undisturbed
+    @default_torch_context
     def from_pretrained(
         cls,
         path: str | Path,
@@ -325,7 +325,7 @@ class MLLM:
         )
 
     @cached_property
-    @undisturbed
+    @default_torch_context
     def prefix_sees_suffix(self) -> bool:
         """Whether a token's hidden state depends on tokens after it.
 
@@ -344,7 +344,7 @@ class MLLM:
         return not same(one, other, tolerance=1e-3)
 
     @cached_property
-    @undisturbed
+    @default_torch_context
     def kv_layout(self) -> KvLayout:
         """What the decoder keeps of each token of a prefix.
 
@@ -366,7 +366,7 @@ class MLLM:
         return KvLayout(len(shapes), heads, dim, self.dtype)
 
     @cached_property
-    @undisturbed
+    @default_torch_context
     def prefix_problem(self) -> str | None:
         """Why a prefix cannot be computed once and kept, or None where it can.
 
@@ -743,7 +743,7 @@ class MLLM:
         except ValueError as error:
             raise UnusableImageError(reason(error)) from error
 
-    @undisturbed
+    @default_torch_context
     def _look_again(self) -> None:
         """Notices that the model was changed, and takes it apart again if its form was.
 

@@ -44,7 +44,7 @@ from ragvl.reranker.thresholds import (
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
-from ragvl.surroundings import undisturbed
+from ragvl.torch_context import default_torch_context
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ class Reranker:
             for i in order[:count]
         ]
 
-    @undisturbed
+    @default_torch_context
     def score(
         self,
         pairs: Iterable[Sequence[Any]],
@@ -422,7 +422,7 @@ class Reranker:
             results = list(scores.to(self.mllm.device))
         return results[0] if single else results
 
-    @undisturbed
+    @default_torch_context
     def warm(
         self,
         documents: Iterable[DocumentLike],
@@ -492,7 +492,7 @@ class Reranker:
         return "auto" if self.template is None else self.template.name
 
     @property
-    @undisturbed
+    @default_torch_context
     def answer_share(self) -> float:
         """How much of the next token's probability the two answers hold, on a prompt of a mill.
 
@@ -549,7 +549,7 @@ class Reranker:
         """The whole prompt as text, chat template included, for one pair."""
         return self._prompts.text(query, Document.of(document))
 
-    @undisturbed
+    @default_torch_context
     def split_prompt(self, query: str, document: DocumentLike) -> tuple[list[int], list[int]]:
         """The prompt's token ids, split where the query begins to matter.
 

@@ -40,7 +40,7 @@ from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
 from ragvl.model_files import CONFIG
 from ragvl.progress import ProgressBar
 from ragvl.runtime import resolve_device, resolve_dtype
-from ragvl.surroundings import undisturbed
+from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch, model_tensors, weights_name
 
 _PREPARE_THREADS = 4
@@ -72,7 +72,7 @@ class DualEncoder:
         FloatingPointError: it gives NaN or infinite vectors.
     """
 
-    @undisturbed
+    @default_torch_context
     def __init__(
         self,
         model: PreTrainedModel,
@@ -119,7 +119,7 @@ class DualEncoder:
         self._tokenizer_lock = threading.Lock()
 
     @classmethod
-    @undisturbed
+    @default_torch_context
     def from_pretrained(
         cls,
         path: str | Path,
@@ -169,7 +169,7 @@ class DualEncoder:
             )
         return self._fingerprint
 
-    @undisturbed
+    @default_torch_context
     def encode_images(
         self, images: Sequence[DocumentLike], *, batch_size: int = 32, progress: bool = True
     ) -> np.ndarray:
@@ -210,7 +210,7 @@ class DualEncoder:
                 bar.update(len(batch))
         return vectors
 
-    @undisturbed
+    @default_torch_context
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """L2-normalised vectors of texts; a text is cut at the length that the model reads.
 

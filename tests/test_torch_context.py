@@ -40,7 +40,7 @@ def set_device() -> Iterator[None]:
         torch.set_default_device(None)
 
 
-SURROUNDINGS = {
+CONTEXTS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
@@ -81,18 +81,18 @@ def results(models: tuple[Reranker, Generator, DualEncoder]) -> list[Any]:
 
 
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "paligemma"])
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize("name", CONTEXTS)
 def test_bits_do_not_depend_on_what_the_caller_set(
     name: str, architecture: str, load: Callable[[str], tuple[Reranker, Generator, DualEncoder]]
 ) -> None:
-    surroundings: Callable[[], AbstractContextManager[Any]] = SURROUNDINGS[name]
+    context: Callable[[], AbstractContextManager[Any]] = CONTEXTS[name]
     models = load(architecture)
     expected = results(models)
-    with surroundings():
+    with context():
         loaded = load(architecture)
         inside = [results(models), results(loaded)]
-    for found in (*inside, results(loaded), results(load(architecture))):
-        for one, other in zip(found, expected, strict=True):
+    for actual in (*inside, results(loaded), results(load(architecture))):
+        for one, other in zip(actual, expected, strict=True):
             assert np.array_equal(one, other)
 
 

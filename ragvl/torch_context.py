@@ -1,4 +1,4 @@
-"""Keeps what a caller has set for its own computations out of ours."""
+"""Torch's settings of the calling thread: a caller's do not reach our computations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ R = TypeVar("R")
 _CPU = torch.device("cpu")
 
 
-def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, which runs without the autocast, inference mode or default device of its caller.
+def default_torch_context(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, run without the autocast, inference mode or default device of its caller.
 
     A result's bits must not depend on where a call stands, and what outlives the call, such as
     weights and kept prefixes, must be ordinary tensors. Training runs in its own forward pass and
