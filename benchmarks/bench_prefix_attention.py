@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 
-from ragvl.mllm import KvLayout, PagePool, page_table, pages_in_turn
+from ragvl.mllm import KvLayout
 from ragvl.ops import prefix_attention
+from ragvl.prefix_cache import PagePool, page_table, pages_in_turn
 
 OPERATION = "prefix_attention"
 BASELINE = "sdpa, stock cache"

@@ -26,9 +26,16 @@ from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
-from ragvl.mllm import MLLM, PAGE_TOKENS, KvLayout, PagePool, page_table, pages_in_turn
+from ragvl.mllm import MLLM, KvLayout
 from ragvl.ops import prefix_attention
-from ragvl.prefix_cache import CachedPrefix, DeviceTier
+from ragvl.prefix_cache import (
+    PAGE_TOKENS,
+    CachedPrefix,
+    DeviceTier,
+    PagePool,
+    page_table,
+    pages_in_turn,
+)
 from ragvl.profiling.timing import compare, peak_mib, spread, time_in_turn
 from ragvl.runtime import resolve_device, resolve_dtype
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_encoders import save_checkpoint
 
 from ragvl import Document, Generator, Reranker
+from ragvl.prefix_cache import reuse_problem
 from ragvl.retriever import DualEncoder
 
 DOCUMENTS = [
@@ -70,7 +71,7 @@ def load(
 
 def results(models: tuple[Reranker, Generator, DualEncoder]) -> list[Any]:
     reranker, generator, encoder = models
-    if reranker.mllm.prefix_problem is None:
+    if reuse_problem(reranker.mllm) is None:
         reranker.warm(DOCUMENTS[:1], progress=False)
     scores = reranker.score(PAIRS)
     assert scores.dtype == torch.float32 and not scores.is_inference()

@@ -44,6 +44,20 @@ class _Finished(Exception):
     """Leaves a forward pass of which all that is needed has been computed."""
 
 
+@dataclass(frozen=True)
+class KvLayout:
+    """What a decoder computes for one token: keys and values of `num_heads` heads in each layer."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    def bytes_per_token(self) -> int:
+        """Bytes of all layers' keys and values of one token."""
+        return 2 * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
+
+
 @dataclass
 class Prefilled:
     """What prefilling a prefix gave besides its keys and values.

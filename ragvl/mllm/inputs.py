@@ -32,7 +32,7 @@ class Prompt:
     """A tokenised prompt with its pictures, in order.
 
     The token ids of two prompts with the same picture and the same beginning share a prefix, and
-    what the model computes for that prefix is the same in both, unless `MLLM.prefix_sees_suffix`.
+    what the model computes for that prefix is the same in both, if its attention is causal.
     """
 
     input_ids: list[int]

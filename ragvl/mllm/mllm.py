@@ -30,7 +30,7 @@ from ragvl.messages import reason, shown
 from ragvl.mllm.answers import answer_token_ids, continuation, named_token_ids
 from ragvl.mllm.chat import IMAGE, Chat
 from ragvl.mllm.chat_template import resolve_date
-from ragvl.mllm.decoder import Decoder, Prefilled, WriteKv
+from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, Head, rounding, same
 from ragvl.mllm.inputs import (
     ImageInputs,
@@ -48,7 +48,6 @@ from ragvl.mllm.loading import (
     load_processor,
     naming,
 )
-from ragvl.mllm.pages import KvLayout, PagePool, num_pages, page_table, pages_in_turn
 from ragvl.mllm.processors import without_saved_calls
 from ragvl.mllm.sharing import HOW_TO_SHARE, NoWeights, Source
 from ragvl.ops import PrefixBatch
@@ -326,25 +325,6 @@ class MLLM:
 
     @cached_property
     @default_torch_context
-    def prefix_sees_suffix(self) -> bool:
-        """Whether a token's hidden state depends on tokens after it.
-
-        So it is in PaliGemma, whose prompts attend in both directions. Found by turning round what
-        comes after the picture in a prompt.
-        """
-        prompt = self.encode_prompt(
-            self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
-        )
-        ids = prompt.input_ids
-        split = len(ids) - ids[::-1].index(self.image_token_id)
-        turned = Prompt([*ids[:split], *ids[: split - 1 : -1]], prompt.images)
-        with torch.inference_mode():
-            one, other = self.hidden_states(self.collate([prompt, turned]))[:, :split]
-        # Rows of one batch are rounded alike, so a small difference is one already
-        return not same(one, other, tolerance=1e-3)
-
-    @cached_property
-    @default_torch_context
     def kv_layout(self) -> KvLayout:
         """What the decoder keeps of each token of a prefix.
 
@@ -364,20 +344,6 @@ class MLLM:
         if len({shape[1:] for shape in shapes}) > 1:
             raise UnsupportedModelError("its layers' keys differ in shape")
         return KvLayout(len(shapes), heads, dim, self.dtype)
-
-    @cached_property
-    @default_torch_context
-    def prefix_problem(self) -> str | None:
-        """Why a prefix cannot be computed once and kept, or None where it can.
-
-        Found out by doing it, on a prompt with a picture.
-        """
-        if self.prefix_sees_suffix:
-            return "what it computes for a prompt's beginning depends on what comes after"
-        try:
-            return self._compare_halves()
-        except (UnsupportedModelError, KeyError, TypeError) as error:
-            return f"its decoder is built in a way of its own: {error}"
 
     # --- prompts --------------------------------------------------------------------------------
 
@@ -638,7 +604,7 @@ class MLLM:
             input_ids: (R,) int64 the suffixes' tokens; pictures belong into prefixes.
             position_ids: (R,) int64 their positions: from `Prefilled.next_position` on.
             last_rows: (B,) int64 the row of each suffix's last token.
-            prefixes: for each layer what `prefix_attention` takes; see `PagePool.batches`.
+            prefixes: for each layer what `prefix_attention` takes.
         """
         return self._decoder.extend(input_ids, position_ids, last_rows, prefixes)
 
@@ -758,8 +724,7 @@ class MLLM:
             return
         self._head = Head(self.model)
         self._decoder = Decoder(self.model, self._head.norm_module)
-        for name in ("prefix_sees_suffix", "kv_layout", "prefix_problem"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("kv_layout", None)
         self._check_logits()
         self._form = self._form_now()
 
@@ -791,37 +756,6 @@ class MLLM:
         features = output.pooler_output
         parts = [features] if isinstance(features, Tensor) else features
         return torch.cat([part.flatten(0, -2) for part in parts])
-
-    @torch.inference_mode()
-    def _compare_halves(self) -> str | None:
-        """Runs a prompt whole and in two halves; what is wrong if the results differ."""
-        prompt = self.encode_prompt(
-            self.render(f"{IMAGE}\nIs it a mill?"), [self.encode_image(_probe_image())]
-        )
-        ids = prompt.input_ids
-        split = len(ids) - ids[::-1].index(self.image_token_id) + 1
-        whole = self.hidden_states(self.collate([prompt]))[0, -1]
-        pool = PagePool(self.kv_layout, num_pages(split), self.device)
-        (pages,) = pages_in_turn([split], self.device)
-        prefix = Prompt(ids[:split], prompt.images)
-        (start,) = self.prefill([prefix], lambda layer, k, v: pool.write(layer, [pages], k, v))
-        suffix = torch.tensor(ids[split:], device=self.device)
-        zero, prefix_length, suffix_length = (
-            torch.tensor([n], dtype=torch.int32, device=self.device)
-            for n in (0, split, len(suffix))
-        )
-        prefixes = pool.batches(
-            page_table([pages], len(pages)).to(self.device),
-            prefix_length,
-            zero,
-            suffix_length,
-            len(suffix),
-        )
-        positions = torch.arange(len(suffix), device=self.device) + start.next_position
-        halves = self.extend(suffix, positions, suffix_length.long() - 1, prefixes)[0]
-        if same(halves, whole, rounding(self.dtype)):
-            return None
-        return "a prompt in two halves gives another result than in one piece"
 
     def _check_processor(self) -> None:
         """Finds the token types the model wants, and that our ids are the processor's."""

@@ -15,16 +15,20 @@ from ragvl.prefix_cache.device import (
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
 from ragvl.prefix_cache.memory import available_bytes
+from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, num_pages, page_table, pages_in_turn
 from ragvl.prefix_cache.record import PrefixRecord
+from ragvl.prefix_cache.reuse import reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 
 __all__ = [
+    "PAGE_TOKENS",
     "CachedPrefix",
     "DeviceTier",
     "DiskTier",
     "HostTier",
     "Lease",
     "LeaseFullError",
+    "PagePool",
     "PrefixBuilder",
     "PrefixCache",
     "PrefixCacheBusyError",
@@ -33,5 +37,9 @@ __all__ = [
     "TierStatistics",
     "available_bytes",
     "format_bytes",
+    "num_pages",
+    "page_table",
+    "pages_in_turn",
     "parse_bytes",
+    "reuse_problem",
 ]

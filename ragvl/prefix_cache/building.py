@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ragvl.mllm import MLLM, PagePool, Prefilled, Prompt
+from ragvl.mllm import MLLM, Prefilled, Prompt
+from ragvl.prefix_cache.pages import PagePool
 
 Shape = tuple[object, ...]
 

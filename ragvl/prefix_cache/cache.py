@@ -17,12 +17,13 @@ import torch
 
 from ragvl.forks import renew_in_children
 from ragvl.messages import reason
-from ragvl.mllm import MLLM, PAGE_TOKENS, Compression, PagePool, Prefilled, Prompt, num_pages
+from ragvl.mllm import MLLM, Prefilled, Prompt
 from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.device import CachedPrefix, DeviceTier, Lease
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
 from ragvl.prefix_cache.memory import available_bytes, reservations
+from ragvl.prefix_cache.pages import PAGE_TOKENS, Compression, PagePool, num_pages, page_bytes
 from ragvl.prefix_cache.payloads import (
     Kind,
     UnusableRecordError,
@@ -151,12 +152,11 @@ class PrefixCache:
                     "this PrefixCache belongs to another model: make one for each model (they may "
                     "share a folder)"
                 )
-            page_bytes = mllm.kv_layout.bytes_per_token(self.compression) * PAGE_TOKENS
             with reservations.lock:  # another cache must see this one's share as taken
-                self._device = self._reserve(mllm, page_bytes)
+                self._device = self._reserve(mllm)
                 reservations.add(self._device)
             if self._disk is not None:
-                pool_bytes = self._device.pool.size * page_bytes
+                pool_bytes = self._device.pool.size * self._device.page_bytes
                 self._disk.max_record_bytes = _RECORD_FACTOR * pool_bytes + _RECORD_EXTRA
             self._mllm = mllm
 
@@ -300,17 +300,16 @@ class PrefixCache:
     def _lower(self) -> list[HostTier | DiskTier]:
         return [tier for tier in (self._host, self._disk) if tier is not None]
 
-    def _reserve(self, mllm: MLLM, page_bytes: int) -> DeviceTier:
-        budget = self._resolve_budget(mllm, page_bytes)
-        if budget < page_bytes:
+    def _reserve(self, mllm: MLLM) -> DeviceTier:
+        needed = page_bytes(mllm.kv_layout, self.compression)
+        budget = self._resolve_budget(mllm, needed)
+        if budget < needed:
             raise ValueError(
                 f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "
-                f"{format_bytes(page_bytes)} for {PAGE_TOKENS} tokens"
+                f"{format_bytes(needed)} for {PAGE_TOKENS} tokens"
             )
-        pool = PagePool(mllm.kv_layout, budget // page_bytes, mllm.device, self.compression)
-        return DeviceTier(
-            pool, page_bytes, keep=not self.is_scratch, wait_seconds=self._wait_seconds
-        )
+        pool = PagePool(mllm.kv_layout, budget // needed, mllm.device, self.compression)
+        return DeviceTier(pool, needed, keep=not self.is_scratch, wait_seconds=self._wait_seconds)
 
     def _keep_below(self, entry: CachedPrefix, prefix: Prompt, done: Prefilled) -> None:
         """Writes a prefix that has just been built to the lower tiers, if it is one."""
@@ -382,7 +381,7 @@ class PrefixCache:
         if self.pool.device.type == "cuda":
             torch.cuda.current_stream(self.pool.device).synchronize()
 
-    def _resolve_budget(self, mllm: MLLM, page_bytes: int) -> int:
+    def _resolve_budget(self, mllm: MLLM, bytes_per_page: int) -> int:
         if isinstance(self._device_bytes, int):
             return self._device_bytes
         if mllm.device.type == "cuda":
@@ -390,5 +389,5 @@ class PrefixCache:
         else:
             share = int(available_bytes() * _CPU_SHARE)
         if self._device_bytes == "scratch":
-            return min(share, page_bytes * num_pages(_SCRATCH_TOKENS))
+            return min(share, bytes_per_page * num_pages(_SCRATCH_TOKENS))
         return share

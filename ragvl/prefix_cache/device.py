@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ragvl.forks import renew_in_children
-from ragvl.mllm import PagePool, num_pages
 from ragvl.prefix_cache.host import TierStatistics
+from ragvl.prefix_cache.pages import PagePool, num_pages
 from ragvl.prefix_cache.sizes import format_bytes
 
 logger = logging.getLogger(__name__)

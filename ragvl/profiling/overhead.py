@@ -14,6 +14,7 @@ from torch import Tensor
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
+from ragvl.prefix_cache import reuse_problem
 from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 from ragvl.reranker import TEMPLATES, Reranker
 from ragvl.reranker.answer_head import AnswerHead
@@ -72,7 +73,7 @@ def reranking_overhead(
         "serial": lambda text: score_whole(text, 1),
         "batched": lambda text: score_whole(text, len(documents)),
     }
-    if mllm.prefix_problem is None:
+    if reuse_problem(mllm) is None:
         for name, cache in (("cold", None), ("warm", "auto")):
             reranker = Reranker(mllm, template=template or "auto", prefix_cache=cache)
             ways[name] = partial(_score_all, reranker, documents)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ragvl.forks import renew_in_children
 from ragvl.messages import reason
-from ragvl.mllm import MLLM, PagePool, page_table
-from ragvl.prefix_cache import CachedPrefix
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import CachedPrefix, PagePool, page_table
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.runtime import is_out_of_memory
 

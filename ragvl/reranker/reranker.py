@@ -20,7 +20,7 @@ from ragvl.data.document import Document, DocumentLike
 from ragvl.identity import name_of
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
-from ragvl.prefix_cache import PrefixCache
+from ragvl.prefix_cache import PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.cached_prefixes import CachedPrefixes
@@ -587,9 +587,8 @@ class Reranker:
         """Why nothing can be reused from query to query, or None where it can."""
         if self._prompts.query_first:
             return "the template puts the query before the picture"
-        if self.mllm.prefix_problem:
-            return f"{self.mllm.architecture}: {self.mllm.prefix_problem}"
-        return None
+        problem = reuse_problem(self.mllm)
+        return problem and f"{self.mllm.architecture}: {problem}"
 
 
 def checked_request(

@@ -12,7 +12,8 @@ from numerics import assert_close_to_truth
 from PIL import Image
 from tiny_models import ARCHITECTURES
 
-from ragvl.mllm import MLLM, PagePool, Prompt, num_pages, page_table, pages_in_turn
+from ragvl.mllm import MLLM, Prompt
+from ragvl.prefix_cache import PagePool, num_pages, page_table, pages_in_turn
 
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
 TEMPLATE = "<image>\nImage Caption: {caption}\nQuestion: {query}\nAnswer 'Yes' or 'No'."
@@ -207,24 +208,6 @@ def test_an_error_in_a_pass_leaves_the_model_as_it_was(
     with pytest.raises(OSError, match="no room"):
         mllm.prefill(whole[:1], fail)
     assert torch.equal(last_hidden(mllm, whole), expected)
-
-
-def test_problems_are_found_by_trying(
-    tiny_model: Callable[[str], Path], tiny_mllm: Callable[[str], MLLM]
-) -> None:
-    assert tiny_mllm("llava").prefix_problem is None
-    assert "depends on what comes after" in str(tiny_mllm("paligemma").prefix_problem)
-    # an attention that adds something of its own to the scores
-    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    attention = mllm.model.get_decoder().layers[0].self_attn
-    forward = attention.forward
-    attention.forward = lambda *args, **kwargs: forward(*args, **kwargs, s_aux=torch.zeros(4))
-    assert "s_aux" in str(mllm.prefix_problem)
-    # a scale of its own is passed on, and no problem
-    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    attention = mllm.model.get_decoder().layers[0].self_attn
-    attention.scaling *= 2
-    assert mllm.prefix_problem is None
 
 
 @pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])

@@ -256,11 +256,6 @@ def test_common_prefix_of_two_prompts_has_the_same_hidden_states(architecture, t
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
-@ALL
-def test_prefix_that_sees_the_suffix_is_detected(architecture, tiny_mllm):
-    assert tiny_mllm(architecture).prefix_sees_suffix == (architecture == "paligemma")
-
-
 # --- inside the model ---------------------------------------------------------------------------
 
 

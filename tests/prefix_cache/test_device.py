@@ -13,12 +13,14 @@ import torch
 from interrupts import Interrupt
 from prefix_cache.tools import Child
 
-from ragvl.mllm import PAGE_TOKENS, KvLayout, PagePool
+from ragvl.mllm import KvLayout
 from ragvl.prefix_cache import (
+    PAGE_TOKENS,
     CachedPrefix,
     DeviceTier,
     Lease,
     LeaseFullError,
+    PagePool,
     PrefixCacheBusyError,
     PrefixTooLargeError,
 )

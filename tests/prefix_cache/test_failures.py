@@ -22,8 +22,15 @@ from prefix_cache.test_memory import GIB, UNIFIED, Machine
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data import images
-from ragvl.mllm import MLLM, PagePool
-from ragvl.prefix_cache import DiskTier, HostTier, PrefixBuilder, PrefixRecord, available_bytes
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import (
+    DiskTier,
+    HostTier,
+    PagePool,
+    PrefixBuilder,
+    PrefixRecord,
+    available_bytes,
+)
 from ragvl.prefix_cache.memory import reservations
 from ragvl.progress import ProgressBar
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragvl.mllm import MLLM, PagePool
-from ragvl.prefix_cache import CachedPrefix
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import CachedPrefix, PagePool
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import Chunk, ChunkRunner, Suffix
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ragvl.mllm import KvLayout
 from ragvl.ops import PrefixBatch
 
 # Few enough that half an unused page is little, and one AVX-512 vector of keys
@@ -20,21 +20,12 @@ Compression = Literal["int8", "fp8"]
 _COMPRESSED = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 
 
-@dataclass(frozen=True)
-class KvLayout:
-    """What a decoder keeps of one token: keys and values of `num_heads` heads in each layer."""
-
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    def bytes_per_token(self, compression: Compression | None = None) -> int:
-        """Bytes of all layers' keys and values of one token."""
-        numbers = 2 * self.num_layers * self.num_heads
-        if compression is None:
-            return numbers * self.head_dim * self.dtype.itemsize
-        return numbers * (self.head_dim * _COMPRESSED[compression][0].itemsize + 4)  # and a scale
+def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
+    """Bytes of one page: keys and values of all layers, with their scales where compressed."""
+    if compression is None:
+        return PAGE_TOKENS * layout.bytes_per_token()
+    numbers = 2 * layout.num_layers * layout.num_heads
+    return PAGE_TOKENS * numbers * (layout.head_dim * _COMPRESSED[compression][0].itemsize + 4)
 
 
 def num_pages(num_tokens: int) -> int:

@@ -8,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ragvl.mllm import (
+from ragvl.mllm import KvLayout
+from ragvl.ops import prefix_attention
+from ragvl.prefix_cache.pages import (
     PAGE_TOKENS,
     Compression,
-    KvLayout,
     PagePool,
     num_pages,
+    page_bytes,
     page_table,
     pages_in_turn,
 )
-from ragvl.ops import prefix_attention
 
 LAYOUT = KvLayout(num_layers=2, num_heads=3, head_dim=8, dtype=torch.float32)
 CPU = torch.device("cpu")
@@ -112,9 +113,7 @@ def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dty
     for name, copy in copies.items():
         assert torch.equal(copy.view(torch.uint8), again[name].view(torch.uint8))
         assert copy.dtype == again[name].dtype
-    assert sum(x.nbytes for x in copies.values()) == 3 * PAGE_TOKENS * layout.bytes_per_token(
-        compression
-    )
+    assert sum(x.nbytes for x in copies.values()) == 3 * page_bytes(layout, compression)
 
 
 def test_load_refuses_what_another_pool_held() -> None:

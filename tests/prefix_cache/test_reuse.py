@@ -1,0 +1,38 @@
+"""Prefixes are reused where a prompt in two halves gives what it gives in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES
+
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import reuse_problem
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
+def test_only_a_prefix_that_sees_its_suffix_is_a_problem(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    problem = reuse_problem(tiny_mllm(architecture))
+    if architecture == "paligemma":
+        assert problem is not None and "depends on what comes after" in problem
+    else:
+        assert problem is None
+
+
+def test_attention_that_adds_to_the_scores_is_a_problem(tiny_model: Callable[[str], Path]) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    attention = mllm.model.get_decoder().layers[0].self_attn
+    forward = attention.forward
+    attention.forward = lambda *args, **kwargs: forward(*args, **kwargs, s_aux=torch.zeros(4))
+    assert "s_aux" in str(reuse_problem(mllm))
+
+
+def test_an_attention_scale_is_passed_on(tiny_model: Callable[[str], Path]) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    mllm.model.get_decoder().layers[0].self_attn.scaling *= 2
+    assert reuse_problem(mllm) is None
