@@ -48,7 +48,7 @@ IMAGE_TOKENS = (64, 144, 256, 400, 576)
 SUFFIX_TOKENS = (30, 40, 55, 80)
 QUERIES = (1, 2, 5, 10)
 NUM_QUESTIONS = 40  # enough for every round to ask another
-COMPRESSIONS = (None, "int8", "fp8")
+COMPRESSIONS = (None, "int8")
 KNOWN_PREFIXES = (100, 1_000, 10_000, 100_000)
 
 Spread = dict[str, float]

@@ -44,8 +44,7 @@ DType dtype_of(const std::string& name) {
 PageFormat page_format_of(const std::string& name) {
   if (name == "plain") return PageFormat::plain;
   if (name == "int8") return PageFormat::int8;
-  if (name == "float8_e4m3fn") return PageFormat::float8_e4m3fn;
-  throw std::invalid_argument("page_format " + name + ": expected plain, int8 or float8_e4m3fn");
+  throw std::invalid_argument("page_format " + name + ": expected plain or int8");
 }
 
 Norm norm_of(const std::string& name) {

@@ -441,8 +441,6 @@ void of_format(const PrefixAttentionParams& p, int threads) {
       return all_pairs<T, T>(p, threads);
     case PageFormat::int8:
       return all_pairs<T, int8_t>(p, threads);
-    case PageFormat::float8_e4m3fn:
-      return all_pairs<T, Float8>(p, threads);
   }
 }
 

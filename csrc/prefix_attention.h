@@ -9,8 +9,8 @@
 
 namespace ragvl {
 
-// What a page's numbers are: of the queries' dtype, or compressed.
-enum class PageFormat { plain, int8, float8_e4m3fn };
+// What a page's numbers are: of the queries' dtype, or int8 with scales.
+enum class PageFormat { plain, int8 };
 
 // Rows or heads of q, k or v: a head's elements are contiguous.
 struct HeadsView {

@@ -25,9 +25,6 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-struct Float8 {  // e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity
-  uint8_t bits;
-};
 
 RAGVL_HD inline float float_of_bits(uint32_t bits) {
   float value;
@@ -53,15 +50,6 @@ RAGVL_HD inline float to_float(Float16 value) {
   const uint32_t not_finite = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
   const float rebiased = float_of_bits(magnitude) * 0x1p112f;
   return float_of_bits(bits_of_float(rebiased) | not_finite | sign);
-}
-
-RAGVL_HD inline float to_float(Float8 value) {
-  const uint32_t exponent = (value.bits >> 3) & 15u;
-  const int32_t mantissa = (value.bits & 7) + (exponent > 0 ? 8 : 0);
-  const float unit = float_of_bits(((exponent > 0 ? exponent : 1u) + 117u) << 23);
-  const uint32_t sign = (value.bits & 0x80u) << 24;
-  const uint32_t nan = (value.bits & 0x7fu) == 0x7fu ? 0x7fc00000u : 0u;
-  return float_of_bits(bits_of_float(static_cast<float>(mantissa) * unit) | nan | sign);
 }
 
 RAGVL_HD inline float to_float(int8_t value) { return value; }

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def _decoded(x, dtype: tl.constexpr):
-    # float8_e4m3fn comes as bits, which every GPU can decode: 4 of exponent, bias 7, 3 of mantissa.
-    if x.dtype == tl.uint8:
-        bits = x.to(tl.int32)
-        exponent = (bits >> 3) & 15
-        mantissa = (bits & 7) + tl.where(exponent > 0, 8, 0)
-        unit = ((tl.maximum(exponent, 1) + 117) << 23).to(tl.float32, bitcast=True)
-        x = mantissa.to(tl.float32) * unit
-        x = tl.where((bits & 127) == 127, float("nan"), tl.where(bits > 127, -x, x))
-    return x.to(dtype)
-
-
-@triton.jit
 def _attend(
     q,  # [M, D]
     k,  # [D, N]
@@ -147,8 +134,8 @@ def _prefix_attention_fwd_kernel(
             seen = seen & (key[None, :] > own[:, None] - sliding_window)
         maximum, total, result = _attend(
             q_block,
-            _decoded(k_block, q_block.dtype),
-            _decoded(v_block, q_block.dtype),
+            k_block.to(q_block.dtype),
+            v_block.to(q_block.dtype),
             k_scale,
             v_scale,
             seen,
@@ -210,9 +197,6 @@ def prefix_attention_fwd(
         )
         out.copy_(in_float32)
         return
-    key_pages, value_pages = prefix.key_pages, prefix.value_pages
-    if key_pages.dtype == torch.float8_e4m3fn:
-        key_pages, value_pages = key_pages.view(torch.uint8), value_pages.view(torch.uint8)
     on_device = torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext()
     # Sizes depend on nothing that differs from batch to batch: bits would, too. Float32 does
     # without tensor cores and needs more registers; only plain 16-bit pages are loaded ahead.
@@ -228,8 +212,8 @@ def prefix_attention_fwd(
             *k.stride()[:2],
             v,
             *v.stride()[:2],
-            key_pages,
-            value_pages,
+            prefix.key_pages,
+            prefix.value_pages,
             prefix.key_scales,
             prefix.value_scales,
             prefix.page_table,

@@ -97,8 +97,8 @@ def warm(
         typer.Option(help="kv, features, or auto: what measures faster to load."),
     ] = "auto",
     compression: Annotated[
-        Literal["int8", "fp8"] | None,
-        typer.Option(help="int8 or fp8 for keys and values; exact without."),
+        Literal["int8"] | None,
+        typer.Option(help="int8 for keys and values; exact without."),
     ] = None,
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,

@@ -17,8 +17,6 @@ from torch import Tensor
 from ragvl.ops.arguments import address, check_tensor
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, compiled
 
-_COMPRESSED_DTYPES = (torch.int8, torch.float8_e4m3fn)
-
 
 @dataclass(frozen=True)
 class PrefixBatch:
@@ -37,7 +35,7 @@ class PrefixBatch:
         max_suffix_length: no suffix is longer. A number on the host: a kernel's launch depends on
             it and must not wait for a GPU.
         last_only: only each suffix's last token asks.
-        key_scales: (P, G, T) float32 for compressed pages: key = page's number * scale.
+        key_scales: (P, G, T) float32 for int8 pages: key = page's number * scale.
         value_scales: (P, G, T) float32, likewise.
     """
 
@@ -84,7 +82,7 @@ def prefix_attention(
             copy where elements within a head are not adjacent.
         k: (S, G, D) of q's dtype; H is a multiple of G.
         v: (S, G, D) of q's dtype.
-        prefix: the cached part. Its pages have q's dtype, or are int8 or float8_e4m3fn with scales;
+        prefix: the cached part. Its pages have q's dtype, or are int8 with scales;
             they are contiguous (as `pool[layer]` is).
         scale: what scores are multiplied by, as a rule 1 / sqrt(D).
         sliding_window: how many keys a token sees, its own among them; None for all.
@@ -217,7 +215,7 @@ def _check(
         "key_pages",
         prefix.key_pages,
         shape=("P", kv_heads, dim, "T"),
-        dtypes=(dtype, *_COMPRESSED_DTYPES),
+        dtypes=(dtype, torch.int8),
         device=device,
     )
     num_pages, page_size = prefix.key_pages.shape[0], prefix.key_pages.shape[3]
@@ -230,15 +228,13 @@ def _check(
         dtypes=(prefix.key_pages.dtype,),
         device=device,
     )
-    compressed = prefix.key_pages.dtype in _COMPRESSED_DTYPES
+    compressed = prefix.key_pages.dtype == torch.int8
     for kind in ("key", "value"):
         pages, scales = getattr(prefix, f"{kind}_pages"), getattr(prefix, f"{kind}_scales")
         if not pages.is_contiguous():
             raise ValueError(f"{kind}_pages must be contiguous, got strides {pages.stride()}")
         if compressed != (scales is not None):
-            raise ValueError(
-                f"{kind}_scales must be given with int8 and float8_e4m3fn pages, and only with them"
-            )
+            raise ValueError(f"{kind}_scales must be given with int8 pages, and only with them")
         if scales is not None:
             check_tensor(
                 f"{kind}_scales",
@@ -396,9 +392,7 @@ def _compiled(
         scale=scale,
         last_only=prefix.last_only,
         dtype=str(q.dtype).removeprefix("torch."),
-        page_format="plain"
-        if prefix.key_scales is None
-        else str(prefix.key_pages.dtype).removeprefix("torch."),
+        page_format="plain" if prefix.key_scales is None else "int8",
     )
     compiled().prefix_attention_cpu(params, max(1, min(torch.get_num_threads(), batch * kv_heads)))
     return out

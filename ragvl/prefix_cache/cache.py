@@ -74,7 +74,7 @@ class PrefixCache:
         keep: what the host and disk tiers hold: "kv", keys and values; "features", the picture's
             visual tokens, from which the decoder computes those again (a hundredth of the size);
             "auto", whichever measures faster to get back with this model in this tier.
-        compression: "int8" or "fp8" keeps each key's and value's number in a byte. Scores change:
+        compression: "int8" keeps each key's and value's number in a byte. Scores change:
             `benchmarks/bench_prefix_cache.py` measures by how much. None is exact.
         wait_seconds: how long a call waits for the device's memory that other calls hold, before it
             ends in `PrefixCacheBusyError`.
@@ -106,8 +106,8 @@ class PrefixCache:
         }
         if keep not in ("auto", "kv", "features"):
             raise ValueError(f"keep={keep!r}: expected 'auto', 'kv' or 'features'")
-        if compression not in (None, "int8", "fp8"):
-            raise ValueError(f"compression={compression!r}: expected 'int8', 'fp8' or None")
+        if compression not in (None, "int8"):
+            raise ValueError(f"compression={compression!r}: expected 'int8' or None")
         if not 0 < wait_seconds < math.inf:
             raise ValueError(f"wait_seconds={wait_seconds}: expected more than 0, and an end")
         named = device_bytes in ("auto", "scratch")

@@ -15,9 +15,7 @@ from ragvl.ops import PrefixBatch
 # Few enough that half an unused page is little, and one AVX-512 vector of keys
 PAGE_TOKENS = 16
 
-Compression = Literal["int8", "fp8"]
-# The dtype of a compressed number, and the largest that it is scaled to
-_COMPRESSED = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+Compression = Literal["int8"]
 
 
 def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
@@ -25,7 +23,7 @@ def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
     if compression is None:
         return PAGE_TOKENS * layout.bytes_per_token()
     numbers = 2 * layout.num_layers * layout.num_heads
-    return PAGE_TOKENS * numbers * (layout.head_dim * _COMPRESSED[compression][0].itemsize + 4)
+    return PAGE_TOKENS * numbers * (layout.head_dim + 4)  # bytes, and a scale
 
 
 def num_pages(num_tokens: int) -> int:
@@ -49,7 +47,7 @@ class PagePool:
         size: how many pages; they are reserved at once. On a CPU the system lends the memory only
             as it is first written to.
         device: where.
-        compression: "int8" or "fp8" keeps each number in one byte, with a float32 scale for each
+        compression: "int8" keeps each number in one byte, with a float32 scale for each
             token, head and layer; None keeps the decoder's own dtype.
     """
 
@@ -63,7 +61,7 @@ class PagePool:
         self.layout = layout
         self.size = size
         self.compression = compression
-        dtype = layout.dtype if compression is None else _COMPRESSED[compression][0]
+        dtype = layout.dtype if compression is None else torch.int8
         shape = (layout.num_layers, size, layout.num_heads)
         dim, tokens = layout.head_dim, PAGE_TOKENS
         self._tensors = {
@@ -88,16 +86,14 @@ class PagePool:
             padded = F.pad(x, (0, 0, 0, width * PAGE_TOKENS - x.shape[2]))
             paged = padded.unflatten(2, (width, PAGE_TOKENS)).transpose(1, 2).flatten(0, 1)[used]
             if self.compression is not None:
-                paged, scales = _compress(paged, self.compression)
+                paged, scales = _compress(paged)
                 self._tensors[f"{name}_scales"][layer].index_copy_(0, targets, scales)
             target = self._tensors[f"{name}s"][layer]
-            if target.dtype == torch.float8_e4m3fn:  # index_copy_ does not know it
-                target, paged = target.view(torch.uint8), paged.view(torch.uint8)
             target.index_copy_(0, targets, paged.mT if name == "key" else paged)
 
     def read(self, pages: Tensor) -> dict[str, Tensor]:
         """Copies of what `pages` hold, on the CPU, for `load`."""
-        return {name: _bits(x)[:, pages].cpu().view(x.dtype) for name, x in self._tensors.items()}
+        return {name: x[:, pages].cpu() for name, x in self._tensors.items()}
 
     def load(self, pages: Tensor, tensors: dict[str, Tensor]) -> None:
         """Puts back what `read` gave, into as many pages, of this pool or one like it.
@@ -111,7 +107,7 @@ class PagePool:
             if found is None or found.shape != shape or found.dtype != x.dtype:
                 raise ValueError(f"{name}: expected {shape} {x.dtype}")
         for name, x in self._tensors.items():
-            _bits(x).index_copy_(1, pages, _bits(tensors[name]).to(self.device))
+            x.index_copy_(1, pages, tensors[name].to(self.device))
 
     def batches(
         self,
@@ -149,15 +145,9 @@ def page_table(pages: Sequence[Tensor], width: int) -> Tensor:
     return table
 
 
-def _compress(x: Tensor, compression: Compression) -> tuple[Tensor, Tensor]:
-    """(n, G, T, D) numbers of one byte, and (n, G, T) float32 scales: x = number * scale."""
-    dtype, largest = _COMPRESSED[compression]
+def _compress(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, G, T, D) int8 numbers, and (n, G, T) float32 scales: x = number * scale."""
     x = x.float()
-    scales = x.abs().amax(-1) / largest
+    scales = x.abs().amax(-1) / 127
     scaled = x / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
-    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scales
-
-
-def _bits(x: Tensor) -> Tensor:
-    """A view of the same bytes in a dtype that can be indexed; fp8 cannot."""
-    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
+    return scaled.round().to(torch.int8), scales

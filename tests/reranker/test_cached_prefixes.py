@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -126,15 +125,12 @@ def test_the_number_of_threads_does_not_show(mllm: MLLM) -> None:
         torch.testing.assert_close(scores, found[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("compression", "bound"), [("int8", 0.02), ("fp8", 0.1)])
-def test_compressed_prefixes_are_nearly_exact(
-    compression: Literal["int8", "fp8"], bound: float, mllm: MLLM
-) -> None:
+def test_compressed_prefixes_are_nearly_exact(mllm: MLLM) -> None:
     pairs = [(query, document) for query in QUERIES for document in ragged_documents()]
     exact = Reranker(mllm).score(pairs)
-    reranker = Reranker(mllm, prefix_cache=PrefixCache("64MiB", compression=compression))
+    reranker = Reranker(mllm, prefix_cache=PrefixCache("64MiB", compression="int8"))
     error = (reranker.score(pairs) - exact).abs().max()
-    assert 0 < error < bound
+    assert 0 < error < 0.02
     full = Reranker(mllm, prefix_cache="64MiB")
     full.score(pairs)
     held_bytes = [r.prefix_cache.statistics()["device"].bytes for r in (reranker, full)]
