@@ -299,8 +299,8 @@ def _train_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     prompts = [
-        f"USER: {template.text.format(query=f'What {word}?', caption=caption(number))} ASSISTANT:"
-        for template in TEMPLATES.values()
+        f"USER: {text.format(query=f'What {word}?', caption=caption(number))} ASSISTANT:"
+        for text in dict.fromkeys(template.text for template in TEMPLATES.values())
         for number, word in enumerate(WORDS)
     ]
     tokenizer.train_from_iterator([*prompts, "user assistant"], trainer)

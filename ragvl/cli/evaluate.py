@@ -17,12 +17,12 @@ from ragvl.cli.common import (
     parse_threshold,
     template_variables,
 )
-from ragvl.files import check_writable_folder, expand_user
+from ragvl.files import check_writable_folder
 from ragvl.messages import shown
 from ragvl.output import json_text, print_json, say
 
 if TYPE_CHECKING:
-    from ragvl.reranker import Reranker, SavedThresholds
+    from ragvl.reranker import Reranker
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
         from ragvl.evaluation.results import read_evaluation
         from ragvl.evaluation.summary import compare_figures
         from ragvl.generator import Generator
-        from ragvl.reranker import resolve_template, resolve_threshold
+        from ragvl.reranker import SavedThresholds, resolve_template, resolve_threshold
         from ragvl.retriever import DualEncoder
 
         other = None if compare is None else read_evaluation(compare)
@@ -105,7 +105,7 @@ def evaluate(
             source, split=split, images=images, protocol=protocol, strict=strict
         )
         template = template or data_set.template
-        saved = _saved_thresholds(reranker, template)
+        saved = SavedThresholds.of_model(reranker, template)
         names = chosen or ["natural", *(saved.values if saved else ())]
         for name in names:
             resolve_threshold(name, saved)
@@ -277,14 +277,7 @@ def calibrate(
 
 def _load_reranker(path: str, template: str, **load: Any) -> Reranker:
     """With the thresholds that its folder holds; `load` is what else `from_pretrained` takes."""
-    from ragvl.reranker import Reranker
+    from ragvl.reranker import Reranker, SavedThresholds
 
-    thresholds = _saved_thresholds(path, template)
+    thresholds = SavedThresholds.of_model(path, template)
     return Reranker.from_pretrained(path, template=template, thresholds=thresholds, **load)
-
-
-def _saved_thresholds(path: str, template: str) -> SavedThresholds | None:
-    from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
-
-    file = Path(expand_user(path)) / THRESHOLDS_FILE
-    return SavedThresholds.load(file, template) if file.is_file() else None

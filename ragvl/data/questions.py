@@ -66,7 +66,7 @@ class QuestionSet(ABC):
         questions: its questions, in order.
         problems: what is wrong with its files, so far as it was noticed.
         answer_metric: how answers are judged; see `ragvl.evaluation.answers`.
-        template: the prompt that a reranker's questions are put in: "auto" or one of `TEMPLATES`.
+        template: the prompt that a reranker's questions are put in, by its name in `TEMPLATES`.
     """
 
     name: str

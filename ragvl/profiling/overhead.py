@@ -16,7 +16,7 @@ from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
 from ragvl.profiling.timing import compare, peak_mib, time_in_turn
-from ragvl.reranker import TEMPLATES, Reranker
+from ragvl.reranker import Reranker, resolve_template
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.whole_prompts import WholePrompts
@@ -55,12 +55,13 @@ def reranking_overhead(
     """
     if rounds < 2:
         raise ValueError(f"rounds={rounds}: expected at least 2")
-    template = TEMPLATES.get(source.template)
+    template = resolve_template(source.template)
     documents = list(source.documents(ids=source.document_ids()[:num_candidates]))
     if not documents:
         raise ValueError(f"{source.name} has no documents to rerank")
     texts = [question.text for question in source.questions]
-    whole = WholePrompts(mllm, Prompts(mllm, template), AnswerHead(mllm, ("Yes", "No")))
+    head = AnswerHead(mllm, *mllm.answer_token_ids("Yes", "No"))
+    whole = WholePrompts(mllm, Prompts(mllm, template), head)
 
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))
@@ -75,7 +76,7 @@ def reranking_overhead(
     }
     if reuse_problem(mllm) is None:
         for name, cache in (("cold", None), ("warm", "auto")):
-            reranker = Reranker(mllm, template=template or "auto", prefix_cache=cache)
+            reranker = Reranker(mllm, template=template, prefix_cache=cache)
             ways[name] = partial(_score_all, reranker, documents)
             if cache is not None:
                 reranker.warm(documents, progress=False)

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from itertools import chain
+
 from torch import Tensor
 
-from ragvl.mllm import MLLM, Prompt
+from ragvl.messages import shown
+from ragvl.mllm import MLLM
 from ragvl.ops import relevance_head
 
+logger = logging.getLogger(__name__)
 
-class AnswerHead:
-    """The two rows of a model's head that spell its answers, behind its final norm.
+
+def resolve_answers(
+    mllm: MLLM, answers: tuple[str, str], answer_tokens: tuple[str, str] | None
+) -> list[list[int]]:
+    """The ids that are read for the answers: yes_token_ids, no_token_ids.
 
     Args:
         mllm: the model.
         answers: the words for relevant and not relevant.
-        answer_tokens: the tokens that are read, as the vocabulary spells them; where it has not
-            both, or by default, those that the prompt calls for.
-
-    Attributes:
-        yes_token_ids: the token that is read for the first answer, in a list.
-        no_token_ids: the same for the second.
+        answer_tokens: the tokens that are read, as the vocabulary spells them; by default, and with
+            a warning where it has not both, those that the prompt calls for.
 
     Raises:
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
     """
+    if answer_tokens is None:
+        return mllm.answer_token_ids(*answers)
+    if named := mllm.named_token_ids(*answer_tokens):
+        return named
+    token_ids = mllm.answer_token_ids(*answers)
+    logger.warning(
+        "the vocabulary has not both of the answer tokens %s: %s are read instead",
+        shown(answer_tokens),
+        shown(mllm.tokenizer.convert_ids_to_tokens([*chain(*token_ids)])),
+    )
+    return token_ids
+
+
+class AnswerHead:
+    """The rows of a model's head that spell its answers, behind its final norm.
+
+    Args:
+        mllm: the model.
+        yes_token_ids: the tokens that are read for relevant; see `resolve_answers`.
+        no_token_ids: those for not relevant.
+    """
 
     def __init__(
-        self,
-        mllm: MLLM,
-        answers: tuple[str, str],
-        answer_tokens: tuple[str, str] | None = None,
+        self, mllm: MLLM, yes_token_ids: Sequence[int], no_token_ids: Sequence[int]
     ) -> None:
-        named = None if answer_tokens is None else mllm.named_token_ids(*answer_tokens)
-        self.yes_token_ids, self.no_token_ids = named or mllm.answer_token_ids(*answers)
-        self._mllm = mllm
-        self._rows, self._bias = mllm.head_rows(self.yes_token_ids + self.no_token_ids)
+        self._num_yes = len(yes_token_ids)
+        self._rows, self._bias = mllm.head_rows([*yes_token_ids, *no_token_ids])
         self._norm = mllm.final_norm
         self._softcap = mllm.softcap
-
-    def share(self, prompt: Prompt) -> float:
-        """How much of the next token's probability the two answers hold after `prompt`."""
-        return self._mllm.next_token_share(prompt, self.yes_token_ids + self.no_token_ids)
 
     def relevance(self, hidden: Tensor, last_index: Tensor) -> Tensor:
         """(B,) float32: the probability of the first answer.
@@ -54,7 +71,7 @@ class AnswerHead:
             last_index,
             self._norm.weight,
             self._rows,
-            num_yes=len(self.yes_token_ids),
+            num_yes=self._num_yes,
             eps=self._norm.eps,
             norm=self._norm.kind,
             norm_bias=self._norm.bias,

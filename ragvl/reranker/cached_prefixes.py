@@ -31,6 +31,7 @@ from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
 from ragvl.reranker.images import Pending, Workers, load_image
 from ragvl.reranker.prompts import Prompts, shared_length, too_long
+from ragvl.reranker.scorer import OnError
 from ragvl.reranker.whole_prompts import WholePrompts
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class _Supply:
 class CachedPrefixes:
     """Runs suffixes over prefixes that a `PrefixCache` keeps, and builds those that it lacks.
 
+    It is a `Scorer`.
+
     Args:
         mllm: a model whose prefixes can be reused.
         prompts: writes the prompts.
@@ -111,9 +114,9 @@ class CachedPrefixes:
         self._reported_whole = False
 
     def score(
-        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: str
+        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their relevance (B,), in chunks; skipped pairs are left out.
+        """Indices of pairs with their relevance (B,), in chunks; see `Scorer`.
 
         Where a cached prefix makes it NaN, the prefix is computed again, once. Prompts that differ
         from their document's prefix before the picture is over, as a chat template may write them,
@@ -133,8 +136,8 @@ class CachedPrefixes:
         if apart:
             yield from self._score_whole(apart, pairs, batch_size, on_error)
 
-    def warm(self, documents: Iterable[Document], on_error: str) -> Iterator[str]:
-        """Brings documents' prefixes into the cache; for each "built", "known" or "skipped"."""
+    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
+        """Brings documents' prefixes into the cache; see `Scorer`."""
         with Workers() as workers:
             started = self._start(enumerate(documents), workers)
             for known, run in groupby(started, lambda one: one.image is None):
@@ -147,7 +150,7 @@ class CachedPrefixes:
 
     # --- prefixes -------------------------------------------------------------------------------
 
-    def _blocks(self, coming: Iterable[_Started], on_error: str) -> Iterator[_Block]:
+    def _blocks(self, coming: Iterable[_Started], on_error: OnError) -> Iterator[_Block]:
         """Documents with their prefixes, as many as the device has room for; None where skipped.
 
         A block's prefixes are in use until the next is asked for.
@@ -165,7 +168,7 @@ class CachedPrefixes:
                     return
                 yield block
 
-    def _next(self, supply: _Supply, lease: Lease, on_error: str) -> _Block:
+    def _next(self, supply: _Supply, lease: Lease, on_error: OnError) -> _Block:
         """A few more documents, with prefixes that `lease` holds; none if there are no more."""
         while True:
             if supply.lacking:
@@ -176,7 +179,7 @@ class CachedPrefixes:
             if found := self._look_up_group(supply, lease, on_error):
                 return found
 
-    def _look_up_group(self, supply: _Supply, lease: Lease, on_error: str) -> _Block:
+    def _look_up_group(self, supply: _Supply, lease: Lease, on_error: OnError) -> _Block:
         """The documents of a group that some tier has; what none has is then lacking."""
         found: _Block = []
         pictures: dict[str, ImageInputs] = {}
@@ -267,7 +270,7 @@ class CachedPrefixes:
             raise ImageError(f"{document.name} was changed while it was read")
         return image
 
-    def _skip(self, error: Exception, on_error: str) -> None:
+    def _skip(self, error: Exception, on_error: OnError) -> None:
         if on_error == "raise":
             raise error
         logger.warning("skipped: %s", error)  # which names the document
@@ -278,7 +281,7 @@ class CachedPrefixes:
         self,
         asked: Sequence[tuple[int, str, Document, CachedPrefix]],
         apart: list[int],
-        on_error: str,
+        on_error: OnError,
     ) -> list[Suffix]:
         """What is left of each prompt; `apart` gets those whose pictures are no part of it."""
         prompts = self._prompts.tokens(
@@ -304,7 +307,7 @@ class CachedPrefixes:
         chosen: Iterable[int],
         apart: list[int],
         batch_size: int | None,
-        on_error: str,
+        on_error: OnError,
     ) -> Iterator[tuple[Sequence[Suffix], Tensor]]:
         """Suffixes of the `chosen` pairs with their relevance (B,), in chunks.
 
@@ -335,7 +338,7 @@ class CachedPrefixes:
         indices: Sequence[int],
         pairs: Sequence[tuple[str, Document]],
         batch_size: int | None,
-        on_error: str,
+        on_error: OnError,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         if not self._reported_whole:
             self._reported_whole = True

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
-from ragvl.data.images import ImageError
 from ragvl.messages import quoted
 from ragvl.mllm import (
     MLLM,
@@ -18,15 +17,11 @@ from ragvl.mllm import (
     common_prefix_length,
 )
 from ragvl.reranker.images import load_image
-from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate
+from ragvl.reranker.templates import CaptionError, PromptTemplate
 
 _SHOWN_QUERY = 60  # characters of a query in a message
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
-
-
-class CaptionError(ImageError):
-    """A document whose caption cannot be used; it is passed over like one without a picture."""
 
 
 class Frame(NamedTuple):
@@ -41,7 +36,7 @@ class Prompts:
 
     Args:
         mllm: the model.
-        template: what to write; None is `caption` for a document with a caption, else `plain`.
+        template: what to write.
         caption_tokens: cuts captions to so many tokens; None cuts none.
 
     Attributes:
@@ -52,7 +47,7 @@ class Prompts:
     """
 
     def __init__(
-        self, mllm: MLLM, template: PromptTemplate | None, caption_tokens: int | None = None
+        self, mllm: MLLM, template: PromptTemplate, caption_tokens: int | None = None
     ) -> None:
         self._mllm = mllm
         self._template = template
@@ -60,12 +55,6 @@ class Prompts:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._mllm, self._template, self.captions.max_tokens)
-
-    @property
-    def query_first(self) -> bool:
-        """Whether the query stands before the picture, so that no two queries share a prefix."""
-        text = CAPTION.text if self._template is None else self._template.text
-        return text.index("{query}") < text.index("<image>")
 
     def text(self, query: str, document: Document) -> str:
         """The whole prompt, chat template included."""
@@ -122,12 +111,7 @@ class Prompts:
         return prefixes
 
     def _template_of(self, document: Document) -> PromptTemplate:
-        template = self._template or (PLAIN if document.caption is None else CAPTION)
-        if template.needs_caption and document.caption is None:
-            raise CaptionError(
-                f"{document.name} has no caption and template {template.name!r} needs one; "
-                "give it one, or use template='auto'"
-            )
+        template = self._template.of(document)
         check_caption(document)
         return template
 

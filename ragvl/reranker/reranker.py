@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ragvl.messages import shown
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
 from ragvl.prefix_cache import PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
-from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.answer_head import AnswerHead, resolve_answers
 from ragvl.reranker.cached_prefixes import CachedPrefixes
 from ragvl.reranker.cross_encoder import (
     as_document,
@@ -34,9 +34,9 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.templates import CAPTION, PLAIN, PromptTemplate, resolve_template
+from ragvl.reranker.scorer import OnError, Scorer
+from ragvl.reranker.templates import PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
-    THRESHOLDS_FILE,
     SavedThresholds,
     Threshold,
     ThresholdError,
@@ -47,8 +47,6 @@ from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.torch_context import default_torch_context
 
 logger = logging.getLogger(__name__)
-
-OnError = Literal["raise", "skip"]
 
 _SHOW_PROGRESS_FROM = 64  # pairs
 # Of the next token's probability, on both answers together. A model that answers, even if it was
@@ -160,15 +158,7 @@ class Reranker:
         self.mllm = mllm
         self.template = resolve_template(template)
         self._answers = answers, answer_tokens
-        head = AnswerHead(mllm, *self._answers)
-        self.yes_token_ids, self.no_token_ids = head.yes_token_ids, head.no_token_ids
-        if answer_tokens is not None and mllm.named_token_ids(*answer_tokens) is None:
-            read = mllm.tokenizer.convert_ids_to_tokens([*head.yes_token_ids, *head.no_token_ids])
-            logger.warning(
-                "the vocabulary has not both of the answer tokens %s: %s are read instead",
-                shown(answer_tokens),
-                shown(read),
-            )
+        self.yes_token_ids, self.no_token_ids = resolve_answers(mllm, answers, answer_tokens)
         self._prompts = Prompts(mllm, self.template, caption_tokens)
         if thresholds is not None:
             self._check_thresholds(thresholds)
@@ -179,7 +169,7 @@ class Reranker:
             prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
         self.prefix_cache = prefix_cache
         self._deterministic = deterministic
-        self._made: tuple[str, CachedPrefixes | WholePrompts] | None = None
+        self._made: tuple[str, Scorer] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made at work; the model goes by the folder that it was loaded from.
@@ -232,20 +222,16 @@ class Reranker:
             OSError: there is no such model; see `MLLM.from_pretrained`.
             ValueError: of an argument, or of the model; see there and `Reranker`.
         """
-        check_threshold(threshold)
         checked_caption_tokens(caption_tokens)
         if answers is not None:
             _check_answers(answers)
-        folder = model_folder(path, revision=load.get("revision"))
+        model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
         tokens = known.answer_tokens if answers is None else None
-        template = known.template if template is None else template
-        resolve_template(template)
+        template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
-            saved = (folder or Path(path)) / THRESHOLDS_FILE
-            name = template if isinstance(template, str) else template.name
-            thresholds = SavedThresholds.load(saved, name) if saved.exists() else None
-        resolve_threshold(threshold, thresholds)
+            thresholds = SavedThresholds.of_model(path, template.name)
+        threshold = resolve_threshold(threshold, thresholds)
         if prefix_cache not in (None, "auto") and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)
         own_settings = load.pop("processor_settings", None) or {}
@@ -445,15 +431,12 @@ class Reranker:
         """
         _check_on_error(on_error)
         refuse_one_document(documents)
-        scorer = self._scorer
-        if not isinstance(scorer, CachedPrefixes):
-            raise ValueError(f"there is nothing to warm: {self._no_reuse()}")
         outcomes: Counter[str] = Counter()
         coming = (as_document(item, f"documents[{i}]") for i, item in enumerate(documents))
-        watched = self._prompts.captions.watched(coming)
+        warmed = self._scorer.warm(self._prompts.captions.watched(coming), on_error)
         total = len(documents) if isinstance(documents, Sized) else None
         with ProgressBar(total=total, desc="warm", unit="doc", disable=not progress) as bar:
-            for outcome in scorer.warm(watched, on_error):
+            for outcome in warmed:
                 outcomes[outcome] += 1
                 bar.update()
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
@@ -469,9 +452,9 @@ class Reranker:
 
         Also how much of a caption is in them.
         """
-        templates = (CAPTION, PLAIN) if self.template is None else (self.template,)
         answers = self._answers, self.yes_token_ids, self.no_token_ids
-        return name_of("prompts", templates, self.mllm.chat_settings, answers, self.caption_tokens)
+        settings = self.mllm.chat_settings, answers, self.caption_tokens
+        return name_of("prompts", self.template.variants, *settings)
 
     @property
     def fingerprint(self) -> str:
@@ -488,8 +471,8 @@ class Reranker:
 
     @property
     def template_name(self) -> str:
-        """The template's name, or "auto"."""
-        return "auto" if self.template is None else self.template.name
+        """The template's name."""
+        return self.template.name
 
     @property
     @default_torch_context
@@ -501,8 +484,8 @@ class Reranker:
         """
         name = self.mllm.fingerprint
         if self._share is None or self._share[0] != name:
-            prompt = self._probe_prompt()
-            self._share = name, AnswerHead(self.mllm, *self._answers).share(prompt)
+            read = [*self.yes_token_ids, *self.no_token_ids]
+            self._share = name, self.mllm.next_token_share(self._probe_prompt(), read)
         return self._share[1]
 
     def _probe_prompt(self) -> Prompt:
@@ -559,7 +542,7 @@ class Reranker:
         return split_prompt(self.mllm, self._prompts, query, Document.of(document))
 
     @property
-    def _scorer(self) -> CachedPrefixes | WholePrompts:
+    def _scorer(self) -> Scorer:
         mllm = self.mllm
         # Prefixes that were computed together have other bits
         name = name_of("model", mllm.fingerprint, mllm.environment, self._deterministic)
@@ -568,12 +551,12 @@ class Reranker:
             made = self._made = name, self._make_scorer(name)
         return made[1]
 
-    def _make_scorer(self, model: str) -> CachedPrefixes | WholePrompts:
-        head = AnswerHead(self.mllm, *self._answers)
+    def _make_scorer(self, model: str) -> Scorer:
+        head = AnswerHead(self.mllm, self.yes_token_ids, self.no_token_ids)
         self._check_answer_share()
         if problem := self._no_reuse():
             logger.warning("prompts are scored whole, nothing is cached: %s", problem)
-            return WholePrompts(self.mllm, self._prompts, head)
+            return WholePrompts(self.mllm, self._prompts, head, problem)
         return CachedPrefixes(
             self.mllm,
             self._prompts,
@@ -585,7 +568,7 @@ class Reranker:
 
     def _no_reuse(self) -> str | None:
         """Why nothing can be reused from query to query, or None where it can."""
-        if self._prompts.query_first:
+        if self.template.query_first:
             return "the template puts the query before the picture"
         problem = reuse_problem(self.mllm)
         return problem and f"{self.mllm.architecture}: {problem}"

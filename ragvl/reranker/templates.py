@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ragvl.data.document import Document
+from ragvl.data.images import ImageError
 from ragvl.messages import quoted
+
+
+class CaptionError(ImageError):
+    """A document whose caption cannot be used; it is passed over like one without a picture."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,38 @@ class PromptTemplate:
                 raise ValueError(f"template {self.name!r} must hold {part} exactly once")
 
     @property
-    def needs_caption(self) -> bool:
-        """Whether a document without a caption cannot be put into it."""
-        return "{caption}" in self.text and not self.caption_optional
+    def query_first(self) -> bool:
+        """Whether the query stands before the picture, so that no two queries share a prefix."""
+        return self.text.index("{query}") < self.text.index("<image>")
+
+    @property
+    def variants(self) -> tuple[PromptTemplate, ...]:
+        """The templates that `of` may return."""
+        return (self,)
+
+    def of(self, document: Document) -> PromptTemplate:
+        """The template of a document's prompts.
+
+        Raises:
+            CaptionError: it needs a caption and the document has none.
+        """
+        if document.caption is None and "{caption}" in self.text and not self.caption_optional:
+            raise CaptionError(
+                f"{document.name} has no caption and template {self.name!r} needs one; "
+                "give it one, or use template='auto'"
+            )
+        return self
+
+
+class _ByCaption(PromptTemplate):
+    """`caption` for a document that has a caption, `plain` for one that has none."""
+
+    @property
+    def variants(self) -> tuple[PromptTemplate, ...]:
+        return (CAPTION, PLAIN)
+
+    def of(self, document: Document) -> PromptTemplate:
+        return PLAIN if document.caption is None else CAPTION
 
 
 CAPTION = PromptTemplate(
@@ -63,18 +98,21 @@ INSTRUCTION_FIRST = PromptTemplate(
     "Answer 'Yes' or 'No'.\nQuestion: {query}",
 )
 
-TEMPLATES = {template.name: template for template in (CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST)}
+AUTO = _ByCaption("auto", CAPTION.text)
+
+TEMPLATES = {
+    template.name: template for template in (AUTO, CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST)
+}
 
 
-def resolve_template(template: PromptTemplate | str) -> PromptTemplate | None:
-    """The template that a name means; None for "auto".
+def resolve_template(template: PromptTemplate | str) -> PromptTemplate:
+    """The template that a name means.
 
     Raises:
         ValueError: there is none of that name.
     """
     if isinstance(template, PromptTemplate):
         return template
-    if template != "auto" and template not in TEMPLATES:
-        known = ", ".join(["auto", *TEMPLATES])
-        raise ValueError(f"unknown template {quoted(template)}; known: {known}")
-    return TEMPLATES.get(template)
+    if template not in TEMPLATES:
+        raise ValueError(f"unknown template {quoted(template)}; known: {', '.join(TEMPLATES)}")
+    return TEMPLATES[template]

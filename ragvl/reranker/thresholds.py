@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from ragvl.files import open_regular
+from ragvl.files import expand_user, open_regular
 from ragvl.messages import quoted, shown, validation_reason
 
 Threshold = str | float
@@ -88,6 +88,16 @@ class SavedThresholds:
             ThresholdError: it holds something else.
         """
         return _read(path).get(template)
+
+    @classmethod
+    def of_model(cls, model: str | Path, template: str = "auto") -> SavedThresholds | None:
+        """What is saved in a model's folder for a template; None if there is nothing of it.
+
+        Raises:
+            OSError, ThresholdError: see `load`.
+        """
+        path = Path(expand_user(model)) / THRESHOLDS_FILE
+        return cls.load(path, template) if path.exists() else None
 
     def differs(self, **conditions: str | int) -> list[str]:
         """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from sys import maxsize
 
@@ -16,6 +16,7 @@ from ragvl.mllm import MLLM, ImageInputs, Prompt, PromptTooLongError
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.images import Pending, Workers, load_image
 from ragvl.reranker.prompts import Prompts, too_long
+from ragvl.reranker.scorer import OnError
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,35 @@ _GPU_BATCH_SIZE = 32
 
 
 class WholePrompts:
-    """Runs batches of prompts of like length."""
+    """Runs batches of prompts of like length; a `Scorer`.
 
-    def __init__(self, mllm: MLLM, prompts: Prompts, head: AnswerHead) -> None:
+    Args:
+        mllm: the model.
+        prompts: writes the prompts.
+        head: reads relevance.
+        reason: why no prefix is kept.
+    """
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        prompts: Prompts,
+        head: AnswerHead,
+        reason: str = "prompts are scored whole",
+    ) -> None:
         self._mllm = mllm
         self._prompts = prompts
         self._head = head
+        self._reason = reason
+
+    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:  # noqa: ARG002
+        """Refuses: nothing is kept; see `Scorer`."""
+        raise ValueError(f"there is nothing to warm: {self._reason}")
 
     def score(
-        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: str
+        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their relevance (B,), in batches; skipped pairs are left out."""
+        """Indices of pairs with their relevance (B,), in batches; see `Scorer`."""
         for window in self._prepare(pairs, on_error):
             # prompts of like length share a batch, so that little of it is padding
             window.sort(key=lambda entry: len(entry[1]))
@@ -62,7 +81,7 @@ class WholePrompts:
             yield batch
 
     def _prepare(
-        self, pairs: Sequence[tuple[str, Document]], on_error: str
+        self, pairs: Sequence[tuple[str, Document]], on_error: OnError
     ) -> Iterator[list[tuple[int, Prompt]]]:
         """Windows of (index of the pair, its prompt); pictures are prepared one window ahead.
 
@@ -102,7 +121,7 @@ class WholePrompts:
         query: str,
         document: Document,
         image: Pending[ImageInputs],
-        on_error: str,
+        on_error: OnError,
     ) -> Prompt | None:
         try:
             text = self._prompts.text(query, document)

@@ -19,7 +19,7 @@ from ragvl.messages import quoted
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
 from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.templates import TEMPLATES, PromptTemplate
+from ragvl.reranker.templates import PromptTemplate, resolve_template
 
 if TYPE_CHECKING:
     from ragvl.training.ranking import RankingSample
@@ -72,7 +72,7 @@ class RankingExamples(Dataset[Example]):
                 )
         self._samples = samples
         self._source = source
-        template = template or TEMPLATES.get(source.template)
+        template = template or resolve_template(source.template)
         self._prompts = Prompts(mllm.without_weights(), template, caption_tokens)
 
     def __len__(self) -> int:

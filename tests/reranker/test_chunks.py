@@ -26,7 +26,8 @@ def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Su
 def runner(tiny_mllm: Callable[[str], MLLM]) -> ChunkRunner:
     mllm = tiny_mllm("llava")
     pool = PagePool(mllm.kv_layout, 1, mllm.device)
-    return ChunkRunner(mllm, AnswerHead(mllm, ("Yes", "No")), pool, deterministic=True)
+    head = AnswerHead(mllm, *mllm.answer_token_ids("Yes", "No"))
+    return ChunkRunner(mllm, head, pool, deterministic=True)
 
 
 @given(st.lists(st.integers(1, 2000), max_size=80), st.none() | st.integers(1, 50))

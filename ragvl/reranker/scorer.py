@@ -1,0 +1,33 @@
+"""What a reranker asks for relevance: `CachedPrefixes`, or `WholePrompts` where nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from ragvl.data.document import Document
+
+OnError = Literal["raise", "skip"]
+
+
+class Scorer(Protocol):
+    """Relevance of (query, document) pairs by one model, as it is, and one template."""
+
+    def score(
+        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Indices of pairs with their relevance (B,), in batches; skipped pairs are left out.
+
+        Raises:
+            ImageError, PromptTooLongError: of a pair, with `on_error="raise"`.
+        """
+
+    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
+        """Computes what documents' scores share; for each "built", "known" or "skipped".
+
+        Raises:
+            ValueError: nothing can be kept from query to query; the message says why.
+            ImageError, PromptTooLongError: of a document, with `on_error="raise"`.
+        """
