@@ -578,8 +578,7 @@ def gpu_train(load: Load) -> str:
 
 def gpu_train_goals(load: Load) -> str:
     """What noise-injected training promises on a GPU, and whether it keeps it."""
-    parts = (*GPU_TRAINED, "curves", "models")
-    results = [result for part in parts if (result := load(f"gpu_train_{part}"))]
+    results = [result for part in GPU_TRAINED if (result := load(f"gpu_train_{part}"))]
     goals = {"goals": [goal for result in results for goal in result["goals"]]}
     return _goals(goals if results else None)
 

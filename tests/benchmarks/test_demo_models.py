@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from demo_models.__main__ import main
+from demo_models.mllm import ANSWER, DESCRIBE, RELEVANCE, Task, encode, new_mllm, train_mllm
+from demo_models.parts import END, train_tokenizer
+from demo_models.retriever import train_retriever
+from demo_models.training_set import Group, TrainingSet, relevance_group
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from ragvl.data.synthetic import Places, write_world
 from ragvl.mllm import MLLM
-from ragvl.training import tiny
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +26,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(world: Path) -> tiny.TrainingSet:
-    return tiny.TrainingSet.read(world, "train")
+def data(world: Path) -> TrainingSet:
+    return TrainingSet.read(world, "train")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(data: tiny.TrainingSet) -> PreTrainedTokenizerFast:
-    return tiny.train_tokenizer(data)
+def tokenizer(data: TrainingSet) -> PreTrainedTokenizerFast:
+    return train_tokenizer(data)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerFast, data: tiny.TrainingSet) -> torch.nn.Module:
-    retriever, _ = tiny.train_retriever(data, tokenizer, steps=1, seed=0)
-    mllm, _ = tiny.new_mllm(tokenizer, retriever, seed=0)
+def model(tokenizer: PreTrainedTokenizerFast, data: TrainingSet) -> torch.nn.Module:
+    retriever, _ = train_retriever(data, tokenizer, steps=1, seed=0)
+    mllm, _ = new_mllm(tokenizer, retriever, seed=0)
     return mllm.eval()
 
 
@@ -46,21 +51,19 @@ def test_a_name_is_spelled_by_syllables_known_or_not(tokenizer: PreTrainedTokeni
         assert len(tokenizer(word)["input_ids"]) == 1, word
 
 
-@pytest.mark.parametrize(
-    "task", [tiny.DESCRIBE, tiny.RELEVANCE, tiny.ANSWER], ids=lambda t: t.draw.__name__
-)
+@pytest.mark.parametrize("task", [DESCRIBE, RELEVANCE, ANSWER], ids=lambda t: t.draw.__name__)
 def test_packed_prompts_predict_what_separate_ones_do(
-    task: tiny.Task,
+    task: Task,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    data: tiny.TrainingSet,
+    data: TrainingSet,
 ) -> None:
     rng = np.random.default_rng(0)
     groups = [task.draw(data, rng) for _ in range(4)]
-    alone = [tiny.Group(group.rows, (turn,)) for group in groups for turn in group.turns]
+    alone = [Group(group.rows, (turn,)) for group in groups for turn in group.turns]
 
-    def answers(packed: list[tiny.Group]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, labels, is_answer = tiny.encode(packed, tokenizer, data)
+    def answers(packed: list[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, labels, is_answer = encode(packed, tokenizer, data)
         with torch.no_grad():
             return model(**batch).logits[is_answer], labels[is_answer]
 
@@ -68,28 +71,28 @@ def test_packed_prompts_predict_what_separate_ones_do(
     expected_logits, expected_labels = answers(alone)
     assert labels.tolist() == expected_labels.tolist()
     torch.testing.assert_close(logits, expected_logits, atol=2e-5, rtol=0)
-    spelled = tokenizer(["".join(f"{answer}{tiny.END}" for g in groups for _, answer in g.turns)])
+    spelled = tokenizer(["".join(f"{answer}{END}" for g in groups for _, answer in g.turns)])
     assert labels.tolist() == spelled["input_ids"][0]
 
 
-def test_relevance_groups_are_right_and_balanced(data: tiny.TrainingSet) -> None:
+def test_relevance_groups_are_right_and_balanced(data: TrainingSet) -> None:
     rng = np.random.default_rng(1)
-    said: list[str] = []
+    answers: list[str] = []
     for _ in range(200):
-        group = tiny.relevance_group(data, rng)
+        group = relevance_group(data, rng)
         (row,) = group.rows
         for prompt, answer in group.turns:
             query = prompt.split("Question: ")[1].split("\n")[0]
             is_gold = any(question.text == query for question in data.gold_of[row])
             assert (answer == "Yes") == is_gold
             assert f"Image Caption: {data.captions[row]}\n" in prompt
-            said.append(answer)
-    assert 0.35 < said.count("Yes") / len(said) < 0.65
+            answers.append(answer)
+    assert 0.35 < answers.count("Yes") / len(answers) < 0.65
 
 
 def test_every_stage_runs_and_its_folders_load(tmp_path: Path) -> None:
     """Two steps a stage: the command writes Hugging Face folders, and learns the constant parts."""
-    tiny.main(
+    main(
         out=tmp_path / "assets",
         work=tmp_path / "work",
         places=20,
@@ -109,24 +112,22 @@ def test_every_stage_runs_and_its_folders_load(tmp_path: Path) -> None:
 
 
 def test_a_few_steps_lower_the_loss(
-    tokenizer: PreTrainedTokenizerFast, data: tiny.TrainingSet, model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerFast, data: TrainingSet, model: torch.nn.Module
 ) -> None:
-    import copy
-
     student = copy.deepcopy(model)
 
     def loss_of(network: torch.nn.Module) -> float:
         rng = np.random.default_rng(5)
-        batch, labels, is_answer = tiny.encode(
-            [tiny.relevance_group(data, rng) for _ in range(4)], tokenizer, data
+        batch, labels, is_answer = encode(
+            [relevance_group(data, rng) for _ in range(4)], tokenizer, data
         )
         with torch.no_grad():
             logits = network(**batch).logits
         return torch.nn.functional.cross_entropy(logits[is_answer], labels[is_answer]).item()
 
     before = loss_of(student)
-    task = tiny.Task(tiny.relevance_group, batch_size=4, share=1.0)
-    tiny.train_mllm(
+    task = Task(relevance_group, batch_size=4, share=1.0)
+    train_mllm(
         student, tokenizer, data, [task], steps=16, seed=0, name="test", validation=data,
     )  # fmt: skip
     assert loss_of(student) < before / 2
