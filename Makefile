@@ -71,7 +71,7 @@ gpu-build: # The extension for this machine's GPU, without touching the machine'
 	$(if $(wildcard build/wheels),$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade \
 	    --target build/gpu build/wheels/*.whl)
 
-# What only parts of bench-gpu-train need, for a machine without a network
+# What benchmarks/runs need besides, for a machine without a network
 GPU_PYTHON_VERSION ?= 3.12
 GPU_WHEELS := annotated-types docstring_parser faiss-cpu jsonargparse pydantic pydantic_core \
     simplemma typeshed_client typing-inspection
@@ -94,59 +94,22 @@ bench-gpu-rerank: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Rerank with real models
 bench-gpu-train: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Train with real models' sizes on a GPU; PARTS="..."
 	$(ON_GPU) benchmarks/gpu_train.py $(PARTS:%=--part %)
 
-# What docs/results.md says of the shipped models and of models like them, on drawn worlds.
-WORLDS := runs/worlds
-RETRIEVER := --encoder ragvl/assets/tiny-retriever
-SHIPPED := $(RETRIEVER) --reranker ragvl/assets/tiny-reranker
+# What docs/results.md says of the shipped models and of models like them, on drawn worlds
+RUN := PYTHON=$(CURDIR)/$(BIN)/python benchmarks/runs
 
 evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with captions (half an hour)
-	$(BIN)/ragvl demo --json benchmarks/results/demo.json --no-progress
-	$(BIN)/ragvl data draw $(WORLDS)/charts --subject charts --test 520
-	$(BIN)/ragvl evaluate $(WORLDS)/charts --split test $(SHIPPED) --max-new-tokens 8 \
-	    --generator ragvl/assets/tiny-generator --compare benchmarks/results/demo.json \
-	    --out runs/evaluate/charts --no-progress
-	cp runs/evaluate/charts/result.json benchmarks/results/charts.json
-	for world in places charts; do \
-	    $(BIN)/ragvl data draw $(WORLDS)/$$world --subject $$world --test 520 && \
-	    $(BIN)/ragvl evaluate $(WORLDS)/$$world --split test $(SHIPPED) --pool gold --candidates 1000 \
-	        --questions 100 --timed 0 --out runs/evaluate/$$world-unretrieved --no-progress && \
-	    cp runs/evaluate/$$world-unretrieved/result.json \
-	        benchmarks/results/$${world}_unretrieved.json || exit 1; \
-	done
-	$(BIN)/ragvl data draw $(WORLDS)/captions --train 1500 --test 200 --captions
-	$(BIN)/ragvl data ranking $(WORLDS)/captions/captions.json --split train $(RETRIEVER) \
-	    --depth 40 --ratio 2 --out $(WORLDS)/captions/ranking.jsonl
-	$(BIN)/ragvl train reranker --config tiny-reranker --model ragvl/assets/tiny-base \
-	    --data $(WORLDS)/captions/captions.json --ranking $(WORLDS)/captions/ranking.jsonl \
-	    --num_train_epochs 4 --eval_strategy no --save_strategy no --report_to none \
-	    --output_dir runs/evaluate/caption-reranker
-	$(BIN)/ragvl evaluate $(WORLDS)/captions/captions.json --pool full $(RETRIEVER) \
-	    --reranker runs/evaluate/caption-reranker --out runs/evaluate/captions --no-progress
-	cp runs/evaluate/captions/result.json benchmarks/results/captions.json
-	$(BIN)/ragvl evaluate $(WORLDS)/captions/captions.json --pool full $(SHIPPED) \
-	    --out runs/evaluate/captions-zero-shot --no-progress
-	cp runs/evaluate/captions-zero-shot/result.json benchmarks/results/captions_zero_shot.json
+	$(RUN)/evaluate.sh
 	$(MAKE) tables
 
 ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
-	$(BIN)/ragvl data draw $(WORLDS)/learn --train 1500 --questions 6
-	$(BIN)/ragvl data draw $(WORLDS)/places --test 520
-	$(BIN)/ragvl data ranking $(WORLDS)/learn $(RETRIEVER) --labelled 0.5 \
-	    --out $(WORLDS)/learn/ranking.jsonl
-	$(BIN)/ragvl ablate benchmarks/ablations/noise.yaml --out runs/ablations/noise
-	cp runs/ablations/noise/ablation.json benchmarks/results/ablation_noise.json
-	$(BIN)/ragvl ablate benchmarks/ablations/low_resource.yaml --out runs/ablations/low_resource
-	cp runs/ablations/low_resource/ablation.json benchmarks/results/ablation_low_resource.json
+	$(RUN)/ablation.sh
 	$(MAKE) tables
 
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
 	$(BIN)/python benchmarks/render.py
 
 tiny-models: $(VENV)/.test ## Train the demo's tiny models again (about two hours on two cores)
-	$(BIN)/python -m ragvl.training.tiny --out ragvl/assets
-	$(BIN)/ragvl data draw $(WORLDS)/places-dev --val 1040
-	$(BIN)/ragvl calibrate $(WORLDS)/places-dev --split val $(SHIPPED) \
-	    --threshold adaptive --threshold f1 --threshold 'precision>=0.8' --threshold 'precision>=0.9'
+	$(RUN)/demo_models.sh
 
 clean: ## Remove what was built and installed
 	rm -rf $(VENV) build dist
