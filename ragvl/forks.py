@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Renewable(Protocol):
-    """Holds locks, or counts what threads do."""
+    """Counts what threads do."""
 
     def renew(self) -> None:
-        """Makes new what only threads of the parent would have released.
+        """Makes new what only threads of the parent would have ended.
 
         Runs in the child, before anything else there: no lock may be waited for.
         """
 
 
+Lock = TypeVar("Lock")
+
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _owners: weakref.WeakSet[Renewable] = weakref.WeakSet()
+
+
+def fork_safe(lock: Lock) -> Lock:
+    """`lock`, one of threading's, which every forked child then finds free."""
+    _locks.add(lock)
+    return lock
 
 
 def renew_in_children(owner: Renewable) -> None:
@@ -27,20 +35,16 @@ def renew_in_children(owner: Renewable) -> None:
     _owners.add(owner)
 
 
-def call_in_children(function: Callable[[], None]) -> None:
-    """Has `function()` called in every forked child, for what lives as long as the process."""
-    if hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(after_in_child=function)
-
-
 def _renew_all() -> None:
-    owners = list(_owners)
     torch = sys.modules.get("torch")
-    if owners and torch is not None and torch.get_num_threads() > 1:
+    if torch is not None and torch.get_num_threads() > 1:
         # OpenMP would wait for threads that only the parent has, at the first large product
         torch.set_num_threads(1)
-    for owner in owners:
+    for lock in list(_locks):
+        lock._at_fork_reinit()
+    for owner in list(_owners):
         owner.renew()
 
 
-call_in_children(_renew_all)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_all)

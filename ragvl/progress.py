@@ -6,7 +6,7 @@ import threading
 
 from tqdm.auto import tqdm
 
-from ragvl.forks import call_in_children
+from ragvl.forks import fork_safe
 
 
 class ProgressBar(tqdm):
@@ -18,9 +18,4 @@ class ProgressBar(tqdm):
     """
 
 
-def _renew_lock() -> None:
-    ProgressBar.set_lock(threading.RLock())
-
-
-_renew_lock()
-call_in_children(_renew_lock)
+ProgressBar.set_lock(fork_safe(threading.RLock()))

@@ -25,7 +25,7 @@ from ragvl.data.pictures import (
 )
 from ragvl.data.pixel_budget import PixelBudget
 from ragvl.files import open_regular
-from ragvl.forks import call_in_children
+from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
 
 if TYPE_CHECKING:
@@ -50,15 +50,7 @@ FORMATS = tuple(
 )
 
 in_flight = PixelBudget(MAX_PIXELS)  # of this process
-_lazy_image_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lazy_image_lock
-    _lazy_image_lock = threading.Lock()
-
-
-call_in_children(_renew_lock)
+_lazy_image_lock = fork_safe(threading.Lock())
 
 
 class ImageError(ValueError):

@@ -7,7 +7,7 @@ import time
 import weakref
 from types import TracebackType
 
-from ragvl.forks import call_in_children
+from ragvl.forks import fork_safe, renew_in_children
 
 WAIT_SECONDS = 600.0
 _POLL_SECONDS = 0.01  # little beside the decoding of pictures that are large together
@@ -55,12 +55,13 @@ class PixelBudget:
     def __init__(self, total: int, *, wait_seconds: float = WAIT_SECONDS) -> None:
         self.total = total
         self._wait_seconds = wait_seconds
-        self._renew()
-        call_in_children(self._renew)
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
         self._holds: list[weakref.ref[Hold]] = []  # the first come first
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """In a forked child, no picture is being worked on."""
+        self._holds = []
 
     @property
     def used(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prefilled, Prompt
 from ragvl.prefix_cache.building import PrefixBuilder
@@ -123,8 +123,7 @@ class PrefixCache:
         self._wait_seconds = wait_seconds
         self._mllm: MLLM | None = None
         self._device: DeviceTier | None = None
-        self._lock = threading.Lock()
-        renew_in_children(self)
+        self._lock = fork_safe(threading.Lock())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets an empty cache with the same settings, and shares the folder."""
@@ -285,10 +284,6 @@ class PrefixCache:
     def is_scratch(self) -> bool:
         """Whether nothing is to be kept from call to call."""
         return self._device_bytes == "scratch"
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._lock = threading.Lock()
 
     # --- inside ---------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe, renew_in_children
 from ragvl.prefix_cache.host import TierStatistics
 from ragvl.prefix_cache.pages import PagePool, num_pages
 from ragvl.prefix_cache.sizes import format_bytes
@@ -135,7 +135,7 @@ class DeviceTier:
         self._forked = False
         # Only entered by `with`, which an interrupt cannot part from the taking of a plain lock. A
         # threading.Condition it can.
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
         self._waiting: list[threading.Lock] = []
         renew_in_children(self)
 
@@ -311,7 +311,6 @@ class DeviceTier:
 
     def renew(self) -> None:
         """In a forked child, only the leases of the thread that forked are still held."""
-        self._lock = threading.Lock()
         self._waiting = []
         own = threading.get_ident()
         self._leases = {

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ragvl.files import open_regular
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
 from ragvl.prefix_cache.host import TierStatistics, check_key
 from ragvl.prefix_cache.record import DamagedRecordError, PrefixRecord, encode_record, read_record
@@ -84,8 +84,7 @@ class DiskTier:
         self._max_bytes = max_bytes
         self._uncounted = 0  # bytes written since the folder was counted
         self._reported: set[Hashable] = set()
-        self._lock = threading.Lock()
-        renew_in_children(self)
+        self._lock = fork_safe(threading.Lock())
         self._make_folder()
         self._tidy()
 
@@ -180,10 +179,6 @@ class DiskTier:
 
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)[:2] / f"{key}.safetensors"
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._lock = threading.Lock()
 
     def _make_folder(self) -> None:
         try:

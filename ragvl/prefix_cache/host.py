@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.prefix_cache.record import PrefixRecord
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -60,9 +60,8 @@ class HostTier:
         self.stats = TierStatistics()
         self._max_bytes = max_bytes
         self._records: OrderedDict[str, PrefixRecord] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
         self._unfinished = False  # a step has begun, which an interrupt may have ended
-        renew_in_children(self)
 
     def get(self, key: str) -> PrefixRecord | None:
         """The record under `key`, which is then the last one used; None if there is none."""
@@ -116,11 +115,6 @@ class HostTier:
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._lock = threading.Lock()
-        self._unfinished = True  # it may be that of another thread
 
     def _begin(self) -> None:
         """Begins a change. Should an earlier one have ended half-way, bytes are counted anew."""

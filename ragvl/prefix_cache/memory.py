@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.prefix_cache.device import DeviceTier
 
 # Version 1 writes "no limit" as the largest multiple of a page
@@ -70,8 +70,8 @@ class Reservations:
 
     def __init__(self) -> None:
         self._tiers: weakref.WeakSet[DeviceTier] = weakref.WeakSet()
-        self.lock = threading.RLock()  # from looking at what is left until it is reserved
-        renew_in_children(self)
+        # Held from looking at what is left until it is reserved
+        self.lock = fork_safe(threading.RLock())
 
     def add(self, tier: DeviceTier) -> None:
         """Counts what `tier` has reserved, for as long as it lives."""
@@ -81,10 +81,6 @@ class Reservations:
     def untouched_bytes(self) -> int:
         """What is promised and not yet taken."""
         return sum(tier.untouched_bytes for tier in self._tiers if tier.pool.device.type == "cpu")
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self.lock = threading.RLock()
 
 
 reservations = Reservations()

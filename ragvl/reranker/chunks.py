@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.messages import reason
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import CachedPrefix, PagePool, page_table
@@ -134,12 +134,7 @@ class ChunkRunner:
             # Each of torch's threads gets whole rows too, or its share would end within a vector
             self._row_step = math.lcm(_BLOCK_ROWS, 1 if self._on_gpu else torch.get_num_threads())
         self._graphs: dict[tuple[int, int, int], Callable[[Chunk], Tensor]] = {}
-        self._lock = threading.Lock()
-        renew_in_children(self)
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
 
     def chunks(
         self, suffixes: Sequence[Suffix], batch_size: int | None

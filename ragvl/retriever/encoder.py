@@ -32,7 +32,7 @@ from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError, count_kept_pixels
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
@@ -102,8 +102,7 @@ class DualEncoder:
         if self._padding == "longest":  # on the left it would move a text by its batch's longest
             tokenizer.padding_side = "right"
         self._max_length = _num_positions(model)
-        self._tokenizer_lock = threading.Lock()  # it keeps the padding of a call in itself
-        renew_in_children(self)
+        self._tokenizer_lock = fork_safe(threading.Lock())  # it keeps a call's padding
         self.dim = self.encode_texts([_PROBE]).shape[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,12 +110,7 @@ class DualEncoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._tokenizer_lock = threading.Lock()
-        renew_in_children(self)
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._tokenizer_lock = threading.Lock()
+        self._tokenizer_lock = fork_safe(threading.Lock())
 
     @classmethod
     @default_torch_context

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragvl.arguments import checked_count
-from ragvl.forks import renew_in_children
+from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
 
@@ -88,12 +88,7 @@ class VectorIndex:
         self._index = _new_index(dim, kind)
         self._hidden: Any = None  # the selector that keeps removed vectors out of "hnsw" searches
         self._gpu_copy: Any = None  # made at the first search after a change
-        self._gpu_lock = threading.Lock()
-        renew_in_children(self)
-
-    def renew(self) -> None:
-        """In a forked child: see `ragvl.forks`."""
-        self._gpu_lock = threading.Lock()
+        self._gpu_lock = fork_safe(threading.Lock())
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what another process makes for itself."""
@@ -101,7 +96,7 @@ class VectorIndex:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._gpu_lock = threading.Lock()
+        self._gpu_lock = fork_safe(threading.Lock())
         if self.kind == "hnsw":
             self._forget_in_hnsw()
 
@@ -402,12 +397,7 @@ class _ArrayLimit:
     """How large an array FAISS makes of what a file says; it has one limit for the process."""
 
     def __init__(self) -> None:
-        self.renew()
-        renew_in_children(self)
-
-    def renew(self) -> None:
-        """In a forked child: nobody holds it."""
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
 
     @contextmanager
     def of(self, num_bytes: int) -> Iterator[None]:

@@ -97,6 +97,7 @@ def test_no_page_is_lost_to_an_error(
     if name in ("load", "get"):
         reranker.warm([document for _, document in pairs()], progress=False)
         cache.clear()
+    reranker.score([])  # the model is probed before anything fails
     good, calls = getattr(owner, name), iter(range(10))
 
     def fail_at_the_second(*arguments: Any, **options: Any) -> Any:
