@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,23 @@ from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
-from ragvl.messages import quoted
 from ragvl.mllm import (
     MLLM,
     CaptionLimit,
     ImageInputs,
     Prompt,
-    PromptTooLongError,
     checked_caption_tokens,
+    encode_document,
+    too_long,
 )
 from ragvl.progress import ProgressBar
 from ragvl.reranker.cross_encoder import as_document, refuse_one_document
-from ragvl.reranker.images import load_image
 from ragvl.reranker.prompts import check_caption
 from ragvl.reranker.reranker import checked_query
 from ragvl.torch_context import default_torch_context
+from ragvl.workers import Workers, ahead
 
-_SHOWN_QUERY = 60  # characters of a query in a message
+_PICTURES_AHEAD = 16  # are decoded while the model writes
 
 
 class Generator:
@@ -130,23 +130,26 @@ class Generator:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"queries[{i}]: {error}") from None
         evidence = [_checked_documents(group) for group in documents]
-        deque(self._captions.watched(itertools.chain.from_iterable(evidence)), maxlen=0)
+        flat = list(itertools.chain.from_iterable(evidence))
+        deque(self._captions.watched(flat), maxlen=0)
         starts = range(0, len(queries), batch_size)
         answers: list[str] = []
         hidden = not progress or len(starts) < 2
-        with ThreadPoolExecutor(4) as pool:
+        with Workers() as workers:
+            encoded = (workers.submit(partial(encode_document, self.mllm, one)) for one in flat)
+            images = ahead(encoded, _PICTURES_AHEAD)
             for start in ProgressBar(starts, desc="generate", unit="batch", disable=hidden):
-                part = slice(start, start + batch_size)
-                loaded = [list(pool.map(self._load_image, group)) for group in evidence[part]]
                 prompts = [
-                    self._encode(index, queries[index], evidence[index], images)
-                    for index, images in enumerate(loaded, start)
+                    self._encode(
+                        index,
+                        queries[index],
+                        evidence[index],
+                        [next(images).result() for _ in evidence[index]],
+                    )
+                    for index in range(start, min(start + batch_size, len(queries)))
                 ]
                 answers += self.mllm.generate(prompts, max_new_tokens=max_new_tokens)
         return [answer.strip() for answer in answers]
-
-    def _load_image(self, document: Document) -> ImageInputs:
-        return load_image(self.mllm, document)
 
     def _encode(
         self,
@@ -159,9 +162,7 @@ class Generator:
         template, fields = generator_prompt(query, captions)
         prompt = self.mllm.encode_prompt(self.mllm.render(template, **fields), images)
         if len(prompt) > self.mllm.max_length:
-            names = ", ".join(document.name for document in documents) or "no document"
-            what = f"the prompt about {names} and the question {quoted(query, _SHOWN_QUERY)}"
-            raise PromptTooLongError.of(what, index, len(prompt), self.mllm.max_length)
+            raise too_long(self.mllm, len(prompt), documents, index=index, question=query)
         return prompt
 
 

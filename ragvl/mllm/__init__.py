@@ -6,6 +6,7 @@ from ragvl.mllm.answers import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import KvLayout, Prefilled, WriteKv
+from ragvl.mllm.documents import encode_document, too_long
 from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import (
     ImageInputs,
@@ -34,6 +35,8 @@ __all__ = [
     "check_reader",
     "checked_caption_tokens",
     "common_prefix_length",
+    "encode_document",
     "merge_settings",
     "resolve_date",
+    "too_long",
 ]

@@ -18,6 +18,8 @@ from ragvl.mllm import (
     MLLM,
     ImageInputs,
     Prompt,
+    encode_document,
+    too_long,
 )
 from ragvl.prefix_cache import (
     CachedPrefix,
@@ -29,10 +31,10 @@ from ragvl.prefix_cache import (
 )
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
-from ragvl.reranker.images import Pending, Workers, load_image
-from ragvl.reranker.prompts import Prompts, shared_length, too_long
+from ragvl.reranker.prompts import Prompts, shared_length
 from ragvl.reranker.scorer import OnError
 from ragvl.reranker.whole_prompts import WholePrompts
+from ragvl.workers import Pending, Workers, ahead
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +225,7 @@ class CachedPrefixes:
     def _why_unusable(self, started: _Started, length: int) -> Exception | None:
         """Why nothing can be asked about a document whose prefix is so long."""
         if length >= self._mllm.max_length:
-            return too_long(self._mllm, started.index, None, started.document, length + 1)
+            return too_long(self._mllm, length + 1, [started.document], index=started.index)
         try:
             self._cache.check_fits(length)
         except PrefixTooLargeError as error:
@@ -243,14 +245,7 @@ class CachedPrefixes:
         self, documents: Iterable[tuple[int, Document]], workers: Workers
     ) -> Iterator[_Started]:
         """Every document, with its picture being prepared if its prefix is not known."""
-        coming = iter(documents)
-        started: deque[_Started] = deque()
-        while True:
-            following = islice(coming, _GROUP - len(started))
-            started.extend(self._look_up(*numbered, workers) for numbered in following)
-            if not started:
-                return
-            yield started.popleft()
+        return ahead((self._look_up(*one, workers) for one in documents), _GROUP)
 
     def _look_up(self, index: int, document: Document, workers: Workers) -> _Started:
         try:
@@ -265,7 +260,7 @@ class CachedPrefixes:
 
     def _load_unchanged(self, document: Document, digest: str) -> ImageInputs:
         """The picture, if it is still the one that `digest` names."""
-        image = load_image(self._mllm, document)
+        image = encode_document(self._mllm, document)
         if document.digest() != digest:
             raise ImageError(f"{document.name} was changed while it was read")
         return image
@@ -290,7 +285,7 @@ class CachedPrefixes:
         suffixes = []
         for (index, query, document, entry), ids in zip(asked, prompts, strict=True):
             if len(ids) > self._mllm.max_length:
-                error = too_long(self._mllm, index, query, document, len(ids))
+                error = too_long(self._mllm, len(ids), [document], index=index, question=query)
                 self._skip(error, on_error)
                 continue
             shared = shared_length(ids, entry.input_ids)

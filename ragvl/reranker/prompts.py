@@ -7,19 +7,16 @@ from typing import Any, NamedTuple
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
-from ragvl.messages import quoted
 from ragvl.mllm import (
     MLLM,
     CaptionLimit,
     ImageInputs,
     Prompt,
-    PromptTooLongError,
     common_prefix_length,
+    encode_document,
 )
-from ragvl.reranker.images import load_image
 from ragvl.reranker.templates import CaptionError, PromptTemplate
 
-_SHOWN_QUERY = 60  # characters of a query in a message
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
 
@@ -128,24 +125,11 @@ def check_caption(document: Document) -> None:
         raise CaptionError(f"{document.name}: its caption holds {error}") from None
 
 
-def too_long(
-    mllm: MLLM, index: int, query: str | None, document: Document, length: int
-) -> PromptTooLongError:
-    """The error about the prompt of a pair, or with no query about its beginning."""
-    question = (
-        ", up to its question,"
-        if query is None
-        else f" and the question {quoted(query, _SHOWN_QUERY)}"
-    )
-    what = f"the prompt about {document.name}{question}"
-    return PromptTooLongError.of(what, index, length, mllm.max_length)
-
-
 def split_prompt(
     mllm: MLLM, prompts: Prompts, query: str, document: Document
 ) -> tuple[list[int], list[int]]:
     """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
-    image = load_image(mllm, document)
+    image = encode_document(mllm, document)
     (ids,) = prompts.tokens([(query, document, image.expansion)])
     (prefix,) = prompts.prefixes([(document, image)])
     shared = shared_length(ids, prefix.input_ids)

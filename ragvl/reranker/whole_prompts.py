@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from sys import maxsize
 
 import torch
@@ -12,11 +13,18 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, ImageInputs, Prompt, PromptTooLongError
+from ragvl.mllm import (
+    MLLM,
+    ImageInputs,
+    Prompt,
+    PromptTooLongError,
+    encode_document,
+    too_long,
+)
 from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.images import Pending, Workers, load_image
-from ragvl.reranker.prompts import Prompts, too_long
+from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.scorer import OnError
+from ragvl.workers import Pending, Workers, ahead
 
 logger = logging.getLogger(__name__)
 
@@ -88,32 +96,22 @@ class WholePrompts:
         Pairs are taken document by document, so that each picture is prepared once and held
         for no longer than its own pairs are at work.
         """
-        first_seen: dict[int, int] = {}
-        for _, document in pairs:
-            first_seen.setdefault(id(document), len(first_seen))
-        order = sorted(range(len(pairs)), key=lambda i: first_seen[id(pairs[i][1])])
-        windows = [order[i : i + _WINDOW] for i in range(0, len(order), _WINDOW)]
-        pending: dict[int, Pending[ImageInputs]] = {}
+        by_document: dict[int, tuple[Document, list[int]]] = {}
+        for i, (_, document) in enumerate(pairs):
+            by_document.setdefault(id(document), (document, []))[1].append(i)
+        encode = partial(encode_document, self._mllm)
         with Workers() as workers:
-
-            def submit(window: Sequence[int]) -> None:
-                for i in window:
-                    document = pairs[i][1]
-                    if id(document) not in pending:
-                        task = partial(load_image, self._mllm, document)
-                        pending[id(document)] = workers.submit(task)
-
-            for number, window in enumerate(windows):
-                submit(window)
-                ahead = windows[number + 1] if number + 1 < len(windows) else []
-                submit(ahead)
-                prompts = [
-                    (i, self._prompt_or_none(i, *pairs[i], pending[id(pairs[i][1])], on_error))
-                    for i in window
-                ]
-                needed = {id(pairs[i][1]) for i in ahead}
-                pending = {key: task for key, task in pending.items() if key in needed}
-                yield [(i, prompt) for i, prompt in prompts if prompt is not None]
+            encoded = (
+                (indices, workers.submit(partial(encode, document)))
+                for document, indices in by_document.values()
+            )
+            prompts = (
+                (i, self._prompt_or_none(i, *pairs[i], image, on_error))
+                for indices, image in ahead(encoded, _WINDOW)
+                for i in indices
+            )
+            while window := list(islice(prompts, _WINDOW)):
+                yield [(i, prompt) for i, prompt in window if prompt is not None]
 
     def _prompt_or_none(
         self,
@@ -127,7 +125,7 @@ class WholePrompts:
             text = self._prompts.text(query, document)
             prompt = self._mllm.encode_prompt(text, [image.result()])
             if len(prompt) > self._mllm.max_length:
-                raise too_long(self._mllm, index, query, document, len(prompt))
+                raise too_long(self._mllm, len(prompt), [document], index=index, question=query)
         except (ImageError, PromptTooLongError) as error:
             if on_error == "raise":
                 raise

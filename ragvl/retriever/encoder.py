@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,14 +39,13 @@ from ragvl.progress import ProgressBar
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch, model_tensors, weights_name
+from ragvl.workers import Workers, ahead
 
-_PREPARE_THREADS = 4
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
 _PROBE_PICTURE = Image.new("RGB", (64, 48), (200, 120, 40))
 _PROBE = "Which 3 caf\u00e9s does the picture show?"
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class DualEncoder:
@@ -189,10 +185,11 @@ class DualEncoder:
         bar = ProgressBar(
             total=len(documents), desc="encode", unit="image", delay=1.0, disable=not progress
         )
-        ahead = _BATCHES_AHEAD * batch_size
-        with bar, closing(_map_ahead(self._prepare, documents, ahead=ahead)) as prepared:
+        with bar, Workers() as workers:
+            submitted = (workers.submit(partial(self._prepare, one)) for one in documents)
+            prepared = ahead(submitted, _BATCHES_AHEAD * batch_size)
             for start, batch in batches:
-                inputs = [next(prepared) for _ in batch]
+                inputs = [next(prepared).result() for _ in batch]
                 features = self._forward(
                     self.model.get_image_features,
                     {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]},
@@ -269,24 +266,6 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, Sequ
     """(index of the first item, items), batch after batch."""
     batch_size = checked_count("batch_size", batch_size)
     return ((i, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
-
-
-def _map_ahead(
-    function: Callable[[Item], Result], items: Sequence[Item], *, ahead: int
-) -> Generator[Result]:
-    """Results in order, computed in threads, never more than `ahead` before they are taken."""
-    with ThreadPoolExecutor(_PREPARE_THREADS) as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def check_encoder(path: str | Path) -> None:

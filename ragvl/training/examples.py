@@ -15,9 +15,7 @@ from torch.utils.data import Dataset
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
-from ragvl.messages import quoted
-from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
-from ragvl.reranker.images import load_image
+from ragvl.mllm import MLLM, CaptionLimit, Prompt, encode_document, too_long
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import PromptTemplate, resolve_template
 
@@ -180,14 +178,12 @@ class Collator:
     def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
         """The prompt with its answer, and the labels of both."""
         mllm = self._mllm
-        images = [load_image(mllm, document) for document in example.documents]
+        images = [encode_document(mllm, document) for document in example.documents]
         prompt = mllm.encode_prompt(example.prompt, images)
         answer = mllm.encode_answer(example.prompt, example.answer)
         length = len(prompt) + len(answer)
         if length > mllm.max_length:
-            names = ", ".join(document.name for document in example.documents) or "no document"
-            what = f"the example about {names} with the answer {quoted(example.answer, 60)}"
-            raise PromptTooLongError.of(what, index, length, mllm.max_length)
+            raise too_long(mllm, length, example.documents, index=index, answer=example.answer)
         labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)
         return Prompt([*prompt.input_ids, *answer], prompt.images), labels

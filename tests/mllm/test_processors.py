@@ -12,8 +12,13 @@ from PIL import Image
 
 from ragvl import Document, Reranker
 from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, UnsupportedModelError, UnusableImageError, merge_settings
-from ragvl.reranker.images import load_image
+from ragvl.mllm import (
+    MLLM,
+    UnsupportedModelError,
+    UnusableImageError,
+    encode_document,
+    merge_settings,
+)
 
 BIG, SMALL = Image.new("RGB", (640, 480), (200, 10, 10)), Image.new("RGB", (32, 32), (9, 9, 200))
 TOKEN = 16 * 16  # pixels of the tiny Qwen-VLs' visual tokens
@@ -222,7 +227,7 @@ def test_a_picture_that_the_image_processor_refuses(tiny_mllm):
             yield strip
 
     with pytest.raises(ImageError, match=r"document 'strip'.*aspect ratio"):
-        load_image(tiny_mllm("qwen2_vl"), Strip(BIG, id="strip"))
+        encode_document(tiny_mllm("qwen2_vl"), Strip(BIG, id="strip"))
 
 
 def test_what_is_not_the_pictures_fault_is_no_bad_picture(copied):

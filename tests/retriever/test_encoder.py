@@ -5,8 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,7 +24,6 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.retriever import DualEncoder
-from ragvl.retriever.encoder import _map_ahead
 
 # Two fp32 runs of one model with other batch shapes differ in the last bits; measured 2e-7.
 TOLERANCE = 2e-6
@@ -277,28 +274,3 @@ class TestFingerprint:
         with torch.no_grad():
             encoder.model.text_projection.weight[-1, -1] += 1
         assert encoder.fingerprint != before
-
-
-class TestMapAhead:
-    def test_keeps_the_order(self):
-        def slow_first(i: int) -> int:
-            time.sleep(0.02 if i == 0 else 0)
-            return i
-
-        assert list(_map_ahead(slow_first, range(50), ahead=8)) == list(range(50))
-
-    def test_never_runs_further_ahead_than_it_may(self):
-        started = []
-        lock = threading.Lock()
-
-        def note(i: int) -> int:
-            with lock:
-                started.append(i)
-            return i
-
-        results = _map_ahead(note, range(100), ahead=5)
-        next(results)
-        time.sleep(0.05)
-        assert len(started) <= 6
-        results.close()
-        assert len(started) < 100

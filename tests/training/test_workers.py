@@ -66,7 +66,7 @@ def test_an_error_in_a_worker_keeps_its_kind(tiny_mllm: Callable[[str], MLLM]) -
     mllm = tiny_mllm("llava")
     long = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
     loader = DataLoader([long], collate_fn=Collator(mllm), num_workers=1)
-    with pytest.raises(PromptTooLongError, match="the example about no document"):
+    with pytest.raises(PromptTooLongError, match="the prompt about no document"):
         next(iter(loader))
     error = pickle.loads(pickle.dumps(PromptTooLongError.of("the prompt", 3, 9, 5)))
     assert str(error).startswith("the prompt has 9 tokens")

@@ -1,34 +1,37 @@
-"""Pictures made ready for the model, in threads that run ahead of it."""
+"""Work in threads that run ahead of whoever needs it, such as decoding pictures for a model."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
-
-from ragvl.data.document import Document
-from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, ImageInputs, UnusableImageError
 
 NUM_THREADS = 4
 
 T = TypeVar("T")
 
 
-def load_image(mllm: MLLM, document: Document) -> ImageInputs:
-    """Reads a document's picture and prepares it; thread-safe.
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """`items` as they come, each made when the one `count` places before it is taken.
 
-    Raises:
-        ImageError: it cannot be used; the message names the document.
+    Where making an item starts work, so many are at work while one is used.
+
+    Example:
+        >>> with Workers() as workers:
+        ...     pending = (workers.submit(partial(load, path)) for path in paths)
+        ...     for picture in ahead(pending, 8):
+        ...         use(picture.result())
     """
-    with document.decoded(kept_pixels=lambda: mllm.kept_pixels) as image:
-        try:
-            return mllm.encode_image(image)
-        except UnusableImageError as error:
-            raise ImageError(f"{document.name}: {error}") from error
+    coming = iter(items)
+    waiting = deque(islice(coming, count))
+    while waiting:
+        waiting.extend(islice(coming, 1))
+        yield waiting.popleft()
 
 
 class Pending(Generic[T]):
@@ -81,7 +84,7 @@ class Workers:
         self._tasks.put(task)
         if len(self._threads) < self._count:
             thread = threading.Thread(
-                target=_work, args=(self._tasks,), name="ragvl-images", daemon=True
+                target=_work, args=(self._tasks,), name="ragvl-worker", daemon=True
             )
             self._threads.append(thread)
             thread.start()
