@@ -15,4 +15,9 @@ const char* cuda_problem() {
   return cudaGetErrorString(error);
 }
 
+const char* launch_problem() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace ragvl

@@ -6,4 +6,7 @@ namespace ragvl {
 // architecture they were not compiled for), or null where they can.
 const char* cuda_problem();
 
+// Why the last launch failed, or null.
+const char* launch_problem();
+
 }  // namespace ragvl

@@ -93,14 +93,7 @@ void all_spans(const DiffusionNoiseParams& p, int threads) {
 namespace RAGVL_ISA {
 
 void diffusion_noise(const DiffusionNoiseParams& p, int threads) {
-  switch (p.dtype) {
-    case DType::float32:
-      return all_spans<float>(p, threads);
-    case DType::bfloat16:
-      return all_spans<BFloat16>(p, threads);
-    case DType::float16:
-      return all_spans<Float16>(p, threads);
-  }
+  dispatch(p.dtype, [&](auto zero) { all_spans<decltype(zero)>(p, threads); });
 }
 
 }  // namespace RAGVL_ISA

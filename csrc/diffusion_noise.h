@@ -7,24 +7,25 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "params.h"
 #include "types.h"
 
 namespace ragvl {
 
 // The caller has checked everything (ragvl/ops/diffusion_noise.py).
-struct DiffusionNoiseParams {
-  const void* x;        // [size] of `dtype`
-  const bool* rows;     // [size / dim] which rows to noise, or null for all
-  const void* noise;    // [size] of `dtype`, or null to draw it
-  const float* signal;  // [size / item_size] what x is multiplied by
-  const float* scale;   // [size / item_size] what the noise is multiplied by
-  void* out;            // [size] of `dtype`
-  int64_t size;         // elements
-  int64_t dim;          // of a row
-  int64_t item_size;    // elements with one signal and scale
-  uint64_t seed;
-  DType dtype;
-};
+#define RAGVL_DIFFUSION_NOISE_FIELDS(F)                                            \
+  F(const void*, x)       /* [size] of `dtype` */                                  \
+  F(const bool*, rows)    /* [size / dim] which rows to noise, or null for all */  \
+  F(const void*, noise)   /* [size] of `dtype`, or null to draw it */              \
+  F(const float*, signal) /* [size / item_size] what x is multiplied by */         \
+  F(const float*, scale)  /* [size / item_size] what the noise is multiplied by */ \
+  F(void*, out)           /* [size] of `dtype` */                                  \
+  F(int64_t, size)        /* elements */                                           \
+  F(int64_t, dim)         /* of a row */                                           \
+  F(int64_t, item_size)   /* elements with one signal and scale */                 \
+  F(uint64_t, seed)                                                                \
+  F(DType, dtype)
+RAGVL_PARAMS(DiffusionNoiseParams, RAGVL_DIFFUSION_NOISE_FIELDS)
 
 RAGVL_DECLARE_CPU_KERNEL(diffusion_noise, DiffusionNoiseParams)
 

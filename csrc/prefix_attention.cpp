@@ -434,29 +434,15 @@ void all_pairs(const PrefixAttentionParams& p, int threads) {
   }
 }
 
-template <class T>
-void of_format(const PrefixAttentionParams& p, int threads) {
-  switch (p.page_format) {
-    case PageFormat::plain:
-      return all_pairs<T, T>(p, threads);
-    case PageFormat::int8:
-      return all_pairs<T, int8_t>(p, threads);
-  }
-}
-
 }  // namespace
 
 namespace RAGVL_ISA {
 
 void prefix_attention(const PrefixAttentionParams& p, int threads) {
-  switch (p.dtype) {
-    case DType::float32:
-      return of_format<float>(p, threads);
-    case DType::bfloat16:
-      return of_format<BFloat16>(p, threads);
-    case DType::float16:
-      return of_format<Float16>(p, threads);
-  }
+  dispatch(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    p.key_scales ? all_pairs<T, int8_t>(p, threads) : all_pairs<T, T>(p, threads);
+  });
 }
 
 }  // namespace RAGVL_ISA

@@ -5,12 +5,10 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "params.h"
 #include "types.h"
 
 namespace ragvl {
-
-// What a page's numbers are: of the queries' dtype, or int8 with scales.
-enum class PageFormat { plain, int8 };
 
 // Rows or heads of q, k or v: a head's elements are contiguous.
 struct HeadsView {
@@ -20,31 +18,30 @@ struct HeadsView {
 };
 
 // The caller has checked everything (ragvl/ops/prefix_attention.py), the tables' values too.
-struct PrefixAttentionParams {
-  HeadsView q;                    // [rows, heads, dim], or [batch, heads, dim] with last_only
-  HeadsView k;                    // [rows, kv_heads, dim]
-  HeadsView v;                    // [rows, kv_heads, dim]
-  const void* key_pages;          // [pages, kv_heads, dim, page_size]
-  const void* value_pages;        // [pages, kv_heads, page_size, dim]
-  const float* key_scales;        // [pages, kv_heads, page_size], null for plain pages
-  const float* value_scales;      // [pages, kv_heads, page_size], null for plain pages
-  const int32_t* page_table;      // [batch, table_width]
-  const int32_t* prefix_lengths;  // [batch]
-  const int32_t* suffix_starts;   // [batch]
-  const int32_t* suffix_lengths;  // [batch]
-  void* out;                      // shaped like q, contiguous; the caller has filled it with zeros
-  int64_t batch;
-  int64_t heads;
-  int64_t kv_heads;
-  int64_t dim;
-  int64_t page_size;  // a multiple of 16
-  int64_t table_width;
-  int64_t sliding_window;  // at least 1; longer than anything where there is none
-  float scale;
-  bool last_only;
-  DType dtype;
-  PageFormat page_format;
-};
+#define RAGVL_PREFIX_ATTENTION_FIELDS(F)                                                           \
+  F(HeadsView, q)             /* [rows, heads, dim], or [batch, heads, dim] with last_only */      \
+  F(HeadsView, k)             /* [rows, kv_heads, dim] */                                          \
+  F(HeadsView, v)             /* [rows, kv_heads, dim] */                                          \
+  F(const void*, key_pages)   /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
+  F(const void*, value_pages) /* [pages, kv_heads, page_size, dim] of the same */                  \
+  F(const float*, key_scales) /* [pages, kv_heads, page_size], or null */                          \
+  F(const float*, value_scales)     /* [pages, kv_heads, page_size], or null */                    \
+  F(const int32_t*, page_table)     /* [batch, table_width] */                                     \
+  F(const int32_t*, prefix_lengths) /* [batch] */                                                  \
+  F(const int32_t*, suffix_starts)  /* [batch] */                                                  \
+  F(const int32_t*, suffix_lengths) /* [batch] */                                                  \
+  F(void*, out) /* shaped like q, contiguous; the caller has filled it with zeros */               \
+  F(int64_t, batch)                                                                                \
+  F(int64_t, heads)                                                                                \
+  F(int64_t, kv_heads)                                                                             \
+  F(int64_t, dim)                                                                                  \
+  F(int64_t, page_size) /* a multiple of 16 */                                                     \
+  F(int64_t, table_width)                                                                          \
+  F(int64_t, sliding_window) /* at least 1; longer than anything where there is none */            \
+  F(float, scale)                                                                                  \
+  F(bool, last_only)                                                                               \
+  F(DType, dtype)
+RAGVL_PARAMS(PrefixAttentionParams, RAGVL_PREFIX_ATTENTION_FIELDS)
 
 RAGVL_DECLARE_CPU_KERNEL(prefix_attention, PrefixAttentionParams)
 

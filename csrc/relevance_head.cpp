@@ -77,14 +77,7 @@ void all_prompts(const RelevanceHeadParams& p, int threads) {
 namespace RAGVL_ISA {
 
 void relevance_head(const RelevanceHeadParams& p, int threads) {
-  switch (p.dtype) {
-    case DType::float32:
-      return all_prompts<float>(p, threads);
-    case DType::bfloat16:
-      return all_prompts<BFloat16>(p, threads);
-    case DType::float16:
-      return all_prompts<Float16>(p, threads);
-  }
+  dispatch(p.dtype, [&](auto zero) { all_prompts<decltype(zero)>(p, threads); });
 }
 
 }  // namespace RAGVL_ISA

@@ -1,6 +1,8 @@
 // relevance_head on CUDA: one block per prompt, one launch for gather, norm, products and softmax.
 #include <cuda_runtime.h>
 
+#include "cuda_status.h"
+#include "pack.h"
 #include "relevance_head.h"
 
 namespace ragvl {
@@ -8,16 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-
-template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T item[N];
-};
-
-template <int N, class T>
-__device__ Pack<T, N> load(const T* pointer, int64_t i) {
-  return *reinterpret_cast<const Pack<T, N>*>(pointer + i);
-}
 
 template <int N>
 __device__ Pack<float, N> load_or(const float* pointer, int64_t i, float otherwise) {
@@ -103,18 +95,12 @@ __global__ void relevance_head_kernel(const RelevanceHeadParams p) {
   if (threadIdx.x == 0) write_prompt(p, prompt, yes.value(), no.value());
 }
 
-bool aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 template <class T>
 void launch(const RelevanceHeadParams& p, cudaStream_t stream) {
   constexpr int N = 4;
-  const bool packed = p.dim % N == 0 && p.row_stride % N == 0 &&
-                      aligned(p.hidden, sizeof(Pack<T, N>)) &&
-                      aligned(p.head_rows, sizeof(Pack<float, N>)) &&
-                      aligned(p.norm_weight, sizeof(Pack<float, N>)) &&
-                      aligned(p.norm_bias, sizeof(Pack<float, N>));
+  const bool packed = p.dim % N == 0 && p.row_stride % N == 0 && aligned<T, N>(p.hidden) &&
+                      aligned<float, N>(p.head_rows) && aligned<float, N>(p.norm_weight) &&
+                      aligned<float, N>(p.norm_bias);
   const auto kernel = packed ? relevance_head_kernel<T, N> : relevance_head_kernel<T, 1>;
   kernel<<<static_cast<unsigned>(p.batch), kThreads, 0, stream>>>(p);
 }
@@ -123,20 +109,9 @@ void launch(const RelevanceHeadParams& p, cudaStream_t stream) {
 
 const char* relevance_head_cuda(const RelevanceHeadParams& p, void* stream) {
   if (p.batch == 0) return nullptr;  // a grid of no blocks is an error
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (p.dtype) {
-    case DType::float32:
-      launch<float>(p, cuda_stream);
-      break;
-    case DType::bfloat16:
-      launch<BFloat16>(p, cuda_stream);
-      break;
-    case DType::float16:
-      launch<Float16>(p, cuda_stream);
-      break;
-  }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  dispatch(p.dtype,
+           [&](auto zero) { launch<decltype(zero)>(p, static_cast<cudaStream_t>(stream)); });
+  return launch_problem();
 }
 
 }  // namespace ragvl

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "params.h"
 #include "types.h"
 
 namespace ragvl {
@@ -15,26 +16,26 @@ enum class Norm { none, rms, layer };
 
 // The caller has checked everything (ragvl/ops/relevance_head.py) but the values of last_index:
 // a prompt whose index lies outside [0, rows) gets NaN.
-struct RelevanceHeadParams {
-  const void* hidden;         // [rows, dim] of `dtype`; a row is contiguous
-  int64_t row_stride;         // elements from one row of `hidden` to the next
-  const int64_t* last_index;  // [batch]
-  const float* norm_weight;   // [dim] or null
-  const float* norm_bias;     // [dim] or null
-  const float* head_rows;     // [num_head_rows, dim]
-  const float* head_bias;     // [num_head_rows] or null
-  float* logits;              // [batch, 2] out: (yes, no)
-  float* relevance;           // [batch] out
-  int64_t rows;
-  int64_t batch;
-  int64_t dim;
-  int64_t num_head_rows;
-  int64_t num_yes;  // the first `num_yes` head rows spell Yes, the rest No
-  float eps;
-  float softcap;  // 0: none
-  DType dtype;
-  Norm norm;
-};
+#define RAGVL_RELEVANCE_HEAD_FIELDS(F)                                              \
+  F(const void*, hidden)        /* [rows, dim] of `dtype`; a row is contiguous */   \
+  F(int64_t, row_stride)        /* elements from one row of `hidden` to the next */ \
+  F(const int64_t*, last_index) /* [batch] */                                       \
+  F(const float*, norm_weight)  /* [dim] or null */                                 \
+  F(const float*, norm_bias)    /* [dim] or null */                                 \
+  F(const float*, head_rows)    /* [num_head_rows, dim] */                          \
+  F(const float*, head_bias)    /* [num_head_rows] or null */                       \
+  F(float*, logits)             /* [batch, 2] out: (yes, no) */                     \
+  F(float*, relevance)          /* [batch] out */                                   \
+  F(int64_t, rows)                                                                  \
+  F(int64_t, batch)                                                                 \
+  F(int64_t, dim)                                                                   \
+  F(int64_t, num_head_rows)                                                         \
+  F(int64_t, num_yes) /* the first `num_yes` head rows spell Yes, the rest No */    \
+  F(float, eps)                                                                     \
+  F(float, softcap) /* 0: none */                                                   \
+  F(DType, dtype)                                                                   \
+  F(Norm, norm)
+RAGVL_PARAMS(RelevanceHeadParams, RAGVL_RELEVANCE_HEAD_FIELDS)
 
 RAGVL_DECLARE_CPU_KERNEL(relevance_head, RelevanceHeadParams)
 

@@ -77,5 +77,18 @@ RAGVL_HD inline void from_float(float value, Float16* to) {
   to->bits = static_cast<uint16_t>(bits | sign);
 }
 
+// f(T{}) with the type T that `dtype` names.
+template <class F>
+void dispatch(DType dtype, F f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(float{});
+    case DType::bfloat16:
+      return f(BFloat16{});
+    case DType::float16:
+      return f(Float16{});
+  }
+}
+
 }  // namespace
 }  // namespace ragvl

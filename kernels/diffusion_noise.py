@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
@@ -88,22 +86,20 @@ def diffusion_noise_fwd(
     if size == 0:
         return
     block_counters = 256
-    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with on_device:
-        _diffusion_noise_fwd_kernel[(triton.cdiv(size, 4 * block_counters),)](
-            x,
-            None if rows is None else rows.contiguous().view(torch.uint8),
-            None if noise is None else noise.contiguous(),
-            signal.contiguous(),
-            scale.contiguous(),
-            out,
-            size,
-            max(1, x.shape[-1]),
-            max(1, size // signal.shape[0]),
-            _int32(seed),
-            _int32(seed >> 32),
-            BLOCK_COUNTERS=block_counters,
-        )
+    _diffusion_noise_fwd_kernel[(triton.cdiv(size, 4 * block_counters),)](
+        x,
+        None if rows is None else rows.contiguous().view(torch.uint8),
+        None if noise is None else noise.contiguous(),
+        signal.contiguous(),
+        scale.contiguous(),
+        out,
+        size,
+        max(1, x.shape[-1]),
+        max(1, size // signal.shape[0]),
+        _int32(seed),
+        _int32(seed >> 32),
+        BLOCK_COUNTERS=block_counters,
+    )
 
 
 def _int32(bits: int) -> int:

@@ -7,7 +7,6 @@ row's bits are the same in any batch. See ragvl/ops/prefix_attention.py.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -197,40 +196,38 @@ def prefix_attention_fwd(
         )
         out.copy_(in_float32)
         return
-    on_device = torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext()
     # Sizes depend on nothing that differs from batch to batch: bits would, too. Float32 does
     # without tensor cores and needs more registers; only plain 16-bit pages are loaded ahead.
     wide = q.dtype == torch.float32
     block_rows = 16 if wide else 32
     block_keys = (32 if wide else 64) // (1 if dim <= 128 else 2)
     num_stages = 1 if wide or prefix.key_scales is not None else 2
-    with on_device:
-        _prefix_attention_fwd_kernel[(triton.cdiv(max_rows, block_rows), kv_heads, batch)](
-            q,
-            *q.stride()[:2],
-            k,
-            *k.stride()[:2],
-            v,
-            *v.stride()[:2],
-            prefix.key_pages,
-            prefix.value_pages,
-            prefix.key_scales,
-            prefix.value_scales,
-            prefix.page_table,
-            table_width,
-            prefix.prefix_lengths,
-            prefix.suffix_starts,
-            prefix.suffix_lengths,
-            out,
-            scale * 1.4426950408889634,  # log2(e)
-            sliding_window,
-            KV_HEADS=kv_heads,
-            GROUP=group,
-            DIM=dim,
-            PAGE_SIZE=page_size,
-            LAST_ONLY=prefix.last_only,
-            BLOCK_ROWS=block_rows,
-            BLOCK_KEYS=block_keys,
-            BLOCK_DIM=max(16, triton.next_power_of_2(dim)),
-            num_stages=num_stages,
-        )
+    _prefix_attention_fwd_kernel[(triton.cdiv(max_rows, block_rows), kv_heads, batch)](
+        q,
+        *q.stride()[:2],
+        k,
+        *k.stride()[:2],
+        v,
+        *v.stride()[:2],
+        prefix.key_pages,
+        prefix.value_pages,
+        prefix.key_scales,
+        prefix.value_scales,
+        prefix.page_table,
+        table_width,
+        prefix.prefix_lengths,
+        prefix.suffix_starts,
+        prefix.suffix_lengths,
+        out,
+        scale * 1.4426950408889634,  # log2(e)
+        sliding_window,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        PAGE_SIZE=page_size,
+        LAST_ONLY=prefix.last_only,
+        BLOCK_ROWS=block_rows,
+        BLOCK_KEYS=block_keys,
+        BLOCK_DIM=max(16, triton.next_power_of_2(dim)),
+        num_stages=num_stages,
+    )

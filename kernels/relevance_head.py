@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ragvl.ops.relevance_head import Arguments
 
 
 @triton.jit
@@ -88,46 +90,30 @@ def _relevance_head_fwd_kernel(
     tl.store(relevance + prompt, tl.where(yes < no, tail, 1.0) / (1 + tail))
 
 
-def relevance_head_fwd(
-    hidden: Tensor,
-    last_index: Tensor,
-    norm_weight: Tensor | None,
-    head_rows: Tensor,
-    num_yes: int,
-    eps: float,
-    norm: str,
-    norm_bias: Tensor | None,
-    head_bias: Tensor | None,
-    softcap: float | None,
-    logits: Tensor,
-    relevance: Tensor,
-) -> None:
+def relevance_head_fwd(a: Arguments, logits: Tensor, relevance: Tensor) -> None:
     """Launches the kernel on checked arguments; writes `logits` (B, 2) and `relevance` (B,)."""
-    batch, dim = last_index.shape[0], hidden.shape[1]
+    batch, (num_rows, dim) = a.last_index.shape[0], a.hidden.shape
     if batch == 0:
         return
-    if hidden.stride(1) != 1:
-        hidden = hidden.contiguous()
+    hidden = a.hidden if a.hidden.stride(1) == 1 else a.hidden.contiguous()
     block_size = triton.next_power_of_2(dim)
-    on_device = torch.cuda.device(hidden.device) if hidden.is_cuda else contextlib.nullcontext()
-    with on_device:
-        _relevance_head_fwd_kernel[(batch,)](
-            hidden,
-            hidden.stride(0),
-            last_index.contiguous(),
-            None if norm_weight is None else norm_weight.contiguous(),
-            None if norm_bias is None else norm_bias.contiguous(),
-            head_rows.contiguous(),
-            None if head_bias is None else head_bias.contiguous(),
-            logits,
-            relevance,
-            hidden.shape[0],
-            dim,
-            head_rows.shape[0],
-            num_yes,
-            eps,
-            softcap,
-            NORM=norm,
-            BLOCK_SIZE=block_size,
-            num_warps=8 if block_size > 2048 else 4,
-        )
+    _relevance_head_fwd_kernel[(batch,)](
+        hidden,
+        hidden.stride(0),
+        a.last_index.contiguous(),
+        None if a.norm_weight is None else a.norm_weight.contiguous(),
+        None if a.norm_bias is None else a.norm_bias.contiguous(),
+        a.head_rows.contiguous(),
+        None if a.head_bias is None else a.head_bias.contiguous(),
+        logits,
+        relevance,
+        num_rows,
+        dim,
+        a.head_rows.shape[0],
+        a.num_yes,
+        a.eps,
+        a.softcap,
+        NORM=a.norm,
+        BLOCK_SIZE=block_size,
+        num_warps=8 if block_size > 2048 else 4,
+    )

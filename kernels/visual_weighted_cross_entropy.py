@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -58,16 +55,14 @@ def weighted_softmax_fwd(
     if num_rows == 0:
         return
     block_size = min(4096, triton.next_power_of_2(vocabulary))
-    on_device = torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext()
-    with on_device:
-        _weighted_softmax_fwd_kernel[(num_rows,)](
-            logits,
-            logits.stride(0),
-            label.contiguous(),
-            weights.contiguous(),
-            losses,
-            vocabulary,
-            WANTS_SLOPES=wants_slopes,
-            BLOCK_SIZE=block_size,
-            num_warps=8,
-        )
+    _weighted_softmax_fwd_kernel[(num_rows,)](
+        logits,
+        logits.stride(0),
+        label.contiguous(),
+        weights.contiguous(),
+        losses,
+        vocabulary,
+        WANTS_SLOPES=wants_slopes,
+        BLOCK_SIZE=block_size,
+        num_warps=8,
+    )

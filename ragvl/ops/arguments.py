@@ -41,16 +41,3 @@ def check_tensor(
         raise ValueError(f"{name} must have shape ({expected}), got {tuple(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device} like the other tensors, got {tensor.device}")
-
-
-def as_float32(tensor: Tensor | None) -> Tensor | None:
-    """`tensor` as the C++ kernels read parameters, float32 and contiguous; itself if it is so."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor's elements begin, as the C++ kernels take it; 0 for None.
-
-    The caller keeps the tensor alive until the kernel is launched.
-    """
-    return 0 if tensor is None else tensor.data_ptr()

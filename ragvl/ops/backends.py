@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -87,6 +88,11 @@ def compiled() -> ModuleType:
     if module is None:
         raise BackendUnavailableError(problem)
     return module
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """What kernels for tensors of `device` are launched in: they run on torch's current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _problem(operation: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:

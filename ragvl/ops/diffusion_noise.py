@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ragvl.ops.arguments import address, check_tensor
-from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, compiled
+from ragvl.ops.arguments import check_tensor
+from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
+from ragvl.ops.compiled import run_compiled
 
 NUM_TIMESTEPS = 1000
 _BETA_FIRST, _BETA_LAST = 1e-5, 5e-3
@@ -83,39 +84,38 @@ def diffusion_noise(
                 [1.0000, 1.0000, 1.0000]])
     """
     _check(x, rows, timestep, seed, noise)
-    if seed is None and noise is None:
-        seed = int(torch.randint(2**63 - 1, ()))
     # Of one item: one pair of numbers, or one for each item of the batch
     signal, scale = _levels(timestep, x.device)
-    return _diffusion_noise(x, rows, signal, scale, _signed(seed or 0), noise, backend)
+    return _diffusion_noise(x, rows, signal, scale, _seed_bits(seed, noise), noise, backend)
 
 
 def diffusion_noise_reference(
+    x: Tensor,
+    rows: Tensor | None = None,
+    *,
+    timestep: int | Tensor = 500,
+    seed: int | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """`diffusion_noise` in plain PyTorch, differentiable: what every other backend must equal."""
+    signal, scale = _levels(timestep, x.device)
+    return _reference(x, rows, signal, scale, _seed_bits(seed, noise), noise)
+
+
+def _reference(
     x: Tensor,
     rows: Tensor | None,
     signal: Tensor,
     scale: Tensor,
     seed: int,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
-    """`diffusion_noise` in plain PyTorch, differentiable: what every other backend must equal.
-
-    Args:
-        x: as in `diffusion_noise`.
-        rows: as in `diffusion_noise`.
-        signal: (1,) or (x.shape[0],) float64, sqrt(ā_t).
-        scale: the same of sqrt(1 - ā_t).
-        seed: 64 bits.
-        noise: ε, or None to draw it.
-    """
     dtype = torch.promote_types(x.dtype, torch.float32)
     if noise is None:
         noise = philox_normals(x.numel(), seed, x.device, dtype).view(x.shape)
     per_item = (-1, *[1] * (x.ndim - 1))
-    noised = signal.to(dtype).view(per_item) * x.to(dtype) + scale.to(dtype).view(
-        per_item
-    ) * noise.to(dtype)
-    noised = noised.to(x.dtype)
+    signal, scale = (level.to(dtype).view(per_item) for level in (signal, scale))
+    noised = (signal * x.to(dtype) + scale * noise.to(dtype)).to(x.dtype)
     return noised if rows is None else torch.where(rows[..., None], noised, x)
 
 
@@ -181,8 +181,10 @@ def _levels(timestep: int | Tensor, device: torch.device) -> tuple[Tensor, Tenso
     return signal, scale
 
 
-def _signed(seed: int) -> int:
-    """The same 64 bits as torch's integers have them."""
+def _seed_bits(seed: int | None, noise: Tensor | None) -> int:
+    """The seed, or one drawn if noise is to be drawn: 64 bits, signed as torch's integers are."""
+    if seed is None:
+        return 0 if noise is not None else int(torch.randint(2**63 - 1, ()))
     return seed - 2**64 if seed >= 2**63 else seed
 
 
@@ -238,8 +240,8 @@ def _diffusion_noise(
 ) -> Tensor:
     """The operation as torch.compile and autograd see it: one node, whatever backend runs it."""
     name, _ = choose("diffusion_noise", backend, x.device, x.dtype)
-    x = x.contiguous()
-    return _IMPLEMENTATIONS[name](x, rows, signal, scale, seed, noise)
+    with on_device(x.device):
+        return _IMPLEMENTATIONS[name](x.contiguous(), rows, signal, scale, seed, noise)
 
 
 @_diffusion_noise.register_fake
@@ -272,29 +274,22 @@ def _compiled(
 ) -> Tensor:
     """csrc/diffusion_noise.cpp for CPU tensors, csrc/diffusion_noise.cu for CUDA tensors."""
     out = torch.empty_like(x)
-    # Named, so that what had to be copied lives until the launch.
-    signal, scale = signal.float().contiguous(), scale.float().contiguous()
-    rows = None if rows is None else rows.contiguous()
-    noise = None if noise is None else noise.contiguous()
-    params = compiled().DiffusionNoiseParams(
-        x=address(x),
-        rows=address(rows),
-        noise=address(noise),
-        signal=address(signal),
-        scale=address(scale),
-        out=address(out),
+    run_compiled(
+        "diffusion_noise",
+        x.device,
+        threads=x.numel() // _WORK_PER_THREAD,
+        x=x,
+        rows=None if rows is None else rows.contiguous(),
+        noise=None if noise is None else noise.contiguous(),
+        signal=signal.float().contiguous(),
+        scale=scale.float().contiguous(),
+        out=out,
         size=x.numel(),
         dim=max(1, x.shape[-1]),
         item_size=max(1, x.numel() // signal.shape[0]),
         seed=seed % 2**64,
-        dtype=str(x.dtype).removeprefix("torch."),
+        dtype=x.dtype,
     )
-    if x.device.type == "cpu":
-        threads = max(1, min(torch.get_num_threads(), x.numel() // _WORK_PER_THREAD))
-        compiled().diffusion_noise_cpu(params, threads)
-    else:
-        with torch.cuda.device(x.device):
-            compiled().diffusion_noise_cuda(params, torch.cuda.current_stream().cuda_stream)
     return out
 
 
@@ -315,7 +310,7 @@ def _triton(
 
 
 _IMPLEMENTATIONS = {
-    "reference": diffusion_noise_reference,
+    "reference": _reference,
     "cpu": _compiled,
     "triton": _triton,
     "cuda": _compiled,

@@ -7,15 +7,16 @@ tokens, the suffix, attend to them where they lie, and to themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ragvl.ops.arguments import address, check_tensor
-from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, compiled
+from ragvl.ops.arguments import check_tensor
+from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
+from ragvl.ops.compiled import run_compiled
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class PrefixBatch:
     last_only: bool = False
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
+
+
+_BATCH = tuple(field.name for field in fields(PrefixBatch))
 
 
 def prefix_attention(
@@ -112,24 +116,8 @@ def prefix_attention(
         tensor([[[2., 3.]]])
     """
     _check(q, k, v, prefix, scale, sliding_window)
-    return _prefix_attention(
-        q,
-        k,
-        v,
-        prefix.key_pages,
-        prefix.value_pages,
-        prefix.page_table,
-        prefix.prefix_lengths,
-        prefix.suffix_starts,
-        prefix.suffix_lengths,
-        prefix.max_suffix_length,
-        prefix.last_only,
-        prefix.key_scales,
-        prefix.value_scales,
-        scale,
-        sliding_window,
-        backend,
-    )
+    batch = (getattr(prefix, name) for name in _BATCH)
+    return _prefix_attention(q, k, v, *batch, scale, sliding_window, backend)
 
 
 def prefix_attention_reference(
@@ -137,6 +125,7 @@ def prefix_attention_reference(
     k: Tensor,
     v: Tensor,
     prefix: PrefixBatch,
+    *,
     scale: float,
     sliding_window: int | None = None,
 ) -> Tensor:
@@ -253,44 +242,28 @@ def _check(
         raise ValueError(f"sliding_window must be at least 1, or None for none: {sliding_window}")
 
 
-@torch.library.custom_op("ragvl::prefix_attention", mutates_args=())
-def _prefix_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
-    prefix_lengths: Tensor,
-    suffix_starts: Tensor,
-    suffix_lengths: Tensor,
-    max_suffix_length: int,
-    last_only: bool,
-    key_scales: Tensor | None,
-    value_scales: Tensor | None,
-    scale: float,
-    sliding_window: int | None,
-    backend: str,
-) -> Tensor:
+@torch.library.custom_op(
+    "ragvl::prefix_attention",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor key_pages, Tensor value_pages, "
+    "Tensor page_table, Tensor prefix_lengths, Tensor suffix_starts, Tensor suffix_lengths, "
+    "SymInt max_suffix_length, bool last_only, Tensor? key_scales, Tensor? value_scales, "
+    "float scale, SymInt? sliding_window, str backend) -> Tensor",
+)
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     """The operation as torch.compile sees it: one node, whatever backend runs it."""
-    # The kernels read rows and heads at any stride, elements within a head side by side
+    *tables, scale, sliding_window, backend = arguments
+    # The kernels read rows and heads at any stride, elements within a head side by side, and whole
+    # tables. (Pages and their scales are contiguous already.)
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    prefix = PrefixBatch(
-        key_pages,
-        value_pages,
-        page_table.contiguous(),
-        prefix_lengths.contiguous(),
-        suffix_starts.contiguous(),
-        suffix_lengths.contiguous(),
-        max_suffix_length,
-        last_only,
-        key_scales,
-        value_scales,
-    )
+    batch: list[Any] = [x.contiguous() if isinstance(x, Tensor) else x for x in tables]
+    prefix = PrefixBatch(*batch)
     if q.device.type == "cpu":
         _check_values(prefix, k.shape[0])
     name, _ = choose("prefix_attention", backend, q.device, q.dtype)
-    return _IMPLEMENTATIONS[name](q, k, v, prefix, scale, sliding_window)
+    run = _IMPLEMENTATIONS[name]
+    with on_device(q.device):
+        return run(q, k, v, prefix, scale=scale, sliding_window=sliding_window)
 
 
 @_prefix_attention.register_fake
@@ -360,6 +333,7 @@ def _compiled(
     k: Tensor,
     v: Tensor,
     prefix: PrefixBatch,
+    *,
     scale: float,
     sliding_window: int | None,
 ) -> Tensor:
@@ -369,19 +343,22 @@ def _compiled(
         prefix.page_table.shape,
         prefix.value_pages.shape,
     )
-    params = compiled().PrefixAttentionParams(
-        q=(address(q), *q.stride()[:2]),
-        k=(address(k), *k.stride()[:2]),
-        v=(address(v), *v.stride()[:2]),
-        key_pages=address(prefix.key_pages),
-        value_pages=address(prefix.value_pages),
-        key_scales=address(prefix.key_scales),
-        value_scales=address(prefix.value_scales),
-        page_table=address(prefix.page_table),
-        prefix_lengths=address(prefix.prefix_lengths),
-        suffix_starts=address(prefix.suffix_starts),
-        suffix_lengths=address(prefix.suffix_lengths),
-        out=address(out),
+    run_compiled(
+        "prefix_attention",
+        q.device,
+        threads=batch * kv_heads,
+        q=(q.data_ptr(), *q.stride()[:2]),
+        k=(k.data_ptr(), *k.stride()[:2]),
+        v=(v.data_ptr(), *v.stride()[:2]),
+        key_pages=prefix.key_pages,
+        value_pages=prefix.value_pages,
+        key_scales=prefix.key_scales,
+        value_scales=prefix.value_scales,
+        page_table=prefix.page_table,
+        prefix_lengths=prefix.prefix_lengths,
+        suffix_starts=prefix.suffix_starts,
+        suffix_lengths=prefix.suffix_lengths,
+        out=out,
         batch=batch,
         heads=q.shape[1],
         kv_heads=kv_heads,
@@ -391,10 +368,8 @@ def _compiled(
         sliding_window=sliding_window or 1 << 62,
         scale=scale,
         last_only=prefix.last_only,
-        dtype=str(q.dtype).removeprefix("torch."),
-        page_format="plain" if prefix.key_scales is None else "int8",
+        dtype=q.dtype,
     )
-    compiled().prefix_attention_cpu(params, max(1, min(torch.get_num_threads(), batch * kv_heads)))
     return out
 
 
@@ -403,6 +378,7 @@ def _triton(
     k: Tensor,
     v: Tensor,
     prefix: PrefixBatch,
+    *,
     scale: float,
     sliding_window: int | None,
 ) -> Tensor:

@@ -6,18 +6,34 @@ only the one of each prompt's last token: a few dot products instead of a (B, T,
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ragvl.ops.arguments import address, as_float32, check_tensor
-from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, compiled
+from ragvl.ops.arguments import check_tensor
+from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
+from ragvl.ops.compiled import run_compiled
 
 NormKind = Literal["rms", "layer", "none"]
 
 # Under this many multiply-adds a second thread costs more than it saves.
 _WORK_PER_THREAD = 1 << 16
+
+
+class Arguments(NamedTuple):
+    """Of `relevance_head`, in the order in which the registered operator takes them."""
+
+    hidden: Tensor
+    last_index: Tensor
+    norm_weight: Tensor | None
+    head_rows: Tensor
+    num_yes: int
+    eps: float
+    norm: str
+    norm_bias: Tensor | None
+    head_bias: Tensor | None
+    softcap: float | None
 
 
 def relevance_head(
@@ -85,7 +101,7 @@ def relevance_head(
         >>> relevance
         tensor([0.5000, 0.8808])
     """
-    _check(
+    arguments = Arguments(
         hidden,
         last_index,
         norm_weight,
@@ -97,19 +113,8 @@ def relevance_head(
         head_bias,
         softcap,
     )
-    return _relevance_head(
-        hidden,
-        last_index,
-        norm_weight,
-        head_rows,
-        num_yes,
-        eps,
-        norm,
-        norm_bias,
-        head_bias,
-        softcap,
-        backend,
-    )
+    _check(arguments)
+    return _relevance_head(*arguments, backend)
 
 
 def relevance_head_reference(
@@ -117,9 +122,10 @@ def relevance_head_reference(
     last_index: Tensor,
     norm_weight: Tensor | None,
     head_rows: Tensor,
+    *,
     num_yes: int = 1,
     eps: float = 1e-6,
-    norm: str = "rms",
+    norm: NormKind = "rms",
     norm_bias: Tensor | None = None,
     head_bias: Tensor | None = None,
     softcap: float | None = None,
@@ -144,85 +150,60 @@ def relevance_head_reference(
     return logits, torch.sigmoid(logits[:, 0] - logits[:, 1])
 
 
-def _check(
-    hidden: Tensor,
-    last_index: Tensor,
-    norm_weight: Tensor | None,
-    head_rows: Tensor,
-    num_yes: int,
-    eps: float,
-    norm: str,
-    norm_bias: Tensor | None,
-    head_bias: Tensor | None,
-    softcap: float | None,
-) -> None:
+def _check(a: Arguments) -> None:
     """Everything that can be checked without reading a tensor's values."""
-    check_tensor("hidden", hidden, shape=("N", "D"), dtypes=(*KERNEL_DTYPES, torch.float64))
-    dim, device = hidden.shape[1], hidden.device
+    check_tensor("hidden", a.hidden, shape=("N", "D"), dtypes=(*KERNEL_DTYPES, torch.float64))
+    dim, device = a.hidden.shape[1], a.hidden.device
     if dim == 0:
-        raise ValueError(f"hidden must have at least one column, got shape {tuple(hidden.shape)}")
+        raise ValueError(f"hidden must have at least one column, got shape {tuple(a.hidden.shape)}")
     check_tensor(
-        "last_index", last_index, shape=("B",), dtypes=(torch.int64, torch.int32), device=device
+        "last_index", a.last_index, shape=("B",), dtypes=(torch.int64, torch.int32), device=device
     )
-    dtypes = (hidden.dtype, torch.float32)
-    check_tensor("head_rows", head_rows, shape=("R", dim), dtypes=dtypes, device=device)
-    rows = head_rows.shape[0]
-    if rows < 2 or not 1 <= num_yes < rows:
+    dtypes = (a.hidden.dtype, torch.float32)
+    check_tensor("head_rows", a.head_rows, shape=("R", dim), dtypes=dtypes, device=device)
+    rows = a.head_rows.shape[0]
+    if rows < 2 or not 1 <= a.num_yes < rows:
         raise ValueError(
-            f"num_yes must leave a row of head_rows for Yes and one for No: got num_yes={num_yes} "
-            f"of {rows} rows"
+            "num_yes must leave a row of head_rows for Yes and one for No: got "
+            f"num_yes={a.num_yes} of {rows} rows"
         )
-    if norm not in get_args(NormKind):
-        raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}, got {norm!r}")
-    if norm == "none" and (norm_weight is not None or norm_bias is not None):
+    if a.norm not in get_args(NormKind):
+        raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}, got {a.norm!r}")
+    if a.norm == "none" and (a.norm_weight is not None or a.norm_bias is not None):
         raise ValueError("norm='none' takes no norm_weight and no norm_bias")
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, or None for none, got {softcap}")
-    if norm_weight is not None:
-        check_tensor("norm_weight", norm_weight, shape=(dim,), dtypes=dtypes, device=device)
-    if norm_bias is not None:
-        check_tensor("norm_bias", norm_bias, shape=(dim,), dtypes=dtypes, device=device)
-    if head_bias is not None:
-        check_tensor("head_bias", head_bias, shape=(rows,), dtypes=dtypes, device=device)
+    if not a.eps >= 0:
+        raise ValueError(f"eps must not be negative, got {a.eps}")
+    if a.softcap is not None and not a.softcap > 0:
+        raise ValueError(f"softcap must be positive, or None for none, got {a.softcap}")
+    if a.norm_weight is not None:
+        check_tensor("norm_weight", a.norm_weight, shape=(dim,), dtypes=dtypes, device=device)
+    if a.norm_bias is not None:
+        check_tensor("norm_bias", a.norm_bias, shape=(dim,), dtypes=dtypes, device=device)
+    if a.head_bias is not None:
+        check_tensor("head_bias", a.head_bias, shape=(rows,), dtypes=dtypes, device=device)
 
 
-@torch.library.custom_op("ragvl::relevance_head", mutates_args=())
-def _relevance_head(
-    hidden: Tensor,
-    last_index: Tensor,
-    norm_weight: Tensor | None,
-    head_rows: Tensor,
-    num_yes: int,
-    eps: float,
-    norm: str,
-    norm_bias: Tensor | None,
-    head_bias: Tensor | None,
-    softcap: float | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "ragvl::relevance_head",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor last_index, Tensor? norm_weight, Tensor head_rows, "
+    "SymInt num_yes, float eps, str norm, Tensor? norm_bias, Tensor? head_bias, float? softcap, "
+    "str backend) -> (Tensor, Tensor)",
+)
+def _relevance_head(*inputs: Any) -> tuple[Tensor, Tensor]:
     """The operation as torch.compile and autograd see it: one node, whatever backend runs it."""
-    if hidden.device.type == "cpu" and last_index.numel():
-        low, high = (int(index) for index in last_index.aminmax())
-        if low < 0 or high >= hidden.shape[0]:
+    a, backend = Arguments(*inputs[:-1]), inputs[-1]
+    device = a.hidden.device
+    if device.type == "cpu" and a.last_index.numel():
+        low, high = (int(index) for index in a.last_index.aminmax())
+        if low < 0 or high >= a.hidden.shape[0]:
             raise ValueError(
-                f"last_index must lie within the {hidden.shape[0]} rows of hidden, got values "
+                f"last_index must lie within the {a.hidden.shape[0]} rows of hidden, got values "
                 f"from {low} to {high}"
             )
-    name, _ = choose("relevance_head", backend, hidden.device, hidden.dtype)
-    return _IMPLEMENTATIONS[name](
-        hidden,
-        last_index,
-        norm_weight,
-        head_rows,
-        num_yes,
-        eps,
-        norm,
-        norm_bias,
-        head_bias,
-        softcap,
-    )
+    name, _ = choose("relevance_head", backend, device, a.hidden.dtype)
+    with on_device(device):
+        return _IMPLEMENTATIONS[name](a)
 
 
 @_relevance_head.register_fake
@@ -235,100 +216,91 @@ def _empty_outputs(hidden: Tensor, last_index: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.new_empty((batch, 2), dtype=dtype), hidden.new_empty((batch,), dtype=dtype)
 
 
-_TENSORS = (0, 2, 3, 7, 8)  # which inputs a gradient can reach
+_DIFFERENTIABLE = ("hidden", "norm_weight", "head_rows", "norm_bias", "head_bias")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
-    ctx.save_for_backward(inputs[1], *(inputs[i] for i in _TENSORS))
-    ctx.options = [None if isinstance(value, Tensor) else value for value in inputs[:-1]]
+    a = Arguments(*inputs[:-1])
+    ctx.save_for_backward(a.last_index, *(getattr(a, name) for name in _DIFFERENTIABLE))
+    ctx.options = {"num_yes": a.num_yes, "eps": a.eps, "norm": a.norm, "softcap": a.softcap}
 
 
 def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
     """The reference's gradient, recomputed: nothing but the inputs is kept for it."""
-    last_index, *tensors = ctx.saved_tensors
-    inputs = list(ctx.options)
-    inputs[1] = last_index
+    last_index, *saved = ctx.saved_tensors
     with torch.enable_grad():
-        for i, tensor in zip(_TENSORS, tensors, strict=True):
-            # A view, so that a tensor given twice still counts as two inputs.
-            inputs[i] = None if tensor is None else tensor.view_as(tensor)
-        outputs = relevance_head_reference(*inputs)
-    wanted = [i for i in _TENSORS if ctx.needs_input_grad[i]]
-    found = torch.autograd.grad(
-        outputs, [inputs[i] for i in wanted], grad_outputs, create_graph=torch.is_grad_enabled()
+        # Views, so that a tensor given twice still counts as two inputs
+        tensors: dict[str, Any] = {
+            name: None if tensor is None else tensor.view_as(tensor)
+            for name, tensor in zip(_DIFFERENTIABLE, saved, strict=True)
+        }
+        outputs = relevance_head_reference(last_index=last_index, **tensors, **ctx.options)
+    needed = dict(zip(Arguments._fields, ctx.needs_input_grad[:-1], strict=True))
+    names = [name for name in _DIFFERENTIABLE if needed[name]]
+    grads = torch.autograd.grad(
+        outputs,
+        [tensors[name] for name in names],
+        grad_outputs,
+        create_graph=torch.is_grad_enabled(),
     )
-    grads: list[Tensor | None] = [None] * (len(inputs) + 1)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return tuple(grads)
+    grad_of = dict(zip(names, grads, strict=True))
+    return (*(grad_of.get(name) for name in Arguments._fields), None)
 
 
 _relevance_head.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _compiled(
-    hidden: Tensor,
-    last_index: Tensor,
-    norm_weight: Tensor | None,
-    head_rows: Tensor,
-    num_yes: int,
-    eps: float,
-    norm: str,
-    norm_bias: Tensor | None,
-    head_bias: Tensor | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _reference(a: Arguments) -> tuple[Tensor, Tensor]:
+    return relevance_head_reference(**a._asdict())
+
+
+def _compiled(a: Arguments) -> tuple[Tensor, Tensor]:
     """csrc/relevance_head.cpp for CPU tensors, csrc/relevance_head.cu for CUDA tensors."""
-    if hidden.stride(1) != 1:
-        hidden = hidden.contiguous()
-    last_index = last_index.to(torch.int64).contiguous()
-    # Named, so that what had to be copied lives until the launch.
-    weight, bias, head_rows_bias = map(as_float32, (norm_weight, norm_bias, head_bias))
-    head_rows = head_rows.to(torch.float32).contiguous()
-    logits, relevance = _empty_outputs(hidden, last_index)
-    batch, dim, num_head_rows = last_index.shape[0], hidden.shape[1], head_rows.shape[0]
-    params = compiled().RelevanceHeadParams(
-        hidden=address(hidden),
+    hidden = a.hidden if a.hidden.stride(1) == 1 else a.hidden.contiguous()
+    (rows, dim), batch, num_head_rows = hidden.shape, a.last_index.shape[0], a.head_rows.shape[0]
+    logits, relevance = _empty_outputs(hidden, a.last_index)
+    run_compiled(
+        "relevance_head",
+        hidden.device,
+        threads=min(batch, batch * dim * (num_head_rows + 1) // _WORK_PER_THREAD),
+        hidden=hidden,
         row_stride=hidden.stride(0),
-        last_index=address(last_index),
-        norm_weight=address(weight),
-        norm_bias=address(bias),
-        head_rows=address(head_rows),
-        head_bias=address(head_rows_bias),
-        logits=address(logits),
-        relevance=address(relevance),
-        rows=hidden.shape[0],
+        last_index=a.last_index.to(torch.int64).contiguous(),
+        norm_weight=_float32(a.norm_weight),
+        norm_bias=_float32(a.norm_bias),
+        head_rows=_float32(a.head_rows),
+        head_bias=_float32(a.head_bias),
+        logits=logits,
+        relevance=relevance,
+        rows=rows,
         batch=batch,
         dim=dim,
         num_head_rows=num_head_rows,
-        num_yes=num_yes,
-        eps=eps,
-        softcap=softcap or 0.0,
-        dtype=str(hidden.dtype).removeprefix("torch."),
-        norm=norm,
+        num_yes=a.num_yes,
+        eps=a.eps,
+        softcap=a.softcap or 0.0,
+        dtype=hidden.dtype,
+        norm=a.norm,
     )
-    if hidden.device.type == "cpu":
-        work = batch * dim * (num_head_rows + 1)
-        threads = max(1, min(torch.get_num_threads(), batch, work // _WORK_PER_THREAD))
-        compiled().relevance_head_cpu(params, threads)
-    else:
-        with torch.cuda.device(hidden.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            compiled().relevance_head_cuda(params, stream)
     return logits, relevance
 
 
-def _triton(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    """As the C++ kernels read parameters."""
+    return None if parameter is None else parameter.to(torch.float32).contiguous()
+
+
+def _triton(a: Arguments) -> tuple[Tensor, Tensor]:
     """kernels/relevance_head.py, imported where it is used since Triton is optional."""
     from ragvl.kernels.relevance_head import relevance_head_fwd
 
-    outputs = _empty_outputs(hidden, arguments[0])
-    relevance_head_fwd(hidden, *arguments, *outputs)
+    outputs = _empty_outputs(a.hidden, a.last_index)
+    relevance_head_fwd(a, *outputs)
     return outputs
 
 
 _IMPLEMENTATIONS = {
-    "reference": relevance_head_reference,
+    "reference": _reference,
     "cpu": _compiled,
     "triton": _triton,
     "cuda": _compiled,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ragvl.ops.arguments import check_tensor
-from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose
+from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
 
 # Bytes of a chunk's float32 logits. On a CPU as much as stays in its caches.
 _CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
@@ -83,17 +83,25 @@ def visual_weighted_cross_entropy(
         tensor(0.3133)
     """
     _check(hidden, hidden_noisy, head_weight, labels, head_bias, clamp, window, ignore_index)
-    tensors = (hidden, hidden_noisy, head_weight, labels, head_bias)
-    options = (float(clamp[0]), float(clamp[1]), window, ignore_index)
+    tensors = (hidden, hidden_noisy, head_weight, labels)
     name, _ = choose("visual_weighted_cross_entropy", backend, hidden.device, hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):  # the caller's dtypes are meant
         if name == "reference":
-            return visual_weighted_cross_entropy_reference(*tensors, *options)
-        wanted = [
+            return visual_weighted_cross_entropy_reference(
+                *tensors,
+                head_bias=head_bias,
+                clamp=clamp,
+                window=window,
+                ignore_index=ignore_index,
+            )
+        wants = [
             torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
             for tensor in (hidden, head_weight, head_bias)
         ]
-        return _visual_weighted_cross_entropy(*tensors, *options, *wanted, name)[0]
+        low, high = map(float, clamp)
+        return _visual_weighted_cross_entropy(
+            *tensors, head_bias, low, high, window, ignore_index, *wants, name
+        )[0]
 
 
 def visual_weighted_cross_entropy_reference(
@@ -101,9 +109,9 @@ def visual_weighted_cross_entropy_reference(
     hidden_noisy: Tensor,
     head_weight: Tensor,
     labels: Tensor,
+    *,
     head_bias: Tensor | None = None,
-    low: float = 1.0,
-    high: float = 5.0,
+    clamp: tuple[float, float] = (1.0, 5.0),
     window: int = 3,
     ignore_index: int = -100,
 ) -> Tensor:
@@ -114,7 +122,7 @@ def visual_weighted_cross_entropy_reference(
     weight, bias = head_weight.to(dtype), None if head_bias is None else head_bias.to(dtype)
     logits = F.linear(hidden[sequence, position].to(dtype), weight, bias)
     noisy_logits = F.linear(hidden_noisy[sequence, position].to(dtype), weight, bias)
-    gap = (logits - noisy_logits).gather(1, label[:, None])[:, 0].detach().clamp(low, high)
+    gap = (logits - noisy_logits).gather(1, label[:, None])[:, 0].detach().clamp(*clamp)
     weights = visual_weights(gap, sequence, window)
     losses = F.cross_entropy(logits, label, reduction="none")
     return (weights * losses).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
@@ -221,9 +229,10 @@ def _visual_weighted_cross_entropy(
         logits = _product(rows[chunk], head_weight.T, dtype)
         if head_bias is not None:
             logits += head_bias
-        losses, slopes = _SOFTMAX[backend](
-            logits, label[chunk], weights[chunk], wants_hidden or wants_weight or wants_bias
-        )
+        with on_device(hidden.device):
+            losses, slopes = _SOFTMAX[backend](
+                logits, label[chunk], weights[chunk], wants_hidden or wants_weight or wants_bias
+            )
         loss += losses
         if slopes is None:
             continue
@@ -279,7 +288,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.wanted = inputs[-4:-1]
+    ctx.wants = inputs[-4:-1]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -287,8 +296,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     # In place: the head's gradient may be as large as the head
     scaled = [
-        saved.mul_(grad) if wanted else None
-        for saved, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)
+        saved.mul_(grad) if wants else None
+        for saved, wants in zip(ctx.saved_tensors, ctx.wants, strict=True)
     ]
     hidden, weight, bias = scaled
     return hidden, None, weight, None, bias, *[None] * 8

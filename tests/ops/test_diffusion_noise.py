@@ -370,7 +370,7 @@ def test_bad_arguments(arguments, error, message):
 
 
 def test_the_reference_is_exported() -> None:
-    x, signal = normal(2, 3), torch.tensor([0.6])
-    out = diffusion_noise_reference(x, None, signal, torch.tensor([0.8]), 1)
+    x, kept = normal(2, 3), alphas_cumprod()[100].float()
+    out = diffusion_noise_reference(x, timestep=100, seed=1)
     noise = philox_normals(6, 1).view(2, 3)
-    torch.testing.assert_close(out, 0.6 * x + 0.8 * noise)
+    torch.testing.assert_close(out, kept.sqrt() * x + (1 - kept).sqrt() * noise)

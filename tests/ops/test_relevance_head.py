@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ragvl import _C
 from ragvl.ops import BackendUnavailableError, relevance_head, relevance_head_reference
-from ragvl.ops.relevance_head import _IMPLEMENTATIONS, _relevance_head
+from ragvl.ops.relevance_head import _IMPLEMENTATIONS, Arguments, _relevance_head
 
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
 KERNELS = [
@@ -297,18 +297,19 @@ def test_kernels_read_nothing_outside_hidden(backend, device):
     rows = inputs["hidden"].shape[0]
     last_index = torch.tensor([0, rows, -1, rows - 1], device=device)
     # Past the check, which a GPU's indices do not get since reading them would mean waiting.
-    logits, relevance = _IMPLEMENTATIONS[backend](
+    arguments = Arguments(
         inputs["hidden"],
         last_index,
         inputs["norm_weight"],
         inputs["head_rows"],
-        1,
-        1e-6,
-        "rms",
-        None,
-        None,
-        None,
+        num_yes=1,
+        eps=1e-6,
+        norm="rms",
+        norm_bias=None,
+        head_bias=None,
+        softcap=None,
     )
+    logits, relevance = _IMPLEMENTATIONS[backend](arguments)
     assert relevance.isnan().tolist() == [False, True, True, False]
     assert logits.isnan().all(dim=1).tolist() == [False, True, True, False]
 
