@@ -19,6 +19,7 @@ from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, num_pages, page_tabl
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.reuse import reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
+from ragvl.prefix_cache.supply import PrefixSupply, Wanted
 
 __all__ = [
     "PAGE_TOKENS",
@@ -33,8 +34,10 @@ __all__ = [
     "PrefixCache",
     "PrefixCacheBusyError",
     "PrefixRecord",
+    "PrefixSupply",
     "PrefixTooLargeError",
     "TierStatistics",
+    "Wanted",
     "available_bytes",
     "format_bytes",
     "num_pages",

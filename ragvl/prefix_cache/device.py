@@ -8,16 +8,18 @@ without an end, the next step makes the rest anew: no page is lost.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,6 +104,26 @@ class Lease:
         return held + sum(len(pages) for pages in self.reserved.values())
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _step(
+    change: Callable[Concatenate[DeviceTier, P], R],
+) -> Callable[Concatenate[DeviceTier, P], R]:
+    """Runs `change` under the lock; what an interrupt leaves half done, the next one mends."""
+
+    @functools.wraps(change)
+    def run(tier: DeviceTier, *args: P.args, **kwargs: P.kwargs) -> R:
+        with tier._lock:
+            tier._begin()
+            result = change(tier, *args, **kwargs)
+            tier._stepping = None
+            return result
+
+    return run
+
+
 class DeviceTier:
     """Keeps prefixes in a pool's pages, least recently used first to go. Thread-safe.
 
@@ -121,7 +143,7 @@ class DeviceTier:
         self.stats = TierStatistics()
         self._keep = keep
         self._wait_seconds = wait_seconds
-        # What is so: the prefixes, and the leases that live
+        # The truth: the prefixes, and the leases that live
         self._entries: dict[str, CachedPrefix] = {}
         self._leases: dict[int, weakref.ref[Lease]] = {}
         # What follows from it. The lowest free pages go first, so that those from `_touched` on
@@ -153,13 +175,10 @@ class DeviceTier:
         return (self.pool.size - self._touched) * self.page_bytes
 
     @property
+    @_step
     def used_pages(self) -> int:
         """How many pages live leases keep; those of idle prefixes are not among them."""
-        with self._lock:
-            self._begin()
-            used = self.pool.size - len(self._free) - self._idle_pages
-            self._stepping = None
-        return used
+        return self.pool.size - len(self._free) - self._idle_pages
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -171,23 +190,18 @@ class DeviceTier:
                 "process %s was forked: torch computes with one thread here", os.getpid()
             )
         lease = Lease(self)
-        with self._lock:
-            self._begin()
-            self._leases[id(lease)] = weakref.ref(lease, self._lose)
-            self._stepping = None
+        self._register(lease)
         return lease
 
+    @_step
     def use(self, key: str, lease: Lease) -> CachedPrefix | None:
         """The prefix, which `lease` then holds; None if it is not here."""
-        with self._lock:
-            self._begin()
-            entry = self._entries.get(key)
-            if entry is None:
-                self.stats.misses += 1
-            else:
-                self.stats.hits += 1
-                self._take(entry, lease)
-            self._stepping = None
+        entry = self._entries.get(key)
+        if entry is None:
+            self.stats.misses += 1
+        else:
+            self.stats.hits += 1
+            self._take(entry, lease)
         return entry
 
     def check_fits(self, length: int) -> None:
@@ -219,13 +233,7 @@ class DeviceTier:
         while True:
             bell = threading.Lock()
             bell.acquire()
-            with self._lock:
-                self._begin()
-                taken = self._take_pages(counts, lease)
-                if not taken:
-                    self._waiting.append(bell)
-                self._stepping = None
-            if taken:
+            if taken := self._take_pages(counts, lease, bell):
                 return [torch.tensor(pages, device=self.pool.device) for pages in taken]
             if lease.num_pages():
                 raise LeaseFullError
@@ -234,6 +242,7 @@ class DeviceTier:
                 raise PrefixCacheBusyError(self._busy(counts[0], time.monotonic() - start))
             bell.acquire(timeout=min(left, _POLL_SECONDS))
 
+    @_step
     def insert(self, entry: CachedPrefix, lease: Lease) -> CachedPrefix:
         """Keeps a prefix whose pages `lease` has reserved and filled.
 
@@ -242,26 +251,21 @@ class DeviceTier:
             thread was sooner.
         """
         numbers = entry.page_numbers.tolist()
-        with self._lock:
-            self._begin()
-            known = self._entries.setdefault(entry.key, entry)
-            self._take(known, lease)
-            del lease.reserved[numbers[0]]
-            if known is entry:
-                self.stats.bytes += len(numbers) * self.page_bytes
-            else:
-                self._free.extend(reversed(numbers))
-            self._stepping = None
+        known = self._entries.setdefault(entry.key, entry)
+        self._take(known, lease)
+        del lease.reserved[numbers[0]]
+        if known is entry:
+            self.stats.bytes += len(numbers) * self.page_bytes
+        else:
+            self._free.extend(reversed(numbers))
         return known
 
+    @_step
     def give_back(self, pages: Tensor, lease: Lease) -> None:
         """Frees pages that `lease` has reserved, and that nothing writes to."""
         numbers = pages.tolist()
-        with self._lock:
-            self._begin()
-            del lease.reserved[numbers[0]]
-            self._free.extend(reversed(numbers))
-            self._stepping = None
+        del lease.reserved[numbers[0]]
+        self._free.extend(reversed(numbers))
 
     def end(self, lease: Lease) -> None:
         """Ends the use of what `lease` holds."""
@@ -274,40 +278,26 @@ class DeviceTier:
             self._leases.pop(id(lease), None)
             self._lost = True
             return
-        with self._lock:
-            self._begin()
-            if self._leases.pop(id(lease), None) is not None:
-                if lease.reserved:
-                    self._settle()
-                else:
-                    for entry in lease.entries:
-                        self._leave(entry)
-            waiting, self._waiting = self._waiting, []
-            self._stepping = None
-        for bell in waiting:
+        for bell in self._close(lease):
             bell.release()
 
     # --- forgetting -----------------------------------------------------------------------------
 
+    @_step
     def drop(self, key: str) -> None:
         """Forgets a prefix; leases that hold it may go on with it."""
-        with self._lock:
-            self._begin()
-            entry = self._entries.pop(key, None)
-            if entry is not None:
-                self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
-                if self._idle.pop(key, None) is not None:
-                    self._idle_pages -= len(entry.page_numbers)
-                    self._free.extend(reversed(entry.page_numbers.tolist()))
-            self._stepping = None
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
+            if self._idle.pop(key, None) is not None:
+                self._idle_pages -= len(entry.page_numbers)
+                self._free.extend(reversed(entry.page_numbers.tolist()))
 
+    @_step
     def clear(self) -> None:
         """Forgets what is not in use."""
-        with self._lock:
-            self._begin()
-            while self._idle:
-                self._evict()
-            self._stepping = None
+        while self._idle:
+            self._evict()
 
     def renew(self) -> None:
         """In a forked child, only the leases of the thread that forked are still held."""
@@ -321,7 +311,48 @@ class DeviceTier:
         self._lost = True  # another thread may have been in the middle of a step
         self._forked = True
 
-    # --- inside a step: with the lock, from _begin until _stepping is None -----------------------
+    # --- steps of leases ------------------------------------------------------------------------
+
+    @_step
+    def _register(self, lease: Lease) -> None:
+        self._leases[id(lease)] = weakref.ref(lease, self._lose)
+
+    @_step
+    def _take_pages(
+        self, counts: Sequence[int], lease: Lease, bell: threading.Lock
+    ) -> list[list[int]]:
+        """As many of the wanted pages as there are; `bell` is released once there may be more."""
+        room = len(self._free) + self._idle_pages
+        fitting = [
+            count for count, end in zip(counts, accumulate(counts), strict=True) if end <= room
+        ]
+        if not fitting:
+            self._waiting.append(bell)
+        while len(self._free) < sum(fitting):
+            self._evict()
+            self.stats.evictions += 1
+        taken = []
+        for count in fitting:
+            pages = self._free[: -count - 1 : -1]
+            del self._free[-count:]
+            lease.reserved[pages[0]] = pages
+            taken.append(pages)
+        self._touched = max(self._touched, self.pool.size - len(self._free))
+        return taken
+
+    @_step
+    def _close(self, lease: Lease) -> list[threading.Lock]:
+        """Frees what a lease held; who waited for room is returned."""
+        if self._leases.pop(id(lease), None) is not None:
+            if lease.reserved:
+                self._settle()
+            else:
+                for entry in lease.entries:
+                    self._leave(entry)
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    # --- inside a step --------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Begins a step: what an earlier one left half done is put right."""
@@ -385,24 +416,7 @@ class DeviceTier:
         self._idle_pages -= len(entry.page_numbers)
         self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
 
-    def _take_pages(self, counts: Sequence[int], lease: Lease) -> list[list[int]]:
-        room = len(self._free) + self._idle_pages
-        fitting = [
-            count for count, end in zip(counts, accumulate(counts), strict=True) if end <= room
-        ]
-        while len(self._free) < sum(fitting):
-            self._evict()
-            self.stats.evictions += 1
-        taken = []
-        for count in fitting:
-            pages = self._free[: -count - 1 : -1]
-            del self._free[-count:]
-            lease.reserved[pages[0]] = pages
-            taken.append(pages)
-        self._touched = max(self._touched, self.pool.size - len(self._free))
-        return taken
-
-    # --- inside: without it ---------------------------------------------------------------------
+    # --- outside of one -------------------------------------------------------------------------
 
     def _lose(self, _: weakref.ref[Lease]) -> None:
         # May run anywhere, under the lock as well: no more than this

@@ -11,8 +11,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import torch
+
 from ragvl.forks import fork_safe
 from ragvl.prefix_cache.device import DeviceTier
+from ragvl.prefix_cache.pages import num_pages
+
+Budget = int | str
+
+# What "auto" takes of the memory that is available when the model has been loaded
+_GPU_SHARE, _CPU_SHARE = 0.5, 0.25
+# What is reserved where nothing is to be kept: the candidates of a chunk, of 640 tokens each
+_SCRATCH_TOKENS = 32 * 640
 
 # Version 1 writes "no limit" as the largest multiple of a page
 _NO_LIMIT = 1 << 62
@@ -29,6 +39,17 @@ class _Files(NamedTuple):
 
 _V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def device_budget(budget: Budget, device: torch.device, page_bytes: int) -> int:
+    """The bytes of a prefix cache on `device`: a number, or what "auto" or "scratch" means now."""
+    if isinstance(budget, int):
+        return budget
+    if device.type == "cuda":
+        share = int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
+    else:
+        share = int(available_bytes() * _CPU_SHARE)
+    return min(share, page_bytes * num_pages(_SCRATCH_TOKENS)) if budget == "scratch" else share
 
 
 def available_bytes(root: Path = Path("/")) -> int:

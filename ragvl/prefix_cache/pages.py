@@ -91,6 +91,11 @@ class PagePool:
             target = self._tensors[f"{name}s"][layer]
             target.index_copy_(0, targets, paged.mT if name == "key" else paged)
 
+    def synchronize(self) -> None:
+        """Waits until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def read(self, pages: Tensor) -> dict[str, Tensor]:
         """Copies of what `pages` hold, on the CPU, for `load`."""
         return {name: x[:, pages].cpu() for name, x in self._tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
@@ -19,13 +19,6 @@ from ragvl.reranker.templates import CaptionError, PromptTemplate
 
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
-
-
-class Frame(NamedTuple):
-    """A prompt's text around its query; `before` is the same for every query."""
-
-    before: str
-    after: str
 
 
 class Prompts:
@@ -63,49 +56,42 @@ class Prompts:
             caption=self.captions(document.caption) or "",
         )
 
-    def frame(self, document: Document) -> Frame:
-        """What stands before and after any query in this document's prompts.
+    def before_query(self, document: Document) -> str:
+        """What this document's prompts begin with, whatever the query.
 
         Raises:
             CaptionError: the template needs a caption and the document has none, or it is no text
                 that a tokenizer takes.
         """
         template = self._template_of(document)
-        return Frame(
-            *self._mllm.frame(
-                template.text,
-                "query",
-                system_turn=template.system_turn,
-                caption=self.captions(document.caption) or "",
-            )
+        before, _ = self._mllm.frame(
+            template.text,
+            "query",
+            system_turn=template.system_turn,
+            caption=self.captions(document.caption) or "",
         )
+        return before
 
-    def tokens(self, asked: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
+    def tokens(self, parts: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
         """The token ids of the prompts of (query, document, its picture's expansion)."""
         texts = [
             self._mllm.expand(self.text(query, document), [expansion])
-            for query, document, expansion in asked
+            for query, document, expansion in parts
         ]
         return self._mllm.tokenize(texts)
 
-    def prefixes(self, pictured: Sequence[tuple[Document, ImageInputs]]) -> list[Prompt]:
-        """Of each document the tokens that every query's prompt about it begins with.
+    def prefix(self, document: Document, image: ImageInputs) -> Prompt:
+        """The tokens that every query's prompt about a document begins with.
 
-        Found on token ids of whole prompts: a merge across the boundary costs a token, never
+        Read off token ids of whole prompts: a merge across the boundary costs a token, never
         correctness. Where a chat template writes something else for some queries before the picture
         is over, it is the first one's up to the picture's end; other prompts share less of it.
         """
-        asked = [
-            (probe, document, image.expansion) for document, image in pictured for probe in _PROBES
-        ]
-        ids = self.tokens(asked)
-        prefixes = []
-        for (_, image), first, second in zip(pictured, ids[::2], ids[1::2], strict=True):
-            length = common_prefix_length(first, second)
-            if self._mllm.image_token_id in first[length:]:
-                length = len(first) - first[::-1].index(self._mllm.image_token_id)
-            prefixes.append(Prompt(first[:length], (image,)))
-        return prefixes
+        first, second = self.tokens([(probe, document, image.expansion) for probe in _PROBES])
+        length = common_prefix_length(first, second)
+        if self._mllm.image_token_id in first[length:]:
+            length = len(first) - first[::-1].index(self._mllm.image_token_id)
+        return Prompt(first[:length], (image,))
 
     def _template_of(self, document: Document) -> PromptTemplate:
         template = self._template.of(document)
@@ -131,8 +117,7 @@ def split_prompt(
     """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
     image = encode_document(mllm, document)
     (ids,) = prompts.tokens([(query, document, image.expansion)])
-    (prefix,) = prompts.prefixes([(document, image)])
-    shared = shared_length(ids, prefix.input_ids)
+    shared = shared_length(ids, prompts.prefix(document, image).input_ids)
     return ids[:shared], ids[shared:]
 
 

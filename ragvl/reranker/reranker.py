@@ -34,7 +34,7 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.scorer import OnError, Scorer
+from ragvl.reranker.scorer import OnError, Scorer, skip
 from ragvl.reranker.templates import PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     SavedThresholds,
@@ -633,6 +633,4 @@ def _check_finite(
             f"the relevance of {pairs[i][1].name} is NaN: the weights hold NaN, or activations "
             "overflow in this dtype (try dtype='bfloat16' or 'float32')"
         )
-        if on_error == "raise":
-            raise FloatingPointError(problem)
-        logger.warning("skipped: %s", problem)
+        skip(FloatingPointError(problem), on_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 
+logger = logging.getLogger(__name__)
+
 OnError = Literal["raise", "skip"]
+
+
+def skip(error: Exception, on_error: OnError) -> None:
+    """Raises `error`, whose message names a document, or logs that the document is skipped."""
+    if on_error == "raise":
+        raise error
+    logger.warning("skipped: %s", error)
 
 
 class Scorer(Protocol):

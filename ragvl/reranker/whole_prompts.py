@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -23,10 +22,8 @@ from ragvl.mllm import (
 )
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.scorer import OnError
+from ragvl.reranker.scorer import OnError, skip
 from ragvl.workers import Pending, Workers, ahead
-
-logger = logging.getLogger(__name__)
 
 _WINDOW = 256  # pairs are prepared and sorted by length this many at a time
 # On a CPU a larger batch saves nothing and leaves the caches; measured on 44 M parameters.
@@ -127,9 +124,7 @@ class WholePrompts:
             if len(prompt) > self._mllm.max_length:
                 raise too_long(self._mllm, len(prompt), [document], index=index, question=query)
         except (ImageError, PromptTooLongError) as error:
-            if on_error == "raise":
-                raise
-            logger.warning("skipped: %s", error)  # which names the document
+            skip(error, on_error)
             return None
         return prompt
 

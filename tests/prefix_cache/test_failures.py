@@ -180,7 +180,7 @@ def test_a_forked_child_scores_new_and_known_documents(
 
     def hold_everything() -> None:
         """Every lock that a child could wait for, and prefixes in use."""
-        device, host, disk = cache._device, cache._host, cache._disk
+        device, host, disk = cache._device, cache.below.host, cache.below.disk
         assert device is not None
         assert host is not None
         assert disk is not None
@@ -330,14 +330,13 @@ def test_auto_is_a_share_of_what_a_container_has_left(
     machine.process("0::/", UNIFIED.format(root="/"))
     machine.v2("", 2 * GIB, 0)
     monkeypatch.setattr(
-        "ragvl.prefix_cache.cache.available_bytes", lambda: available_bytes(machine.root)
+        "ragvl.prefix_cache.memory.available_bytes", lambda: available_bytes(machine.root)
     )
     caches = [PrefixCache(), PrefixCache(), PrefixCache("scratch")]
     sizes = []
     for cache in caches:
-        cache.attach(mllm)
-        assert cache._device is not None
-        sizes.append(cache.pool.size * cache._device.page_bytes / GIB)
+        device = cache.attach(mllm)
+        sizes.append(device.pool.size * device.page_bytes / GIB)
     assert sizes[:2] == pytest.approx([0.5, 0.375], rel=1e-3)
     assert sizes[2] < 0.1
 

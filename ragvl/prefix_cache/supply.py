@@ -1,0 +1,278 @@
+"""Supplies the prefixes that a call needs: looked up, loaded or computed, and held while in use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from typing import Generic, Protocol, TypeVar
+
+from ragvl.data.images import ImageError
+from ragvl.messages import reason
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError
+from ragvl.prefix_cache.building import PrefixBuilder
+from ragvl.prefix_cache.cache import PrefixCache
+from ragvl.prefix_cache.device import CachedPrefix, Lease, LeaseFullError, PrefixTooLargeError
+from ragvl.prefix_cache.payloads import UnusableRecordError, features_of, kind_of, prefix_of
+from ragvl.prefix_cache.record import PrefixRecord, is_finite
+from ragvl.runtime import is_out_of_memory
+from ragvl.workers import Workers, ahead
+
+logger = logging.getLogger(__name__)
+
+_GROUP = 8  # prefixes that are computed together, while the next ones' pictures are prepared
+_BLOCK = 32  # prefixes from which on a block is full
+
+
+class Wanted(Protocol):
+    """Whose prefix is wanted, such as a document."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    def key(self) -> str:
+        """Names the prefix by all that it depends on, in 64 hexadecimal digits.
+
+        Raises:
+            ImageError: its picture cannot be read.
+        """
+
+    def prefix(self) -> Prompt:
+        """The tokens that every prompt about it begins with, and its picture.
+
+        Called after `key`, in another thread, and only where no tier has the prefix.
+
+        Raises:
+            ImageError: its picture cannot be used.
+            PromptTooLongError: nothing could follow its prefix.
+        """
+
+
+W = TypeVar("W", bound=Wanted)
+Refuse = Callable[[Exception], None]
+Block = list[tuple[W, CachedPrefix]]
+
+
+@dataclass(frozen=True)
+class _Item(Generic[W]):
+    """Something wanted, a few places before it is looked up.
+
+    Attributes:
+        wanted: what.
+        key: its prefix's name; None where it has none.
+        known: whether a tier has the prefix.
+        prompt: gives the prefix to compute, or raises why there is none.
+    """
+
+    wanted: W
+    key: str | None
+    known: bool
+    prompt: Callable[[], Prompt]
+
+
+@dataclass
+class _Call(Generic[W]):
+    """What a call still needs.
+
+    Attributes:
+        coming: what has not been looked up.
+        refuse: takes the error of what cannot be used.
+        group: the next of them.
+        lacking: what no tier has: prefixes by their keys, and who wants them.
+    """
+
+    coming: Iterator[_Item[W]]
+    refuse: Refuse
+    group: deque[_Item[W]] = field(default_factory=deque)
+    lacking: dict[str, tuple[Prompt, list[W]]] = field(default_factory=dict)
+
+    def goes_on(self) -> bool:
+        self.group.extend(islice(self.coming, _GROUP - len(self.group)))
+        return bool(self.group or self.lacking)
+
+
+class PrefixSupply:
+    """Takes prefixes from a cache's tiers, and computes what none has.
+
+    Args:
+        mllm: a model whose prefixes can be reused.
+        cache: keeps them.
+        exact: prefixes are computed together only where that changes no bit.
+    """
+
+    def __init__(self, mllm: MLLM, cache: PrefixCache, *, exact: bool) -> None:
+        self._mllm = mllm
+        self._cache = cache
+        self._device = cache.attach(mllm)
+        self.pool = self._device.pool
+        self._compute = PrefixBuilder(mllm, self.pool, exact=exact)
+
+    def blocks(self, wanted: Iterable[W], refuse: Refuse) -> Iterator[Block[W]]:
+        """All that is wanted with its prefix, as many at once as the device has room for.
+
+        A block's prefixes are held until the next block is taken.
+
+        Args:
+            wanted: in this order, but for those of a block.
+            refuse: is called with the error of each that cannot be used; it may raise it.
+
+        Raises:
+            PrefixCacheBusyError: other calls held the device's memory for too long.
+        """
+        with Workers() as workers:
+            yield from self._blocks(self._items(wanted, workers), refuse)
+
+    def warm(self, wanted: Iterable[W], refuse: Refuse) -> Iterator[bool]:
+        """Brings prefixes into the cache; for each whether a tier had it. See `blocks`."""
+        with Workers() as workers:
+            for known, items in groupby(self._items(wanted, workers), lambda item: item.known):
+                if known and self._cache.is_scratch:  # the device keeps none of them
+                    yield from (True for _ in items)
+                    continue
+                for block in self._blocks(items, refuse):
+                    yield from (known for _ in block)
+
+    def forget_broken(self, prefixes: Iterable[CachedPrefix]) -> set[str]:
+        """Forgets those that hold NaN or infinity, in every tier; their keys.
+
+        A record on a disk may hold NaN and a checksum that is right: written by a process whose
+        memory was at fault, or by hand.
+        """
+        broken = set()
+        for prefix in prefixes:
+            if prefix.key not in broken and not all(
+                map(is_finite, self.pool.read(prefix.pages).values())
+            ):
+                logger.warning("the prefix %s holds NaN or infinity and is forgotten", prefix.key)
+                self._cache.drop(prefix.key)
+                broken.add(prefix.key)
+        return broken
+
+    # --- looking up -----------------------------------------------------------------------------
+
+    def _items(self, wanted: Iterable[W], workers: Workers) -> Iterator[_Item[W]]:
+        """What is wanted; the next few that no tier has are being prepared."""
+        return ahead((self._item(one, workers) for one in wanted), _GROUP)
+
+    def _item(self, wanted: W, workers: Workers) -> _Item[W]:
+        try:
+            key = wanted.key()
+        except ImageError as error:  # reported in its turn
+            return _Item(wanted, None, False, partial(_raise, error))
+        if key in self._cache:
+            return _Item(wanted, key, True, wanted.prefix)
+        return _Item(wanted, key, False, workers.submit(wanted.prefix).result)
+
+    def _blocks(self, items: Iterable[_Item[W]], refuse: Refuse) -> Iterator[Block[W]]:
+        call = _Call(iter(items), refuse)
+        while True:
+            with self._device.lease() as lease:
+                block: Block[W] = []
+                with contextlib.suppress(LeaseFullError):  # what is left comes into the next
+                    while len(block) < _BLOCK and call.goes_on():
+                        if call.lacking:
+                            self._build(call, lease, block)
+                        else:
+                            self._look_up(call, lease, block)
+                if not block:
+                    return
+                yield block
+
+    def _look_up(self, call: _Call[W], lease: Lease, block: Block[W]) -> None:
+        """Takes what of the next group some tier has; what none has is then lacking."""
+        while call.group:
+            item = call.group[0]  # until it is done: there may be no room for it in this lease
+            if item.key in call.lacking:
+                call.lacking[item.key][1].append(item.wanted)
+            elif prefix := self._use(item.key, lease):
+                block.append((item.wanted, prefix))
+            else:
+                try:
+                    prompt = item.prompt()
+                    self._check_fits(item.wanted, prompt)
+                except (ImageError, PromptTooLongError, PrefixTooLargeError) as error:
+                    call.refuse(error)
+                else:
+                    assert item.key is not None
+                    call.lacking[item.key] = prompt, [item.wanted]
+            call.group.popleft()
+
+    def _use(self, key: str | None, lease: Lease) -> CachedPrefix | None:
+        """The prefix, on the device and held by `lease`; None if no tier has it."""
+        if key is None:
+            return None
+        if (prefix := self._device.use(key, lease)) is not None:
+            return prefix
+        return self._cache.below.load(key, lambda record: self._restore(key, record, lease))
+
+    def _check_fits(self, wanted: W, prompt: Prompt) -> None:
+        try:
+            self._device.check_fits(len(prompt))
+        except PrefixTooLargeError as error:
+            raise PrefixTooLargeError(f"{wanted.name}: {error}") from None
+
+    # --- bringing to the device -----------------------------------------------------------------
+
+    def _build(self, call: _Call[W], lease: Lease, block: Block[W]) -> None:
+        """Computes as many of the lacking prefixes as there is room for, into every tier."""
+        # Visual tokens, and the time that one prefix takes, are known of prefixes built alone
+        count = len(call.lacking) if self._cache.below.hold_kv else 1
+        keys = list(islice(call.lacking, count))
+        prompts = [call.lacking[key][0] for key in keys]
+        pages = self._device.reserve(list(map(len, prompts)), lease)
+        if len(pages) < count:
+            # Batches of few sizes: a new one is computed twice, to see whether it changes a bit
+            count = 1 << (len(pages).bit_length() - 1)
+            for own in pages[count:]:
+                self._device.give_back(own, lease)
+        keys, prompts, pages = keys[:count], prompts[:count], pages[:count]
+        every = self._compute(prompts, pages)
+        for key, prompt, own, done in zip(keys, prompts, pages, every, strict=True):
+            expansion = prompt.images[0].expansion
+            prefix = CachedPrefix(key, prompt.input_ids, expansion, done.next_position, own)
+            self._cache.below.keep(prefix, prompt, done, self.pool)
+            prefix = self._device.insert(prefix, lease)
+            _, waiting = call.lacking.pop(key)
+            block += [(wanted, prefix) for wanted in waiting]
+
+    def _restore(self, key: str, record: PrefixRecord, lease: Lease) -> CachedPrefix:
+        """The prefix that a record holds, on the device.
+
+        Raises:
+            UnusableRecordError: it is no record of this model's.
+        """
+        input_ids, expansion, next_position = prefix_of(record)
+        (expanded,) = self._mllm.tokenize([expansion])
+        if expanded.count(self._mllm.image_token_id) != input_ids.count(self._mllm.image_token_id):
+            raise UnusableRecordError("its record has other visual tokens than it says")
+        try:
+            self._device.check_fits(len(input_ids))
+        except PrefixTooLargeError:
+            raise UnusableRecordError("it is larger than the device tier") from None
+        (pages,) = self._device.reserve([len(input_ids)], lease)
+        try:
+            if kind_of(record) == "kv":
+                self.pool.load(pages, record.tensors)
+            else:
+                prompt, features = features_of(record, self._mllm.device)
+                self._mllm.prefill(
+                    [prompt], lambda layer, k, v: self.pool.write(layer, [pages], k, v), features
+                )
+        # Whatever a foreign record trips in a model
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            self._device.give_back(pages, lease)
+            raise UnusableRecordError(f"its record does not fit ({reason(error)})") from error
+        self.pool.synchronize()  # a pass on another stream may read it next
+        prefix = CachedPrefix(key, input_ids, expansion, next_position, pages)
+        return self._device.insert(prefix, lease)
+
+
+def _raise(error: Exception) -> Prompt:
+    raise error
