@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import bench_diffusion_noise
 import bench_prefix_attention
+import bench_prefix_write
 import bench_relevance_head
 import bench_visual_weighted_cross_entropy
 import torch
@@ -82,6 +83,7 @@ def cases(device: torch.device, *, small: bool) -> Iterator[Case]:
     operations = (
         _relevance_head_cases(device, small),
         _prefix_attention_cases(device, small),
+        _prefix_write_cases(device, small),
         _diffusion_noise_cases(device, small),
         _loss_cases(device, small),
     )
@@ -121,6 +123,24 @@ def _prefix_attention_cases(device: torch.device, small: bool) -> Iterator[Case]
             partial(bench.methods, model, shortest, dtype, device, ragged),
             "sdpa, already concatenated",
             Work(0, 4 * decoder.num_heads * decoder.head_dim * seen, numbers * dtype.itemsize),
+            waits=("reference",),
+        )
+
+
+def _prefix_write_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    bench = bench_prefix_write
+    sizes = [("tiny", 16)] if small else [("internvl2-2b", 272), ("llava-1.5-7b", 592)]
+    dtype = torch.float32 if small else torch.bfloat16
+    for (model, tokens), compression in product(sizes, bench.COMPRESSIONS):
+        decoder = SHAPES[model].decoder
+        numbers = 2 * bench.BATCH * tokens * decoder.num_kv_heads * decoder.head_dim
+        held = dtype.itemsize if compression is None else 1
+        yield Case(
+            bench.OPERATION,
+            f"{bench.BATCH} prefixes of {tokens} tokens, {model}, {compression or _name(dtype)}",
+            partial(bench.methods, model, tokens, compression, dtype, device),
+            bench.BASELINE,
+            Work(0, 0, numbers * (dtype.itemsize + held)),
             waits=("reference",),
         )
 

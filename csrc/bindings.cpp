@@ -14,6 +14,7 @@
 #include "diffusion_noise.h"
 #include "isa.h"
 #include "prefix_attention.h"
+#include "prefix_write.h"
 #include "relevance_head.h"
 #ifdef RAGVL_CUDA_ARCHITECTURES
 #include "cuda_status.h"
@@ -45,6 +46,13 @@ void read(py::handle value, HeadsView& to) {
   const auto [address, row_stride, head_stride] =
       value.cast<std::tuple<Address, int64_t, int64_t>>();
   to = {reinterpret_cast<void*>(address), row_stride, head_stride};
+}
+
+// (address, elements from prefix to prefix, from head to head, from token to token)
+void read(py::handle value, TokensView& to) {
+  const auto [address, prefix_stride, head_stride, token_stride] =
+      value.cast<std::tuple<Address, int64_t, int64_t, int64_t>>();
+  to = {reinterpret_cast<void*>(address), prefix_stride, head_stride, token_stride};
 }
 
 void read(py::handle value, DType& to) {
@@ -124,6 +132,7 @@ PYBIND11_MODULE(_C, m) {
                                  [] { return RAGVL_CPU_KERNEL(diffusion_noise); });
   bind_cpu<PrefixAttentionParams>(m, "prefix_attention_cpu",
                                   [] { return RAGVL_CPU_KERNEL(prefix_attention); });
+  bind_cpu<PrefixWriteParams>(m, "prefix_write_cpu", [] { return RAGVL_CPU_KERNEL(prefix_write); });
   bind_cpu<RelevanceHeadParams>(m, "relevance_head_cpu",
                                 [] { return RAGVL_CPU_KERNEL(relevance_head); });
 #ifndef RAGVL_WITHOUT_CUDA

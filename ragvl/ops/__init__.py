@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragvl.ops.backends import Backend, BackendUnavailableError
 from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
+from ragvl.ops.prefix_write import prefix_write, prefix_write_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
 from ragvl.ops.visual_weighted_cross_entropy import (
     visual_weighted_cross_entropy,
@@ -20,6 +21,8 @@ __all__ = [
     "diffusion_noise_reference",
     "prefix_attention",
     "prefix_attention_reference",
+    "prefix_write",
+    "prefix_write_reference",
     "relevance_head",
     "relevance_head_reference",
     "visual_weighted_cross_entropy",

@@ -22,6 +22,7 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "relevance_head": ("reference", "cpu", "triton", "cuda"),
     "prefix_attention": ("reference", "cpu", "triton"),
+    "prefix_write": ("reference", "cpu", "triton"),
     "diffusion_noise": ("reference", "cpu", "triton", "cuda"),
     "visual_weighted_cross_entropy": ("reference", "cpu", "triton"),
 }

@@ -1,0 +1,41 @@
+// prefix_write: keys and values of new prefixes go into pages; see ragvl/ops/prefix_write.py for
+// the equation.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "params.h"
+#include "types.h"
+
+namespace ragvl {
+
+// Keys or values of a batch: a head's elements are contiguous.
+struct TokensView {
+  const void* data;
+  int64_t prefix_stride;  // elements from one prefix to the next
+  int64_t head_stride;    // elements from one head to the next
+  int64_t token_stride;   // elements from one token to the next
+};
+
+// The caller has checked everything (ragvl/ops/prefix_write.py), the tables' values too.
+#define RAGVL_PREFIX_WRITE_FIELDS(F)                                                           \
+  F(TokensView, k)        /* [batch, kv_heads, tokens, dim] */                                 \
+  F(TokensView, v)        /* [batch, kv_heads, tokens, dim] */                                 \
+  F(void*, key_pages)     /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
+  F(void*, value_pages)   /* [pages, kv_heads, page_size, dim] of the same */                  \
+  F(float*, key_scales)   /* [pages, kv_heads, page_size], or null */                          \
+  F(float*, value_scales) /* [pages, kv_heads, page_size], or null */                          \
+  F(const int32_t*, page_table)     /* [batch, table_width] */                                 \
+  F(const int32_t*, prefix_lengths) /* [batch] */                                              \
+  F(int64_t, batch)                                                                            \
+  F(int64_t, kv_heads)                                                                         \
+  F(int64_t, dim)                                                                              \
+  F(int64_t, page_size)                                                                        \
+  F(int64_t, table_width)                                                                      \
+  F(DType, dtype)
+RAGVL_PARAMS(PrefixWriteParams, RAGVL_PREFIX_WRITE_FIELDS)
+
+RAGVL_DECLARE_CPU_KERNEL(prefix_write, PrefixWriteParams)
+
+}  // namespace ragvl
