@@ -1,12 +1,15 @@
-"""Opening a file whose path came from outside, without waiting for what is no file."""
+"""Files from outside opened without waiting for what is no file; files of ours written whole."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ragvl.messages import shown
 
@@ -15,7 +18,7 @@ class UnusableFileError(OSError):
     """What a path names cannot be read as a file, or is larger than such a file may be."""
 
 
-def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> BufferedReader:
     """Opens a regular file for reading.
 
     A pipe, a socket or a device is refused at once: reading one may wait for good. It is looked at
@@ -79,6 +82,53 @@ def check_writable_folder(folder: Path) -> None:
         raise PermissionError(
             f"cannot write into {shown(folder)}: {shown(existing)} is not writable"
         )
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, draft: Path | None = None) -> Iterator[Path]:
+    """A draft to write in the block, which takes the place of `path` when the block ends.
+
+    What stood in `path` stays until then, and for good if the block raises; whoever reads it, also
+    after a power failure, sees the old content or the new.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        draft: where to write, on the same disk; by default beside `path`, under a name of its own.
+
+    Raises:
+        OSError: it cannot be written.
+
+    Example:
+        >>> with whole_file("result.json") as draft:
+        ...     draft.write_text("{}")
+    """
+    path = Path(path)
+    if draft is None:
+        draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.draft")
+    for folder in {path.parent, draft.parent}:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        flush(draft)
+        os.replace(draft, path)
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see `whole_file`."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Brings a file or a folder to the disk, so that no rename after it overtakes it there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check(path: str | os.PathLike[str], status: os.stat_result, max_bytes: int | None) -> None:

@@ -1,4 +1,9 @@
-"""Names of content: two things have the same name only if they are the same, to the last byte."""
+"""Names of content: two things have the same name only if they are the same, to the last byte.
+
+A *name* is of a kind and made by `name_of`, a SHA-256 in hexadecimal; a model's that covers all
+that its results depend on is its *fingerprint*; one that something is kept under is a *key*. A
+*checksum* only says that a file holds what was written to it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -32,7 +38,6 @@ _IDLE_FIELDS = {
 
 # A file that was changed so recently might be changed again without a later time on it
 _SETTLED_AFTER = 2.0  # seconds
-_BLOCK = 2**20  # bytes of a file that are read at a time
 
 
 class UnnamedContentError(TypeError):
@@ -88,6 +93,29 @@ def _encoded(part: object) -> bytes:
 
 def _tagged(tag: bytes, content: bytes) -> bytes:
     return tag + struct.pack(">Q", len(content)) + content
+
+
+def checksum(*parts: bytes | memoryview) -> str:
+    """The SHA-256 of some bytes in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def json_checksum(value: object, *, sort_keys: bool = False) -> str:
+    """The checksum of `value` written as JSON."""
+    return checksum(json.dumps(value, sort_keys=sort_keys).encode())
+
+
+def file_checksum(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> str:
+    """The checksum of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read; see `open_regular`.
+    """
+    with open_regular(path, max_bytes=max_bytes) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bytes_name(content: bytes | bytearray | memoryview) -> str:
@@ -149,11 +177,7 @@ def _settled_name(path: str, max_bytes: int | None, *_marks: int) -> str:
 
 
 def _read_name(path: str, max_bytes: int | None) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path, max_bytes=max_bytes) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return name_of("bytes", digest.digest())
+    return name_of("bytes", bytes.fromhex(file_checksum(path, max_bytes=max_bytes)))
 
 
 # --- what a checkpoint holds beside its weights -------------------------------------------------
@@ -188,10 +212,8 @@ def tokenizer_content(tokenizer: Any) -> str:
 @cache
 def library_versions() -> dict[str, str]:
     """The versions of what prepares and computes: another one may give other bits."""
-    found = {}
+    versions = {}
     for name in ("ragvl", "torch", "transformers", "tokenizers", "pillow", "torchvision"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -54,11 +54,19 @@ def reason(error: BaseException, limit: int = MAX_SHOWN) -> str:
     return shown(" ".join(filter(None, lines)) or type(error).__name__, limit)
 
 
-def validation_reason(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, after the field that it is in."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = shown(".".join(map(str, first["loc"])), _FIELD_SHOWN)
-    return ": ".join(filter(None, (field, shown(first["msg"]))))
+def validation_reason(error: ValidationError, max_errors: int | None = 1) -> str:
+    """What is wrong by a schema of pydantic, each error after the field that it is in.
+
+    Args:
+        error: pydantic's.
+        max_errors: so many of its errors; None for all.
+    """
+    reasons = []
+    for one in error.errors(include_url=False, include_input=False)[:max_errors]:
+        field = shown(".".join(map(str, one["loc"])), _FIELD_SHOWN)
+        message = shown(one["msg"].removeprefix("Value error, "))
+        reasons.append(": ".join(filter(None, (field, message))))
+    return "; ".join(reasons)
 
 
 def _escaped(character: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ragvl.files import UnusableFileError, check_regular, open_regular
+from ragvl.files import UnusableFileError, check_regular, open_regular, whole_file, write_text
 
 
 def test_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -56,3 +56,17 @@ def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "result.json"
+    write_text(path, "first ä")
+    with whole_file(path) as draft:
+        draft.write_text("second")
+        assert path.read_text(encoding="utf-8") == "first ä"
+    assert path.read_text() == "second"
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as draft:
+        draft.write_text("thi")
+        raise KeyboardInterrupt
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path], "no draft stays"

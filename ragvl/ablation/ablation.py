@@ -29,6 +29,7 @@ from ragvl.evaluation.evaluate import EvaluationSettings, evaluate
 from ragvl.evaluation.results import ResultFileError, read_ablation_run
 from ragvl.evaluation.robustness import TEST_NOISE, accuracy_by_condition
 from ragvl.evaluation.stages import Models
+from ragvl.files import write_text
 from ragvl.generator import Generator
 from ragvl.identity import file_bytes_name, file_marks, name_of
 from ragvl.messages import MAX_ERROR, reason
@@ -288,9 +289,7 @@ def _do(job: _Job, settings: AblationSettings, test: _Test) -> tuple[dict[str, A
     except Exception as error:  # whatever it is, the other runs go on
         why = f"{type(error).__name__}: {reason(error, MAX_ERROR)}"
     else:
-        draft = job.result.with_suffix(".draft")
-        draft.write_text(json.dumps(result) + "\n")
-        draft.replace(job.result)
+        write_text(job.result, json.dumps(result) + "\n")
         return result, ""
     gc.collect()  # its tensors, which the next run may need the room of
     if torch.cuda.is_available():

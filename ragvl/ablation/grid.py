@@ -35,7 +35,7 @@ from pydantic import (
 )
 
 from ragvl.files import open_regular
-from ragvl.messages import MAX_ERROR, reason
+from ragvl.messages import MAX_ERROR, reason, validation_reason
 from ragvl.training.command import Plan, plan
 
 UNTRAINED = "untrained"
@@ -146,7 +146,7 @@ class AblationSettings(BaseModel):
         try:
             settings = cls.model_validate(_load(path))
         except ValidationError as error:
-            raise ValueError(f"{path}: {_in_words(error)}") from error
+            raise ValueError(f"{path}: {validation_reason(error, None)}") from error
         settings._file = path
         settings.planned()
         return settings
@@ -270,17 +270,6 @@ def _load(path: Path) -> Any:
         what = "it is empty" if found is None else f"it is a {type(found).__name__}"
         raise ValueError(f"{path}: {what}; expected keys stage, settings, arms, seeds and test")
     return found
-
-
-def _in_words(error: ValidationError) -> str:
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, found["loc"])), _reason(found["msg"]))))
-        for found in error.errors()
-    )
-
-
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
 
 
 def _refuse_elsewhere(settings: Iterable[str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ragvl.files import open_regular
+from ragvl.files import open_regular, whole_file
+from ragvl.identity import json_checksum
 from ragvl.messages import shown
 from ragvl.progress import ProgressBar
 
@@ -112,10 +111,8 @@ class Journal(Generic[Key]):
                 len(contradicted),
             )
         if damaged or contradicted or torn:
-            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.draft")
-            with draft.open("w", encoding="utf-8") as whole:
+            with whole_file(self._path) as draft, draft.open("w", encoding="utf-8") as whole:
                 whole.writelines(_line(key, value) for key, value in self._values.items())
-            draft.replace(self._path)
 
 
 def _line(key: Any, value: Any) -> str:
@@ -123,7 +120,7 @@ def _line(key: Any, value: Any) -> str:
 
 
 def _checksum(key: Any, value: Any) -> str:
-    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:8]
+    return json_checksum([key, value])[:8]
 
 
 def _entry(line: bytes) -> tuple[Any, Any] | None:

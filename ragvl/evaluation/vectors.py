@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ragvl.files import check_regular
+from ragvl.files import check_regular, whole_file
+from ragvl.identity import checksum
 from ragvl.messages import reason, shown
 
 _MAX_ID_BYTES = 2**16  # room for a document's id, in the file's head
@@ -28,10 +27,8 @@ def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], dim: int) -> Non
     for row, vector in zip(rows, vectors.values(), strict=True):
         row[:] = vector
     ids = json.dumps(list(vectors))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    save_file({"vectors": rows}, draft, {"ids": ids, "sha256": _checksum(ids, rows)})
-    draft.replace(path)
+    with whole_file(path) as draft:
+        save_file({"vectors": rows}, draft, {"ids": ids, "sha256": _checksum(ids, rows)})
 
 
 def load_vectors(path: Path, dim: int, expected: Sequence[str]) -> dict[str, np.ndarray]:
@@ -67,4 +64,4 @@ def load_vectors(path: Path, dim: int, expected: Sequence[str]) -> dict[str, np.
 
 
 def _checksum(ids: str, rows: np.ndarray) -> str:
-    return hashlib.sha256(ids.encode() + b"\0" + rows.tobytes()).hexdigest()
+    return checksum(ids.encode(), b"\0", rows.tobytes())

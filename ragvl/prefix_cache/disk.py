@@ -22,11 +22,11 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import NamedTuple
 
-from ragvl.files import open_regular
+from ragvl.files import flush, open_regular, whole_file
 from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
 from ragvl.prefix_cache.host import TierStatistics, check_key
@@ -120,10 +120,9 @@ class DiskTier:
         if size > min(limits, default=size):
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._draft(pieces) as draft:
-                replaced = _size(path)
-                os.replace(draft, path)
+            replaced = _size(path)
+            with whole_file(path, draft=self._draft_path()) as draft:
+                _write(draft, pieces)
         except OSError as error:
             self._report("written to", error)
             return
@@ -154,15 +153,21 @@ class DiskTier:
 
         Of a file of its own, which nobody else can replace by another record meanwhile.
         """
+        draft = self._draft_path()
         try:
-            with self._draft(encode_record(key, record)) as draft:
-                start = time.perf_counter()
-                with open_regular(draft) as file:
-                    read_record(key, file)
-                return time.perf_counter() - start
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            _write(draft, encode_record(key, record))
+            flush(draft)
+            start = time.perf_counter()
+            with open_regular(draft) as file:
+                read_record(key, file)
+            return time.perf_counter() - start
         except (OSError, DamagedRecordError) as error:
             self._report("measured", error)
             return math.inf
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
     def __contains__(self, key: str) -> bool:
         path = self._path(key)
@@ -198,22 +203,9 @@ class DiskTier:
                 why = f"this folder for cached prefixes cannot be made ({error.strerror})"
                 raise OSError(error.errno, why, str(self.folder)) from error
 
-    @contextlib.contextmanager
-    def _draft(self, pieces: list[memoryview]) -> Iterator[Path]:
-        """A file with `pieces` in it, which is removed at the end unless it was renamed."""
-        draft = self.folder / "drafts" / f"{platform.node()}-{os.getpid()}-{secrets.token_hex(8)}"
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("xb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                # So that a rename cannot overtake the content in a power failure
-                os.fsync(file.fileno())
-            yield draft
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink()
+    def _draft_path(self) -> Path:
+        """A new name, by which other processes tell whether its writer is alive."""
+        return self.folder / "drafts" / f"{platform.node()}-{os.getpid()}-{secrets.token_hex(8)}"
 
     def _delete(self, path: Path) -> None:
         """Removes a record's file, if it is there and can be removed."""
@@ -325,6 +317,12 @@ class DiskTier:
             known = subject in self._reported
             self._reported.add(subject)
         return not known
+
+
+def _write(path: Path, pieces: list[memoryview]) -> None:
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,6 @@ errors of the disk apart from damage to the file, and checks and copies every by
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from ragvl.identity import json_checksum
 from ragvl.messages import shown
 
 FORMAT = "1"
@@ -148,7 +148,7 @@ def encode_record(key: str, record: PrefixRecord) -> list[memoryview]:
         "info": json.dumps(record.info),
         "data_crc32": f"{checksum:08x}",
     }
-    metadata["header_sha256"] = _hash(metadata, layout)
+    metadata["header_sha256"] = json_checksum([metadata, layout])
     header = json.dumps({"__metadata__": metadata, **layout}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return [memoryview(len(header).to_bytes(8, "little") + header), *pieces]
@@ -174,7 +174,7 @@ def read_record(key: str, file: BinaryIO) -> PrefixRecord:
         layout = json.loads(file.read(header_size))
         metadata = layout.pop("__metadata__")
         version = metadata["format"]
-        intact = metadata.pop("header_sha256") == _hash(metadata, layout)
+        intact = metadata.pop("header_sha256") == json_checksum([metadata, layout])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecordError("its header is damaged, or it is not a record") from error
     if version != FORMAT:
@@ -246,7 +246,3 @@ def _check_order(
 def _memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, shared with it."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _hash(metadata: Mapping[str, str], layout: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([metadata, layout]).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from ragvl.files import expand_user, open_regular
+from ragvl.files import expand_user, open_regular, write_text
 from ragvl.messages import quoted, shown, validation_reason
 
 Threshold = str | float
@@ -74,10 +74,8 @@ class SavedThresholds:
         before = every.get(self.template)
         merged = self if before is None else self._joined(before)
         every[self.template] = merged
-        draft = path.with_name(f".{path.name}.draft")
         text = json.dumps({name: asdict(saved) for name, saved in every.items()}, indent=2)
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path, template: str = "auto") -> SavedThresholds | None:

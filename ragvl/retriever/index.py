@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragvl.arguments import checked_count
 from ragvl.forks import fork_safe
-from ragvl.messages import reason, shown
+from ragvl.messages import reason, shown, validation_reason
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
 
 _MAX_DIM = 2**16
@@ -251,10 +251,8 @@ class VectorIndex:
         try:
             about = _Metadata.model_validate(dict(metadata))
         except ValidationError as error:
-            first = error.errors()[0]
             raise IndexFileError(
-                f"{shown(state.parent)} holds no index of ragvl's: "
-                f"{'.'.join(map(str, first['loc']))}: {shown(first['msg'])}"
+                f"{shown(state.parent)} holds no index of ragvl's: {validation_reason(error)}"
             ) from error
         index = cls(
             about.dim,

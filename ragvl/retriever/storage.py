@@ -9,9 +9,7 @@ the current one. Until then a reader sees the old state, whatever happens to the
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -21,7 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from ragvl.files import UnusableFileError, check_regular, open_regular
+from ragvl.files import UnusableFileError, check_regular, flush, open_regular, write_text
+from ragvl.identity import file_checksum, json_checksum
 from ragvl.messages import shown, validation_reason
 
 MANIFEST = "ragvl_index.json"
@@ -69,27 +68,26 @@ def save_state(
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"state-{secrets.token_hex(8)}"
     state.mkdir()
-    draft = state / MANIFEST
     try:
         entries = {}
         for name, write in files.items():
             write(state / name)
-            _flush(state / name)
-            entries[name] = {"bytes": (state / name).stat().st_size, "sha256": _hash(state / name)}
+            flush(state / name)
+            size, sha256 = (state / name).stat().st_size, file_checksum(state / name)
+            entries[name] = {"bytes": size, "sha256": sha256}
         body = {
             "format": FORMAT_VERSION,
             "metadata": dict(metadata),
             "state": state.name,
             "files": entries,
         }
-        draft.write_text(json.dumps({**body, "sha256": _hash_json(body)}, indent=2) + "\n")
-        _flush(draft)
-        _flush(state)
-        os.replace(draft, folder / MANIFEST)
+        flush(state)
+        text = json.dumps({**body, "sha256": json_checksum(body, sort_keys=True)}, indent=2)
+        write_text(folder / MANIFEST, text + "\n")
     except BaseException:
         shutil.rmtree(state, ignore_errors=True)
         raise
-    _flush(folder)
+    flush(folder)
     for other in folder.iterdir():
         if _STATE_NAME.fullmatch(other.name) and other.name != state.name:
             shutil.rmtree(other)
@@ -120,7 +118,7 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
             f"{manifest} has format {version!r} and this ragvl reads {FORMAT_VERSION}; "
             "use the ragvl that wrote it, or build the index again"
         )
-    if checksum != _hash_json(body):
+    if checksum != json_checksum(body, sort_keys=True):
         raise IndexFileError(f"{manifest} is damaged: its checksum does not match")
     try:  # a checksum says that it is as it was written, not that ragvl wrote it
         written = _Manifest.model_validate(body)
@@ -137,24 +135,6 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
             check_regular(path, max_bytes=entry.bytes)
         except UnusableFileError as error:
             raise IndexFileError(f"{shown(path)} is damaged: {error.strerror}") from error
-        if path.stat().st_size != entry.bytes or _hash(path) != entry.sha256:
+        if path.stat().st_size != entry.bytes or file_checksum(path) != entry.sha256:
             raise IndexFileError(f"{shown(path)} is damaged: its checksum does not match")
     return written.metadata, state
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_json(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk, so that a rename that follows cannot overtake it in a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from ragvl.arguments import checked_count
 from ragvl.data.files import place, read_lines
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
+from ragvl.files import whole_file
 from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar
 from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
@@ -178,17 +179,11 @@ def write_ranking(samples: Iterable[RankingSample], path: str | Path) -> Counter
 
     What stood in `path` stays until the new file is whole.
     """
-    path = Path(path)
     counts: Counter[str] = Counter()
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for sample in samples:
-                counts[sample.answer] += 1
-                file.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            counts[sample.answer] += 1
+            file.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
     return counts
 
 

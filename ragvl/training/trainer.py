@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ragvl.files import write_text
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.model_files import (
     ADAPTER_WEIGHTS,
@@ -280,9 +281,7 @@ def _noted_run(folder: Path) -> dict[str, Any]:
 
 
 def _note_run(folder: Path, run: dict[str, Any], *, finished: bool) -> None:
-    draft = folder / f"{_RUN_FILE}.draft"
-    draft.write_text(json.dumps({**run, "finished": finished}, indent=2) + "\n")
-    draft.replace(folder / _RUN_FILE)
+    write_text(folder / _RUN_FILE, json.dumps({**run, "finished": finished}, indent=2) + "\n")
 
 
 def _check_run(folder: Path, run: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
+
+from ragvl.identity import checksum
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -116,7 +117,7 @@ class _Picture(Generic[T]):
 
 def split_of(name: str) -> Split:
     """The split that a thing's name belongs to, decided by the name alone."""
-    bucket = hashlib.sha256(name.encode()).digest()[0] % len(_SPLIT_OF_BUCKET)
+    bucket = int(checksum(name.encode())[:2], 16) % len(_SPLIT_OF_BUCKET)
     return _SPLIT_OF_BUCKET[bucket]
 
 
@@ -312,7 +313,7 @@ def _make_sample(
         for lookalike in [*twin_first[:3], *rng.permutation(np.array(lookalikes, object))[:3]]:
             negatives[lookalike.image_id] = lookalike
     hard = [picture for image_id, picture in negatives.items() if image_id not in gold_ids]
-    guid = hashlib.sha256(f"{split} {asked.question}".encode()).hexdigest()[:32]
+    guid = checksum(f"{split} {asked.question}".encode())[:32]
     return {
         "Q": f'"{asked.question}"',  # WebQA's own strings carry quotation marks
         "A": [f'"{asked.answer}"'],
