@@ -49,7 +49,7 @@ def fast_rerank(
         [1]
     """
     if isinstance(model, (str, Path)):
-        from ragvl.reranker.reranker import checked_request
+        from ragvl.reranker import checked_request
 
         documents = checked_request(query, documents, top_k, threshold)
         model = _load(str(model), device, dtype)

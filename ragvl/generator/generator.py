@@ -25,9 +25,8 @@ from ragvl.mllm import (
     too_long,
 )
 from ragvl.progress import ProgressBar
-from ragvl.reranker.cross_encoder import as_document, refuse_one_document
+from ragvl.reranker.inputs import as_documents, checked_query, refuse_one_document
 from ragvl.reranker.prompts import check_caption
-from ragvl.reranker.reranker import checked_query
 from ragvl.torch_context import default_torch_context
 from ragvl.workers import Workers, ahead
 
@@ -168,7 +167,7 @@ class Generator:
 
 def _checked_documents(group: Sequence[DocumentLike]) -> list[Document]:
     refuse_one_document(group)
-    documents = [as_document(item, f"documents[{place}]") for place, item in enumerate(group)]
+    documents = as_documents(group)
     for document in documents:
         check_caption(document)
     return documents

@@ -63,8 +63,11 @@ class CaptionLimit:
         cut = self._cut if len(caption) <= _LONGEST_KNOWN else self._mllm.cut
         return cut(caption, self.max_tokens)
 
-    def watched(self, documents: Iterable[T]) -> Iterator[T]:
+    def watched(self, documents: Iterable[T]) -> Iterable[T]:
         """`documents`; once they have passed, logs how many of their captions are cut."""
+        return documents if self.max_tokens is None else self._watched(documents)
+
+    def _watched(self, documents: Iterable[T]) -> Iterator[T]:
         cut: dict[int, str] = {}
         try:
             for document in documents:

@@ -164,7 +164,7 @@ class PrefixSupply:
             key = wanted.key()
         except ImageError as error:  # reported in its turn
             return _Item(wanted, None, False, partial(_raise, error))
-        if key in self._cache:
+        if key in self._device or key in self._cache.below:
             return _Item(wanted, key, True, wanted.prefix)
         return _Item(wanted, key, False, workers.submit(wanted.prefix).result)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ragvl.reranker.inputs import checked_request
 from ragvl.reranker.presets import PRESETS, Preset
-from ragvl.reranker.reranker import RankedDocument, Reranker, WarmReport, checked_request
+from ragvl.reranker.ranked import RankedDocument, WarmReport
+from ragvl.reranker.reranker import Reranker
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     THRESHOLDS_FILE,

@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from itertools import chain
 
 from torch import Tensor
 
-from ragvl.messages import shown
 from ragvl.mllm import MLLM
 from ragvl.ops import relevance_head
-
-logger = logging.getLogger(__name__)
-
-
-def resolve_answers(
-    mllm: MLLM, answers: tuple[str, str], answer_tokens: tuple[str, str] | None
-) -> list[list[int]]:
-    """The ids that are read for the answers: yes_token_ids, no_token_ids.
-
-    Args:
-        mllm: the model.
-        answers: the words for relevant and not relevant.
-        answer_tokens: the tokens that are read, as the vocabulary spells them; by default, and with
-            a warning where it has not both, those that the prompt calls for.
-
-    Raises:
-        AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
-    """
-    if answer_tokens is None:
-        return mllm.answer_token_ids(*answers)
-    if named := mllm.named_token_ids(*answer_tokens):
-        return named
-    token_ids = mllm.answer_token_ids(*answers)
-    logger.warning(
-        "the vocabulary has not both of the answer tokens %s: %s are read instead",
-        shown(answer_tokens),
-        shown(mllm.tokenizer.convert_ids_to_tokens([*chain(*token_ids)])),
-    )
-    return token_ids
 
 
 class AnswerHead:
@@ -47,7 +15,7 @@ class AnswerHead:
 
     Args:
         mllm: the model.
-        yes_token_ids: the tokens that are read for relevant; see `resolve_answers`.
+        yes_token_ids: the tokens that are read for relevant; see `answers.resolve_answers`.
         no_token_ids: those for not relevant.
     """
 

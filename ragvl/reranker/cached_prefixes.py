@@ -174,10 +174,10 @@ class CachedPrefixes:
         by_document: dict[int, list[int]] = {}
         for i in chosen:
             by_document.setdefault(id(pairs[i][1]), []).append(i)
-        wanted = (
+        wanted = [
             _WantedDocument(self._prefixes, indices[0], pairs[indices[0]][1])
             for indices in by_document.values()
-        )
+        ]
         for block in self._supply.blocks(wanted, partial(skip, on_error=on_error)):
             held = [
                 (i, *pairs[i], prefix)
@@ -199,8 +199,9 @@ class CachedPrefixes:
             [(query, document, prefix.expansion) for _, query, document, prefix in held]
         )
         suffixes = []
+        max_length = self._mllm.max_length
         for (index, query, document, prefix), ids in zip(held, prompts, strict=True):
-            if len(ids) > self._mllm.max_length:
+            if len(ids) > max_length:
                 error = too_long(self._mllm, len(ids), [document], index=index, question=query)
                 skip(error, on_error)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
@@ -42,18 +43,20 @@ class Prompts:
         self._mllm = mllm
         self._template = template
         self.captions = CaptionLimit(mllm, caption_tokens)
+        self._forms: WeakKeyDictionary[Document, tuple[PromptTemplate, str]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._mllm, self._template, self.captions.max_tokens)
 
     def text(self, query: str, document: Document) -> str:
-        """The whole prompt, chat template included."""
-        template = self._template_of(document)
+        """The whole prompt, chat template included.
+
+        Raises:
+            CaptionError: see `before_query`.
+        """
+        template, caption = self._form(document)
         return self._mllm.render(
-            template.text,
-            system_turn=template.system_turn,
-            query=query,
-            caption=self.captions(document.caption) or "",
+            template.text, system_turn=template.system_turn, query=query, caption=caption
         )
 
     def before_query(self, document: Document) -> str:
@@ -63,12 +66,9 @@ class Prompts:
             CaptionError: the template needs a caption and the document has none, or it is no text
                 that a tokenizer takes.
         """
-        template = self._template_of(document)
+        template, caption = self._form(document)
         before, _ = self._mllm.frame(
-            template.text,
-            "query",
-            system_turn=template.system_turn,
-            caption=self.captions(document.caption) or "",
+            template.text, "query", system_turn=template.system_turn, caption=caption
         )
         return before
 
@@ -93,10 +93,14 @@ class Prompts:
             length = len(first) - first[::-1].index(self._mllm.image_token_id)
         return Prompt(first[:length], (image,))
 
-    def _template_of(self, document: Document) -> PromptTemplate:
-        template = self._template.of(document)
-        check_caption(document)
-        return template
+    def _form(self, document: Document) -> tuple[PromptTemplate, str]:
+        """A document's template and its caption as it goes in; neither ever changes."""
+        form = self._forms.get(document)
+        if form is None:
+            template = self._template.of(document)
+            check_caption(document)
+            form = self._forms[document] = template, self.captions(document.caption) or ""
+        return form
 
 
 def check_caption(document: Document) -> None:

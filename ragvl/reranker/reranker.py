@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ragvl.arguments import check_characters, checked_count
+from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.identity import name_of
-from ragvl.messages import shown
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
 from ragvl.prefix_cache import PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
-from ragvl.reranker.answer_head import AnswerHead, resolve_answers
+from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.answers import check_answers, check_share, probe_prompt, resolve_answers
 from ragvl.reranker.cached_prefixes import CachedPrefixes
-from ragvl.reranker.cross_encoder import (
+from ragvl.reranker.cross_encoder import check_keywords
+from ragvl.reranker.inputs import (
     as_document,
-    check_keywords,
+    as_documents,
+    check_on_error,
+    checked_pairs,
+    checked_query,
     is_single_pair,
     listed_documents,
     listed_pairs,
@@ -34,13 +36,12 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
+from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.scorer import OnError, Scorer, skip
 from ragvl.reranker.templates import PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     SavedThresholds,
     Threshold,
-    ThresholdError,
-    check_threshold,
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
@@ -49,64 +50,6 @@ from ragvl.torch_context import default_torch_context
 logger = logging.getLogger(__name__)
 
 _SHOW_PROGRESS_FROM = 64  # pairs
-# Of the next token's probability, on both answers together. A model that answers, even if it was
-# not trained for it, gives them tenths; chance gives 2 in 32,000 or less, by the sizes of published
-# vocabularies; a model that must open a thought there, 1e-7 and less. In a test's vocabulary of a
-# few hundred, random weights give anything from 3e-5 on, so the bound shrinks with the vocabulary.
-_SMALLEST_SHARE = 1e-4
-_SMALLEST_SHARE_BY_TOKEN = 3e-9
-
-
-@dataclass(frozen=True)
-class RankedDocument(Mapping[str, Any]):
-    """A document after reranking.
-
-    It is also a mapping with the keys of sentence-transformers' `CrossEncoder.rank`: `corpus_id`,
-    which is `index`, `score`, and with `return_documents` `text`, which is `given`.
-
-    Attributes:
-        index: its place in the list that was given.
-        document: the document.
-        score: relevance, the probability of Yes against No; NaN if it was skipped.
-        kept: whether the score reaches the threshold.
-        given: with `return_documents`, what stood in the list; else None.
-    """
-
-    index: int
-    document: Document
-    score: float
-    kept: bool
-    given: DocumentLike | None = field(default=None, compare=False, repr=False)
-
-    def __getitem__(self, key: str) -> Any:
-        values = {"corpus_id": self.index, "score": self.score, "text": self.given}
-        if key not in self._keys():
-            raise KeyError(f"{key!r}; this ranked document has the keys {self._keys()}")
-        return values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys())
-
-    def __len__(self) -> int:
-        return len(self._keys())
-
-    def _keys(self) -> tuple[str, ...]:
-        return ("corpus_id", "score") if self.given is None else ("corpus_id", "score", "text")
-
-
-@dataclass(frozen=True)
-class WarmReport:
-    """What `Reranker.warm` did.
-
-    Attributes:
-        built: documents whose prefix was computed.
-        known: documents whose prefix was there already.
-        skipped: documents that cannot be used.
-    """
-
-    built: int
-    known: int
-    skipped: int
 
 
 class Reranker:
@@ -161,7 +104,7 @@ class Reranker:
         self.yes_token_ids, self.no_token_ids = resolve_answers(mllm, answers, answer_tokens)
         self._prompts = Prompts(mllm, self.template, caption_tokens)
         if thresholds is not None:
-            self._check_thresholds(thresholds)
+            thresholds.check_model(self.weights, self.template.name, self.prompts_name)
         self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
         self._share: tuple[str, float] | None = None
@@ -224,7 +167,7 @@ class Reranker:
         """
         checked_caption_tokens(caption_tokens)
         if answers is not None:
-            _check_answers(answers)
+            check_answers(answers)
         model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
         tokens = known.answer_tokens if answers is None else None
@@ -292,20 +235,18 @@ class Reranker:
             PromptTooLongError: a prompt does not fit the model's context.
             FloatingPointError: a score is NaN; see `score`.
         """
-        check_keywords("rank", others, self.mllm.device)
+        if others:
+            check_keywords("rank", others, self.mllm.device)
         checked_query(query)
         given = listed_documents(documents)
         limit = (
             self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
         )
         count = len(given) if top_k is None else checked_count("top_k", top_k)
-        candidates = [as_document(item, f"documents[{i}]") for i, item in enumerate(given)]
-        scores = self.score(
-            [(query, document) for document in candidates],
-            batch_size=batch_size,
-            on_error=on_error,
-            progress=progress if show_progress_bar is None else show_progress_bar,
-        ).tolist()
+        candidates = as_documents(given)
+        pairs = [(query, document) for document in candidates]
+        progress = progress if show_progress_bar is None else show_progress_bar
+        scores = self._score(pairs, batch_size, on_error, progress).tolist()
         # stable, so that equal scores keep the retriever's order; NaN (skipped) goes last
         order = sorted(range(len(scores)), key=lambda i: (np.isnan(scores[i]), -scores[i]))
         return [
@@ -319,7 +260,6 @@ class Reranker:
             for i in order[:count]
         ]
 
-    @default_torch_context
     def score(
         self,
         pairs: Iterable[Sequence[Any]],
@@ -351,21 +291,27 @@ class Reranker:
             TypeError: `pairs` holds what is no pair of a text and a document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
+        return self._score(checked_pairs(pairs), batch_size, on_error, progress)
+
+    @default_torch_context
+    def _score(
+        self,
+        pairs: Sequence[tuple[str, Document]],
+        batch_size: int | None,
+        on_error: OnError,
+        progress: bool,
+    ) -> Tensor:
         if batch_size is not None:
             batch_size = checked_count("batch_size", batch_size)
-        _check_on_error(on_error)
-        checked = [
-            (checked_query(query), as_document(document, f"pairs[{place}]"))
-            for place, (query, document) in enumerate(listed_pairs(pairs, "pairs"))
-        ]
-        deque(self._prompts.captions.watched(document for _, document in checked), maxlen=0)
-        scores = torch.full((len(checked),), torch.nan, dtype=torch.float32)
-        hidden = not progress or len(checked) < _SHOW_PROGRESS_FROM
-        with ProgressBar(total=len(checked), desc="rerank", unit="pair", disable=hidden) as bar:
-            for indices, relevance in self._scorer.score(checked, batch_size, on_error):
+        check_on_error(on_error)
+        deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
+        scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
+        hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
+        with ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden) as bar:
+            for indices, relevance in self._scorer.score(pairs, batch_size, on_error):
                 scores[list(indices)] = relevance
                 bar.update(len(indices))
-                _check_finite(scores, indices, checked, on_error)
+                _check_finite(scores, indices, pairs, on_error)
         return scores
 
     def predict(
@@ -396,7 +342,8 @@ class Reranker:
         Raises:
             ValueError, TypeError, ImageError, FloatingPointError: see `rank` and `score`.
         """
-        check_keywords("predict", others, self.mllm.device)
+        if others:
+            check_keywords("predict", others, self.mllm.device)
         given = sentences if inputs is None else inputs
         single = is_single_pair(given)
         pairs = listed_pairs([given] if single else given, "inputs")
@@ -429,10 +376,10 @@ class Reranker:
             PromptTooLongError: a prefix fills the model's context; the message names the document.
             ValueError: this model or template has no prefixes that could be reused.
         """
-        _check_on_error(on_error)
+        check_on_error(on_error)
         refuse_one_document(documents)
         outcomes: Counter[str] = Counter()
-        coming = (as_document(item, f"documents[{i}]") for i, item in enumerate(documents))
+        coming = (as_document(item, i) for i, item in enumerate(documents))
         warmed = self._scorer.warm(self._prompts.captions.watched(coming), on_error)
         total = len(documents) if isinstance(documents, Sized) else None
         with ProgressBar(total=total, desc="warm", unit="doc", disable=not progress) as bar:
@@ -485,48 +432,12 @@ class Reranker:
         name = self.mllm.fingerprint
         if self._share is None or self._share[0] != name:
             read = [*self.yes_token_ids, *self.no_token_ids]
-            self._share = name, self.mllm.next_token_share(self._probe_prompt(), read)
+            self._share = name, self.mllm.next_token_share(self._probe_prompt, read)
         return self._share[1]
 
+    @property
     def _probe_prompt(self) -> Prompt:
-        picture = Image.new("RGB", (64, 48), (200, 120, 40))
-        document = Document(picture, caption="A mill")
-        image = self.mllm.encode_image(picture)
-        return self.mllm.encode_prompt(self._prompts.text("Is it a mill?", document), [image])
-
-    def _check_answer_share(self) -> None:
-        """Says so where the scores would be read off answers that the model does not give."""
-        if len(self._probe_prompt()) > self.mllm.max_length:
-            return  # then no prompt fits, and the documents' own errors say so
-        share = self.answer_share
-        if share < min(_SMALLEST_SHARE, _SMALLEST_SHARE_BY_TOKEN * len(self.mllm.tokenizer)):
-            (yes, no), _ = self._answers
-            logger.warning(
-                "%r and %r hold %.1e of the next token's probability after a prompt that ends in "
-                "%r: the model would say neither, and relevance tells little. Give the answers and "
-                "the template that it was trained on (preset=, template=, answers=), or variables "
-                "of its chat template that let it answer at once (chat_template_kwargs=)",
-                yes,
-                no,
-                share,
-                self.mllm.tokenizer.decode(self._probe_prompt().input_ids[-8:]),
-            )
-
-    def _check_thresholds(self, thresholds: SavedThresholds) -> None:
-        for what, theirs, own in (
-            ("weights, or in another dtype", thresholds.model, self.weights),
-            (f"prompts ({thresholds.template})", thresholds.template, self.template_name),
-            (
-                f"texts of its prompts ({thresholds.template}), answers or caption_tokens",
-                thresholds.prompts,
-                self.prompts_name,
-            ),
-        ):
-            if theirs != own:
-                raise ThresholdError(
-                    f"the thresholds were estimated for other {what}: run `ragvl calibrate` again, "
-                    "or give a number"
-                )
+        return probe_prompt(self.mllm, self._prompts)
 
     def prompt(self, query: str, document: DocumentLike) -> str:
         """The whole prompt as text, chat template included, for one pair."""
@@ -553,7 +464,9 @@ class Reranker:
 
     def _make_scorer(self, model: str) -> Scorer:
         head = AnswerHead(self.mllm, self.yes_token_ids, self.no_token_ids)
-        self._check_answer_share()
+        prompt = self._probe_prompt
+        if len(prompt) <= self.mllm.max_length:  # else no prompt fits: the documents' errors say so
+            check_share(self.answer_share, self._answers[0], prompt, self.mllm)
         if problem := self._no_reuse():
             logger.warning("prompts are scored whole, nothing is cached: %s", problem)
             return WholePrompts(self.mllm, self._prompts, head, problem)
@@ -572,52 +485,6 @@ class Reranker:
             return "the template puts the query before the picture"
         problem = reuse_problem(self.mllm)
         return problem and f"{self.mllm.architecture}: {problem}"
-
-
-def checked_request(
-    query: str, documents: Iterable[DocumentLike], top_k: int | None, threshold: Threshold
-) -> list[Document]:
-    """The documents of a call of `rank`, after a look at what can be wrong without a model.
-
-    Raises:
-        TypeError, ValueError: see `Reranker.rank`.
-        ImageError: a picture's file is not there, or is none; the message names the document.
-    """
-    check_threshold(threshold)
-    checked_query(query)
-    if top_k is not None:
-        checked_count("top_k", top_k)
-    items = enumerate(listed_documents(documents))
-    checked = [as_document(item, f"documents[{place}]") for place, item in items]
-    for document in checked:
-        document.check_file()
-    return checked
-
-
-def checked_query(query: str) -> str:
-    """A query that can be scored.
-
-    Raises:
-        TypeError: it is no string.
-        ValueError: it is empty, or holds half a character.
-    """
-    if not isinstance(query, str):
-        raise TypeError(f"a query must be a string, not {type(query).__name__}")
-    if not query.strip():
-        raise ValueError("the query is empty")
-    check_characters(query)
-    return query
-
-
-def _check_answers(answers: object) -> None:
-    words = answers if isinstance(answers, list | tuple) else ()
-    if len(words) != 2 or not all(isinstance(word, str) and word for word in words):
-        raise ValueError(f"answers={shown(repr(answers))}: expected two words, ('Yes', 'No')")
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={shown(repr(on_error))}: expected 'raise' or 'skip'")
 
 
 def _check_finite(

@@ -97,6 +97,24 @@ class SavedThresholds:
         path = Path(expand_user(model)) / THRESHOLDS_FILE
         return cls.load(path, template) if path.exists() else None
 
+    def check_model(self, weights: str, template: str, prompts: str) -> None:
+        """Refuses thresholds of another model, or of one that asks something else.
+
+        Raises:
+            ThresholdError: its weights, template or prompts have other names.
+        """
+        texts = f"texts of its prompts ({self.template}), answers or caption_tokens"
+        for what, theirs, own in (
+            ("weights, or in another dtype", self.model, weights),
+            (f"prompts ({self.template})", self.template, template),
+            (texts, self.prompts, prompts),
+        ):
+            if theirs != own:
+                raise ThresholdError(
+                    f"the thresholds were estimated for other {what}: run `ragvl calibrate` again, "
+                    "or give a number"
+                )
+
     def differs(self, **conditions: str | int) -> list[str]:
         """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""
         return [name for name, value in conditions.items() if getattr(self, name) != value]

@@ -1,0 +1,61 @@
+"""What a reranker returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ragvl.data.document import Document, DocumentLike
+
+
+@dataclass(frozen=True)
+class RankedDocument(Mapping[str, Any]):
+    """A document after reranking.
+
+    It is also a mapping with the keys of sentence-transformers' `CrossEncoder.rank`: `corpus_id`,
+    which is `index`, `score`, and with `return_documents` `text`, which is `given`.
+
+    Attributes:
+        index: its place in the list that was given.
+        document: the document.
+        score: relevance, the probability of Yes against No; NaN if it was skipped.
+        kept: whether the score reaches the threshold.
+        given: with `return_documents`, what stood in the list; else None.
+    """
+
+    index: int
+    document: Document
+    score: float
+    kept: bool
+    given: DocumentLike | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, key: str) -> Any:
+        values = {"corpus_id": self.index, "score": self.score, "text": self.given}
+        if key not in self._keys():
+            raise KeyError(f"{key!r}; this ranked document has the keys {self._keys()}")
+        return values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def _keys(self) -> tuple[str, ...]:
+        return ("corpus_id", "score") if self.given is None else ("corpus_id", "score", "text")
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """What `Reranker.warm` did.
+
+    Attributes:
+        built: documents whose prefix was computed.
+        known: documents whose prefix was there already.
+        skipped: documents that cannot be used.
+    """
+
+    built: int
+    known: int
+    skipped: int
