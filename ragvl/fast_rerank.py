@@ -1,4 +1,4 @@
-"""The front door: rerank pictures for a question in one call."""
+"""Rerank pictures for a question in one call."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Answer:
         evidence: the documents it was given, the most relevant first.
         grounded: False when no document passed the filter, so that the generator answered from
             the question alone.
-        retrieved: what the retriever found, in its order.
+        retrieved: the candidates, in the retriever's order.
         ranked: the same, reranked.
         timings: milliseconds of each stage: retrieve, rerank, generate.
     """

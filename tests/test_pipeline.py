@@ -38,9 +38,9 @@ def test_an_answer_carries_every_stage(
     answer = RagVL(retriever, reranker, generator, num_candidates=10, threshold=0.0).answer(
         question.text
     )
-    found = retriever.retrieve(question.text, 10)
-    assert [r.id for r in answer.retrieved] == [r.id for r in found]
-    expected = reranker.rank(question.text, [r.document for r in found], threshold=0.0)
+    result = retriever.retrieve(question.text, 10)
+    assert [r.id for r in answer.retrieved] == [r.id for r in result]
+    expected = reranker.rank(question.text, [r.document for r in result], threshold=0.0)
     assert [r.index for r in answer.ranked] == [r.index for r in expected]
     assert answer.evidence == answer.ranked[:2]
     assert answer.grounded

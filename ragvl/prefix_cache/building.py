@@ -43,12 +43,12 @@ class PrefixBuilder:
         for shape, places in by_shape.items():
             part = [prefixes[i] for i in places], [pages[i] for i in places]
             if len(places) == 1 or not self._together:
-                found = self._one_by_one(*part)
+                results = self._one_by_one(*part)
             elif not self._exact or (len(places), *shape) in self._same:
-                found = self._at_once(*part)
+                results = self._at_once(*part)
             else:
-                found = self._compared(*part)
-            done |= zip(places, found, strict=True)
+                results = self._compared(*part)
+            done |= zip(places, results, strict=True)
         return [done[i] for i in range(len(prefixes))]
 
     def _shape(self, prefix: Prompt) -> Shape:

@@ -340,7 +340,7 @@ def _is_stale(draft: Path) -> bool:
     if match is None or match["host"] != platform.node():
         return False
     try:
-        os.kill(int(match["pid"]), 0)  # asks whether it is there; on Windows it would end it
+        os.kill(int(match["pid"]), 0)  # fails where there is none; on Windows it would end it
     except (ProcessLookupError, OverflowError):  # gone; or a number that no process can have
         return True
     except OSError:

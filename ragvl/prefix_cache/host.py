@@ -18,7 +18,7 @@ class TierStatistics:
     """What has happened in a tier since it was made.
 
     Attributes:
-        hits: how often `get` found a record.
+        hits: how often `get` returned a record.
         misses: how often it did not.
         bytes: held now.
         evictions: records that were removed to make room.

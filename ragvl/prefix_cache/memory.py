@@ -177,9 +177,9 @@ def _read_number(path: Path) -> int | None:
 def _read_table(path: Path, separator: str) -> dict[str, int]:
     """Lines of a name and a number, in bytes: "MemFree:  12 kB", "inactive_file 4096"."""
     rows: Iterable[tuple[str, str, str]] = (line.partition(separator) for line in _lines(path))
-    found = {}
+    table = {}
     for name, _, value in rows:
         number, *unit = value.split() or [""]
         if number.isdecimal():
-            found[name] = int(number) * (1024 if unit == ["kB"] else 1)
-    return found
+            table[name] = int(number) * (1024 if unit == ["kB"] else 1)
+    return table

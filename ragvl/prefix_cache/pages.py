@@ -108,8 +108,8 @@ class PagePool:
         """
         for name, x in self._tensors.items():
             shape = (x.shape[0], len(pages), *x.shape[2:])
-            found = tensors.get(name)
-            if found is None or found.shape != shape or found.dtype != x.dtype:
+            given = tensors.get(name)
+            if given is None or given.shape != shape or given.dtype != x.dtype:
                 raise ValueError(f"{name}: expected {shape} {x.dtype}")
         for name, x in self._tensors.items():
             x.index_copy_(1, pages, tensors[name].to(self.device))

@@ -32,7 +32,7 @@ def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
     (image,) = prefix.images
     tensors = {f"features/{path}": x for path, x in _flatten(done.features)}
     for name, x in image.tensors.items():
-        # Pixels have been looked at; only that there were some is still asked
+        # The vision tower has read the pixels; the model only looks whether there were some
         tensors[f"image/{name}"] = x[:0].flatten() if x.is_floating_point() else x
     owned = {
         name: x.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -178,14 +178,14 @@ def read_record(key: str, file: BinaryIO) -> PrefixRecord:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecordError("its header is damaged, or it is not a record") from error
     if version != FORMAT:
-        found = shown(repr(version), limit=40)
-        raise DamagedRecordError(f"it has format {found} and this ragvl reads {FORMAT!r}")
+        theirs = shown(repr(version), limit=40)
+        raise DamagedRecordError(f"it has format {theirs} and this ragvl reads {FORMAT!r}")
     if not intact:
         raise DamagedRecordError("its header is damaged")
     # The header is as it was written, by whoever it was.
     if metadata.get("key") != key:
-        found = shown(metadata.get("key"), limit=80)
-        raise DamagedRecordError(f"it holds the record of another key, {found}")
+        theirs = shown(metadata.get("key"), limit=80)
+        raise DamagedRecordError(f"it holds the record of another key, {theirs}")
     info = _checked_info(metadata.get("info"))
     shapes = {name: _checked_shape(name, entry) for name, entry in layout.items()}
     data_size = size - 8 - header_size

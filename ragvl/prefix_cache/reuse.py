@@ -1,4 +1,4 @@
-"""Whether a model's prefixes may be reused, found out by trying it on one prompt."""
+"""Whether a model's prefixes may be reused, by trying it on one prompt."""
 
 from __future__ import annotations
 

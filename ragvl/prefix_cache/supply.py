@@ -138,7 +138,7 @@ class PrefixSupply:
                     yield from (known for _ in block)
 
     def forget_broken(self, prefixes: Iterable[CachedPrefix]) -> set[str]:
-        """Forgets those that hold NaN or infinity, in every tier; their keys.
+        """Forgets prefixes that hold NaN or infinity, in every tier; returns their keys.
 
         A record on a disk may hold NaN and a checksum that is right: written by a process whose
         memory was at fault, or by hand.

@@ -42,7 +42,7 @@ def resolve_answers(
         mllm: the model.
         answers: the words for relevant and not relevant.
         answer_tokens: the tokens that are read, as the vocabulary spells them; by default, and with
-            a warning where it has not both, those that the prompt calls for.
+            a warning where it has not both, the ones that the prompt calls for.
 
     Raises:
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.

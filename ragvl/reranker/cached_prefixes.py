@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class DocumentPrefixes:
-    """Names and makes documents' prefixes, for one model as it is and one way to prompt it.
+    """Names and makes documents' prefixes, for one model as it is and one template.
 
     Args:
         mllm: the model.
@@ -169,7 +169,7 @@ class CachedPrefixes:
         """Suffixes of the `chosen` pairs with their relevance (B,).
 
         Pairs are taken document by document, so that a prefix is built once and held for no longer
-        than its own pairs are at work. `apart` gets those that must be scored whole.
+        than its own pairs are at work. `apart` gets the pairs that must be scored whole.
         """
         by_document: dict[int, list[int]] = {}
         for i in chosen:

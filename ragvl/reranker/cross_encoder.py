@@ -34,7 +34,7 @@ def check_keywords(method: str, keywords: Mapping[str, Any], device: torch.devic
 
     Args:
         method: whose keywords they are.
-        keywords: those that the method does not have itself.
+        keywords: what the method was given and does not have itself.
         device: the model's.
 
     Raises:

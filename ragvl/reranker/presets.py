@@ -1,4 +1,4 @@
-"""What published rerankers were trained to be asked, and to answer."""
+"""The prompts and answers that published rerankers were trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Preset:
         template: a template, or "auto": `caption` for a document with a caption, else `plain`.
         answers: the words for relevant and not relevant.
         answer_tokens: the two tokens that its authors read, as the vocabulary spells them; None for
-            those that the prompt calls for. A vocabulary without them is another checkpoint's:
-            then those that the prompt calls for as well.
+            the ones that the prompt calls for, which are also read where a vocabulary lacks them,
+            since it is another checkpoint's.
         processor_settings: limits of the pictures; see `MLLM.from_pretrained`.
 
     Example:

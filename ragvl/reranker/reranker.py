@@ -1,4 +1,18 @@
-"""Scores (query, document) pairs by the MLLM's Yes/No logits at the prompt's last position."""
+"""Scores (query, document) pairs by the MLLM's Yes/No logits at the prompt's last position.
+
+How a query travels:
+
+    Reranker        checks what it is given (inputs.py), and passes (query, document) pairs to a
+                    Scorer. That is WholePrompts where no prefix can be reused, else
+    CachedPrefixes  which names each document's prefix,
+    PrefixSupply    takes the prefixes from device, host or disk, or computes them, and holds as
+                    many as there is room for while
+    Prompts         tokenises whole prompts, of which the tokens behind the prefix are the suffix,
+    ChunkRunner     packs suffixes and runs the decoder over them, attending to their prefixes, and
+    AnswerHead      reads relevance off each suffix's last token.
+
+Back in `rank`, relevance sorts the documents.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +77,8 @@ class Reranker:
         template: a `PromptTemplate`, the name of one of `TEMPLATES`, or "auto": `caption` for a
             document that has a caption, `plain` for one that has none.
         threshold: "natural" (0.5), a probability, or the name of one of `thresholds`; what `rank`
-            keeps unless told otherwise.
-        thresholds: those that were estimated for this model; see `ragvl calibrate`.
+            keeps by default.
+        thresholds: estimates for this model; see `ragvl calibrate`.
         answers: the words for relevant and not relevant that the checkpoint was trained to say. Of
             each word one token is read, the one that comes after the prompt.
         answer_tokens: the two tokens that are read instead, as the vocabulary spells them; where it
@@ -148,11 +162,11 @@ class Reranker:
                 adapters of one.
             device: "auto" is CUDA where it is present.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
-            preset: what the checkpoint was trained to be asked: a `Preset` or the name of one of
+            preset: the prompts that the checkpoint was trained on: a `Preset` or the name of one of
                 `PRESETS`.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
-            thresholds: see `Reranker`; by default, where `threshold` is the name of one, those that
+            thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
                 `ragvl calibrate` saved in the folder.
             answers: see `Reranker`; the preset's by default.
             prefix_cache: see `Reranker`.
@@ -363,7 +377,7 @@ class Reranker:
         on_error: OnError = "raise",
         progress: bool = True,
     ) -> WarmReport:
-        """Computes documents' prefixes ahead of the queries; those that are there stay.
+        """Computes documents' prefixes ahead of the queries; what is cached stays.
 
         Args:
             documents: documents, or bare paths or pictures; taken one at a time.
@@ -395,7 +409,7 @@ class Reranker:
 
     @property
     def prompts_name(self) -> str:
-        """Names what it asks: its templates' texts and system turns, the chat template, answers.
+        """Names its prompts: templates' texts and system turns, the chat template, answers.
 
         Also how much of a caption is in them.
         """

@@ -1,4 +1,4 @@
-"""What a reranker asks for relevance: `CachedPrefixes`, or `WholePrompts` where nothing is kept."""
+"""What computes relevance: `CachedPrefixes`, or `WholePrompts` where no prefix can be kept."""
 
 from __future__ import annotations
 

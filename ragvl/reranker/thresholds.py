@@ -98,7 +98,7 @@ class SavedThresholds:
         return cls.load(path, template) if path.exists() else None
 
     def check_model(self, weights: str, template: str, prompts: str) -> None:
-        """Refuses thresholds of another model, or of one that asks something else.
+        """Refuses thresholds of another model, or of one with other prompts.
 
         Raises:
             ThresholdError: its weights, template or prompts have other names.
@@ -122,9 +122,9 @@ class SavedThresholds:
     def _joined(self, before: SavedThresholds) -> SavedThresholds:
         if replace(before, values={}, refused={}) != replace(self, values={}, refused={}):
             return self
-        told = {*self.values, *self.refused}
-        kept = {name: value for name, value in before.values.items() if name not in told}
-        refused = {name: why for name, why in before.refused.items() if name not in told}
+        estimated = {*self.values, *self.refused}
+        kept = {name: value for name, value in before.values.items() if name not in estimated}
+        refused = {name: why for name, why in before.refused.items() if name not in estimated}
         return replace(self, values=kept | self.values, refused=refused | self.refused)
 
 
@@ -149,7 +149,7 @@ def resolve_threshold(threshold: Threshold, saved: SavedThresholds | None = None
     Args:
         threshold: "natural" (0.5, the paper's natural threshold), a probability, or the name of
             one that was estimated.
-        saved: those that were.
+        saved: the estimates.
 
     Raises:
         ThresholdError: there is none of that name; the message says how to estimate one.

@@ -107,8 +107,8 @@ def test_a_hit_on_disk_comes_up_to_host_memory(
     cache = PrefixCache("scratch", host_bytes="64MiB", folder=tmp_path, keep="kv")
     reranker = Reranker(mllm, prefix_cache=cache)
     reranker.score(pairs())
-    found = cache.statistics()
-    assert (found["disk"].hits, found["host"].bytes > 0) == (4, True)
+    statistics = cache.statistics()
+    assert (statistics["disk"].hits, statistics["host"].bytes > 0) == (4, True)
 
 
 def test_what_is_kept_below_is_chosen_by_measurement(
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_to_costs_no_score(
     expected = Reranker(mllm, prefix_cache=None).score(pairs())
     cache = PrefixCache("64MiB", folder=tmp_path, keep="kv")
     for number in range(256):  # where the folders of the records would go, there are files
-        (tmp_path / f"{number:02x}").write_text("in the way")
+        (tmp_path / f"{number:02x}").write_text("not a folder")
     with caplog.at_level(logging.WARNING, "ragvl"):
         assert torch.equal(Reranker(mllm, prefix_cache=cache).score(pairs()), expected)
     # one line for reading and one for writing, and not one for each document

@@ -75,7 +75,7 @@ def test_an_interrupt_at_any_time_loses_no_page(keep: bool) -> None:
         ended = not Interrupt("prefix_cache/device.py", 1 + tries).run(partial(work, tier))
         tries += 1
         check(tier)
-        with tier.lease() as lease:  # nothing is in the way of whoever comes next
+        with tier.lease() as lease:  # nothing hinders the next lease
             put(tier, lease, "e", 6)
             check(tier, used=6)
         check(tier)

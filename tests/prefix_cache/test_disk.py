@@ -210,10 +210,10 @@ class TestBudget:
         entries = DiskTier._entries
 
         def late(self: DiskTier) -> list:
-            found = entries(self)
+            result = entries(self)
             monkeypatch.setattr(DiskTier, "_entries", entries)
             DiskTier(tmp_path, 3 * FILE_BYTES)  # another process
-            return found
+            return result
 
         monkeypatch.setattr(DiskTier, "_entries", late)
         second = DiskTier(tmp_path, 3 * FILE_BYTES)
@@ -228,9 +228,9 @@ class TestBudget:
         entries = DiskTier._entries
 
         def late(self: DiskTier) -> list:
-            found = entries(self)
+            result = entries(self)
             assert tier.get(key(0)) is not None
-            return found
+            return result
 
         with monkeypatch.context() as patch:
             patch.setattr(DiskTier, "_entries", late)
@@ -252,9 +252,9 @@ class TestDamage:
         path = path_of(tier, 0)
         path.write_bytes(content)
         caplog.clear()
-        found = tier.get(key(0))
-        if found is not None:
-            assert same(found, make_record(nbytes=16))
+        result = tier.get(key(0))
+        if result is not None:
+            assert same(result, make_record(nbytes=16))
             assert caplog.messages == []
             return False
         (line,) = caplog.messages
@@ -596,9 +596,9 @@ class TestDrafts:
             assert drafts(tier) == []
         assert left == 20  # each was killed while it wrote
         expected = {i: make_record(i, nbytes=400_000) for i in numbers}
-        found = {i: record for i in numbers if (record := tier.get(key(i))) is not None}
-        assert found
-        assert all(same(record, expected[i]) for i, record in found.items())
+        result = {i: record for i in numbers if (record := tier.get(key(i))) is not None}
+        assert result
+        assert all(same(record, expected[i]) for i, record in result.items())
         assert caplog.messages == []
 
     def test_which_drafts_are_removed(self, tier):
@@ -631,16 +631,16 @@ class TestDrafts:
 
 
 def hammer(tier: DiskTier, seed: int, actions: int) -> dict[str, int]:
-    """Uses overlapping keys at random and checks all that is found; counts what was done."""
+    """Uses overlapping keys at random and checks every record; counts what was done."""
     choose, done = random.Random(seed), dict.fromkeys(["hit", "miss", "put", "remove"], 0)
     records = {(i, n): make_record(i, nbytes=n) for i in range(12) for n in (8000, 12_000, 16_000)}
     for _ in range(actions):
         i = choose.randrange(12)
         action = choose.choices(["get", "put", "remove"], [6, 3, 1])[0]
         if action == "get":
-            found = tier.get(key(i))
-            assert found is None or same(found, records[i, int(found.info["größe"])])
-            action = "miss" if found is None else "hit"
+            result = tier.get(key(i))
+            assert result is None or same(result, records[i, int(result.info["größe"])])
+            action = "miss" if result is None else "hit"
         elif action == "put":
             tier.put(key(i), records[i, choose.choice([8000, 12_000, 16_000])])
         else:

@@ -81,8 +81,8 @@ def test_threads():
             action = choose.choice(["get", "put", "put", "remove"])
             if action == "get":
                 gets += 1
-                found = tier.get(key(i))
-                assert found is None or found is records[i]
+                result = tier.get(key(i))
+                assert result is None or result is records[i]
             elif action == "put":
                 tier.put(key(i), records[i])
             else:

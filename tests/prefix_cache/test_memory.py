@@ -74,7 +74,7 @@ def test_a_container_of_version_2(machine: Machine) -> None:
     machine.process("0::/", UNIFIED.format(root="/"))
     machine.v2("", 2 * GIB, GIB)
     assert machine.available() == GIB
-    machine.v2("", 2 * GIB, GIB, file=GIB // 2)  # file pages make way
+    machine.v2("", 2 * GIB, GIB, file=GIB // 2)  # file pages can be reclaimed
     assert machine.available() == GIB + GIB // 2
     machine.v2("", "max", GIB)
     assert machine.available() == 32 * GIB

@@ -61,8 +61,8 @@ def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObjec
         tokens = lengths[seed % 100]
         for layer, (_, values) in enumerate(random_kv(tokens, seed)):
             mean = values[0].sum(1) / (tokens + 1)
-            found = values_seen(pool, pages, tokens, layer)
-            torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
+            seen = values_seen(pool, pages, tokens, layer)
+            torch.testing.assert_close(seen, mean, atol=1e-6, rtol=1e-5)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 20))
@@ -91,8 +91,8 @@ def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_u
 
 
 def test_pages_in_turn() -> None:
-    found = [pages.tolist() for pages in pages_in_turn([1, PAGE_TOKENS, PAGE_TOKENS + 1])]
-    assert found == [[0], [1], [2, 3]]
+    seen = [pages.tolist() for pages in pages_in_turn([1, PAGE_TOKENS, PAGE_TOKENS + 1])]
+    assert seen == [[0], [1], [2, 3]]
 
 
 @pytest.mark.parametrize("compression", [None, "int8"])
@@ -135,11 +135,11 @@ def test_compression_errs_by_its_rounding() -> None:
         (pages,) = pages_in_turn([64])
         fill(pool, pages, 64)
         held.append(pool.read(pages))
-    expected, found = held
+    expected, compressed = held
     for name, head_dim in (("key", -2), ("value", -1)):
         numbers = expected[f"{name}s"]
-        scales = found[f"{name}_scales"].unsqueeze(head_dim)
-        error = (found[f"{name}s"].float() * scales - numbers).abs()
+        scales = compressed[f"{name}_scales"].unsqueeze(head_dim)
+        error = (compressed[f"{name}s"].float() * scales - numbers).abs()
         assert (error <= 1.001 * 0.5 * scales).all()
         assert error.any()
 

@@ -1,4 +1,4 @@
-"""Records that can be told apart, and real processes to try the tiers with."""
+"""Distinct records, and real processes to try the tiers with."""
 
 from __future__ import annotations
 

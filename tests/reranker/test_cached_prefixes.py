@@ -114,15 +114,15 @@ def test_scores_are_the_same_bits_in_bfloat16(tiny_model: Callable[[str], Path])
 def test_the_number_of_threads_does_not_show(mllm: MLLM) -> None:
     pairs = [(query, document) for query in QUERIES for document in ragged_documents()]
     threads = torch.get_num_threads()
-    found = []
+    results = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(Reranker(mllm, prefix_cache=None).score(pairs))
+            results.append(Reranker(mllm, prefix_cache=None).score(pairs))
     finally:
         torch.set_num_threads(threads)
-    for scores in found[1:]:
-        torch.testing.assert_close(scores, found[0], atol=1e-6, rtol=0)
+    for scores in results[1:]:
+        torch.testing.assert_close(scores, results[0], atol=1e-6, rtol=0)
 
 
 def test_compressed_prefixes_are_nearly_exact(mllm: MLLM) -> None:
@@ -252,7 +252,7 @@ class Batches:
         monkeypatch.setattr(MLLM, "prefill", noted)
 
 
-def test_a_batch_shape_is_computed_both_ways_once(
+def test_a_new_batch_shape_is_also_computed_one_by_one(
     mllm: MLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = [Document(picture(i), caption="one shape") for i in range(24)]
@@ -476,13 +476,13 @@ def test_threads_at_once_get_the_same_scores(mllm: MLLM, documents_held: int) ->
     one = full.prefix_cache.statistics()["device"].bytes // len(full.prefix_cache)
     shared = Reranker(mllm, prefix_cache=one * documents_held)
 
-    def ask(seed: int) -> bool:
+    def score_shuffled(seed: int) -> bool:
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
         scores = shared.score([pairs[i] for i in order.tolist()])
         return torch.equal(scores, expected[order])
 
     with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(ask, range(12)))
+        assert all(threads.map(score_shuffled, range(12)))
 
 
 @pytest.mark.gpu

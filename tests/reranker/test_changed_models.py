@@ -86,10 +86,10 @@ def test_adapters_that_are_added_disabled_and_switched(own: Path) -> None:
     seen = [before]
     for step, as_before in steps:
         step()
-        found = scores(reranker)
-        torch.testing.assert_close(found, plain_scores(reranker), rtol=0, atol=1e-5)
-        assert torch.allclose(found, before, rtol=0, atol=1e-6) is as_before
-        seen.append(found)
+        result = scores(reranker)
+        torch.testing.assert_close(result, plain_scores(reranker), rtol=0, atol=1e-5)
+        assert torch.allclose(result, before, rtol=0, atol=1e-6) is as_before
+        seen.append(result)
     assert torch.equal(seen[1], seen[5]), "the first adapter again"
     assert not torch.allclose(seen[2], seen[1], rtol=0, atol=1e-5), "the other one is another"
 
@@ -106,9 +106,9 @@ def test_hooks_are_on_the_modules_that_are_there_now(own: Path, wrapped: str) ->
         else:
             attention = decoder.layers[-1].self_attn
             attention.q_proj = nn.Linear(*attention.q_proj.weight.T.shape, bias=False)
-    found = scores(reranker)
-    torch.testing.assert_close(found, plain_scores(reranker), rtol=0, atol=1e-5)
-    assert not torch.allclose(found, before, rtol=0, atol=1e-5)
+    result = scores(reranker)
+    torch.testing.assert_close(result, plain_scores(reranker), rtol=0, atol=1e-5)
+    assert not torch.allclose(result, before, rtol=0, atol=1e-5)
 
 
 def set_everywhere(name: str, value: object) -> Callable[[nn.Module], None]:
@@ -304,7 +304,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
         "reranker = Reranker.from_pretrained(sys.argv[1], device='cpu', dtype='float32')\n"
         "print('names', reranker.fingerprint, reranker.weights, reranker.prompts_name)"
     )
-    found = [
+    result = [
         subprocess.run(
             [sys.executable, "-c", program, str(own)],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -316,7 +316,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
     ]
     reranker = Reranker(load(own))
     here = [reranker.fingerprint, reranker.weights, reranker.prompts_name]
-    assert found == [here, here]
+    assert result == [here, here]
 
 
 # --- prompts ------------------------------------------------------------------------------------

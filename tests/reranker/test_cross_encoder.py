@@ -51,11 +51,11 @@ def documents() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def paths(documents: list[dict[str, Any]], tmp_path: Path) -> list[str]:
-    found = []
+    paths = []
     for number, document in enumerate(documents):
-        found.append(str(tmp_path / f"{number}.png"))
-        document["image"].save(found[-1])
-    return found
+        paths.append(str(tmp_path / f"{number}.png"))
+        document["image"].save(paths[-1])
+    return paths
 
 
 PREDICT: dict[str, Callable[[Any, list], Any]] = {  # of the documented keywords
@@ -331,9 +331,9 @@ def test_numbers_are_checked_before_the_work(reranker: Reranker, paths: list[str
 
 def test_numpys_numbers_are_numbers(reranker: Reranker, paths: list[str]) -> None:
     expected = reranker.rank(QUERY, paths, 2, threshold=0.25, batch_size=3)
-    found = reranker.rank(
+    ranked = reranker.rank(
         QUERY, paths, np.int64(2), threshold=np.float32(0.25), batch_size=np.int32(3)
     )
-    assert [(r.index, r.score, r.kept) for r in found] == [
+    assert [(r.index, r.score, r.kept) for r in ranked] == [
         (r.index, r.score, r.kept) for r in expected
     ]

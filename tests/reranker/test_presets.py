@@ -1,4 +1,4 @@
-"""Published checkpoints are asked as they were trained to be."""
+"""Presets prompt published checkpoints as their training did."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reranker_of(preset: Preset | str, folder: Path) -> Reranker:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_scores_are_the_plain_way_on_the_presets_prompt(
+def test_scores_equal_plain_scoring_on_the_presets_prompt(
     name: str, tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     reranker = reranker_of(name, tiny_model(ARCHITECTURE[name]))

@@ -1,4 +1,4 @@
-"""Whatever a chat template and a pair's texts hold, a score is the plain way's."""
+"""Whatever a chat template and a pair's texts hold, a score is that of plain scoring."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_scores_are_those_of_the_whole_rendered_prompt(
     pairs = [(query, document) for query in QUERIES for document in documents()]
     expected = [published(reranker, d, by_hugging_face(reranker, q, d)) for q, d in pairs]
     for _ in range(2):  # cold and warm
-        found = reranker.score(pairs)
-        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+        result = reranker.score(pairs)
+        assert result.tolist() == pytest.approx(expected, abs=1e-5)
     alone = [reranker.score([pair]).item() for pair in pairs]
-    assert found.tolist() == alone, "bitwise"
+    assert result.tolist() == alone, "bitwise"
 
 
 class Clock(datetime.datetime):
@@ -233,8 +233,8 @@ def test_a_prompt_has_no_control_token_but_the_templates_own(
     expansion = reranker.mllm.encode_image(picture).expansion
 
     def read(query: str, caption: str) -> list[int]:
-        asked = [(query, Document(picture, caption=caption), expansion)]
-        return [token for token in reranker._prompts.tokens(asked)[0] if token in control]
+        parts = [(query, Document(picture, caption=caption), expansion)]
+        return [token for token in reranker._prompts.tokens(parts)[0] if token in control]
 
     if query.strip():
         assert read(query, caption) == read("x", "y")

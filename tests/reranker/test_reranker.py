@@ -1,4 +1,4 @@
-"""Scores equal the plain way's on every architecture, at any batch size and in any order."""
+"""Scores equal plain scoring's on every architecture, at any batch size and in any order."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def plain_scores(reranker: Reranker, pairs: list[tuple[str, Document]]) -> list[
     ]
 
 
-def test_scores_equal_the_plain_way_at_any_batch_size_and_in_any_order(reranker: Reranker) -> None:
+def test_scores_equal_plain_scoring_at_any_batch_size_and_in_any_order(reranker: Reranker) -> None:
     pairs = ragged_pairs()
     expected = np.array(plain_scores(reranker, pairs))
     assert np.ptp(expected) > 1e-3, "the inputs must give different scores to prove anything"
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize("architecture", ["llava", "qwen2_vl", "paligemma"])
-def test_captions_are_cut_where_asked(
+def test_captions_are_cut_on_request(
     architecture: str, tiny_mllm: Callable[[str], MLLM], caplog: pytest.LogCaptureFixture
 ) -> None:
     mllm = tiny_mllm(architecture)

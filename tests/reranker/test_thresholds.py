@@ -126,16 +126,16 @@ def test_what_was_estimated_before_stays_if_it_still_holds(tmp_path: Path) -> No
     captions.save(path)
     assert SavedThresholds.load(path) == SAVED, "another template's are beside it"
     replace(SAVED, values={"f1": 0.5, "adaptive": 0.3}, refused={}).save(path)
-    found = SavedThresholds.load(path)
-    assert found is not None
-    assert found.values == {"adaptive": 0.3, "f1": 0.5, "precision>=0.9": 0.75}
-    assert found.refused == {}
+    result = SavedThresholds.load(path)
+    assert result is not None
+    assert result.values == {"adaptive": 0.3, "f1": 0.5, "precision>=0.9": 0.75}
+    assert result.refused == {}
     # of other questions, another pool or other weights, none of the old ones is true
     for changed in ({"questions": ("q3",)}, {"pool": "gold"}, {"model": "n"}, {"top_k": 1}):
         SAVED.save(path)
         replace(SAVED, values={"f1": 0.5}, refused={}, **changed).save(path)
-        found = SavedThresholds.load(path)
-        assert found is not None and found.values == {"f1": 0.5}
+        result = SavedThresholds.load(path)
+        assert result is not None and result.values == {"f1": 0.5}
 
 
 def test_conditions_that_differ_are_named() -> None:
