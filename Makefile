@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,7 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_training_step.py
 	$(BIN)/python benchmarks/bench_fast_rerank.py
 	$(BIN)/python benchmarks/bench_prefix_cache.py
+	$(BIN)/python benchmarks/bench_prefix_bookkeeping.py
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --json benchmarks/results/overhead_cpu.json
 	$(MAKE) tables
@@ -85,8 +86,11 @@ MINUTES ?= 8
 bench-gpu: $(if $(GPU),,$(VENV)/.dev) ## All that follows on a GPU, the most important first; MINUTES=8
 	$(ON_GPU) benchmarks/gpu_all.py --minutes $(MINUTES) $(AGAIN:%=--again %) $(BUNDLE:%=--bundle %)
 
-bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Test and time every operation on a GPU; PARTS="..."
-	$(ON_GPU) benchmarks/gpu_ops.py $(PARTS:%=--part %)
+bench-gpu-tests: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Run what tests are for a GPU, there; PARTS="..."
+	$(ON_GPU) benchmarks/gpu_tests.py $(PARTS:%=--part %)
+
+bench-gpu-ops: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Time every operation on a GPU
+	$(ON_GPU) benchmarks/gpu_ops.py
 
 bench-gpu-rerank: $(if $(GPU),gpu-build,$(VENV)/.dev) ## Rerank with real models' sizes on a GPU; PARTS="..."
 	$(ON_GPU) benchmarks/gpu_rerank.py $(PARTS:%=--part %)

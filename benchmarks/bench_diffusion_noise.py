@@ -13,7 +13,8 @@ import pytest
 import torch
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
+from tables import Results
 from torch import Tensor
 
 from ragvl.ops import diffusion_noise
@@ -59,6 +60,18 @@ def methods(
 def test_diffusion_noise(benchmark, method: str, case: tuple[int, int], dtype: str) -> None:
     result = benchmark(methods(*case, DTYPES[dtype], DEVICE)[method])
     assert result.shape == case
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against eager code."""
+    result = results["diffusion_noise_cpu"]
+    return speed_table(
+        result,
+        {"rows": "rows", "hidden_size": "hidden", "dtype": "dtype"},
+        ["copy alone", "reference", "cpu"],
+        f"Speed is against clone, `randn_like`, multiply, add and masked write, "
+        f"{100 * result['marked']:.0f} % of the rows marked",
+    )
 
 
 def main(

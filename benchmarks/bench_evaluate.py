@@ -1,7 +1,8 @@
 """A whole evaluation of the demo's world against scoring its pairs one by one.
 
-Every way retrieves, scores and answers the same questions over both pools from scratch, with the
-same models; only how pairs are scored differs, each pair once. The run fails if the relevances do.
+Every method retrieves, scores and answers the same questions over both pools from scratch, with the
+same models; only how pairs are scored differs, each pair once. The run fails if the relevances
+differ.
 
     python benchmarks/bench_evaluate.py                  # about twenty minutes on two CPU cores
     python benchmarks/bench_evaluate.py --questions 20   # a minute; prints, writes nothing
@@ -23,6 +24,7 @@ from baselines import SerialGenerate, stock_model
 from common import save
 from rich.console import Console
 from rich.table import Table
+from tables import Results, table, times
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -38,12 +40,17 @@ from ragvl.profiling.timing import compare, time_in_turn
 from ragvl.retriever import DualEncoder
 
 BASELINE = "generate"
+METHODS = {
+    "generate": "a call of `generate` for each pair (the release)",
+    "one_pair": "a call of `Reranker.score` for each pair",
+    "evaluate": "**`ragvl evaluate`**",
+}
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # of a relevance: rounding, in another order of additions
 
 
 class OnePairAtATime(Reranker):
-    """ragvl's own reranker, asked for each pair by itself."""
+    """ragvl's own reranker, called for each pair by itself."""
 
     def score(self, pairs: Sequence[tuple[str, Document]], **options: Any) -> Tensor:  # type: ignore[override]
         return torch.cat([super(OnePairAtATime, self).score([pair], **options) for pair in pairs])
@@ -61,16 +68,16 @@ class GeneratePerPair(Reranker):
 
 
 def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
-    """Evaluates in every way, in turn.
+    """Evaluates in every method, in turn.
 
     Args:
         num_questions: only the first so many; None for all.
-        rounds: evaluations of each way, at least 2.
+        rounds: evaluations of each method, at least 2.
 
     Raises:
-        RuntimeError: two ways' relevances differ by more than rounding.
+        RuntimeError: two methods' relevances differ by more than rounding.
     """
-    found: dict[str, Evaluation] = {}
+    evaluated: dict[str, Evaluation] = {}
     with tempfile.TemporaryDirectory() as folder, as_file(files("ragvl") / "assets") as assets:
         write_world(folder, Places(), counts={"test": NUM_PLACES}, seed=WORLD_SEED)
         source = WebQA(folder, split="test")
@@ -79,7 +86,7 @@ def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
         generator = Generator.from_pretrained(assets / "tiny-generator", device="cpu")
         plain = Reranker(mllm)
         serial = SerialGenerate(stock_model(assets / "tiny-reranker", plain), plain)
-        # Made anew for each evaluation, so that none finds the prefixes of the one before
+        # Made anew for each evaluation, so that none has the prefixes of the one before
         rerankers: dict[str, Callable[[], Reranker]] = {
             "generate": lambda: GeneratePerPair(mllm, serial),
             "one_pair": lambda: OnePairAtATime(mllm),
@@ -88,33 +95,33 @@ def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
         settings = EvaluationSettings(num_questions=num_questions, num_timed=0, max_new_tokens=8)
         kept = Path(folder) / "kept"  # what an evaluation has computed, for its answers
 
-        def rank(way: str) -> None:
+        def rank(method: str) -> None:
             shutil.rmtree(kept, ignore_errors=True)
-            models = Models(encoder, rerankers[way]())
-            found[way] = evaluate(source, models, settings, work=kept, progress=False)
+            models = Models(encoder, rerankers[method]())
+            evaluated[method] = evaluate(source, models, settings, work=kept, progress=False)
 
         def answer() -> None:
             models = Models(encoder, Reranker(mllm), generator)
             evaluate(source, models, settings, work=kept, progress=False)
 
         steps: dict[str, Callable[[], None]] = {}
-        for way in rerankers:
-            steps |= {f"{way}, ranked": partial(rank, way), f"{way}, answered": answer}
+        for method in rerankers:
+            steps |= {f"{method}, ranked": partial(rank, method), f"{method}, answered": answer}
         samples = time_in_turn(steps, rounds=rounds, warmup=0)
-    every = torch.tensor([list(_pairs(evaluation).values()) for evaluation in found.values()])
+    every = torch.tensor([list(_pairs(evaluation).values()) for evaluation in evaluated.values()])
     difference = (every.amax(0) - every.amin(0)).max().item()
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"the ways' relevances differ by {difference:.1e}")
-    ranked = {way: samples[f"{way}, ranked"] for way in found}
+        raise RuntimeError(f"the methods' relevances differ by {difference:.1e}")
+    ranked = {method: samples[f"{method}, ranked"] for method in evaluated}
     whole = {
-        way: [sum(times) for times in zip(of_way, samples[f"{way}, answered"], strict=True)]
-        for way, of_way in ranked.items()
+        method: [sum(times) for times in zip(of_way, samples[f"{method}, answered"], strict=True)]
+        for method, of_way in ranked.items()
     }
-    pairs = _pairs(found["evaluate"])
+    pairs = _pairs(evaluated["evaluate"])
     return {
         "rounds": rounds,
         "baseline": BASELINE,
-        "num_questions": found["evaluate"].figures["num_questions"],
+        "num_questions": evaluated["evaluate"].figures["num_questions"],
         "num_pairs": len(pairs),
         "num_documents": len({document_id for _, document_id in pairs}),
         "max_relevance_difference": difference,
@@ -133,18 +140,34 @@ def _pairs(evaluation: Evaluation) -> dict[tuple[str, str], float]:
     }
 
 
+def speed_table(results: Results) -> str:
+    """A whole evaluation against scoring pair by pair."""
+    result = results["evaluate_cpu"]
+    rows = [
+        [label, *(times(result[part][method]["speedup"]) for part in ("ranked", "whole"))]
+        for method, label in METHODS.items()
+    ]
+    return table(
+        ["pairs are scored by", "retrieved and reranked", "and answered"],
+        rows,
+        f"{result['machine']['device']}, float32: {result['num_questions']} questions over both "
+        f"pools, {result['num_pairs']:,} pairs of {result['num_documents']:,} documents; median "
+        f"(lowest to highest) of {result['rounds']} rounds in one run, against the first row.",
+    )
+
+
 def main(
     questions: Annotated[int | None, typer.Option(min=1, help="Only so many; all.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Evaluations of each way.")] = 3,
+    rounds: Annotated[int, typer.Option(min=2, help="Evaluations of each method.")] = 3,
 ) -> None:
-    """Measure, print a table and write benchmarks/results/evaluate_cpu.json if all are asked."""
+    """Measure, print a table and write benchmarks/results/evaluate_cpu.json of all questions."""
     transformers_logging.disable_progress_bar()
     result = measure(questions, rounds)
-    table = Table("way", "ranked: s", "speedup", "and answered: s", "speedup")
-    for way in result["whole"]:
-        row = [way]
+    table = Table("method", "ranked: s", "speedup", "and answered: s", "speedup")
+    for method in result["whole"]:
+        row = [method]
         for part in ("ranked", "whole"):
-            figures = result[part][way]
+            figures = result[part][method]
             row.append(f"{figures['ms']['median'] / 1e3:.1f}")
             row.append(f"{figures['speedup']['median']:.2f}x")
         table.add_row(*row)

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from roofline import Peaks, measure_peaks, prefix_work, suffix_work
 from shapes import SHAPES, Shape
+from tables import Result, Results, mib, table, times
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
@@ -38,10 +39,25 @@ from ragvl.mllm import MLLM
 from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 
 BASELINE = "serial_generate"
+METHODS = {
+    "serial_generate": "one candidate at a time, `generate` (the release)",
+    "padded_batch": "one padded batch, all logits",
+    "stock_cache_warm": "one at a time, prefixes in Hugging Face's cache, warm",
+    "cross_encoder": "sentence-transformers `CrossEncoder`",
+    "fast_rerank_cold": "**`ragvl.fast_rerank`, cold**",
+    "fast_rerank_warm": "**`ragvl.fast_rerank`, warm**",
+}
+_FAMILIES = {
+    "llava": "LLaVA",
+    "internvl": "InternVL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+}
 DEFAULT_MODELS = [("mid", 256), ("mid-internvl", 256)]  # and their image tokens
 _PERCENTILE_SECONDS, _LEAST_CALLS = 45.0, 20
 _MOST_CAPTION_TOKENS = 160  # in a prefix, the turn's beginning and a last page's end included
 SUFFIX_TOKENS = (30, 55)
+CPU = torch.device("cpu")
 # How far apart two methods' scores may lie in float32: rounding, in another order of additions
 TOLERANCE = 1e-5
 
@@ -49,25 +65,26 @@ Score = Callable[[str, Sequence[Document]], list[float]]
 
 
 def measure(
-    models: Sequence[tuple[str, int | None]], *, rounds: int, num_documents: int
+    models: Sequence[tuple[str, int | None]], peaks: Peaks, *, rounds: int, num_documents: int
 ) -> dict[str, Any]:
     """Times every method in turn on the CPU, for each model and each length of suffix.
 
     Args:
         models: names in `SHAPES`, each with the number of image tokens; None for the shape's own.
+        peaks: what the machine was measured to reach.
         rounds: samples of each method, at least 2.
         num_documents: candidates a question, at least 1.
 
     Raises:
         RuntimeError: two methods' scores differ by more than rounding.
     """
-    device, dtype = torch.device("cpu"), torch.float32
-    peaks = measure_peaks(device, dtype)
     cases = [
         case
         for name, image_tokens in models
         for case in measure_model(
-            name, image_tokens, device, dtype, peaks, rounds=rounds, num_documents=num_documents
+            *(name, image_tokens, CPU, torch.float32, peaks),
+            rounds=rounds,
+            num_documents=num_documents,
         )
     ]
     return {
@@ -154,7 +171,7 @@ def measure_model(
             cases.append(
                 {
                     "model": described,
-                    "prompt_tokens": {p: [min(found), max(found)] for p, found in prompts.items()},
+                    "prompt_tokens": {p: [min(n), max(n)] for p, n in prompts.items()},
                     **case,
                     **percentiles,
                     "least_ms": _least_ms(shape, prompts, dtype, peaks),
@@ -239,6 +256,39 @@ def _least_ms(
     return {"warm": 1e3 * warm.seconds(peaks), "cold": 1e3 * cold.seconds(peaks)}
 
 
+def speed_table(results: Results) -> str:
+    """Speed and memory by method on the CPU, a column for each model and length of suffix."""
+    result = results["fast_rerank_cpu"]
+    cases = result["cases"]
+
+    def speed(case: Result, method: str) -> str:
+        figures = case["methods"].get(method)
+        return "" if figures is None else times(figures["speedup"])
+
+    first = cases[0]["methods"]
+    rows = [
+        [label, *(speed(case, method) for case in cases), mib(first[method]["peak_mib"])]
+        for method, label in METHODS.items()
+        if method in first
+    ]
+    (tokens,) = {case["model"]["image_tokens"] for case in cases}
+    return table(
+        ["", *map(_case_name, cases), "memory"],
+        rows,
+        f"{result['machine']['device']}, float32, {result['num_documents']} candidates of {tokens} "
+        f"image tokens, a new question each round; median (lowest to highest) of "
+        f"{result['rounds']} rounds in one run, against the first row. Memory is the peak above "
+        f"what the loaded models and cached prefixes hold, in the first column's case. All "
+        f"methods' scores agree within {max(c['max_score_difference'] for c in cases):.0e}.",
+    )
+
+
+def _case_name(case: Result) -> str:
+    model, suffix = case["model"], case["prompt_tokens"]["suffix"][1]
+    family = _FAMILIES[model["family"]]
+    return f"{family}, {model['parameters'] / 1e6:,.0f} M, {suffix} suffix tokens"
+
+
 def main(
     model: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(SHAPES)}; by default two.")
@@ -258,6 +308,7 @@ def main(
         raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
     result = measure(
         DEFAULT_MODELS if model is None else [(model, image_tokens)],
+        measure_peaks(CPU, torch.float32),
         rounds=rounds,
         num_documents=num_documents,
     )
@@ -277,7 +328,7 @@ def main(
         console.print(table)
         console.print(f"scores agree within {case['max_score_difference']:.1e}")
     if model is None:
-        console.print(f"wrote {save('fast_rerank_cpu', result, torch.device('cpu'))}")
+        console.print(f"wrote {save('fast_rerank_cpu', result, CPU)}")
 
 
 if __name__ == "__main__":

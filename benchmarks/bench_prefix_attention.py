@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
 from shapes import SHAPES
+from tables import Results
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
@@ -154,6 +155,18 @@ def test_prefix_attention(benchmark, method: str, case: tuple[str, int], dtype: 
     everyone = methods(*case, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method])
     torch.testing.assert_close(result, everyone["reference"](), rtol=0, atol=2e-2)
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against torch's attention over a stock cache."""
+    result = results["prefix_attention_cpu"]
+    return speed_table(
+        result,
+        {"model": "heads of", "prefix": "prefix tokens", "dtype": "dtype"},
+        ["sdpa, already concatenated", "reference", "cpu"],
+        f"Speed is against concatenating the new keys to a stock, padded cache and torch's "
+        f"attention; {result['batch']} suffixes of {result['suffix']} tokens",
+    )
 
 
 def main(

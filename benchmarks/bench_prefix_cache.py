@@ -2,7 +2,6 @@
 
 python benchmarks/bench_prefix_cache.py                 # about ten minutes on two CPU cores
 python benchmarks/bench_prefix_cache.py --model tiny    # seconds; prints, writes nothing
-python benchmarks/bench_prefix_cache.py --bookkeeping   # that part alone: a minute
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,16 +20,14 @@ import typer
 from common import save
 from models import write_model
 from shapes import PUBLISHED, SHAPES, Shape
+from tables import NOT_MEASURED, Result, Results, table
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
-from ragvl.mllm import MLLM, KvLayout
+from ragvl.mllm import MLLM
 from ragvl.ops import prefix_attention
 from ragvl.prefix_cache import (
-    PAGE_TOKENS,
-    CachedPrefix,
-    DeviceTier,
     PagePool,
     page_table,
     pages_in_turn,
@@ -49,7 +45,6 @@ SUFFIX_TOKENS = (30, 40, 55, 80)
 QUERIES = (1, 2, 5, 10)
 NUM_QUESTIONS = 40  # enough for every round to ask another
 COMPRESSIONS = (None, "int8")
-KNOWN_PREFIXES = (100, 1_000, 10_000, 100_000)
 
 Spread = dict[str, float]
 Pairs = list[tuple[str, Document]]
@@ -138,8 +133,8 @@ def _by_suffix_tokens(mllm: MLLM, documents: Sequence[Document], rounds: int) ->
     reranker = Reranker(mllm, prefix_cache=None)
     for tokens in SUFFIX_TOKENS:
         questions = _questions(mllm, documents, tokens)
-        found = len(reranker.split_prompt(questions[0], documents[0])[1])
-        points[found] = _one_query(mllm, documents, questions, rounds)
+        length = len(reranker.split_prompt(questions[0], documents[0])[1])
+        points[length] = _one_query(mllm, documents, questions, rounds)
     return _with_slopes(points)
 
 
@@ -158,17 +153,17 @@ def _one_query(
     mllm: MLLM, documents: Sequence[Document], questions: Sequence[str], rounds: int
 ) -> dict[str, Spread]:
     """Cold and warm times of one query over `documents`, a new question each round."""
-    asked = [[(question, document) for document in documents] for question in questions]
-    return _time(mllm, asked, rounds)
+    queries = [[(question, document) for document in documents] for question in questions]
+    return _time(mllm, queries, rounds)
 
 
-def _time(mllm: MLLM, asked: Sequence[Pairs], rounds: int) -> dict[str, Spread]:
+def _time(mllm: MLLM, queries: Sequence[Pairs], rounds: int) -> dict[str, Spread]:
     def score_next(reranker: Reranker, coming: Iterator[Pairs]) -> None:
         reranker.score(next(coming), progress=False)
 
     rerankers = {"cold": Reranker(mllm, prefix_cache=None), "warm": Reranker(mllm)}
     calls = {
-        name: partial(score_next, reranker, itertools.cycle(asked))
+        name: partial(score_next, reranker, itertools.cycle(queries))
         for name, reranker in rerankers.items()
     }
     samples = time_in_turn(calls, rounds=rounds, device=mllm.device)
@@ -236,7 +231,7 @@ def measure_tiers(
     Args:
         mllm: the model.
         documents: what is known where the share is 1; unknown ones take the place of the last.
-        questions: asked in turn.
+        questions: one a call, in turn.
         folder: for the disk tier.
         rounds: samples of each share in each tier.
         known_shares: from 0 to 1, with both ends.
@@ -258,13 +253,13 @@ def measure_tiers(
         caches[f"disk, {keep}"] = PrefixCache(
             "scratch", folder=folder / keep, disk_bytes=below, keep=keep
         )
-    asked = itertools.cycle(questions)
+    coming = itertools.cycle(questions)
     numbers = itertools.count()
 
     def ask(reranker: Reranker, share: float) -> None:
         known = round(share * len(documents))
         mixed = [*documents[:known], *unseen(documents[known:], next(numbers))]
-        reranker.score([(q, d) for q in [next(asked)] for d in mixed], progress=False)
+        reranker.score([(q, d) for q in [next(coming)] for d in mixed], progress=False)
 
     calls = {"no cache": partial(ask, Reranker(mllm, prefix_cache=None), 0.0)}
     for name, cache in caches.items():
@@ -287,7 +282,7 @@ def measure_tiers(
         rows.append(
             {
                 "tier": name,
-                "by_share": {str(share): found for share, found in by_share.items()},
+                "by_share": {str(share): row for share, row in by_share.items()},
                 "break_even": break_even,
             }
         )
@@ -375,7 +370,7 @@ def _compare_warm(
     (first, reranker), *_ = rerankers.items()
     calls = {name: ask(reranker) for name, reranker in rerankers.items()}
     samples = time_in_turn(calls, rounds=rounds, device=reranker.mllm.device)
-    differences = {name: (found - scores[first]).abs() for name, found in scores.items()}
+    differences = {name: (each - scores[first]).abs() for name, each in scores.items()}
     return {
         name: {
             "speed": figures["speedup"],
@@ -405,65 +400,6 @@ def _memory(mllm: MLLM, documents: Sequence[Document]) -> dict[str, float | None
     }
 
 
-# --- bookkeeping --------------------------------------------------------------------------------
-
-
-def measure_bookkeeping(
-    rounds: int, *, known: Sequence[int] = KNOWN_PREFIXES, steps: int = 1000
-) -> list[dict[str, Any]]:
-    """What finding one prefix, and taking one more, costs in a full device tier of so many.
-
-    With the smallest pages that there are: the time is that of the bookkeeping alone.
-
-    Returns:
-        For each number of known prefixes, microseconds a step, as spreads: `known`, to find one and
-        let it go; `new`, to evict one and keep another.
-    """
-    layout = KvLayout(1, 1, 1, torch.float32)
-    tiers = {}
-    for count in known:
-        pool = PagePool(layout, count, torch.device("cpu"))
-        page_bytes = layout.bytes_per_token() * PAGE_TOKENS
-        tiers[count] = DeviceTier(pool, page_bytes, keep=True, wait_seconds=60.0)
-        for i in range(count):
-            _insert(tiers[count], str(i))
-    names = itertools.count()
-
-    def find(tier: DeviceTier) -> None:
-        with tier.lease() as lease:
-            if tier.use("0", lease) is None:
-                raise RuntimeError("what was kept just now is not found: there is a bug")
-
-    calls = {}
-    for count, tier in tiers.items():
-        calls[f"new {count}"] = lambda tier=tier: _insert(tier, f"new {next(names)}")
-    for count, tier in tiers.items():
-        calls[f"known {count}"] = partial(find, tier)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _, (name, call) in itertools.product(range(rounds), calls.items()):
-        for tier in tiers.values():  # which new ones may have pushed out
-            _insert(tier, "0")
-        start = time.perf_counter()
-        for _ in range(steps):
-            call()
-        samples[name].append((time.perf_counter() - start) / steps * 1e6)
-    return [
-        {
-            "prefixes": count,
-            "known": spread(samples[f"known {count}"]),
-            "new": spread(samples[f"new {count}"]),
-        }
-        for count in known
-    ]
-
-
-def _insert(tier: DeviceTier, key: str) -> None:
-    with tier.lease() as lease:
-        if tier.use(key, lease) is None:
-            (pages,) = tier.reserve([1], lease)
-            tier.insert(CachedPrefix(key, [0], "", 1, pages), lease)
-
-
 # --- shared -------------------------------------------------------------------------------------
 
 
@@ -490,22 +426,149 @@ def _bytes_held(reranker: Reranker) -> int:
     return reranker.prefix_cache.statistics()["device"].bytes
 
 
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _by_device(results: Results) -> dict[str, Result | None]:
+    """The CPU's result and the GPU's, which may be missing."""
+    return {"CPU": results["prefix_cache_cpu"], "GPU": results.get("prefix_cache_cuda")}
+
+
+def costs_table(results: Results) -> str:
+    """What one more of each thing costs a candidate, in percent of a cold candidate."""
+    by_device, calls = _by_device(results), ("cold", "warm")
+    labels = {
+        "candidates": "candidate",
+        "image tokens": "image token of every candidate",
+        "suffix tokens": "suffix token of every candidate",
+        "queries": "query over the same candidates, in one `score`",
+    }
+
+    def cells(result: Result | None, what: str) -> list[str]:
+        if result is None:
+            return [NOT_MEASURED] * 2
+        slopes = {name: line["ms_per_one_more"] for name, line in result["scaling"].items()}
+        share = 1 if what == "candidates" else result["num_documents"]
+        whole = slopes["candidates"]["cold"]
+        return [f"{100 * slopes[what][call] / share / whole:.3g} %" for call in calls]
+
+    notes = []
+    for result in filter(None, by_device.values()):
+        model = result["model"]
+        slopes = result["scaling"]["image tokens"]["ms_per_one_more"]
+        notes.append(
+            f"{result['machine']['device']}: the model `{model['name']}` in {model['dtype']} with "
+            f"{result['num_documents']} candidates of {model['image_tokens']} image tokens, where "
+            f"not varied; slopes through medians of {result['rounds']} rounds. The attention "
+            f"alone, measured apart, grows with an image token by "
+            f"{100 * slopes['attention'] / slopes['warm']:.0f} % of what a warm call does."
+        )
+    return table(
+        ["one more", *(f"{device}: {call}" for device in by_device for call in calls)],
+        [
+            [label, *(cell for result in by_device.values() for cell in cells(result, what))]
+            for what, label in labels.items()
+        ],
+        *notes,
+    )
+
+
+def bytes_table(results: Results) -> str:
+    """What a picture takes in published models; computed, not measured."""
+    kinds = {"kv": "keys and values", "int8": "in int8", "features": "visual tokens"}
+    rows = [
+        [
+            row["model"],
+            f"{row['image_tokens']:,}",
+            *(f"{row[kind] / 2**20:.1f} MiB" for kind in kinds),
+            f"{100_000 * row['kv'] / 2**40:.2f} TiB",
+        ]
+        for row in results["prefix_cache_bytes"]["models"]
+    ]
+    header = ["model", "image tokens", *kinds.values(), "100,000 pictures, keys and values"]
+    return table(header, rows)
+
+
+def tiers_table(results: Results) -> str:
+    """What known and unknown documents cost in each tier, and from which share of hits it pays."""
+    by_device = _by_device(results)
+    columns = ("known", "unknown", "pays from a hit rate of")
+    tiers = {
+        device: {} if result is None else {row["tier"]: row for row in result["tiers"]}
+        for device, result in by_device.items()
+    }
+
+    def cells(device: str, tier: str) -> list[str]:
+        row = tiers[device].get(tier)
+        if row is None:
+            return [NOT_MEASURED] * len(columns)
+        hit, miss = row["hit"]["median"], row["miss"]["median"]
+        return [f"{hit:.2f}x", f"{miss:.2f}x", f"{100 * row['break_even']:.0f} %"]
+
+    notes = [
+        f"{result['machine']['device']}: speed of a question about documents that the tier has, or "
+        f"has not and keeps from then on, against no cache; medians of {result['rounds']} rounds. "
+        f"The device tier is full; files are in the system's cache. The device tier takes "
+        f"{100 * result['memory']['overhead']:.1f} % more than the keys and values of the "
+        f"{result['memory']['kv_bytes'] / 2**20:,.0f} MiB measured: the ends of last pages."
+        for result in by_device.values()
+        if result is not None
+    ]
+    return table(
+        ["tier", *(f"{device}: {column}" for device in by_device for column in columns)],
+        [
+            [tier, *(cell for device in by_device for cell in cells(device, tier))]
+            for tier in dict.fromkeys(tier for rows in tiers.values() for tier in rows)
+        ],
+        *notes,
+    )
+
+
+def compression_table(results: Results) -> str:
+    """Speed, size and error of keys and values in a byte each, and of a model in bfloat16."""
+    header = ["", "bytes of a document", "speed", "largest difference of a score", "mean"]
+    rows, notes = [], []
+    for device, result in _by_device(results).items():
+        if result is None:
+            rows.append([device, *[NOT_MEASURED] * (len(header) - 1)])
+            continue
+        measured = [
+            (row["compression"].replace("None", "exact"), row, row["bytes_per_document"])
+            for row in result["compression"]
+        ]
+        exact = measured[0][2]
+        if result["bfloat16"] is not None:
+            measured.append(("the whole model in bfloat16", result["bfloat16"], exact / 2))
+        rows += [
+            [
+                f"{device}: {name}",
+                f"{100 * size / exact:.0f} %",
+                f"{row['speed']['median']:.2f}x",
+                f"{row['max_score_difference']:.1e}",
+                f"{row['mean_score_difference']:.1e}",
+            ]
+            for name, row, size in measured
+        ]
+        first, other = result["templates"]["caption"], result["templates"]["instruction-first"]
+        notes.append(
+            f"{result['machine']['device']}, {measured[1][1]['pairs']} pairs, random weights in "
+            f"{result['model']['dtype']}. The template `instruction-first`: "
+            f"{other['suffix_tokens']} suffix tokens instead of {first['suffix_tokens']}, "
+            f"{other['speed']['median']:.2f}x as fast."
+        )
+    return table(header, rows, *notes)
+
+
 def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     model: Annotated[str | None, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = None,
     rounds: Annotated[int, typer.Option(min=2, max=15, help="Samples of each point.")] = 5,
-    bookkeeping: Annotated[bool, typer.Option(help="Only the bookkeeping's time.")] = False,
 ) -> None:
-    """Measure and write benchmarks/results/prefix_cache_{cpu,cuda,bytes,bookkeeping}.json."""
+    """Measure and write benchmarks/results/prefix_cache_{cpu,cuda,bytes}.json."""
     transformers_logging.disable_progress_bar()
     where = resolve_device(device)
     if model is not None and model not in SHAPES:
         raise typer.BadParameter(f"unknown model {model!r}; known: {', '.join(SHAPES)}")
-    if bookkeeping or model is None:
-        counted = {"rounds": rounds, "by_prefixes": measure_bookkeeping(rounds)}
-        print(f"wrote {save('prefix_cache_bookkeeping', counted, torch.device('cpu'))}")
-    if bookkeeping:
-        return
     result = measure(model or DEFAULT_MODEL[where.type], where, rounds=rounds)
     print(json.dumps(result, indent=1))
     if model is None:

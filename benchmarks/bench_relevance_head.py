@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
+from tables import Results
 from torch import Tensor
 
 from ragvl.ops import relevance_head
@@ -78,6 +79,17 @@ def test_relevance_head(benchmark, method: str, case: tuple[int, int], dtype: st
     everyone = methods(*case, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method])
     torch.testing.assert_close(result, everyone["reference"](), rtol=0, atol=2e-2)
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against the product with the whole vocabulary."""
+    result = results["relevance_head_cpu"]
+    return speed_table(
+        result,
+        {"batch": "prompts", "hidden_size": "hidden", "dtype": "dtype"},
+        ["eager, two rows", "reference", "cpu"],
+        f"Speed is against the product with a whole vocabulary of {result['vocabulary']:,}",
+    )
 
 
 def main(

@@ -17,6 +17,7 @@ from operation import CPU
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
+from tables import Result, Results, mib, table
 
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
@@ -28,6 +29,29 @@ MODELS = ["mid", "mid-internvl"]
 # Rank of the adapters, where 0 trains the decoder's weights; gradient checkpointing
 SETUPS = ((0, False), (16, False), (16, True))
 BATCH_SIZE = 2
+
+
+def cost_table(results: Results) -> str:
+    """Time and memory of a training step by kind of noise, a row for each model and setup."""
+    result = results["training_step_cpu"]
+    names = dict.fromkeys(name for case in result["cases"] for name in case["arms"])
+
+    def cell(figures: Result) -> str:
+        peak = "" if figures["peak_mib"] is None else f", {mib(figures['peak_mib'])}"
+        return f"{1 / figures['speedup']['median']:.2f}x{peak}"
+
+    rows = []
+    for case in result["cases"]:
+        trained = f"adapters of rank {case['rank']}" if case["rank"] else "the decoder"
+        trained += ", checkpointing" * case["gradient_checkpointing"]
+        rows.append(["CPU", case["model"], trained, *(cell(case["arms"][name]) for name in names)])
+    return table(
+        ["", "model", "trained", *names],
+        rows,
+        f"CPU: {result['machine']['device']}, {result['dtype']}, random weights, batches of "
+        f"{result['batch_size']}, medians of {result['rounds']} rounds in one run. Time is against "
+        f"plain fine-tuning; memory is the peak above model, gradients and optimizer.",
+    )
 
 
 def main(
@@ -62,11 +86,17 @@ def main(
                         "arms": arms,
                     }
                 )
-                for arm, found in arms.items():
+                for arm, figures in arms.items():
                     table.add_row(
-                        *(name, str(rank), str(checkpointing), arm, f"{found['ms']['median']:.0f}"),
-                        *(f"{1 / found['speedup']['median']:.2f}x", str(found["tokens"])),
-                        "?" if found["peak_mib"] is None else f"{found['peak_mib']:.0f}",
+                        *(
+                            name,
+                            str(rank),
+                            str(checkpointing),
+                            arm,
+                            f"{figures['ms']['median']:.0f}",
+                        ),
+                        *(f"{1 / figures['speedup']['median']:.2f}x", str(figures["tokens"])),
+                        "?" if figures["peak_mib"] is None else f"{figures['peak_mib']:.0f}",
                     )
     result = {
         "batch_size": BATCH_SIZE,

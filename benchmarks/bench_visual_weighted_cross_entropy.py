@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, Method, measure_operation
+from operation import CPU, DEVICE, Method, measure_operation, speed_table, speedup
+from tables import Result, Results
 from torch import Tensor
 
 from ragvl.ops import visual_weighted_cross_entropy, visual_weights
@@ -119,6 +120,27 @@ def test_visual_weighted_cross_entropy(benchmark, method: str, case: tuple[str, 
     result = benchmark(everyone[method])
     if not method.startswith("liger"):
         torch.testing.assert_close(result, everyone[BASELINE](), rtol=1e-2, atol=0)
+
+
+def table(results: Results) -> str:
+    """Speed and memory of the backends, with gradients, against eager code on all logits."""
+    result = results["visual_weighted_cross_entropy_cpu"]
+
+    def with_memory(case: Result, figures: Result) -> str:
+        if figures["peak_mib"] is None:
+            return speedup(case, figures)
+        extra = max(0.0, figures["peak_mib"] - case["gradients_mib"])
+        return f"{speedup(case, figures)}, {extra:,.0f} MiB"
+
+    return speed_table(
+        result,
+        {"labelled": "labelled", "head": "head"},
+        ["eager", "reference", "cpu"],
+        f"Loss and gradients of {result['positions']:,} positions, hidden size {result['dim']:,}, "
+        f"a vocabulary of {result['vocabulary']:,}, {result['dtype']}, against both branches' "
+        f"logits in float32. Memory is the peak above inputs and gradients returned",
+        cell=with_memory,
+    )
 
 
 def main(

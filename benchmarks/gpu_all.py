@@ -2,7 +2,7 @@
 
     make bench-gpu                            # eight minutes; what is missing afterwards: once more
     make bench-gpu MINUTES=5 BUNDLE=out.tar   # a tar of the results, made anew after each part
-    make bench-gpu AGAIN=gpu_ops_times        # also what has been measured before
+    make bench-gpu AGAIN=gpu_ops              # also what has been measured before
     python benchmarks/gpu_all.py --device cpu # the same parts at a small size, to see that they run
 
 Each part is a process with a limit of its own. It writes its JSON as soon as it has it, and a part
@@ -75,35 +75,32 @@ class Outcome:
 def parts(*, on_gpu: bool) -> tuple[Part, ...]:
     """What there is to run, the most important first; on a CPU at a small size."""
 
-    def script(name: str, part: str, seconds: float) -> Part:
-        stem = f"{name}_{part.replace(':', '_')}"
-        program = str(BENCHMARKS / f"{name}.py")
-        options = ["--brief"] if name == "gpu_rerank" else []
-        device = ["--device", "cuda" if on_gpu else "cpu"]
-        command = (sys.executable, program, "--part", part, *options, *device)
-        return Part(stem, (*command, "--seconds", "{seconds}"), seconds)
+    def script(name: str, part: str | None, seconds: float) -> Part:
+        stem = name if part is None else f"{name}_{part.replace(':', '_')}"
+        options = ["--device", "cuda" if on_gpu else "cpu", "--seconds", "{seconds}"]
+        options += [] if part is None else ["--part", part]
+        options += ["--brief"] if name == "gpu_rerank" else []
+        return Part(stem, (sys.executable, str(BENCHMARKS / f"{name}.py"), *options), seconds)
 
     if not on_gpu:
         return (
-            script("gpu_ops", "tests", 400),
-            script("gpu_rerank", "checks:tiny", 200),
+            script("gpu_tests", "ops", 400),
             script("gpu_rerank", "tiny", 200),
-            script("gpu_ops", "times", 200),
+            script("gpu_ops", None, 200),
             script("gpu_rerank", "tiers", 200),
             script("gpu_train", "tiny", 200),
-            script("gpu_ops", "sanitizer", 100),
         )
     return (
         Part("build", ("sh", "-c", _BUILD), 150, least=0),
-        script("gpu_ops", "tests", 120),
-        script("gpu_rerank", "checks:internvl2-1b", 90),
+        script("gpu_tests", "ops", 150),
+        script("gpu_tests", "sizes:internvl2-1b", 90),
         script("gpu_rerank", "internvl2-1b:256", 120),
-        script("gpu_ops", "times", 120),
+        script("gpu_ops", None, 120),
         script("gpu_rerank", "qwen2.5-vl-3b:256", 120),
         script("gpu_rerank", "internvl2-2b:256", 120),
         script("gpu_rerank", "tiers", 90),
         script("gpu_train", "internvl2-1b", 120),
-        script("gpu_ops", "sanitizer", 90),
+        script("gpu_tests", "architectures", 120),
     )
 
 
@@ -196,7 +193,7 @@ def _pack(bundle: Path, files: Sequence[Path]) -> None:
 
 
 def _has_gpu() -> bool:
-    """Asked of the driver, since torch may take seconds to say so."""
+    """Known from the driver, since torch may take seconds to say so."""
     program = shutil.which("nvidia-smi")
     return (
         program is not None and subprocess.run([program, "-L"], capture_output=True).returncode == 0

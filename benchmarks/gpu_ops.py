@@ -1,26 +1,18 @@
-"""Every operation on a GPU: tested, checked for bad memory accesses, timed against the hardware.
+"""Every operation on a GPU, timed against other ways and against what the hardware reaches.
 
-    make bench-gpu-ops                            # builds, then runs this: ten minutes at most
-    make bench-gpu-ops PARTS=times                # of tests, sanitizer, times
+    make bench-gpu-ops                            # builds, then runs this
     python benchmarks/gpu_ops.py --device cpu     # a small size, to see that it runs
 
-Needs no network and nothing but torch, triton, pytest and what builds the extension.
+Needs no network and nothing but torch, triton and what builds the extension.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product, zip_longest
-from pathlib import Path
 from typing import Annotated, Any
 
 import bench_diffusion_noise
@@ -28,20 +20,22 @@ import bench_prefix_attention
 import bench_prefix_write
 import bench_relevance_head
 import bench_visual_weighted_cross_entropy
+import tables
 import torch
 import typer
 from bench_visual_weighted_cross_entropy import Size
-from gpu import Clocks, captured, goal, run_parts, run_tests
+from common import BUILD, save
+from gpu import Clocks, captured, goal, print_goals
 from operation import DTYPES, Method
 from rich.console import Console
 from rich.table import Table
 from roofline import Peaks, Work, measure_peaks
 from shapes import SHAPES
+from tables import Result, Results, table, unmeasured
 
 from ragvl.profiling.timing import compare, peak_mib, time_in_turn
 from ragvl.runtime import resolve_device
 
-PARTS = ("tests", "times", "sanitizer")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # A cache that holds all inputs would be measured in the memory's place: so many times its size
 _ROTATED = 4
@@ -187,7 +181,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def measure(
-    chosen: Sequence[Case], device: torch.device, *, rounds: int, seconds: float
+    chosen: Sequence[Case], device: torch.device, peaks: Peaks, *, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Times every case, and says what share of the hardware's measured limit each method reaches.
 
@@ -198,12 +192,12 @@ def measure(
     Args:
         chosen: what to time.
         device: where.
+        peaks: what the machine was measured to reach.
         rounds: samples of each method, at least two.
         seconds: cases that are not begun in this time are left out, and named.
     """
     started = time.monotonic()
     with Clocks(device) as clocks:
-        peaks = measure_peaks(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         measured, left_out = [], []
         for case in chosen:
             if time.monotonic() - started > seconds:
@@ -216,10 +210,15 @@ def measure(
     return {
         "rounds": rounds,
         "peaks": asdict(peaks),
-        "clocks": clocks.seen(),
+        "clocks": clocks.spreads(),
         "cases": measured,
         "left_out": left_out,
     }
+
+
+def machine_peaks(device: torch.device) -> Peaks:
+    """What the machine reaches in the dtype that models have on it."""
+    return measure_peaks(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _measure_case(case: Case, device: torch.device, peaks: Peaks, rounds: int) -> dict[str, Any]:
@@ -286,39 +285,33 @@ def goals(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_operation: dict[str, list[dict[str, Any]]] = {}
     for case in measured:
         by_operation.setdefault(case["operation"], []).append(case)
-    found = []
+    promised = []
     for case in by_operation.get("relevance_head", []):
-        found.append(goal(_label(case), "us", _best(case)["us"]["median"], at_most=8))
+        promised.append(goal(_label(case), "us", _best(case)["us"]["median"], at_most=8))
     for case in by_operation.get("prefix_attention", []):
         ours, padded = _best(case), case["methods"]["sdpa, already concatenated"]
         unpadded = case["methods"].get("sdpa, no padding")
         if unpadded is not None:
             share = unpadded["us"]["median"] / ours["us"]["median"]
-            found.append(goal(_label(case), "rate of SDPA without padding", share, at_least=0.7))
+            promised.append(goal(_label(case), "rate of SDPA without padding", share, at_least=0.7))
         share = padded["us"]["median"] / ours["us"]["median"]
-        found.append(goal(_label(case), "rate of padded SDPA", share, at_least=1))
+        promised.append(goal(_label(case), "rate of padded SDPA", share, at_least=1))
     for case in by_operation.get("diffusion_noise", []):
         if case["bytes"] >= 2 * 256 * 2**20:
             share = _best(case)["share_of_limit"]
-            found.append(goal(_label(case), "share of copy bandwidth", share, at_least=0.85))
+            promised.append(goal(_label(case), "share of copy bandwidth", share, at_least=0.85))
     for case in by_operation.get("visual_weighted_cross_entropy", []):
         ours, eager = _best(case), case["methods"]["eager"]
         if " 100 % labelled" in case["case"]:
             share = ours["share_of_limit"]
-            found.append(goal(_label(case), "share of matrix rate", share, at_least=0.75))
+            promised.append(goal(_label(case), "share of matrix rate", share, at_least=0.75))
             if ours["peak_mib"] is not None and eager["peak_mib"]:
                 memory = ours["peak_mib"] / eager["peak_mib"]
-                found.append(goal(_label(case), "memory against eager", memory, at_most=0.1))
+                promised.append(goal(_label(case), "memory against eager", memory, at_most=0.1))
         else:
             speed = ours["speedup"]["median"]
-            found.append(goal(_label(case), "speed against eager", speed, at_least=10))
-    return found
-
-
-def test_goals(tests: dict[str, Any]) -> list[dict[str, Any]]:
-    """That every test was run and none failed."""
-    bad = tests["failures"] + tests["errors"] + ("problem" in tests)
-    return [goal("the operations' tests", "failed, or not run", bad, at_most=0)]
+            promised.append(goal(_label(case), "speed against eager", speed, at_least=10))
+    return promised
 
 
 def _label(case: dict[str, Any]) -> str:
@@ -331,79 +324,79 @@ def _best(case: dict[str, Any]) -> dict[str, Any]:
     return min(ours, key=lambda figures: figures["us"]["median"])
 
 
-# --- checks -------------------------------------------------------------------------------------
-
-
-def sanitize(seconds: float) -> dict[str, str]:
-    """What compute-sanitizer says of each CUDA kernel at a small size, tool by tool."""
-    program = shutil.which("compute-sanitizer")
-    if program is None or not torch.cuda.is_available():
-        return {tool: "not available" for tool in ("memcheck", "racecheck")}
-    # Torch's blocks of memory hold many tensors: an overrun within one would not be seen
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    found = {}
-    for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable]
-        with subprocess.Popen(
-            [*command, str(Path(__file__).with_name("gpu_kernels.py"))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=seconds / 2)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # what it watches, too
-                found[tool] = f"not done in {seconds / 2:.0f} s"
-                continue
-        is_clean = process.returncode == 0 and "SUMMARY: 0" in output
-        found[tool] = "clean" if is_clean else f"exit {process.returncode}: {output[-1500:]}"
-    return found
-
-
 # --- command line -------------------------------------------------------------------------------
 
 
-def run(part: str, device: torch.device, rounds: int, seconds: float) -> dict[str, Any]:
-    """One part's result."""
-    small = device.type != "cuda"
-    if part == "tests":
-        tests = run_tests(["tests/ops"], seconds)
-        return {"tests": tests, "goals": [] if small else test_goals(tests)}
-    if part == "sanitizer":
-        return {"sanitizer": sanitize(seconds), "goals": []}
-    # What is begun at the last moment takes a few seconds more
-    chosen = list(cases(device, small=small))
-    result = measure(chosen, device, rounds=rounds, seconds=0.9 * seconds)
-    return {**result, "goals": [] if small else goals(result["cases"])}
+def speed_table(results: Results) -> str:
+    """Every operation on a GPU: time, share of the hardware's limit, the fastest other method."""
+    result = results.get("gpu_ops")
+    header = ["operation", "case", "torch", "another way", "Triton", "CUDA", "of the limit"]
+    if result is None:
+        return unmeasured(header, names=2)
+
+    def time(name: str, methods: Result) -> str:
+        return f"{methods[name]['us']['median']:,.1f} us" if name in methods else ""
+
+    rows = []
+    for case in result["cases"]:
+        methods = case["methods"]
+        ours = [name for name in ("triton", "cuda", "cpu") if name in methods]
+        others = [n for n in methods if n not in (*ours, "reference", case["baseline"])]
+        other = min(others, key=lambda n: methods[n]["us"]["median"], default=None)
+        share = max((methods[name]["share_of_limit"] for name in ours), default=0.0)
+        rows.append(
+            [
+                *(case["operation"], case["case"], time(case["baseline"], methods)),
+                "" if other is None else f"{time(other, methods)} ({other})",
+                *(time(name, methods) for name in ("triton", "cuda")),
+                f"{100 * share:.0f} %",
+            ]
+        )
+    return table(header, rows, _note(result, results.get("gpu_tests_ops")))
+
+
+def _note(result: Result, tested: Result | None) -> str:
+    peaks, clocks = result["peaks"], result["clocks"].get("clocks.sm")
+    note = (
+        f"{result['machine']['device']}, medians of {result['rounds']} rounds in one run, on "
+        f"tensors that the cache does not hold; replayed from a CUDA graph where a method can be "
+        f"captured. The limit: operations and bytes counted, at the measured rates of a large "
+        f"product ({peaks['flops_per_second'] / 1e12:.0f} TFLOP/s) and a large copy "
+        f"({peaks['bytes_per_second'] / 1e12:.2f} TB/s)."
+    )
+    if clocks is not None:
+        note += f" Clock: {clocks['median']:.0f} MHz ({clocks['min']:.0f} to {clocks['max']:.0f})."
+    if tested is not None:
+        tests = tested["tests"]
+        failed = tests["failures"] + tests["errors"]
+        passed = tests["tests"] - failed - tests["skipped"]
+        note += f" Tests there: {passed} passed, {failed} failed, {tests['skipped']} skipped."
+        if "problem" in tests:
+            note += f" They were {tests['problem']}."
+    if result["left_out"]:
+        note += f" Not measured, for lack of time: {'; '.join(result['left_out'])}."
+    return note
+
+
+def goals_table(results: Results) -> str:
+    """What each operation promises on a GPU, and whether it keeps it."""
+    return tables.goals(results.get(name) for name in ("gpu_tests_ops", "gpu_ops"))
 
 
 def main(
-    part: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; all by default.")
-    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 15,
-    seconds: Annotated[float, typer.Option(help="For each part.")] = 180,
+    seconds: Annotated[float, typer.Option(help="For all of it.")] = 180,
 ) -> None:
-    """Measure; write benchmarks/results/gpu_ops_<part>.json, or on a CPU the same in build."""
+    """Measure; write benchmarks/results/gpu_ops.json, or on a CPU the same in build."""
     where = resolve_device(device)
-    run_parts(
-        "gpu_ops",
-        part or PARTS,
-        PARTS,
-        lambda name: run(name, where, rounds, seconds),
-        _describe,
-        where,
-    )
-
-
-def _describe(part: str, result: dict[str, Any], console: Console) -> None:
-    if part != "times":
-        console.print_json(json.dumps(result[part]))
-        return
+    small = where.type != "cuda"
+    # What is begun at the last moment takes a few seconds more
+    chosen = list(cases(where, small=small))
+    result = measure(chosen, where, machine_peaks(where), rounds=rounds, seconds=0.9 * seconds)
+    result["goals"] = [] if small else goals(result["cases"])
+    path = save("gpu_ops", result, where, folder=BUILD if small else None)
+    console = Console(width=160)
     table = Table("operation", "case", "method", "us", "of the limit", "speedup")
     for case in result["cases"]:
         for name, figures in case["methods"].items():
@@ -414,6 +407,8 @@ def _describe(part: str, result: dict[str, Any], console: Console) -> None:
                 f"{figures['speedup']['median']:.2f}x",
             )
     console.print(table)
+    print_goals(result["goals"], console)
+    console.print(f"wrote {path}")
 
 
 if __name__ == "__main__":

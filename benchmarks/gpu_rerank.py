@@ -1,8 +1,7 @@
-"""fast_rerank on a GPU, at the sizes of real models: right first, then warm, cold, against others.
+"""fast_rerank on a GPU, at the sizes of real models: warm, cold, against other methods.
 
-    make bench-gpu-rerank PARTS="checks internvl2-2b"   # some parts, up to ten minutes each
+    make bench-gpu-rerank PARTS="tiers internvl2-2b"    # some parts, up to ten minutes each
     make bench-gpu-rerank PARTS=qwen2.5-vl-7b:576       # one size of a large model
-    make bench-gpu-rerank PARTS=checks:internvl2-1b     # one model's scores, without the tests
     make bench-gpu-rerank                               # all of them: over an hour
     python benchmarks/gpu_rerank.py --part tiny       # on a CPU: a small model, to see that it runs
 
@@ -13,32 +12,30 @@ Each part writes a JSON of its own. Needs no network; sentence-transformers for 
 from __future__ import annotations
 
 import gc
-import itertools
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import tables
 import torch
 import typer
-from baselines import SerialGenerate
 from bench_fast_rerank import BASELINE, measure_model
 from bench_prefix_cache import measure_tiers
-from gpu import Clocks, goal, run_parts, run_tests
+from gpu import Clocks, goal, run_parts
 from models import build_model
 from rich.console import Console
-from roofline import measure_peaks
+from roofline import Peaks, measure_peaks
 from shapes import SHAPES, Shape
+from tables import Result, Results, devices, table, unmeasured
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
-from ragvl import Document, Reranker
+from ragvl import Reranker
 from ragvl.mllm import MLLM
 from ragvl.profiling.timing import spread, time_in_turn
 from ragvl.runtime import resolve_device, resolve_dtype
@@ -47,9 +44,8 @@ MODELS = (
     *("internvl2-2b", "qwen2.5-vl-3b", "internvl2-1b", "qwen2.5-vl-7b", "llava-1.5-7b"),
     *("qwen3-vl-2b", "llava-1.5-13b"),
 )
-CHECKED = ("internvl2-1b", "qwen3-vl-2b")  # at full size
 TIERED = "internvl2-2b"
-PARTS = ("checks", "tiers", *MODELS)  # tiers:llava-1.5-7b for another model than TIERED
+PARTS = ("tiers", *MODELS)  # tiers:llava-1.5-7b for another model than TIERED
 NUM_DOCUMENTS = 20
 KNOWN_SHARES = (0.0, 0.5, 0.9, 1.0)
 QUERIES_TOGETHER = 50  # of the throughput
@@ -80,6 +76,7 @@ def image_tokens(shape: Shape) -> tuple[int, ...]:
 def measure(
     name: str,
     device: torch.device,
+    peaks: Peaks,
     *,
     tokens: Sequence[int],
     rounds: int,
@@ -92,6 +89,7 @@ def measure(
     Args:
         name: in `SHAPES`.
         device: where.
+        peaks: what the machine was measured to reach.
         tokens: what a picture becomes, the most important first.
         rounds: samples of each method.
         warm_calls: calls for the percentiles of the warm method.
@@ -102,7 +100,6 @@ def measure(
     dtype = resolve_dtype("auto", device)
     cases, throughput, profiles, left_out = [], [], [], []
     with Clocks(device) as clocks:
-        peaks = measure_peaks(device, dtype)
         for count in tokens:
             if time.monotonic() - started > seconds:
                 left_out.append(f"{count} image tokens")
@@ -129,7 +126,7 @@ def measure(
         "rounds": rounds,
         "baseline": BASELINE,
         "peaks": asdict(peaks),
-        "clocks": clocks.seen(),
+        "clocks": clocks.spreads(),
         "cases": cases,
         "throughput": throughput,
         "profiles": profiles,
@@ -171,10 +168,10 @@ def _profile(mllm: MLLM, calls: int = 5) -> dict[str, Any]:
     activities = [ProfilerActivity.CPU]
     if mllm.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    found: dict[str, Any] = {}
+    profiles: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         documents = write_documents(Path(folder), NUM_DOCUMENTS)
-        for way, cache in (("warm", "auto"), ("cold", None)):
+        for state, cache in (("warm", "auto"), ("cold", None)):
             reranker = Reranker(mllm, prefix_cache=cache)
             queries = fitting_questions(reranker, documents[0], calls + 2, 30)
             for query in queries[calls:]:
@@ -187,11 +184,11 @@ def _profile(mllm: MLLM, calls: int = 5) -> dict[str, Any]:
             on_gpu = [
                 (event.key, event.self_device_time_total / 1e3 / calls, event.count / calls)
                 for event in profiler.key_averages()
-                # Kernels, not the operators that started them, which are told the same time
+                # Kernels, not the operators that started them, which are given the same time
                 if event.device_type == DeviceType.CUDA and not event.is_user_annotation
             ]
             on_gpu.sort(key=lambda row: -row[1])
-            found[way] = {
+            profiles[state] = {
                 "wall_ms": wall_ms,
                 "busy": sum(ms for _, ms, _ in on_gpu) / wall_ms,
                 "launches": sum(count for _, _, count in on_gpu),
@@ -200,136 +197,7 @@ def _profile(mllm: MLLM, calls: int = 5) -> dict[str, Any]:
                     for name, ms, count in on_gpu[:20]
                 ],
             }
-    return found
-
-
-# --- right first --------------------------------------------------------------------------------
-
-
-def check(
-    names: Sequence[str],
-    device: torch.device,
-    *,
-    num_queries: int,
-    seconds: float,
-) -> dict[str, Any]:
-    """Whether scores are the plain way's and do not depend on company; whether memory stays.
-
-    Args:
-        names: the models, at full size.
-        device: where.
-        num_queries: how many warm queries memory must not grow over.
-        seconds: for the tests of every architecture at a tiny size.
-    """
-    folders = ("tests/mllm", "tests/reranker", "tests/prefix_cache")
-    return {
-        "tests": run_tests(folders, seconds),
-        "models": check_models(names, device, num_queries=num_queries),
-    }
-
-
-def check_models(
-    names: Sequence[str], device: torch.device, *, num_queries: int
-) -> list[dict[str, Any]]:
-    """See `check`; without the tests."""
-    models = []
-    for name in names:
-        models.append(_check_model(name, device, num_queries))
-        _free(device)
-    return models
-
-
-def _check_model(name: str, device: torch.device, num_queries: int) -> dict[str, Any]:
-    half = torch.bfloat16
-    model, processor = build_model(SHAPES[name], device=device, dtype=half)
-    stock, _ = build_model(SHAPES[name], device=device, dtype=half)
-    with tempfile.TemporaryDirectory() as folder:
-        documents = write_documents(Path(folder), 8)
-        reranker = Reranker(MLLM(model, processor), prefix_cache=None)
-        queries = fitting_questions(reranker, documents[0], 4, 30)
-        found: dict[str, Any] = {"model": name}
-        scores: dict[torch.dtype, torch.Tensor] = {}
-        plain: dict[torch.dtype, torch.Tensor] = {}
-        for dtype in (half, torch.float32):
-            mllm = MLLM(model.to(dtype), processor)
-            serial = SerialGenerate(stock.to(dtype), Reranker(mllm, prefix_cache=None))
-            plain[dtype] = torch.tensor(
-                [score for query in queries for score in serial.score(query, documents)]
-            )
-            scores[dtype], found[f"same_bits_{dtype}".replace("torch.", "")] = _scores(
-                mllm, queries, documents
-            )
-        exact = plain[torch.float32]
-        found["difference_float32"] = (scores[torch.float32] - exact).abs().max().item()
-        found["error_bfloat16"] = (scores[half] - exact).abs().max().item()
-        found["plain_error_bfloat16"] = (plain[half] - exact).abs().max().item()
-        found["scores_spread"] = exact.std().item()
-        del stock, serial
-        mllm = MLLM(model.to(resolve_dtype("auto", device)), processor)
-        found["threads_agree"] = _threads_agree(mllm, queries, documents)
-        found["memory_growth_mib"] = _memory_growth(mllm, documents, num_queries)
-        found["num_queries"] = num_queries
-    return found
-
-
-def _scores(
-    mllm: MLLM, queries: Sequence[str], documents: Sequence[Document]
-) -> tuple[torch.Tensor, bool]:
-    """Relevance of every pair, and whether cold, warm, alone and shuffled give the same bits."""
-    pairs = [(query, document) for query in queries for document in documents]
-    reranker = Reranker(mllm)
-    cold = reranker.score(pairs, progress=False)
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
-    others = [
-        reranker.score(pairs, progress=False),
-        torch.cat([reranker.score([pair]) for pair in pairs]),
-        torch.empty_like(cold).index_copy_(
-            0, order, reranker.score([pairs[i] for i in order.tolist()], progress=False)
-        ),
-        Reranker(mllm, prefix_cache=None).score(pairs, progress=False),
-    ]
-    return cold, all(torch.equal(cold, other) for other in others)
-
-
-def _threads_agree(mllm: MLLM, queries: Sequence[str], documents: Sequence[Document]) -> bool:
-    """Whether two threads at once, each on a stream of its own, get the scores of one alone."""
-    pairs = [(query, document) for query in queries for document in documents]
-    expected = Reranker(mllm).score(pairs, progress=False)
-    shared = Reranker(mllm)  # with nothing cached: both build
-    found: list[bool] = []
-
-    def ask() -> None:
-        on_gpu = mllm.device.type == "cuda"
-        with torch.cuda.stream(torch.cuda.Stream()) if on_gpu else nullcontext():
-            for _ in range(5):
-                found.append(torch.equal(shared.score(pairs, progress=False), expected))
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(found) == 10 and all(found)
-
-
-def _memory_growth(mllm: MLLM, documents: Sequence[Document], num_queries: int) -> float:
-    """MiB by which memory, the GPU's or the process's, has grown after so many warm queries."""
-    reranker = Reranker(mllm)
-    questions = itertools.cycle(fitting_questions(reranker, documents[0], 1000, 30))
-
-    def held() -> float:
-        gc.collect()
-        if mllm.device.type == "cuda":
-            return torch.cuda.memory_allocated(mllm.device) / 2**20
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * 4096 / 2**20
-
-    for _ in range(50):
-        reranker.rank(next(questions), documents)
-    before = held()
-    for _ in range(num_queries):
-        reranker.rank(next(questions), documents)
-    return held() - before
+    return profiles
 
 
 # --- tiers --------------------------------------------------------------------------------------
@@ -356,60 +224,123 @@ def tiers(name: str, device: torch.device, *, num_documents: int, rounds: int) -
 
 def model_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What a model's speed is to be, and is."""
-    name, found = result["model"], []
+    name, goals = result["model"], []
     for case in result["cases"]:
         tokens, suffix = case["model"]["image_tokens"], case["prompt_tokens"]["suffix"][1]
         of = f"{name}, {tokens} image and {suffix} suffix tokens"
         warm, cold = case["warm_ms"], case["cold_ms"]
         if name in WARM_MS:
-            found.append(goal(of, "warm p50, ms", warm["p50"], at_most=WARM_MS[name]))
+            goals.append(goal(of, "warm p50, ms", warm["p50"], at_most=WARM_MS[name]))
         if name in COLD_MS and tokens == 576:
-            found.append(goal(of, "cold p50, ms", cold["p50"], at_most=COLD_MS[name]))
-        found.append(goal(of, "warm p99 over p50", warm["p99"] / warm["p50"], at_most=1.5))
+            goals.append(goal(of, "cold p50, ms", cold["p50"], at_most=COLD_MS[name]))
+        goals.append(goal(of, "warm p99 over p50", warm["p99"] / warm["p50"], at_most=1.5))
         limit = warm["p50"] / case["least_ms"]["warm"]
-        found.append(goal(of, "warm p50 over the roofline", limit, at_most=1.5))
+        goals.append(goal(of, "warm p50 over the roofline", limit, at_most=1.5))
         gap = case["max_score_difference"]
         bound = 1e-5 if case["model"]["dtype"] == "float32" else 5e-2
-        found.append(goal(of, "largest difference of two ways' scores", gap, at_most=bound))
-        for way, times in (("warm", 200), ("cold", 20)):
-            speed = case["methods"][f"fast_rerank_{way}"]["speedup"]["median"]
-            found.append(goal(of, f"{way} speed against `generate`", speed, at_least=times))
+        goals.append(goal(of, "largest difference of two methods' scores", gap, at_most=bound))
+        for state, times in (("warm", 200), ("cold", 20)):
+            speed = case["methods"][f"fast_rerank_{state}"]["speedup"]["median"]
+            goals.append(goal(of, f"{state} speed against `generate`", speed, at_least=times))
     if name in PAIRS_PER_SECOND:
         for row in result["throughput"]:
             rate = row["pairs_per_second"]["median"]
             of = f"{name}, {row['image_tokens']} image tokens"
-            found.append(goal(of, "warm pairs a second", rate, at_least=PAIRS_PER_SECOND[name]))
-    return found
-
-
-def check_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What has to hold before speed counts, and whether it does."""
-    found = []
-    for model in result["models"]:
-        of = model["model"]
-        found.append(goal(of, "difference in float32", model["difference_float32"], at_most=1e-5))
-        allowed = 2 * model["plain_error_bfloat16"] + 1e-3
-        found.append(goal(of, "error in bfloat16", model["error_bfloat16"], at_most=allowed))
-        for name in ("same_bits_float32", "same_bits_bfloat16", "threads_agree"):
-            found.append(goal(of, name.replace("_", " "), float(model[name]), at_least=1))
-        growth = model["memory_growth_mib"]
-        what = f"MiB grown over {model['num_queries']:,} queries"
-        found.append(goal(of, what, growth, at_most=1))
-    return found
+            goals.append(goal(of, "warm pairs a second", rate, at_least=PAIRS_PER_SECOND[name]))
+    return goals
 
 
 def tier_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """That "auto" keeps what is faster to get back."""
-    found = []
+    goals = []
     for model in result["models"]:
         ms = {row["tier"]: row["by_share"]["1.0"]["ms"]["median"] for row in model["tiers"]}
         for tier in ("host", "disk"):
             best = min(ms[f"{tier}, kv"], ms[f"{tier}, features"])
             share = ms[f"{tier}, auto"] / best
-            found.append(
+            goals.append(
                 goal(f"{model['model']}, {tier}", "auto over the best", share, at_most=1.1)
             )
-    return found
+    return goals
+
+
+def measured_models(results: Results) -> list[Result]:
+    """Results of the models that were measured on a GPU, some at one number of image tokens."""
+    stems = [f"gpu_rerank_{name}" for name in MODELS]
+    return [
+        results[name]
+        for stem in stems
+        for name in sorted(results)
+        if name == stem or name.startswith(f"{stem}_")
+    ]
+
+
+def speed_table(results: Results) -> str:
+    """Times on the GPU, a row for each model, number of image tokens and length of suffix."""
+    header = [
+        *("model", "image tokens", "suffix tokens", "warm p50", "p90", "p99", "at best"),
+        *("cold p50", "at best", "`generate`", "padded batch", "CrossEncoder", "stock cache, warm"),
+    ]
+    models = measured_models(results)
+    if not models:
+        return unmeasured(header)
+    rows = [_row(case) for model in models for case in model["cases"]]
+    first = models[0]
+    calls = first["cases"][0]["warm_ms"]["calls"], first["cases"][0]["cold_ms"]["calls"]
+    rates = [
+        f"{model['model']} {row['pairs_per_second']['median']:,.0f} ({row['image_tokens']} tokens)"
+        for model in models
+        for row in model["throughput"]
+    ]
+    note = (
+        f"{devices(models)}, bfloat16, {first['num_documents']} candidates; percentiles of "
+        f"{calls[0]:,} warm and {calls[1]:,} cold calls, other methods' medians of "
+        f"{first['rounds']} rounds in the same run. At best: operations and bytes counted, at "
+        f"the rates of a large product and a large copy measured in the run. Warm pairs a second, "
+        f"many queries in one call: {', '.join(rates)}."
+    )
+    if left_out := [f"{model['model']}, {what}" for model in models for what in model["left_out"]]:
+        note += f" Not measured, for lack of time or memory: {'; '.join(left_out)}."
+    return table(header, rows, note)
+
+
+def _row(case: Result) -> list[str]:
+    others = ("serial_generate", "padded_batch", "cross_encoder", "stock_cache_warm")
+    figures = [case["methods"].get(name) for name in others]
+    return [
+        case["model"]["name"],
+        f"{case['model']['image_tokens']:,}",
+        str(case["prompt_tokens"]["suffix"][1]),
+        *(f"{case['warm_ms'][p]:.2f} ms" for p in ("p50", "p90", "p99")),
+        f"{case['least_ms']['warm']:.2f} ms",
+        f"{case['cold_ms']['p50']:.0f} ms",
+        f"{case['least_ms']['cold']:.0f} ms",
+        *("" if each is None else f"{each['ms']['median']:.0f} ms" for each in figures),
+    ]
+
+
+def goals_table(results: Results) -> str:
+    """What reranking promises on a GPU, right and fast, and whether it keeps it."""
+    others = ("gpu_tests_sizes", "gpu_tests_sizes_internvl2-1b", "gpu_rerank_tiers")
+    return tables.goals([*map(results.get, others), *measured_models(results)])
+
+
+def tiers_table(results: Results) -> str:
+    """How a query's time falls with the share of known documents, by tier."""
+    result = results.get("gpu_rerank_tiers")
+    header = ["model", "tier", "none known", "50 %", "90 %", "100 %", "pays from"]
+    if result is None:
+        return unmeasured(header, names=2)
+    rows = [
+        [
+            *(model["model"], row["tier"]),
+            *(f"{figures['ms']['median']:.1f} ms" for figures in row["by_share"].values()),
+            f"{100 * row['break_even']:.0f} %",
+        ]
+        for model in result["models"]
+        for row in model["tiers"]
+    ]
+    return table(header, rows, f"{devices([result])}, medians of {result['rounds']} rounds.")
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -426,18 +357,6 @@ def run(part: str, device: torch.device, seconds: float, *, brief: bool = False)
     """
     on_gpu = device.type == "cuda"
     name, _, only = part.partition(":")
-    if name == "checks":
-        num_queries = (2000 if brief else 10_000) if on_gpu else 100
-        if only:
-            result = {"models": check_models([only], device, num_queries=num_queries)}
-        else:
-            result = check(
-                CHECKED if on_gpu else ("tiny", "tiny-qwen3-vl"),
-                device,
-                num_queries=num_queries,
-                seconds=0.5 * seconds,
-            )
-        return {**result, "goals": check_goals(result)}
     if name == "tiers":
         model = only or (TIERED if on_gpu else "tiny")
         # A large model's documents would fill the memory, and the disk
@@ -454,6 +373,7 @@ def run(part: str, device: torch.device, seconds: float, *, brief: bool = False)
     result = measure(
         name,
         device,
+        measure_peaks(device, resolve_dtype("auto", device)),
         tokens=(int(only),) if only else sizes,
         rounds=(5 if brief else 7) if on_gpu else 2,
         warm_calls=(300 if brief else 1000) if on_gpu else 5,
@@ -475,7 +395,7 @@ def main(
     transformers_logging.disable_progress_bar()
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
-    parts = part or (PARTS if on_gpu else ("checks", "tiers", "tiny", "tiny-qwen3-vl"))
+    parts = part or (PARTS if on_gpu else ("tiers", "tiny", "tiny-qwen3-vl"))
     run_parts(
         "gpu_rerank",
         parts,

@@ -14,17 +14,19 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import tables
 import torch
 import typer
 from gpu import Clocks, goal, run_parts
 from models import build_model
 from rich.console import Console
 from shapes import SHAPES
+from tables import Result, Results, devices, mib, table, unmeasured
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 from workload import WORDS, write_documents
@@ -98,7 +100,7 @@ def measure(
         "batch_size": batch_size,
         "num_tokens": num_tokens,
         "rounds": rounds,
-        "clocks": clocks.seen(),
+        "clocks": clocks.spreads(),
         "cases": cases,
         "largest_batch": largest,
         "left_out": left_out,
@@ -152,29 +154,33 @@ def _largest(
     seconds: float,
 ) -> dict[str, int | None]:
     """By arm, how many sequences with 5 % labelled fit into a step; None for lack of time."""
-    found: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
     for arm in LARGEST_OF:
         if time.monotonic() - started > seconds:
-            found[arm] = None
+            sizes[arm] = None
             continue
         mllm = MLLM(*build_model(SHAPES[name], device=device, dtype=dtype))
         model = trainable(mllm, LoraSettings(rank=16), freeze_vision=True)
         (batch,) = _batches(mllm, {arm: ARMS[arm]}, 1, num_tokens, LABELLED["5 %"]).values()
         install_loss(mllm, ARMS[arm])
         model.train()
-        fits = partial(_fits, model, batch, device)
-        size = 1
-        while size < most and fits(2 * size):
-            size *= 2
-        low, high = size, min(2 * size, most + 1)  # the first fits, the second does not
-        while high - low > max(1, low // 16):  # to a sixteenth
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        found[arm] = low
+        sizes[arm] = largest_fitting(partial(_fits, model, batch, device), most)
         uninstall_loss(mllm)
         del mllm, model
         _free(device)
-    return found
+    return sizes
+
+
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest size up to `most` that fits, to a sixteenth; 1 is taken to fit."""
+    size = 1
+    while size < most and fits(2 * size):
+        size *= 2
+    low, high = size, min(2 * size, most + 1)  # the first fits, the second does not
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _fits(model: Any, batch: Mapping[str, Tensor], device: torch.device, size: int) -> bool:
@@ -195,20 +201,62 @@ def _fits(model: Any, batch: Mapping[str, Tensor], device: torch.device, size: i
 
 def step_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What a step may cost, and costs."""
-    found = []
+    goals = []
     name = result["model"]
     for case in result["cases"]:
         arms, of = case["arms"], f"{name}, {case['labelled']} labelled"
         times = 1 / arms["token"]["speedup"]["median"]
-        found.append(goal(of, "token level on tokens, time of plain", times, at_most=1.45))
+        goals.append(goal(of, "token level on tokens, time of plain", times, at_most=1.45))
         peaks = {arm: figures["peak_mib"] for arm, figures in arms.items()}
         if peaks["plain"] and peaks["token"]:
             share = peaks["token"] / peaks["plain"]
-            found.append(goal(of, "token level on tokens, memory of plain", share, at_most=1.1))
+            goals.append(goal(of, "token level on tokens, memory of plain", share, at_most=1.1))
         if name == "internvl2-1b" and peaks["release"] and peaks["both"]:
             share = peaks["release"] / peaks["both"]
-            found.append(goal(of, "memory of the release's way over ours", share, at_least=3))
-    return found
+            goals.append(goal(of, "memory of the release over ours", share, at_least=3))
+    return goals
+
+
+def cost_table(results: Results) -> str:
+    """Time, tokens a second and memory of a step on a GPU by kind of noise; the largest batches."""
+    header = ["model", "labelled", "noise", "time", "of plain", "tokens/s", "memory", "batch"]
+    models = _measured_models(results)
+    if not models:
+        return unmeasured(header, names=3)
+    rows = []
+    for model in models:
+        for case in model["cases"]:
+            for arm, figures in case["arms"].items():
+                ms, largest = figures["ms"]["median"], model["largest_batch"].get(arm)
+                rows.append(
+                    [
+                        *(model["model"], case["labelled"], arm, f"{ms:.0f} ms"),
+                        f"{1 / figures['speedup']['median']:.2f}x",
+                        f"{1e3 * figures['tokens'] / ms:,.0f}",
+                        mib(figures["peak_mib"]),
+                        "" if largest is None else str(largest),
+                    ]
+                )
+    first = models[0]
+    note = (
+        f"{devices(models)}, {first['dtype']}, random weights, adapters of rank 16; "
+        f"{first['batch_size']} sequences of {first['num_tokens']:,} tokens with one picture; "
+        f"medians of {first['rounds']} rounds in one run. Memory is the peak above model, "
+        f"gradients and optimizer. Batch: the largest that fits, to a sixteenth."
+    )
+    if left_out := [f"{model['model']}, {what}" for model in models for what in model["left_out"]]:
+        note += f" Not measured, for lack of time: {'; '.join(left_out)}."
+    return table(header, rows, note)
+
+
+def goals_table(results: Results) -> str:
+    """What noise-injected training promises on a GPU, and whether it keeps it."""
+    return tables.goals(_measured_models(results))
+
+
+def _measured_models(results: Results) -> list[Result]:
+    stems = [f"gpu_train_{name}" for name in MODELS]
+    return [results[stem] for stem in stems if stem in results]
 
 
 # --- command line -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from common import save
 from rich.console import Console
 from rich.table import Table
+from tables import NOT_MEASURED, Result, table
 from torch import Tensor
 
 from ragvl.profiling.timing import compare, peak_mib, time_in_turn
@@ -21,6 +22,41 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of pyte
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Method = Callable[[], Tensor]
+
+
+def speedup(_: Result, figures: Result) -> str:
+    return f"{figures['speedup']['median']:,.1f}x"
+
+
+def speed_table(
+    result: Result,
+    keys: dict[str, str],
+    methods: Sequence[str],
+    note: str,
+    *,
+    cell: Callable[[Result, Result], str] = speedup,
+) -> str:
+    """A row for each case, a column for each method.
+
+    Args:
+        result: what `measure_operation` wrote.
+        keys: of a case, in the order of the columns, and their headings.
+        methods: which.
+        note: what speed is against.
+        cell: makes of a case and a method's figures what the table says.
+    """
+
+    def measured(case: Result, method: str) -> str:
+        figures = case["methods"].get(method)
+        return NOT_MEASURED if figures is None else cell(case, figures)
+
+    rows = [
+        [*(str(case[key]) for key in keys), *(measured(case, method) for method in methods)]
+        for case in result["cases"]
+    ]
+    device, rounds = result["machine"]["device"], result["rounds"]
+    note = f"{device}. {note}; median of {rounds} rounds in one run."
+    return table([*keys.values(), *methods], rows, note)
 
 
 def measure_operation(
@@ -53,14 +89,14 @@ def measure_operation(
     table = Table(*cases[0], "method", *columns, title=operation)
     measured = []
     for case in cases:
-        found = methods(case)
-        samples = time_in_turn(found, rounds=rounds, warmup=3, sample_ms=sample_ms, device=CPU)
+        calls = methods(case)
+        samples = time_in_turn(calls, rounds=rounds, warmup=3, sample_ms=sample_ms, device=CPU)
         compared = compare(samples, baseline)
         measured.append({**case, "methods": compared})
         for name, figures in compared.items():
             cells = [f"{figures['ms']['median'] * 1e3:.0f}", f"{figures['speedup']['median']:.2f}x"]
             if memory:
-                peak = figures["peak_mib"] = peak_mib(found[name], CPU)
+                peak = figures["peak_mib"] = peak_mib(calls[name], CPU)
                 cells.append("?" if peak is None else f"{peak:.0f}")
             table.add_row(*map(str, case.values()), name, *cells)
     result = {"rounds": rounds, **facts, "baseline": baseline, "cases": measured}

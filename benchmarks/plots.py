@@ -8,33 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import matplotlib as mpl
+from gpu_rerank import measured_models
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from tables import Load, gpu_models
+from tables import Results
 
 from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
 
 _COLORS = {"cold": "#9a6324", "warm": "#1f6fb4"}
 
 
-def prefix_cache_cost(load: Load) -> str | None:
+def prefix_cache_cost(results: Results) -> str:
     """Time against each thing that is varied, as a share of a cold call with nothing varied."""
-    result = load("prefix_cache_cpu") or load("prefix_cache_cuda")
-    if result is None:
-        return None
+    result = results["prefix_cache_cpu"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
         panels = figure.subplots(1, len(result["scaling"]), sharey=True)
         whole = result["scaling"]["candidates"]["points"][-1]["cold"]["median"]
-        for axes, (what, found) in zip(panels, result["scaling"].items(), strict=True):
-            counts = [point["x"] for point in found["points"]]
-            for way, color in _COLORS.items():
+        for axes, (what, line) in zip(panels, result["scaling"].items(), strict=True):
+            counts = [point["x"] for point in line["points"]]
+            for method, color in _COLORS.items():
                 low, median, high = (
-                    [point[way][key] / whole for point in found["points"]]
+                    [point[method][key] / whole for point in line["points"]]
                     for key in ("min", "median", "max")
                 )
-                axes.plot(counts, median, "o-", color=color, markersize=4, label=way)
+                axes.plot(counts, median, "o-", color=color, markersize=4, label=method)
                 axes.fill_between(counts, low, high, color=color, alpha=0.2, linewidth=0)
             _log_scale(axes)
             axes.set(xlabel=what, xticks=counts, xlim=(0, None))
@@ -50,13 +49,13 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def gpu_rerank(load: Load) -> str | None:
-    """Milliseconds of each way to rerank on a GPU by model, and by share of known documents."""
-    results = gpu_models(load)
-    if not results:
+def gpu_rerank(results: Results) -> str | None:
+    """Milliseconds of each method to rerank on a GPU by model, and by share of known documents."""
+    models = measured_models(results)
+    if not models:
         return None
-    tiers = load("gpu_rerank_tiers")
-    ways = {
+    tiers = results.get("gpu_rerank_tiers")
+    methods = {
         "serial_generate": ("`generate`", "#b42318"),
         "padded_batch": ("padded batch", "#9a6324"),
         "fast_rerank_cold": ("cold", "#7a5195"),
@@ -66,10 +65,10 @@ def gpu_rerank(load: Load) -> str | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        cases = [(result["model"], result["cases"][0]) for result in results]
-        for number, (way, (label, color)) in enumerate(ways.items()):
+        cases = [(result["model"], result["cases"][0]) for result in models]
+        for number, (method, (label, color)) in enumerate(methods.items()):
             places = [place + 0.15 * (number - 2) for place in range(len(cases))]
-            medians = [case["methods"][way]["ms"]["median"] for _, case in cases]
+            medians = [case["methods"][method]["ms"]["median"] for _, case in cases]
             left.bar(places, medians, 0.14, color=color, label=label)
         least = [case["least_ms"]["warm"] for _, case in cases]
         left.plot(range(len(cases)), least, "k_", markersize=18, label="warm, at best")
@@ -80,7 +79,7 @@ def gpu_rerank(load: Load) -> str | None:
         for model in tiers["models"][:1] if tiers else ():
             for row in model["tiers"]:
                 shares = [100 * float(share) for share in row["by_share"]]
-                medians = [found["ms"]["median"] for found in row["by_share"].values()]
+                medians = [figures["ms"]["median"] for figures in row["by_share"].values()]
                 right.plot(shares, medians, "o-", markersize=4, label=row["tier"])
             _log_scale(right)
             right.set(title=model["model"], xlabel="known documents, %")
@@ -89,28 +88,24 @@ def gpu_rerank(load: Load) -> str | None:
         return svg(figure)
 
 
-def relevance(load: Load) -> str | None:
+def relevance(results: Results) -> str:
     """Relevance of the demo's correct and erroneous recalls, with the thresholds."""
-    result = load("demo")
-    if result is None:
-        return None
+    result = results["demo"]
     recalls = result["pools"]["full"]["recalls"]
     return relevance_plot(recalls["correct"], recalls["erroneous"], result["thresholds"])
 
 
-def ablation_noise(load: Load) -> str | None:
+def ablation_noise(results: Results) -> str:
     """What each kind of noise teaches the demo's generator."""
-    result = load("ablation_noise")
-    return None if result is None else ablation_plot(result)
+    return ablation_plot(results["ablation_noise"])
 
 
-def ablation_low_resource(load: Load) -> str | None:
+def ablation_low_resource(results: Results) -> str:
     """What a share of the data teaches the demo's reranker."""
-    result = load("ablation_low_resource")
-    return None if result is None else ablation_plot(result)
+    return ablation_plot(results["ablation_low_resource"])
 
 
-PLOTS: dict[str, Callable[[Load], str | None]] = {
+PLOTS: dict[str, Callable[[Results], str | None]] = {
     "prefix-cache-cost": prefix_cache_cost,
     "gpu-rerank": gpu_rerank,
     "relevance": relevance,

@@ -13,14 +13,50 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import bench_diffusion_noise
+import bench_evaluate
+import bench_fast_rerank
+import bench_prefix_attention
+import bench_prefix_bookkeeping
+import bench_prefix_cache
+import bench_relevance_head
+import bench_training_step
+import bench_visual_weighted_cross_entropy
+import gpu_ops
+import gpu_rerank
+import gpu_train
+import runs.tables
 import typer
+from common import ROOT
 from plots import PLOTS
-from tables import TABLES, Load, Result
+from tables import Result, Results
 
-ROOT = Path(__file__).resolve().parent.parent
+TABLES: dict[str, Callable[[Results], str]] = {
+    "fast_rerank": bench_fast_rerank.speed_table,
+    "gpu_rerank": gpu_rerank.speed_table,
+    "gpu_rerank_goals": gpu_rerank.goals_table,
+    "gpu_rerank_tiers": gpu_rerank.tiers_table,
+    "prefix_cache_costs": bench_prefix_cache.costs_table,
+    "prefix_cache_bookkeeping": bench_prefix_bookkeeping.bookkeeping_table,
+    "prefix_cache_bytes": bench_prefix_cache.bytes_table,
+    "prefix_cache_tiers": bench_prefix_cache.tiers_table,
+    "prefix_cache_compression": bench_prefix_cache.compression_table,
+    "prefix_attention": bench_prefix_attention.table,
+    "relevance_head": bench_relevance_head.table,
+    "diffusion_noise": bench_diffusion_noise.table,
+    "visual_weighted_cross_entropy": bench_visual_weighted_cross_entropy.table,
+    "gpu_ops": gpu_ops.speed_table,
+    "gpu_ops_goals": gpu_ops.goals_table,
+    "training_step": bench_training_step.cost_table,
+    "gpu_train": gpu_train.cost_table,
+    "gpu_train_goals": gpu_train.goals_table,
+    "evaluate_speed": bench_evaluate.speed_table,
+    **{function.__name__: function for function in runs.tables.TABLES},
+}
 _TABLE = re.compile(
     r"(?P<begin><!-- begin table: (?P<name>\w+) -->\n).*?(?P<end><!-- end table: (?P=name) -->)",
     re.DOTALL,
@@ -28,7 +64,7 @@ _TABLE = re.compile(
 _MARK = re.compile(r"<!-- (?:begin|end) table: \w+ -->")
 
 
-def render(text: str, load: Load) -> str:
+def render(text: str, results: Results) -> str:
     """`text` with every marked table filled in.
 
     Raises:
@@ -39,12 +75,19 @@ def render(text: str, load: Load) -> str:
         name = match["name"]
         if name not in TABLES:
             raise ValueError(f"unknown table {name!r}; known: {', '.join(TABLES)}")
-        return f"{match['begin']}{TABLES[name](load)}\n{match['end']}"
+        return f"{match['begin']}{TABLES[name](results)}\n{match['end']}"
 
     stray = _MARK.search(_TABLE.sub("", text))
     if stray:
         raise ValueError(f"{stray[0]} has no other half")
     return _TABLE.sub(fill, text)
+
+
+class _Measured(dict[str, Result]):
+    """Results by name, which says what it lacks."""
+
+    def __missing__(self, name: str) -> Result:
+        raise ValueError(f"benchmarks/results/{name}.json is missing: measure it first")
 
 
 def main(
@@ -53,18 +96,18 @@ def main(
 ) -> None:
     """Render benchmarks/results into README.md and docs/."""
 
-    def load(name: str) -> Result | None:
-        path = root / "benchmarks" / "results" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
+    results = _Measured(
+        (path.stem, json.loads(path.read_text(encoding="utf-8")))
+        for path in root.glob("benchmarks/results/*.json")
+    )
     rendered = {}
     for path in [*root.glob("README.md"), *sorted(root.glob("docs/*.md"))]:
         try:
-            rendered[path] = render(path.read_text(encoding="utf-8"), load)
+            rendered[path] = render(path.read_text(encoding="utf-8"), results)
         except ValueError as error:
             raise SystemExit(f"{path}: {error}") from error
     for name, plot in PLOTS.items():
-        drawn = plot(load)
+        drawn = plot(results)
         if drawn is not None:
             rendered[root / "docs" / f"{name}.svg"] = drawn
 

@@ -102,10 +102,10 @@ def test_the_order_is_that_of_importance() -> None:
     names = [chosen.name for chosen in gpu_all.parts(on_gpu=True)]
     assert names[:5] == [
         "build",
-        "gpu_ops_tests",
-        "gpu_rerank_checks_internvl2-1b",
+        "gpu_tests_ops",
+        "gpu_tests_sizes_internvl2-1b",
         "gpu_rerank_internvl2-1b_256",
-        "gpu_ops_times",
+        "gpu_ops",
     ]
     assert len(set(names)) == len(names)
 

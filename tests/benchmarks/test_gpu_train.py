@@ -10,7 +10,6 @@ import pytest
 import torch
 from models import build_model
 from shapes import SHAPES
-from tables import GPU_TRAINED, TABLES
 
 from ragvl.mllm import MLLM
 from ragvl.profiling.overhead import OVERHEAD_ARMS
@@ -21,10 +20,14 @@ MACHINE = {"machine": {"device": "Some GPU"}}
 
 @pytest.fixture(scope="module")
 def steps() -> dict[str, Any]:
-    return {**json.loads(json.dumps(gpu_train.run("tiny-internvl", CPU, 1e9))), **MACHINE}
+    measured = gpu_train.measure(
+        *("tiny", CPU), batch_size=2, num_tokens=96, rounds=2, most=2, seconds=1e9
+    )
+    goals = gpu_train.step_goals(measured)
+    return {**json.loads(json.dumps({**measured, "goals": goals})), **MACHINE}
 
 
-def test_batches_have_the_tokens_and_labels_that_were_asked_for() -> None:
+def test_batches_have_the_requested_tokens_and_labels() -> None:
     mllm = MLLM(*build_model(SHAPES["tiny"]))
     for labelled in (0.05, 1.0):
         batches = gpu_train._batches(mllm, OVERHEAD_ARMS, 3, 120, labelled)
@@ -51,23 +54,19 @@ def test_every_arm_is_timed(steps: dict[str, Any]) -> None:
     assert steps["largest_batch"] == {"token": 2, "both": 2, "release": 2}
 
 
-def test_the_largest_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in (1, 2, 5, 11, 64):
-        monkeypatch.setattr(gpu_train, "_fits", lambda _m, _b, _d, size, limit=limit: size <= limit)
-        found = gpu_train._largest("tiny", CPU, torch.float32, 96, 64, 0.0, float("inf"))
-        assert all(limit - max(1, limit // 16) < size <= limit for size in found.values())
-    lacking = gpu_train._largest("tiny", CPU, torch.float32, 96, 64, 0.0, -1)
-    assert set(lacking.values()) == {None}
+@pytest.mark.parametrize("limit", [1, 2, 5, 11, 64])
+def test_the_largest_batch_is_found(limit: int) -> None:
+    size = gpu_train.largest_fitting(lambda size: size <= limit, most=64)
+    assert limit - max(1, limit // 16) < size <= limit
 
 
 def test_tables_have_a_row_for_each_arm(steps: dict[str, Any]) -> None:
-    assert set(GPU_TRAINED) == set(gpu_train.MODELS)
-    found = {"gpu_train_internvl2-1b": steps}
-    table = TABLES["gpu_train"](found.get)
+    results = {"gpu_train_internvl2-1b": steps}
+    table = gpu_train.cost_table(results)
     for arm in OVERHEAD_ARMS:
-        assert f"| tiny-internvl | 5 % | {arm} |" in table
-    goals = TABLES["gpu_train_goals"](found.get)
-    assert "| tiny-internvl, all labelled | token level on tokens, time of plain |" in goals
+        assert f"| tiny | 5 % | {arm} |" in table
+    goals = gpu_train.goals_table(results)
+    assert "| tiny, all labelled | token level on tokens, time of plain |" in goals
 
 
 def test_step_goals() -> None:
@@ -81,11 +80,11 @@ def test_step_goals() -> None:
         "release": arm(3, 500),
     }
     cases = [{"labelled": "5 %", "arms": arms}]
-    found = gpu_train.step_goals({"model": "internvl2-1b", "cases": cases})
-    assert [(g["what"].split(",")[-1].strip(), g["reached"]) for g in found] == [
+    goals = gpu_train.step_goals({"model": "internvl2-1b", "cases": cases})
+    assert [(g["what"].split(",")[-1].strip(), g["reached"]) for g in goals] == [
         ("time of plain", True),
         ("memory of plain", False),
-        ("memory of the release's way over ours", False),
+        ("memory of the release over ours", False),
     ]
-    assert found[2]["found"] == 2.5
+    assert goals[2]["value"] == 2.5
     assert len(gpu_train.step_goals({"model": "llava-1.5-7b", "cases": cases})) == 2

@@ -1,6 +1,6 @@
 """Each CUDA kernel on few elements, whole vectors and odd ends, in every dtype.
 
-What compute-sanitizer watches; see gpu_ops.py.
+What compute-sanitizer watches; see test_sanitizer.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,231 @@
+"""Tables of what the runs here, and `ragvl overhead`, write into benchmarks/results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tables import NOT_MEASURED, Result, Results, mib, table
+
+from ragvl.ablation.ablation import table as ablation_rows
+from ragvl.evaluation.metrics import difference
+
+_RECALLS = tuple(f"recall@{k}" for k in (1, 2, 5, 10, 20))
+_POOLS = ("full", "gold")
+_EVIDENCE = {
+    "retrieved": "the retriever's first",
+    "gold": "(gold pictures)",
+    "none": "(no picture)",
+}
+
+
+def demo(results: Results) -> str:
+    """What reranking does to the demo's questions, by pool, in percent."""
+    result = results["demo"]
+    rows = []
+    for name in _POOLS:
+        pool = result["pools"][name]
+        for order, kept in (("retrieved", "retrieved"), ("reranked", "natural")):
+            figures = [pool[order][recall] for recall in _RECALLS]
+            figures += [pool["kept"][kept]["precision"], pool["kept"][kept]["f1"]]
+            figures.append(pool["answers"][kept]["accuracy"])
+            rows.append([name, order, *(f"{100 * figure['value']:.1f}" for figure in figures)])
+    full, gold = (result["pools"][name]["num_documents"] for name in _POOLS)
+    settings = result["settings"]
+    return table(
+        ["pool", "order", *_RECALLS, "precision", "f1", "answers right"],
+        rows,
+        f"{result['num_questions']} test questions; {full:,} pictures in the full pool, {gold:,} "
+        f"in the gold one; {settings['num_candidates']} candidates, of which the first "
+        f"{settings['top_k']} at or above a relevance of {result['thresholds']['natural']:g} are "
+        f"kept.",
+    )
+
+
+def documents_found(results: Results) -> str:
+    """Of each drawn world, pool and order: where the gold documents are, with intervals."""
+    measures = (*_RECALLS, "mrr", "ndcg@10")
+    rows = [
+        [world, pool, order, *_percents(results[name]["pools"][pool][order], measures)]
+        for name, world in (("demo", "places"), ("charts", "charts"))
+        for pool in _POOLS
+        for order in ("retrieved", "reranked")
+    ]
+    return table(["world", "pool", "order", *measures], rows)
+
+
+def documents_kept(results: Results) -> str:
+    """What each threshold keeps of the demo's world, and how many answers are right from it."""
+    result = results["demo"]
+    rows = []
+    for name, pool in result["pools"].items():
+        for evidence, answers in pool["answers"].items():
+            threshold, kept = result["thresholds"].get(evidence), pool["kept"].get(evidence)
+            measures = ("precision", "recall", "f1")
+            rows.append(
+                [
+                    *(name, _EVIDENCE.get(evidence, evidence)),
+                    "" if threshold is None else f"{threshold:.3f}",
+                    *([""] * len(measures) if kept is None else _percents(kept, measures)),
+                    _percent(answers["accuracy"]),
+                ]
+            )
+    settings, estimated_on = result["settings"], result["estimated_on"]
+    note = (
+        f"The first {settings['top_k']} of {settings['num_candidates']} candidates, "
+        f"{result['num_questions']} questions, percent with 95 % intervals; thresholds from "
+        f"{estimated_on['num_questions']} other questions ({estimated_on['data']}) of the "
+        f"{estimated_on['pool']} pool: for the other one no precision is promised."
+    )
+    for name, why in estimated_on["refused"].items():
+        note += f" `{name}` was asked for and refused: {why}."
+    header = ["pool", "kept", "relevance from", "precision", "recall", "F1", "answers right"]
+    return table(header, rows, note)
+
+
+def answers_by_category(results: Results) -> str:
+    """Right answers of the demo's world by category and evidence, full pool."""
+    result = results["demo"]
+    answers = result["pools"]["full"]["answers"]
+    columns = ("none", "retrieved", "natural", "gold")
+    rows = [
+        [
+            f"{category} ({count})",
+            *(_percent(answers[evidence]["by_category"].get(category)) for evidence in columns),
+        ]
+        for category, count in result["categories"].items()
+    ]
+    return table(["category", *(_EVIDENCE.get(name, name) for name in columns)], rows)
+
+
+def cross_domain(results: Results) -> str:
+    """The models of one drawn world in another."""
+    worlds = results["demo"], results["charts"]
+    paths = {
+        "recall@1, retrieved": ("retrieved", "recall@1"),
+        "recall@1, reranked": ("reranked", "recall@1"),
+        "recall@20, either": ("retrieved", "recall@20"),
+        "F1 of what is kept": ("kept", "natural", "f1"),
+        "answers right, from the retriever's first": ("answers", "retrieved", "accuracy"),
+        "answers right, from what is kept": ("answers", "natural", "accuracy"),
+        "answers right, from gold pictures": ("answers", "gold", "accuracy"),
+        "answers right, without pictures": ("answers", "none", "accuracy"),
+    }
+    paths |= {
+        f"precision at `{name}`": ("kept", name, "precision")
+        for name in worlds[0]["thresholds"]
+        if name.startswith("precision") and name in worlds[1]["thresholds"]
+    }
+    compared = {
+        label: [_at(world["pools"]["full"], path) for world in worlds]
+        for label, path in paths.items()
+    }
+    unretrieved = results["places_unretrieved"], results["charts_unretrieved"]
+    for name in ("recall@1", "recall@20"):
+        compared[f"{name}, reranking the whole gold pool"] = [
+            world["pools"]["gold"]["reranked"][name] for world in unretrieved
+        ]
+    rows = []
+    for label, (places, charts) in compared.items():
+        gap = difference(charts, places)
+        change = f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        rows.append([label, _percent(places), _percent(charts), change])
+    places, charts = (world["pools"]["gold"]["num_documents"] for world in unretrieved)
+    return table(
+        ["", "places", "charts", "change"],
+        rows,
+        f"The last two rows are of the reranker alone: the first "
+        f"{unretrieved[1]['num_questions']} questions, each with all {charts} pictures of the gold "
+        f"pool for candidates (places: {places}); a random order has {2000 / charts:.1f} % of them "
+        f"among its first 20.",
+    )
+
+
+def caption_retrieval(results: Results) -> str:
+    """Pictures found by their captions, before reranking and after."""
+    measures = ("recall@1", "recall@5", "recall@10")
+    rows = [
+        [label, *_percents(results[name]["pools"]["full"][order], measures)]
+        for name, order, label in (
+            ("captions", "retrieved", "retrieved"),
+            ("captions_zero_shot", "reranked", "reranked by the demo's reranker, of questions"),
+            ("captions", "reranked", "reranked by one trained on captions"),
+        )
+    ]
+    result = results["captions"]
+    pool = result["pools"]["full"]
+    return table(
+        ["", *measures],
+        rows,
+        f"{result['num_questions']} captions, {pool['num_documents']} pictures, "
+        f"{result['settings']['num_candidates']} candidates: no order of them finds more than "
+        f"{_percent(pool['retrieved']['recall@20'])} percent.",
+    )
+
+
+def ablation_noise(results: Results) -> str:
+    """What each kind of noise teaches the demo's generator."""
+    return _ablation(results["ablation_noise"])
+
+
+def ablation_low_resource(results: Results) -> str:
+    """What a share of the data teaches the demo's reranker."""
+    return _ablation(results["ablation_low_resource"])
+
+
+def _ablation(result: Result) -> str:
+    header, *rows = ablation_rows(result)
+    return table(
+        header,
+        rows,
+        f"Percent of {result['num_questions']} test questions; mean of {len(result['seeds'])} "
+        f"seeds with Student's 95 % interval, {result['settings']['max_steps']} steps.",
+    )
+
+
+def overhead(results: Results) -> str:
+    """What reranking adds to a query, and noise to a training step."""
+    result = results["overhead_cpu"]
+    rows = [
+        [f"{what}: {name}", f"{1 / row['speedup']['median']:.2f}x", mib(row["peak_mib"])]
+        for stage, what in (("rerank", "a query"), ("train", "a training step"))
+        for name, row in result.get(stage, {}).items()
+    ]
+    return table(
+        ["way", "time", "memory"],
+        rows,
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, float32; a query against "
+        f"the first way, a step against plain fine-tuning.",
+    )
+
+
+def _percents(figures: Result, names: Sequence[str]) -> list[str]:
+    return [_percent(figures.get(name)) for name in names]
+
+
+def _percent(figure: Result | None) -> str:
+    """Percent, with the ends of its interval."""
+    if figure is None:
+        return NOT_MEASURED
+    if figure["value"] is None:
+        return "–"  # nothing was kept
+    low, value, high = (100 * figure[key] for key in ("low", "value", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _at(figures: Result, path: Sequence[str]) -> Result:
+    for key in path:
+        figures = figures[key]
+    return figures
+
+
+TABLES = (
+    demo,
+    documents_found,
+    documents_kept,
+    answers_by_category,
+    cross_domain,
+    caption_retrieval,
+    ablation_noise,
+    ablation_low_resource,
+    overhead,
+)
