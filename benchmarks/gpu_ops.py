@@ -19,6 +19,8 @@ import bench_diffusion_noise
 import bench_prefix_attention
 import bench_prefix_write
 import bench_relevance_head
+import bench_residual_rms_norm
+import bench_rotary_embedding
 import bench_visual_weighted_cross_entropy
 import tables
 import torch
@@ -78,6 +80,8 @@ def cases(device: torch.device, *, small: bool) -> Iterator[Case]:
         _relevance_head_cases(device, small),
         _prefix_attention_cases(device, small),
         _prefix_write_cases(device, small),
+        _residual_rms_norm_cases(device, small),
+        _rotary_embedding_cases(device, small),
         _diffusion_noise_cases(device, small),
         _loss_cases(device, small),
     )
@@ -136,6 +140,34 @@ def _prefix_write_cases(device: torch.device, small: bool) -> Iterator[Case]:
             bench.BASELINE,
             Work(0, 0, numbers * (dtype.itemsize + held)),
             waits=("reference",),
+        )
+
+
+def _residual_rms_norm_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    bench = bench_residual_rms_norm
+    dtype = torch.float32 if small else torch.bfloat16
+    for rows, dim in [(2, 64)] if small else bench.CASES:
+        yield Case(
+            bench.OPERATION,
+            f"{rows} rows, D={dim}, {_name(dtype)}",
+            partial(bench.methods, rows, dim, dtype, device),
+            bench.BASELINE,
+            Work(0, 0, 4 * rows * dim * dtype.itemsize),
+        )
+
+
+def _rotary_embedding_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    bench = bench_rotary_embedding
+    dtype = torch.float32 if small else torch.bfloat16
+    for model, tokens in [("tiny", 16)] if small else bench.CASES:
+        decoder = SHAPES[model].decoder
+        numbers = tokens * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads + 1)
+        yield Case(
+            bench.OPERATION,
+            f"{tokens} tokens, {model}, {_name(dtype)}",
+            partial(bench.methods, model, tokens, dtype, device),
+            bench.BASELINE,
+            Work(0, 0, 2 * numbers * dtype.itemsize),
         )
 
 

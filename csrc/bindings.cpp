@@ -16,6 +16,8 @@
 #include "prefix_attention.h"
 #include "prefix_write.h"
 #include "relevance_head.h"
+#include "residual_rms_norm.h"
+#include "rotary_embedding.h"
 #ifdef RAGVL_CUDA_ARCHITECTURES
 #include "cuda_status.h"
 #else
@@ -135,6 +137,10 @@ PYBIND11_MODULE(_C, m) {
   bind_cpu<PrefixWriteParams>(m, "prefix_write_cpu", [] { return RAGVL_CPU_KERNEL(prefix_write); });
   bind_cpu<RelevanceHeadParams>(m, "relevance_head_cpu",
                                 [] { return RAGVL_CPU_KERNEL(relevance_head); });
+  bind_cpu<ResidualRmsNormParams>(m, "residual_rms_norm_cpu",
+                                  [] { return RAGVL_CPU_KERNEL(residual_rms_norm); });
+  bind_cpu<RotaryEmbeddingParams>(m, "rotary_embedding_cpu",
+                                  [] { return RAGVL_CPU_KERNEL(rotary_embedding); });
 #ifndef RAGVL_WITHOUT_CUDA
   m.def("cuda_problem", [] {
     const char* problem = cuda_problem();

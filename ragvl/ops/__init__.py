@@ -7,6 +7,8 @@ from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
 from ragvl.ops.prefix_write import prefix_write, prefix_write_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
+from ragvl.ops.residual_rms_norm import residual_rms_norm, residual_rms_norm_reference
+from ragvl.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
 from ragvl.ops.visual_weighted_cross_entropy import (
     visual_weighted_cross_entropy,
     visual_weighted_cross_entropy_reference,
@@ -25,6 +27,10 @@ __all__ = [
     "prefix_write_reference",
     "relevance_head",
     "relevance_head_reference",
+    "residual_rms_norm",
+    "residual_rms_norm_reference",
+    "rotary_embedding",
+    "rotary_embedding_reference",
     "visual_weighted_cross_entropy",
     "visual_weighted_cross_entropy_reference",
     "visual_weights",

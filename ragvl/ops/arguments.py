@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 
 def check_tensor(
@@ -41,3 +44,15 @@ def check_tensor(
         raise ValueError(f"{name} must have shape ({expected}), got {tuple(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device} like the other tensors, got {tensor.device}")
+
+
+def inference_only(name: str, operation: CustomOpDef) -> None:
+    """Has `operation` refuse a gradient, in words that name its reference, which has one."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(
+            f"{name} has no gradient: it is for inference; ragvl.ops.{name}_reference is "
+            "differentiable"
+        )
+
+    operation.register_autograd(refuse)

@@ -24,6 +24,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "prefix_attention": ("reference", "cpu", "triton"),
     "prefix_write": ("reference", "cpu", "triton"),
     "diffusion_noise": ("reference", "cpu", "triton", "cuda"),
+    "residual_rms_norm": ("reference", "cpu", "triton"),
+    "rotary_embedding": ("reference", "cpu", "triton"),
     "visual_weighted_cross_entropy": ("reference", "cpu", "triton"),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragvl.ops.arguments import check_tensor
+from ragvl.ops.arguments import check_tensor, inference_only
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
 from ragvl.ops.compiled import run_compiled
 
@@ -271,14 +271,7 @@ def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape)
 
 
-def _no_gradient(*_: Any) -> None:
-    raise RuntimeError(
-        "prefix_attention has no gradient: it is for inference; "
-        "ragvl.ops.prefix_attention_reference is differentiable"
-    )
-
-
-_prefix_attention.register_autograd(_no_gradient)
+inference_only("prefix_attention", _prefix_attention)
 
 
 def _check_values(prefix: PrefixBatch, rows: int) -> None:
