@@ -139,15 +139,6 @@ class DiskTier:
         """Removes the record under `key`, if there is one."""
         self._delete(self._path(key))
 
-    def clear(self) -> None:
-        """Removes every record."""
-        for entry in self._entries():
-            self._delete(entry.path)
-
-    def keys(self) -> list[str]:
-        """The keys of all records, the least recently used first."""
-        return [entry.path.stem for entry in self._entries()]
-
     def reading_seconds(self, key: str, record: PrefixRecord) -> float:
         """How long it takes to read `record` from this folder; infinite where that fails.
 
@@ -178,9 +169,6 @@ class DiskTier:
         except OSError as error:
             self._report("read", error)
             return False
-
-    def __len__(self) -> int:
-        return len(self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)[:2] / f"{key}.safetensors"

@@ -105,16 +105,8 @@ class HostTier:
             self.stats.bytes = 0
             self._unfinished = False
 
-    def keys(self) -> list[str]:
-        """The keys of all records, the least recently used first."""
-        with self._lock:
-            return list(self._records)
-
     def __contains__(self, key: str) -> bool:
         return check_key(key) in self._records
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def _begin(self) -> None:
         """Begins a change. Should an earlier one have ended half-way, bytes are counted anew."""

@@ -89,10 +89,6 @@ class PrefixRecord:
             if name == "__metadata__":
                 raise ValueError("a tensor cannot be named '__metadata__' in a safetensors file")
 
-    def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite; one pass over the memory."""
-        return all(is_finite(tensor) for tensor in self.tensors.values())
-
     @property
     def nbytes(self) -> int:
         """The memory that the record keeps from being freed, in bytes.

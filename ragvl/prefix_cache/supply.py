@@ -115,7 +115,8 @@ class PrefixSupply:
     def blocks(self, wanted: Iterable[W], refuse: Refuse) -> Iterator[Block[W]]:
         """All that is wanted with its prefix, as many at once as the device has room for.
 
-        A block's prefixes are held until the next block is taken.
+        A block's prefixes are held until the next block is taken. It is empty where none of its
+        documents can be used.
 
         Args:
             wanted: in this order, but for those of a block.
@@ -170,7 +171,7 @@ class PrefixSupply:
 
     def _blocks(self, items: Iterable[_Item[W]], refuse: Refuse) -> Iterator[Block[W]]:
         call = _Call(iter(items), refuse)
-        while True:
+        while call.goes_on():
             with self._device.lease() as lease:
                 block: Block[W] = []
                 with contextlib.suppress(LeaseFullError):  # what is left comes into the next
@@ -179,8 +180,6 @@ class PrefixSupply:
                             self._build(call, lease, block)
                         else:
                             self._look_up(call, lease, block)
-                if not block:
-                    return
                 yield block
 
     def _look_up(self, call: _Call[W], lease: Lease, block: Block[W]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prefix_cache.tools import kept_keys
 from tiny_models import ARCHITECTURES
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -131,7 +132,7 @@ def test_what_is_kept_below_is_chosen_by_measurement(
         cache = PrefixCache("64MiB", folder=tmp_path / name)
         Reranker(mllm, prefix_cache=cache).warm(documents(2), progress=False)
         tier = DiskTier(tmp_path / name, None)
-        files = tier.keys()
+        files = kept_keys(tier)
         assert len(files) == 2
         kinds[name] = {tier.get(key).info["kind"] for key in files}  # type: ignore[union-attr]
     assert kinds == {"fast": {"kv"}, "slow": {"features"}}

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from interrupts import Interrupt
-from prefix_cache.tools import key, make_record, same
+from prefix_cache.tools import kept_keys, key, make_record, same
 
 from ragvl.prefix_cache import HostTier, TierStatistics
 
@@ -27,9 +27,9 @@ def test_the_least_recently_used_goes_first():
         tier.put(key(i), make_record(i))
     tier.get(key(0))
     tier.put(key(3), make_record(3))
-    assert tier.keys() == [key(2), key(0), key(3)]
+    assert kept_keys(tier) == [key(2), key(0), key(3)]
     tier.put(key(4), make_record(4, nbytes=2000))
-    assert tier.keys() == [key(3), key(4)]
+    assert kept_keys(tier) == [key(3), key(4)]
     assert tier.stats == TierStatistics(hits=1, bytes=3000, evictions=3)
 
 
@@ -37,9 +37,9 @@ def test_a_record_larger_than_the_budget_is_not_kept():
     tier = HostTier(1000)
     tier.put(key(0), make_record(0))
     tier.put(key(1), make_record(1, nbytes=1004))
-    assert tier.keys() == [key(0)]
+    assert kept_keys(tier) == [key(0)]
     tier.put(key(0), make_record(0, nbytes=1004))  # and what it was to replace is out of date
-    assert tier.keys() == []
+    assert kept_keys(tier) == []
     assert tier.stats == TierStatistics()
 
 
@@ -56,10 +56,11 @@ def test_remove_and_clear():
         tier.put(key(i), make_record(i))
     tier.remove(key(1))
     tier.remove(key(1))
-    assert tier.keys() == [key(0), key(2)]
+    assert kept_keys(tier) == [key(0), key(2)]
     assert tier.stats.bytes == 2000
     tier.clear()
-    assert len(tier) == tier.stats.bytes == 0
+    assert kept_keys(tier) == []
+    assert tier.stats.bytes == 0
 
 
 @pytest.mark.parametrize("wrong", ["", "a", "A" * 64, "0" * 63 + "\n", "../" * 22, None, 7])
@@ -91,7 +92,7 @@ def test_threads():
 
     with ThreadPoolExecutor(8) as pool:
         gets = sum(pool.map(work, range(8)))
-    keys = tier.keys()
+    keys = kept_keys(tier)
     held = [tier.get(key) for key in keys]
     assert tier.stats.hits + tier.stats.misses == gets + len(held)
     assert tier.stats.bytes == sum(record.nbytes for record in held) <= 3000
@@ -114,6 +115,6 @@ def test_an_interrupt_at_any_time_miscounts_nothing() -> None:
         tries += 1
         for i in range(3):
             tier.put(key(i), records[i])
-        assert tier.keys() == [key(i) for i in range(3)]
+        assert kept_keys(tier) == [key(i) for i in range(3)]
         assert tier.stats.bytes == 3000
     assert tries > 30

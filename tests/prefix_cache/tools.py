@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ragvl.prefix_cache import PrefixRecord
+from ragvl.prefix_cache import DiskTier, HostTier, PrefixRecord
 
 
 def key(number: int) -> str:
@@ -24,6 +24,13 @@ def make_record(number: int = 0, *, nbytes: int = 1000) -> PrefixRecord:
     values = torch.randint(256, (nbytes // 4 * 3,), dtype=torch.uint8, generator=noise)
     info = {"number": f"{number:03}", "größe": f"{nbytes}"}
     return PrefixRecord({"k": keys.view(torch.int8), "v": values}, info)
+
+
+def kept_keys(tier: HostTier | DiskTier) -> list[str]:
+    """The keys of all records, the least recently used first."""
+    if isinstance(tier, HostTier):
+        return list(tier._records)
+    return [entry.path.stem for entry in tier._entries()]
 
 
 def same(a: PrefixRecord, b: PrefixRecord) -> bool:
