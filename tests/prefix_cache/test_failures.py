@@ -297,13 +297,13 @@ def test_weights_that_give_nan_are_blamed_and_leave_nothing_behind(
         tiny_model("llava"), device="cpu", prefix_cache=PrefixCache(folder=tmp_path, keep="kv")
     )
     reranker.score(pairs(count=1))
-    before = DiskTier(tmp_path, None).keys()
+    before = kept_keys(DiskTier(tmp_path, None))
     with torch.no_grad():
         for parameter in reranker.mllm.model.get_input_embeddings().parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
         reranker.score(pairs())
-    assert DiskTier(tmp_path, None).keys() == before
+    assert kept_keys(DiskTier(tmp_path, None)) == before
     assert len(reranker.prefix_cache) == 1  # of the weights as they were
 
 
