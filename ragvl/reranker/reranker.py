@@ -36,16 +36,14 @@ from ragvl.progress import ProgressBar
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.answers import check_answers, check_share, probe_prompt, resolve_answers
 from ragvl.reranker.cached_prefixes import CachedPrefixes
-from ragvl.reranker.cross_encoder import check_keywords
+from ragvl.reranker.cross_encoder import CrossEncoderDialect, check_keywords
 from ragvl.reranker.inputs import (
     as_document,
     as_documents,
     check_on_error,
     checked_pairs,
     checked_query,
-    is_single_pair,
     listed_documents,
-    listed_pairs,
     refuse_one_document,
 )
 from ragvl.reranker.presets import Preset, resolve_preset
@@ -66,7 +64,7 @@ logger = logging.getLogger(__name__)
 _SHOW_PROGRESS_FROM = 64  # pairs
 
 
-class Reranker:
+class Reranker(CrossEncoderDialect):
     """An MLLM as a reranker: prefill only, nothing is generated (RagVL, arXiv 2407.21439, 3.1).
 
     Whatever precedes the query in a prompt, picture and caption, is computed once for a document
@@ -327,47 +325,6 @@ class Reranker:
                 bar.update(len(indices))
                 _check_finite(scores, indices, pairs, on_error)
         return scores
-
-    def predict(
-        self,
-        inputs: Iterable[Any] | None = None,
-        *,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        sentences: Iterable[Any] | None = None,
-        **others: Any,
-    ) -> np.ndarray | np.float32 | Tensor | list[Tensor]:
-        """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`.
-
-        Args:
-            inputs: (query, document) pairs, or one such pair.
-            batch_size: as in `rank`.
-            show_progress_bar: show a bar when there are many.
-            convert_to_numpy: return an array; with False, a list of tensors.
-            convert_to_tensor: return one tensor, on the model's device; goes before the other.
-            sentences: CrossEncoder's former name for `inputs`.
-            others: its other keywords, refused where they would change something.
-
-        Returns:
-            The scores (n,), float32; of one pair, its score.
-
-        Raises:
-            ValueError, TypeError, ImageError, FloatingPointError: see `rank` and `score`.
-        """
-        if others:
-            check_keywords("predict", others, self.mllm.device)
-        given = sentences if inputs is None else inputs
-        single = is_single_pair(given)
-        pairs = listed_pairs([given] if single else given, "inputs")
-        scores = self.score(pairs, batch_size=batch_size, progress=bool(show_progress_bar))
-        results: Any = scores.numpy()
-        if convert_to_tensor:
-            results = scores.to(self.mllm.device)
-        elif not convert_to_numpy:
-            results = list(scores.to(self.mllm.device))
-        return results[0] if single else results
 
     @default_torch_context
     def warm(
