@@ -149,7 +149,7 @@ def measure_model(
             "family": shape.family,
             "parameters": model.num_parameters(),
             "dtype": str(dtype).removeprefix("torch."),
-            "image_tokens": cold.mllm.encode_image(documents[0].load()).num_tokens,
+            "image_tokens": cold.mllm.prompting.encode_image(documents[0].load()).num_tokens,
         }
         shape = replace(shape, image_tokens=described["image_tokens"])
         cases = []

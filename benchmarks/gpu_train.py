@@ -135,7 +135,8 @@ def _sequence(mllm: MLLM, documents: Sequence[Document], words: int) -> dict[str
     """One sequence with a question of so many words, each of which is a token."""
     text = " ".join(WORDS[i % len(WORDS)] for i in range(words))
     template, fields = generator_prompt(text, [d.caption for d in documents])
-    return Collator(mllm)([Example(mllm.render(template, **fields), documents, "red")])
+    prompt = mllm.prompting.render(template, **fields)
+    return Collator(mllm)([Example(prompt, documents, "red")])
 
 
 def _free(device: torch.device) -> None:

@@ -18,8 +18,8 @@ Images = Image.Image | Sequence[Image.Image]  # a prompt's pictures; one may sta
 
 
 def plain_inputs(mllm: MLLM, images: Images, prompt: str) -> dict[str, Tensor]:
-    bos = mllm.tokenizer.bos_token
-    inputs = mllm.processor(
+    bos = mllm.prompting.tokenizer.bos_token
+    inputs = mllm.prompting.processor(
         images=[images] if isinstance(images, Image.Image) else list(images) or None,
         text=[prompt],
         add_special_tokens=bos is None or not prompt.startswith(bos),

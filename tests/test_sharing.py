@@ -88,7 +88,7 @@ def test_a_pipeline_is_pickled(tiny_model: Callable[[str], Path], tmp_path: Path
 
 def test_a_model_from_memory_says_how_to_share_it(tiny_model: Callable[[str], Path]) -> None:
     loaded = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    mllm = MLLM(loaded.model, loaded.processor)
+    mllm = MLLM(loaded.model, loaded.prompting.processor)
     for shared in (mllm, Reranker(mllm), Generator(mllm)):
         with pytest.raises(TypeError, match=r"save_pretrained .* from_pretrained"):
             pickle.dumps(shared)

@@ -43,7 +43,9 @@ class CrossEncoderBaseline:
             activation_fn=nn.Sigmoid(),
         )
         self.batch_size = batch_size
-        self.escape = reranker.mllm.escape  # to CrossEncoder `<image>` in a caption is a picture
+        self.escape = (
+            reranker.mllm.prompting.escape
+        )  # to CrossEncoder `<image>` in a caption is a picture
 
     def score(self, query: str, documents: Sequence[Document]) -> list[float]:
         query = self.escape(query)

@@ -15,7 +15,7 @@ class SerialGenerate:
 
     def __init__(self, model: PreTrainedModel, reranker: Reranker) -> None:
         self.reranker = reranker
-        self.processor = reranker.mllm.processor
+        self.processor = reranker.mllm.prompting.processor
         self.model = model
 
     @torch.inference_mode()

@@ -30,7 +30,7 @@ class StockCache:
 
     def __init__(self, model: PreTrainedModel, reranker: Reranker) -> None:
         self.reranker = reranker
-        self.processor = reranker.mllm.processor
+        self.processor = reranker.mllm.prompting.processor
         self.model = model
         self._prefixes: dict[int, _Prefix] = {}
 

@@ -47,7 +47,10 @@ class Generator:
 
     def __init__(self, mllm: MLLM, *, caption_tokens: int | None = None) -> None:
         self.mllm = mllm
-        self._captions = CaptionLimit(mllm, caption_tokens)
+        self._captions = CaptionLimit(mllm.prompting, caption_tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), caption_tokens=self.caption_tokens), (self.mllm,)
 
     @property
     def caption_tokens(self) -> int | None:
@@ -135,7 +138,8 @@ class Generator:
         answers: list[str] = []
         hidden = not progress or len(starts) < 2
         with Workers() as workers:
-            encoded = (workers.submit(partial(encode_document, self.mllm, one)) for one in flat)
+            encode = partial(encode_document, self.mllm.prompting)
+            encoded = (workers.submit(partial(encode, one)) for one in flat)
             images = ahead(encoded, _PICTURES_AHEAD)
             for start in ProgressBar(starts, desc="generate", unit="batch", disable=hidden):
                 prompts = [
@@ -159,9 +163,10 @@ class Generator:
     ) -> Prompt:
         captions = [self._captions(document.caption) for document in documents]
         template, fields = generator_prompt(query, captions)
-        prompt = self.mllm.encode_prompt(self.mllm.render(template, **fields), images)
-        if len(prompt) > self.mllm.max_length:
-            raise too_long(self.mllm, len(prompt), documents, index=index, question=query)
+        prompting = self.mllm.prompting
+        prompt = prompting.encode_prompt(prompting.render(template, **fields), images)
+        if len(prompt) > prompting.max_length:
+            raise too_long(prompting, len(prompt), documents, index=index, question=query)
         return prompt
 
 

@@ -18,6 +18,7 @@ from ragvl.mllm.inputs import (
 from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
+from ragvl.mllm.prompting import Prompting
 
 __all__ = [
     "MLLM",
@@ -29,6 +30,7 @@ __all__ = [
     "Prefilled",
     "Prompt",
     "PromptTooLongError",
+    "Prompting",
     "UnsupportedModelError",
     "UnusableImageError",
     "WriteKv",

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from ragvl.arguments import checked_count
-from ragvl.mllm.mllm import MLLM
+from ragvl.mllm.prompting import Prompting
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +41,45 @@ class CaptionLimit:
     """Cuts captions at token boundaries, and says so once a call.
 
     Args:
-        mllm: whose tokens are counted.
+        prompting: whose tokens are counted.
         max_tokens: what a caption may have by itself; None cuts none.
 
     Raises:
         TypeError, ValueError: see `checked_caption_tokens`.
     """
 
-    def __init__(self, mllm: MLLM, max_tokens: int | None) -> None:
-        self._mllm = mllm
+    def __init__(self, prompting: Prompting, max_tokens: int | None) -> None:
+        self._prompting = prompting
         self.max_tokens = checked_caption_tokens(max_tokens)
-        self._cut = lru_cache(maxsize=_KNOWN_CAPTIONS)(mllm.cut)
+        self._cut_known = lru_cache(maxsize=_KNOWN_CAPTIONS)(self._cut)
 
-    def __reduce__(self) -> tuple[type, tuple[MLLM, int | None]]:
-        return type(self), (self._mllm, self.max_tokens)
+    def __reduce__(self) -> tuple[type, tuple[Prompting, int | None]]:
+        return type(self), (self._prompting, self.max_tokens)
 
     def __call__(self, caption: str | None) -> str | None:
-        """The caption, or as much of its beginning as it may have."""
+        """The caption, or as much of its beginning as it may have.
+
+        It ends where a token ends. Counted as it goes into a prompt, with control tokens broken up.
+        """
         if caption is None or self.max_tokens is None:
             return caption
-        cut = self._cut if len(caption) <= _LONGEST_KNOWN else self._mllm.cut
+        cut = self._cut_known if len(caption) <= _LONGEST_KNOWN else self._cut
         return cut(caption, self.max_tokens)
+
+    def _cut(self, text: str, max_tokens: int) -> str:
+        tokenizer, escape = self._prompting.tokenizer, self._prompting.escape
+
+        def fits(part: str) -> bool:
+            ids = tokenizer(escape(part), add_special_tokens=False, verbose=False).input_ids
+            return len(ids) <= max_tokens
+
+        if fits(text):
+            return text
+        offsets = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
+        ends = [end for _, end in offsets[:max_tokens]]
+        return next((text[:end] for end in reversed(ends) if fits(text[:end])), "")
 
     def watched(self, documents: Iterable[T]) -> Iterable[T]:
         """`documents`; once they have passed, logs how many of their captions are cut."""

@@ -68,6 +68,7 @@ class Chat:
         date: what the template takes for today; see `ChatTemplate`.
 
     Attributes:
+        processor: the processor.
         image_placeholder: what stands for one picture in this model's prompts, with the marks
             that its chat template puts around it; a picture's expansion later takes the place of
             the processor's image token within it.
@@ -85,7 +86,7 @@ class Chat:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: date | str | None = None,
     ) -> None:
-        self._processor = processor
+        self.processor = processor
         self._template = _chat_template(processor, chat_template_kwargs or {}, date)
         self._forms: dict[tuple[str, str | None], _Form] = {}
         # Words to look for in what the template writes, which holds them nowhere else
@@ -108,7 +109,7 @@ class Chat:
         return self._answer_frame[0]
 
     @property
-    def settings(self) -> str:
+    def chat_settings(self) -> str:
         """All that shapes a prompt beside its texts, as one text: template, settings and date.
 
         The date counts where the template writes it.
@@ -303,7 +304,7 @@ class Chat:
         if self._template is None:  # a model without turns, such as PaliGemma, reads bare text
             if system_turn is not None:
                 raise ValueError("the template has a system turn and this model knows no turns")
-            return "".join(part.get("text", self._processor.image_token) for part in content)
+            return "".join(part.get("text", self.processor.image_token) for part in content)
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system_turn is not None:
             text = {"type": "text", "text": system_turn}
@@ -327,7 +328,7 @@ class Chat:
     @cached_property
     def _answer_frame(self) -> tuple[str, str]:
         """What the template puts before an answer, and the mark after it."""
-        end = self._processor.tokenizer.eos_token or ""
+        end = self.processor.tokenizer.eos_token or ""
         if self._template is None:
             return "", end
         prompt = self._turn([{"type": "text", "text": self._probe}])
@@ -375,10 +376,10 @@ class Chat:
         start = common_prefix_length(alone, both)
         end = common_prefix_length(alone[start:][::-1], both[start:][::-1])
         placeholder = both[start : len(both) - end].strip()
-        if placeholder.count(self._processor.image_token) != 1 or alone.count(self._probe) != 1:
+        if placeholder.count(self.processor.image_token) != 1 or alone.count(self._probe) != 1:
             raise UnsupportedModelError(
                 f"the chat template renders a picture and the text {self._probe!r} as {both!r}, "
-                f"and the text alone as {alone!r}: expected {self._processor.image_token!r} for "
+                f"and the text alone as {alone!r}: expected {self.processor.image_token!r} for "
                 "the picture, once, and the text word for word"
             )
         return placeholder

@@ -115,7 +115,7 @@ class Decoder:
         """Computes the keys and values of prefixes, and nothing that only their output needs.
 
         Args:
-            batch: B prefixes, as `MLLM.collate` makes them, filled up on the right to T tokens.
+            batch: `MLLM.model_inputs` of B prefixes, filled up on the right to T tokens.
             lengths: how many tokens each has.
             write: takes a layer's number, its keys and its values, each (B, G, T, D), positions
                 applied; called once a layer, in order.
@@ -142,6 +142,7 @@ class Decoder:
             for row, length in enumerate(lengths)
         ]
 
+    @torch.inference_mode()
     def extend(
         self,
         input_ids: Tensor,

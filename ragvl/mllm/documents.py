@@ -8,26 +8,26 @@ from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.messages import quoted
 from ragvl.mllm.inputs import ImageInputs, PromptTooLongError, UnusableImageError
-from ragvl.mllm.mllm import MLLM
+from ragvl.mllm.prompting import Prompting
 
 _TEXT_SHOWN = 60  # characters of a query or an answer in a message
 
 
-def encode_document(mllm: MLLM, document: Document) -> ImageInputs:
+def encode_document(prompting: Prompting, document: Document) -> ImageInputs:
     """Reads a document's picture and prepares it; thread-safe.
 
     Raises:
         ImageError: it cannot be used; the message names the document.
     """
-    with document.decoded(kept_pixels=lambda: mllm.kept_pixels) as image:
+    with document.decoded(kept_pixels=lambda: prompting.kept_pixels) as image:
         try:
-            return mllm.encode_image(image)
+            return prompting.encode_image(image)
         except UnusableImageError as error:
             raise ImageError(f"{document.name}: {error}") from error
 
 
 def too_long(
-    mllm: MLLM,
+    prompting: Prompting,
     length: int,
     documents: Sequence[Document],
     *,
@@ -44,4 +44,5 @@ def too_long(
         if text is not None:
             rest = f" and the {kind} {quoted(text, _TEXT_SHOWN)}"
     names = ", ".join(document.name for document in documents) or "no document"
-    return PromptTooLongError.of(f"the prompt about {names}{rest}", index, length, mllm.max_length)
+    what = f"the prompt about {names}{rest}"
+    return PromptTooLongError.of(what, index, length, prompting.max_length)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -107,6 +108,21 @@ def join_images(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
     """
     names = images[0].tensors if images else ()
     return {name: _pad_and_cat([image.tensors[name] for image in images]) for name in names}
+
+
+def placed(
+    batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A batch on `device`, its floating tensors in `dtype`."""
+    return {
+        name: x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+        for name, x in batch.items()
+    }
+
+
+def probe_image() -> Image.Image:
+    """A small picture to try a processor and a model with."""
+    return Image.new("RGB", (64, 48), (200, 120, 40))
 
 
 def _pad_and_cat(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
 
 from ragvl.mllm import MLLM, Prompt, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
+from ragvl.mllm.inputs import probe_image
 from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_turn
 from ragvl.torch_context import default_torch_context
 
@@ -15,8 +15,9 @@ from ragvl.torch_context import default_torch_context
 @torch.inference_mode()
 def reuse_problem(mllm: MLLM) -> str | None:
     """Why a prefix cannot be computed once and kept, or None where it can."""
-    image = mllm.encode_image(Image.new("RGB", (64, 48), (200, 120, 40)))
-    prompt = mllm.encode_prompt(mllm.render("<image>\nIs it a mill?"), [image])
+    prompting = mllm.prompting
+    image = prompting.encode_image(probe_image())
+    prompt = prompting.encode_prompt(prompting.render("<image>\nIs it a mill?"), [image])
     if _prefix_sees_suffix(mllm, prompt):
         return "what it computes for a prompt's beginning depends on what comes after"
     try:
@@ -34,14 +35,14 @@ def _prefix_sees_suffix(mllm: MLLM, prompt: Prompt) -> bool:
     """
     ids, split = prompt.input_ids, _image_end(mllm, prompt)
     reversed_end = Prompt([*ids[:split], *ids[: split - 1 : -1]], prompt.images)
-    one, other = mllm.hidden_states(mllm.collate([prompt, reversed_end]))[:, :split]
+    one, other = mllm.hidden_states([prompt, reversed_end])[:, :split]
     # Rows of one batch are rounded alike, so a small difference is one already
     return not same(one, other, tolerance=1e-3)
 
 
 def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
     """Whether a prompt gives the same in one piece and as a suffix on its cached prefix."""
-    whole = mllm.hidden_states(mllm.collate([prompt]))[0, -1]
+    whole = mllm.hidden_states([prompt])[0, -1]
     split = _image_end(mllm, prompt) + 1
     pool = PagePool(mllm.kv_layout, num_pages(split), mllm.device)
     (pages,) = pages_in_turn([split], mllm.device)
@@ -59,10 +60,10 @@ def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
         len(suffix),
     )
     positions = torch.arange(len(suffix), device=mllm.device) + start.next_position
-    halves = mllm.extend(suffix, positions, suffix_length.long() - 1, prefixes)[0]
+    halves = mllm.decoder.extend(suffix, positions, suffix_length.long() - 1, prefixes)[0]
     return same(halves, whole, rounding(mllm.dtype))
 
 
 def _image_end(mllm: MLLM, prompt: Prompt) -> int:
     """The place after the picture's last token."""
-    return len(prompt) - prompt.input_ids[::-1].index(mllm.image_token_id)
+    return len(prompt) - prompt.input_ids[::-1].index(mllm.prompting.image_token_id)

@@ -246,8 +246,9 @@ class PrefixSupply:
             UnusableRecordError: it is no record of this model's.
         """
         input_ids, expansion, next_position = prefix_of(record)
-        (expanded,) = self._mllm.tokenize([expansion])
-        if expanded.count(self._mllm.image_token_id) != input_ids.count(self._mllm.image_token_id):
+        (expanded,) = self._mllm.prompting.tokenize([expansion])
+        image_token = self._mllm.prompting.image_token_id
+        if expanded.count(image_token) != input_ids.count(image_token):
             raise UnusableRecordError("its record has other visual tokens than it says")
         try:
             self._device.check_fits(len(input_ids))

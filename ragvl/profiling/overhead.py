@@ -60,8 +60,8 @@ def reranking_overhead(
     if not documents:
         raise ValueError(f"{source.name} has no documents to rerank")
     texts = [question.text for question in source.questions]
-    head = AnswerHead(mllm, *mllm.answer_token_ids("Yes", "No"))
-    whole = WholePrompts(mllm, Prompts(mllm, template), head)
+    head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
+    whole = WholePrompts(mllm, Prompts(mllm.prompting, template), head)
 
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))
@@ -140,7 +140,7 @@ def training_overhead(
     arms = OVERHEAD_ARMS if arms is None else arms
     for name, noise in arms.items():
         examples = AnswerExamples(
-            source, mllm, num_pictures=noise.data_level, hard=noise.hard_negatives
+            source, mllm.prompting, num_pictures=noise.data_level, hard=noise.hard_negatives
         )
         # Those with the fewest pictures of their own, to which the data level adds the most
         fewest = sorted(range(min(len(examples), 16 * batch_size)), key=examples.num_own_pictures)

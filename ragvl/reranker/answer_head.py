@@ -23,9 +23,9 @@ class AnswerHead:
         self, mllm: MLLM, yes_token_ids: Sequence[int], no_token_ids: Sequence[int]
     ) -> None:
         self._num_yes = len(yes_token_ids)
-        self._rows, self._bias = mllm.head_rows([*yes_token_ids, *no_token_ids])
-        self._norm = mllm.final_norm
-        self._softcap = mllm.softcap
+        self._rows, self._bias = mllm.head.rows([*yes_token_ids, *no_token_ids])
+        self._norm = mllm.head.final_norm
+        self._softcap = mllm.head.softcap
 
     def relevance(self, hidden: Tensor, last_index: Tensor) -> Tensor:
         """(B,) float32: the probability of the first answer.

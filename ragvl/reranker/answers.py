@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from itertools import chain
 
-from PIL import Image
-
 from ragvl.data.document import Document
 from ragvl.messages import shown
-from ragvl.mllm import MLLM, Prompt, encode_document
+from ragvl.mllm import Prompt, Prompting, encode_document
+from ragvl.mllm.answers import named_token_ids
+from ragvl.mllm.inputs import probe_image
 from ragvl.reranker.prompts import Prompts
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ def check_answers(answers: object) -> None:
 
 
 def resolve_answers(
-    mllm: MLLM, answers: tuple[str, str], answer_tokens: tuple[str, str] | None
+    prompting: Prompting, answers: tuple[str, str], answer_tokens: tuple[str, str] | None
 ) -> list[list[int]]:
     """The ids that are read for the answers: yes_token_ids, no_token_ids.
 
     Args:
-        mllm: the model.
+        prompting: the model's.
         answers: the words for relevant and not relevant.
         answer_tokens: the tokens that are read, as the vocabulary spells them; by default, and with
             a warning where it has not both, the ones that the prompt calls for.
@@ -48,35 +48,37 @@ def resolve_answers(
         AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
     """
     if answer_tokens is None:
-        return mllm.answer_token_ids(*answers)
-    if named := mllm.named_token_ids(*answer_tokens):
+        return prompting.answer_token_ids(*answers)
+    if named := named_token_ids(prompting.tokenizer, answer_tokens):
         return named
-    token_ids = mllm.answer_token_ids(*answers)
+    token_ids = prompting.answer_token_ids(*answers)
     logger.warning(
         "the vocabulary has not both of the answer tokens %s: %s are read instead",
         shown(answer_tokens),
-        shown(mllm.tokenizer.convert_ids_to_tokens([*chain(*token_ids)])),
+        shown(prompting.tokenizer.convert_ids_to_tokens([*chain(*token_ids)])),
     )
     return token_ids
 
 
-def probe_prompt(mllm: MLLM, prompts: Prompts) -> Prompt:
+def probe_prompt(prompting: Prompting, prompts: Prompts) -> Prompt:
     """A prompt about a picture of one colour, to see what the model would answer."""
-    document = Document(Image.new("RGB", (64, 48), (200, 120, 40)), caption="A mill")
-    image = encode_document(mllm, document)
-    return mllm.encode_prompt(prompts.text("Is it a mill?", document), [image])
+    document = Document(probe_image(), caption="A mill")
+    image = encode_document(prompting, document)
+    return prompting.encode_prompt(prompts.text("Is it a mill?", document), [image])
 
 
-def check_share(share: float, answers: tuple[str, str], prompt: Prompt, mllm: MLLM) -> None:
+def check_share(
+    share: float, answers: tuple[str, str], prompt: Prompt, prompting: Prompting
+) -> None:
     """Warns where scores would be read off answers that the model does not give.
 
     Args:
         share: of the next token's probability after `prompt`, what both answers hold.
         answers: the words.
         prompt: as of `probe_prompt`.
-        mllm: the model.
+        prompting: the model's.
     """
-    if share >= min(_SMALLEST_SHARE, _SMALLEST_SHARE_BY_TOKEN * len(mllm.tokenizer)):
+    if share >= min(_SMALLEST_SHARE, _SMALLEST_SHARE_BY_TOKEN * len(prompting.tokenizer)):
         return
     yes, no = answers
     logger.warning(
@@ -87,5 +89,5 @@ def check_share(share: float, answers: tuple[str, str], prompt: Prompt, mllm: ML
         yes,
         no,
         share,
-        mllm.tokenizer.decode(prompt.input_ids[-8:]),
+        prompting.tokenizer.decode(prompt.input_ids[-8:]),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.identity import name_of
-from ragvl.mllm import MLLM, Prompt, encode_document, too_long
+from ragvl.mllm import MLLM, Prompt, Prompting, encode_document, too_long
 from ragvl.prefix_cache import CachedPrefix, PrefixCache, PrefixSupply
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import ChunkRunner, Suffix
@@ -27,13 +27,15 @@ class DocumentPrefixes:
     """Names and makes documents' prefixes, for one model as it is and one template.
 
     Args:
-        mllm: the model.
+        prompting: the model's.
         prompts: writes the prompts.
         scope: what else a prefix depends on: the model's name, and how the cache compresses it.
     """
 
-    def __init__(self, mllm: MLLM, prompts: Prompts, scope: tuple[str, str | None]) -> None:
-        self._mllm = mllm
+    def __init__(
+        self, prompting: Prompting, prompts: Prompts, scope: tuple[str, str | None]
+    ) -> None:
+        self._prompting = prompting
         self._prompts = prompts
         self._scope = scope
         # Digest and key: rendering the prompt's beginning and hashing it takes longer than a lookup
@@ -54,12 +56,12 @@ class DocumentPrefixes:
             ImageError: the picture cannot be used, or is no longer the one of this digest.
             PromptTooLongError: no query would fit behind it.
         """
-        image = encode_document(self._mllm, document)
+        image = encode_document(self._prompting, document)
         if document.digest() != digest:
             raise ImageError(f"{document.name} was changed while it was read")
         prefix = self._prompts.prefix(document, image)
-        if len(prefix) >= self._mllm.max_length:
-            raise too_long(self._mllm, len(prefix) + 1, [document], index=index)
+        if len(prefix) >= self._prompting.max_length:
+            raise too_long(self._prompting, len(prefix) + 1, [document], index=index)
         return prefix
 
 
@@ -113,10 +115,10 @@ class CachedPrefixes:
         model: str,
         deterministic: bool,
     ) -> None:
-        self._mllm = mllm
+        self._prompting = mllm.prompting
         self._prompts = prompts
         self._supply = PrefixSupply(mllm, cache, exact=deterministic)
-        self._prefixes = DocumentPrefixes(mllm, prompts, (model, cache.compression))
+        self._prefixes = DocumentPrefixes(mllm.prompting, prompts, (model, cache.compression))
         self._run = ChunkRunner(mllm, head, self._supply.pool, deterministic=deterministic)
         self._whole = WholePrompts(mllm, prompts, head)
         self._deterministic = deterministic
@@ -199,15 +201,15 @@ class CachedPrefixes:
             [(query, document, prefix.expansion) for _, query, document, prefix in held]
         )
         suffixes = []
-        max_length = self._mllm.max_length
+        max_length = self._prompting.max_length
         for (index, query, document, prefix), ids in zip(held, prompts, strict=True):
             if len(ids) > max_length:
-                error = too_long(self._mllm, len(ids), [document], index=index, question=query)
+                error = too_long(self._prompting, len(ids), [document], index=index, question=query)
                 skip(error, on_error)
                 continue
             shared = shared_length(ids, prefix.input_ids)
             rest = ids[shared:]
-            if shared < len(prefix.input_ids) and self._mllm.image_token_id in rest:
+            if shared < len(prefix.input_ids) and self._prompting.image_token_id in rest:
                 apart.append(index)
                 continue
             suffixes.append(Suffix(index, prefix, shared, rest))

@@ -211,7 +211,9 @@ class ChunkRunner:
             chunk.suffix_lengths,
             max_suffix_length,
         )
-        hidden = self._mllm.extend(chunk.input_ids, chunk.position_ids, chunk.last_rows, prefixes)
+        hidden = self._mllm.decoder.extend(
+            chunk.input_ids, chunk.position_ids, chunk.last_rows, prefixes
+        )
         return self._head.relevance(hidden, torch.arange(len(hidden), device=hidden.device))
 
 

@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
 from ragvl.mllm import (
-    MLLM,
     CaptionLimit,
     ImageInputs,
     Prompt,
+    Prompting,
     common_prefix_length,
     encode_document,
 )
@@ -26,7 +26,7 @@ class Prompts:
     """Writes one model's prompts.
 
     Args:
-        mllm: the model.
+        prompting: the model's.
         template: what to write.
         caption_tokens: cuts captions to so many tokens; None cuts none.
 
@@ -38,15 +38,15 @@ class Prompts:
     """
 
     def __init__(
-        self, mllm: MLLM, template: PromptTemplate, caption_tokens: int | None = None
+        self, prompting: Prompting, template: PromptTemplate, caption_tokens: int | None = None
     ) -> None:
-        self._mllm = mllm
+        self._prompting = prompting
         self._template = template
-        self.captions = CaptionLimit(mllm, caption_tokens)
+        self.captions = CaptionLimit(prompting, caption_tokens)
         self._forms: WeakKeyDictionary[Document, tuple[PromptTemplate, str]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._mllm, self._template, self.captions.max_tokens)
+        return type(self), (self._prompting, self._template, self.captions.max_tokens)
 
     def text(self, query: str, document: Document) -> str:
         """The whole prompt, chat template included.
@@ -55,7 +55,7 @@ class Prompts:
             CaptionError: see `before_query`.
         """
         template, caption = self._form(document)
-        return self._mllm.render(
+        return self._prompting.render(
             template.text, system_turn=template.system_turn, query=query, caption=caption
         )
 
@@ -67,7 +67,7 @@ class Prompts:
                 that a tokenizer takes.
         """
         template, caption = self._form(document)
-        before, _ = self._mllm.frame(
+        before, _ = self._prompting.frame(
             template.text, "query", system_turn=template.system_turn, caption=caption
         )
         return before
@@ -75,10 +75,10 @@ class Prompts:
     def tokens(self, parts: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
         """The token ids of the prompts of (query, document, its picture's expansion)."""
         texts = [
-            self._mllm.expand(self.text(query, document), [expansion])
+            self._prompting.expand(self.text(query, document), [expansion])
             for query, document, expansion in parts
         ]
-        return self._mllm.tokenize(texts)
+        return self._prompting.tokenize(texts)
 
     def prefix(self, document: Document, image: ImageInputs) -> Prompt:
         """The tokens that every query's prompt about a document begins with.
@@ -89,8 +89,8 @@ class Prompts:
         """
         first, second = self.tokens([(probe, document, image.expansion) for probe in _PROBES])
         length = common_prefix_length(first, second)
-        if self._mllm.image_token_id in first[length:]:
-            length = len(first) - first[::-1].index(self._mllm.image_token_id)
+        if self._prompting.image_token_id in first[length:]:
+            length = len(first) - first[::-1].index(self._prompting.image_token_id)
         return Prompt(first[:length], (image,))
 
     def _form(self, document: Document) -> tuple[PromptTemplate, str]:
@@ -116,10 +116,10 @@ def check_caption(document: Document) -> None:
 
 
 def split_prompt(
-    mllm: MLLM, prompts: Prompts, query: str, document: Document
+    prompting: Prompting, prompts: Prompts, query: str, document: Document
 ) -> tuple[list[int], list[int]]:
     """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
-    image = encode_document(mllm, document)
+    image = encode_document(prompting, document)
     (ids,) = prompts.tokens([(query, document, image.expansion)])
     shared = shared_length(ids, prompts.prefix(document, image).input_ids)
     return ids[:shared], ids[shared:]

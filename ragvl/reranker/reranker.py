@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence, Sized
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,10 @@ class Reranker(CrossEncoderDialect):
         self.mllm = mllm
         self.template = resolve_template(template)
         self._answers = answers, answer_tokens
-        self.yes_token_ids, self.no_token_ids = resolve_answers(mllm, answers, answer_tokens)
-        self._prompts = Prompts(mllm, self.template, caption_tokens)
+        self.yes_token_ids, self.no_token_ids = resolve_answers(
+            mllm.prompting, answers, answer_tokens
+        )
+        self.caption_tokens = checked_caption_tokens(caption_tokens)
         if thresholds is not None:
             thresholds.check_model(self.weights, self.template.name, self.prompts_name)
         self.thresholds = thresholds
@@ -132,7 +135,9 @@ class Reranker(CrossEncoderDialect):
         Raises:
             TypeError: the model was not loaded with `from_pretrained`.
         """
-        return {**vars(self), "_made": None}
+        state = {**vars(self), "_made": None}
+        state.pop("_prompts", None)
+        return state
 
     @classmethod
     def from_pretrained(
@@ -371,7 +376,7 @@ class Reranker(CrossEncoderDialect):
         Also how much of a caption is in them.
         """
         answers = self._answers, self.yes_token_ids, self.no_token_ids
-        settings = self.mllm.chat_settings, answers, self.caption_tokens
+        settings = self.mllm.prompting.chat_settings, answers, self.caption_tokens
         return name_of("prompts", self.template.variants, *settings)
 
     @property
@@ -381,11 +386,6 @@ class Reranker(CrossEncoderDialect):
         return name_of(
             "reranker", mllm.fingerprint, mllm.environment, self.prompts_name, compression
         )
-
-    @property
-    def caption_tokens(self) -> int | None:
-        """How many tokens of a caption prompts hold at most; None for all."""
-        return self._prompts.captions.max_tokens
 
     @property
     def template_name(self) -> str:
@@ -406,9 +406,13 @@ class Reranker(CrossEncoderDialect):
             self._share = name, self.mllm.next_token_share(self._probe_prompt, read)
         return self._share[1]
 
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return Prompts(self.mllm.prompting, self.template, self.caption_tokens)
+
     @property
     def _probe_prompt(self) -> Prompt:
-        return probe_prompt(self.mllm, self._prompts)
+        return probe_prompt(self.mllm.prompting, self._prompts)
 
     def prompt(self, query: str, document: DocumentLike) -> str:
         """The whole prompt as text, chat template included, for one pair."""
@@ -421,7 +425,7 @@ class Reranker(CrossEncoderDialect):
         The first part is the same for every query about `document`; the second is all that a new
         query costs once the first is cached. Together they are the whole prompt.
         """
-        return split_prompt(self.mllm, self._prompts, query, Document.of(document))
+        return split_prompt(self.mllm.prompting, self._prompts, query, Document.of(document))
 
     @property
     def _scorer(self) -> Scorer:
@@ -436,8 +440,9 @@ class Reranker(CrossEncoderDialect):
     def _make_scorer(self, model: str) -> Scorer:
         head = AnswerHead(self.mllm, self.yes_token_ids, self.no_token_ids)
         prompt = self._probe_prompt
-        if len(prompt) <= self.mllm.max_length:  # else no prompt fits: the documents' errors say so
-            check_share(self.answer_share, self._answers[0], prompt, self.mllm)
+        prompting = self.mllm.prompting
+        if len(prompt) <= prompting.max_length:  # else no prompt fits: the documents' errors say so
+            check_share(self.answer_share, self._answers[0], prompt, prompting)
         if problem := self._no_reuse():
             logger.warning("prompts are scored whole, nothing is cached: %s", problem)
             return WholePrompts(self.mllm, self._prompts, head, problem)

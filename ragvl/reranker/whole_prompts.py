@@ -96,7 +96,7 @@ class WholePrompts:
         by_document: dict[int, tuple[Document, list[int]]] = {}
         for i, (_, document) in enumerate(pairs):
             by_document.setdefault(id(document), (document, []))[1].append(i)
-        encode = partial(encode_document, self._mllm)
+        encode = partial(encode_document, self._mllm.prompting)
         with Workers() as workers:
             encoded = (
                 (indices, workers.submit(partial(encode, document)))
@@ -120,9 +120,10 @@ class WholePrompts:
     ) -> Prompt | None:
         try:
             text = self._prompts.text(query, document)
-            prompt = self._mllm.encode_prompt(text, [image.result()])
-            if len(prompt) > self._mllm.max_length:
-                raise too_long(self._mllm, len(prompt), [document], index=index, question=query)
+            prompting = self._mllm.prompting
+            prompt = prompting.encode_prompt(text, [image.result()])
+            if len(prompt) > prompting.max_length:
+                raise too_long(prompting, len(prompt), [document], index=index, question=query)
         except (ImageError, PromptTooLongError) as error:
             skip(error, on_error)
             return None
@@ -130,7 +131,7 @@ class WholePrompts:
 
     @torch.inference_mode()
     def _relevance(self, prompts: Sequence[Prompt]) -> Tensor:
-        hidden = self._mllm.hidden_states(self._mllm.collate(prompts))
+        hidden = self._mllm.hidden_states(prompts)
         size, length, width = hidden.shape
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
         last_index = torch.arange(size, device=hidden.device) * length + lengths - 1

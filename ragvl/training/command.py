@@ -25,7 +25,7 @@ from ragvl.data.formats import open_questions
 from ragvl.data.questions import QuestionSet
 from ragvl.files import check_regular, check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
-from ragvl.mllm import MLLM, check_reader
+from ragvl.mllm import MLLM, Prompting, check_reader
 from ragvl.reranker.templates import TEMPLATES
 from ragvl.training.adapters import LoraSettings, adapted_layers
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
@@ -171,10 +171,10 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     if settings.caption_tokens is not None:
         logger.warning("caption_tokens=%d: longer captions are cut", settings.caption_tokens)
     if planned.ranking is not None:
-        examples, eval_examples = _ranking_examples(mllm, settings, planned.ranking)
+        examples, eval_examples = _ranking_examples(mllm.prompting, settings, planned.ranking)
     else:
         seed = planned.arguments.seed
-        examples, eval_examples = _answer_examples(mllm, settings, planned.noise, seed)
+        examples, eval_examples = _answer_examples(mllm.prompting, settings, planned.noise, seed)
     return train(
         mllm,
         planned.arguments,
@@ -307,7 +307,7 @@ def _take(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _ranking_examples(
-    mllm: MLLM, settings: RunSettings, ranking: RankingSettings
+    prompting: Prompting, settings: RunSettings, ranking: RankingSettings
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
     template = None if ranking.template is None else TEMPLATES[ranking.template]
 
@@ -315,7 +315,7 @@ def _ranking_examples(
         return RankingExamples(
             read_ranking(path),
             _open(settings, split),
-            mllm,
+            prompting,
             template,
             caption_tokens=settings.caption_tokens,
         )
@@ -327,11 +327,11 @@ def _ranking_examples(
 
 
 def _answer_examples(
-    mllm: MLLM, settings: RunSettings, noise: NoiseSettings, seed: int
+    prompting: Prompting, settings: RunSettings, noise: NoiseSettings, seed: int
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
     found = AnswerExamples(
         _open(settings, settings.split),
-        mllm,
+        prompting,
         num_pictures=noise.data_level,
         hard=noise.hard_negatives,
         seed=seed,
@@ -340,7 +340,7 @@ def _answer_examples(
     if settings.eval_split is None:
         return found, None
     evaluated = _open(settings, settings.eval_split)
-    return found, AnswerExamples(evaluated, mllm, caption_tokens=settings.caption_tokens)
+    return found, AnswerExamples(evaluated, prompting, caption_tokens=settings.caption_tokens)
 
 
 def _open(settings: RunSettings, split: str | None) -> QuestionSet:

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
-from ragvl.mllm import MLLM, CaptionLimit, Prompt, encode_document, too_long
+from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_document, too_long
+from ragvl.mllm.inputs import placed
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import PromptTemplate, resolve_template
 
@@ -41,7 +42,7 @@ class RankingExamples(Dataset[Example]):
     Args:
         samples: see `ranking_samples`.
         source: where their documents are.
-        mllm: the model to train; worker processes get all but its weights.
+        prompting: that of the model to train; it goes to worker processes.
         template: None is the data set's own: of captions `retrieval`; else `caption` for a
             document with a caption, and `plain` for one without.
         caption_tokens: cuts captions as a `Reranker` with the same does.
@@ -54,7 +55,7 @@ class RankingExamples(Dataset[Example]):
         self,
         samples: Sequence[RankingSample],
         source: QuestionSet,
-        mllm: MLLM,
+        prompting: Prompting,
         template: PromptTemplate | None = None,
         *,
         caption_tokens: int | None = None,
@@ -71,7 +72,7 @@ class RankingExamples(Dataset[Example]):
         self._samples = samples
         self._source = source
         template = template or resolve_template(source.template)
-        self._prompts = Prompts(mllm.without_weights(), template, caption_tokens)
+        self._prompts = Prompts(prompting.on_cpu(), template, caption_tokens)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -91,7 +92,7 @@ class AnswerExamples(Dataset[Example]):
 
     Args:
         source: its questions that have an answer and gold documents; others are left out.
-        mllm: the model to train; worker processes get all but its weights.
+        prompting: that of the model to train; it goes to worker processes.
         num_pictures: irrelevant pictures are added until there are so many; 0 adds none.
         hard: add what the data set lists as the question's distractors, where it lists any, else
             documents drawn at random.
@@ -105,7 +106,7 @@ class AnswerExamples(Dataset[Example]):
     def __init__(
         self,
         source: QuestionSet,
-        mllm: MLLM,
+        prompting: Prompting,
         *,
         num_pictures: int = 0,
         hard: bool = True,
@@ -117,8 +118,8 @@ class AnswerExamples(Dataset[Example]):
             raise ValueError("no question has both an answer and a gold document")
         self._source = source
         self._ids = source.document_ids()
-        self._mllm = mllm.without_weights()
-        self._captions = CaptionLimit(self._mllm, caption_tokens)
+        self._prompting = prompting.on_cpu()
+        self._captions = CaptionLimit(self._prompting, caption_tokens)
         self._num_pictures = num_pictures
         self._hard = hard
         self._seed = seed
@@ -131,9 +132,8 @@ class AnswerExamples(Dataset[Example]):
         documents = [self._source.document(id) for id in self._evidence(index)]
         captions = [self._captions(document.caption) for document in documents]
         template, fields = generator_prompt(question.text, captions)
-        return Example(
-            self._mllm.render(template, **fields), documents, self._source.target(question)
-        )
+        prompt = self._prompting.render(template, **fields)
+        return Example(prompt, documents, self._source.target(question))
 
     def num_own_pictures(self, index: int) -> int:
         """How many gold documents the question has."""
@@ -156,13 +156,18 @@ class AnswerExamples(Dataset[Example]):
 
 
 class Collator:
-    """Makes a batch of examples: the keyword arguments of the model's forward, and labels."""
+    """Makes a batch of examples: the keyword arguments of the model's forward, and labels.
+
+    Args:
+        mllm: the model to train; worker processes get all but its weights.
+    """
 
     def __init__(self, mllm: MLLM) -> None:
-        self._mllm = mllm.without_weights()
+        self._prompting = mllm.prompting.on_cpu()
+        self._dtype = mllm.dtype
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """See `MLLM.collate`; `labels` (B, T) int64 are the answers' tokens, elsewhere `IGNORE`.
+        """`Prompting.collate`'s batch, and `labels` (B, T) int64: answers' tokens, else `IGNORE`.
 
         On the CPU, so that it can be done ahead in worker processes.
 
@@ -172,18 +177,18 @@ class Collator:
                 documents.
         """
         prompts, labels = zip(*map(self._encode, range(len(examples)), examples), strict=True)
-        batch = self._mllm.collate(prompts, device=_CPU)
+        batch = placed(self._prompting.collate(prompts), _CPU, self._dtype)
         return {**batch, "labels": pad_sequence(list(labels), True, IGNORE)}
 
     def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
         """The prompt with its answer, and the labels of both."""
-        mllm = self._mllm
-        images = [encode_document(mllm, document) for document in example.documents]
-        prompt = mllm.encode_prompt(example.prompt, images)
-        answer = mllm.encode_answer(example.prompt, example.answer)
+        prompting = self._prompting
+        images = [encode_document(prompting, document) for document in example.documents]
+        prompt = prompting.encode_prompt(example.prompt, images)
+        answer = prompting.encode_answer(example.prompt, example.answer)
         length = len(prompt) + len(answer)
-        if length > mllm.max_length:
-            raise too_long(mllm, length, example.documents, index=index, answer=example.answer)
+        if length > prompting.max_length:
+            raise too_long(prompting, length, example.documents, index=index, answer=example.answer)
         labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)
         return Prompt([*prompt.input_ids, *answer], prompt.images), labels

@@ -104,7 +104,7 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
     Raises:
         UnsupportedModelError: the model's logits are more than its head on its last hidden states.
     """
-    if mllm.softcap is not None:
+    if mllm.head.softcap is not None:
         raise UnsupportedModelError(
             f"{type(mllm.model).__name__} bounds its logits with a softcap, which the training "
             "loss does not know"
@@ -132,7 +132,7 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
                     features.replay = functools.partial(_noised, noise=noise)
                 with torch.no_grad():
                     noisy = model.base_model(**inputs).last_hidden_state
-        head = _head(model, mllm.logit_scale, hidden)
+        head = _head(model, mllm.head.scale, hidden)
         if model.training:
             return ModelOutput(loss=_loss(hidden, noisy, targets, *head, noise))
         loss = _loss(hidden, noisy, targets, *head, ARMS["plain"])

@@ -126,7 +126,7 @@ def _train(
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=Collator(mllm),
-        processing_class=mllm.processor,
+        processing_class=mllm.prompting.processor,
         compute_metrics=_accuracy,
     )
     # The loss is a mean over each batch, however many labels it has
@@ -144,7 +144,7 @@ def _train(
         trainer.save_model()  # gathers what the processes share
     elif trainer.is_world_process_zero():
         mllm.model.save_pretrained(arguments.output_dir)
-        mllm.processor.save_pretrained(arguments.output_dir)
+        mllm.prompting.processor.save_pretrained(arguments.output_dir)
     trainer.save_state()  # trainer_state.json: every loss and evaluation
     return output.metrics
 
@@ -185,7 +185,7 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
     if not len(examples):  # type: ignore[arg-type]
         raise ValueError("no examples to train on")
     num_rows = mllm.model.get_output_embeddings().weight.shape[0]
-    num_tokens = max(mllm.tokenizer.get_vocab().values()) + 1
+    num_tokens = max(mllm.prompting.tokenizer.get_vocab().values()) + 1
     if num_tokens > num_rows:
         raise UnsupportedModelError(
             f"the tokenizer has {num_tokens} tokens and the model's head {num_rows} rows: call "

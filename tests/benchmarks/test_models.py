@@ -34,7 +34,7 @@ def test_pictures_and_questions_are_as_long_as_asked_for(name: str, tmp_path: Pa
     write_model(tmp_path, SHAPES[name], image_tokens=36)
     reranker = Reranker.from_pretrained(tmp_path)
     documents = write_documents(tmp_path, 3)
-    assert {reranker.mllm.encode_image(d.load()).num_tokens for d in documents} == {36}
+    assert {reranker.mllm.prompting.encode_image(d.load()).num_tokens for d in documents} == {36}
     asked = fitting_questions(reranker, documents[0], 50, 60)
     assert len(set(asked)) == 50
     lengths = {len(reranker.split_prompt(question, documents[0])[1]) for question in asked}

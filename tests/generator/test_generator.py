@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES
 from ragvl import Document, Generator
 from ragvl.data.images import ImageError
 from ragvl.generator import generator_prompt
-from ragvl.mllm import PromptTooLongError
+from ragvl.mllm import CaptionLimit, PromptTooLongError
 
 
 def picture(seed: int, width: int = 50, height: int = 50) -> Image.Image:
@@ -42,11 +42,11 @@ def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> N
     for query, documents in zip(QUERIES, EVIDENCE, strict=True):
         template, fields = generator_prompt(query, [d.caption for d in documents])
         images = [document.load() for document in documents]
-        inputs = plain_inputs(mllm, images, mllm.render(template, **fields))
+        inputs = plain_inputs(mllm, images, mllm.prompting.render(template, **fields))
         with torch.inference_mode():
             ids = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
         new = ids[0, inputs["input_ids"].shape[1] :]
-        expected.append(mllm.tokenizer.decode(new, skip_special_tokens=True).strip())
+        expected.append(mllm.prompting.tokenizer.decode(new, skip_special_tokens=True).strip())
     assert len(set(expected)) > 1, "the inputs must give different answers to prove anything"
     batched = generator.answer_batch(QUERIES, EVIDENCE, max_new_tokens=6)
     assert batched == expected
@@ -87,7 +87,7 @@ def test_captions_are_cut_where_asked(
 ) -> None:
     generator = Generator.from_pretrained(tiny_model("qwen2_vl"), device="cpu", caption_tokens=5)
     long = Document(picture(1), caption="A mill in Velmora " * 500, id="long")
-    cut = Document(long.image, caption=generator.mllm.cut(long.caption or "", 5))
+    cut = Document(long.image, caption=CaptionLimit(generator.mllm.prompting, 5)(long.caption))
     found = generator.answer_batch(["Why?"] * 2, [[long, cut], [long]], max_new_tokens=6)
     assert "1 captions were cut, the first that of document 'long'" in caplog.text
     plain = Generator(generator.mllm)

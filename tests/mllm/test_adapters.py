@@ -49,9 +49,9 @@ def test_a_folder_of_adapters_loads_merged(adapters, tiny_model, tiny_mllm):
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
     with torch.no_grad():
         base = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype="float32")
-        prompt = base.encode_prompt(base.render("Yes or No?"))
-        expected = adapted(**base.collate([prompt])).logits
-        torch.testing.assert_close(loaded.model(**loaded.collate([prompt])).logits, expected)
+        prompt = base.prompting.encode_prompt(base.prompting.render("Yes or No?"))
+        expected = adapted(**base.model_inputs([prompt])).logits
+        torch.testing.assert_close(loaded.model(**loaded.model_inputs([prompt])).logits, expected)
     assert abs(score(loaded) - score(tiny_mllm("llava"))) > 1e-4
     assert loaded.fingerprint != tiny_mllm("llava").fingerprint
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ragvl.mllm import AnswerTokenError
-from ragvl.mllm.answers import answer_token_ids
+from ragvl.mllm.answers import answer_token_ids, named_token_ids
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -15,24 +15,26 @@ def test_one_token_an_answer_the_one_that_the_prompt_calls_for(architecture, tin
     # LLaVA's and Idefics3's templates put a space before an answer, the others nothing
     spelled = {"llava": "▁{}", "idefics3": "Ġ{}"}.get(architecture, "{}")
     for word in ("Yes", "No"):
-        (ids,) = mllm.answer_token_ids(word)
-        assert mllm.tokenizer.convert_ids_to_tokens(ids) == [spelled.format(word)]
-        assert ids == mllm.encode_answer(mllm.render("Is it?"), word)[:1], "as training teaches"
+        (ids,) = mllm.prompting.answer_token_ids(word)
+        assert mllm.prompting.tokenizer.convert_ids_to_tokens(ids) == [spelled.format(word)]
+        assert ids == mllm.prompting.encode_answer(mllm.prompting.render("Is it?"), word)[:1], (
+            "as training teaches"
+        )
 
 
 def test_case_matters(tiny_mllm):
     mllm = tiny_mllm("qwen2_vl")
-    upper, lower = mllm.answer_token_ids("Yes", "yes")
+    upper, lower = mllm.prompting.answer_token_ids("Yes", "yes")
     assert not set(upper) & set(lower)
 
 
 def test_a_word_of_several_tokens_is_known_by_its_first(tiny_mllm):
     mllm = tiny_mllm("qwen2_vl")
-    whole = mllm.tokenizer("Zebra")["input_ids"]
+    whole = mllm.prompting.tokenizer("Zebra")["input_ids"]
     assert len(whole) > 1
-    assert mllm.answer_token_ids("Zebra", "No")[0] == [whole[0]]
+    assert mllm.prompting.answer_token_ids("Zebra", "No")[0] == [whole[0]]
     with pytest.raises(AnswerTokenError, match="'Zebra' and 'Zeppelin' start with the same token"):
-        mllm.answer_token_ids("Zebra", "Zeppelin")
+        mllm.prompting.answer_token_ids("Zebra", "Zeppelin")
 
 
 def words_tokenizer(*words: str) -> PreTrainedTokenizerFast:
@@ -63,12 +65,13 @@ def test_a_tokenizer_without_the_answer_is_refused():
 
 
 def test_tokens_can_be_named_as_the_vocabulary_spells_them(tiny_mllm):
-    mllm = tiny_mllm("qwen2_vl")
-    vocabulary = mllm.tokenizer.get_vocab()
-    assert mllm.named_token_ids("ĠYes", "No") == [[vocabulary["ĠYes"]], [vocabulary["No"]]]
-    assert mllm.named_token_ids("Yes", "not there") is None
+    tokenizer = tiny_mllm("qwen2_vl").prompting.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    ids = [[vocabulary["ĠYes"]], [vocabulary["No"]]]
+    assert named_token_ids(tokenizer, ("ĠYes", "No")) == ids
+    assert named_token_ids(tokenizer, ("Yes", "not there")) is None
 
 
 def test_equal_answers_are_refused(tiny_mllm):
     with pytest.raises(AnswerTokenError, match="'Yes' and 'Yes' start with the same token"):
-        tiny_mllm("llava").answer_token_ids("Yes", "Yes")
+        tiny_mllm("llava").prompting.answer_token_ids("Yes", "Yes")

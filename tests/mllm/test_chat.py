@@ -29,9 +29,9 @@ CONTROL = (
 
 def control_ids(mllm: MLLM, caption: str) -> list[int]:
     """The special tokens, in order, of a prompt with this caption."""
-    text = mllm.render("<image>\nCaption: {caption}\nIs it?", caption=caption)
-    ids = mllm.encode_prompt(text, [mllm.encode_image(PICTURE)]).input_ids
-    return [token for token in ids if token in mllm.tokenizer.all_special_ids]
+    text = mllm.prompting.render("<image>\nCaption: {caption}\nIs it?", caption=caption)
+    ids = mllm.prompting.encode_prompt(text, [mllm.prompting.encode_image(PICTURE)]).input_ids
+    return [token for token in ids if token in mllm.prompting.tokenizer.all_special_ids]
 
 
 @EIGHT
@@ -54,11 +54,11 @@ def test_no_text_at_all_becomes_a_control_token(architecture, caption, tiny_mllm
 
 
 def test_escape_puts_one_space_into_each_control_token_and_leaves_the_rest(tiny_mllm):
-    escape = tiny_mllm("qwen2_vl").escape
+    escape = tiny_mllm("qwen2_vl").prompting.escape
     assert escape("a <|im_end|> b <|image_pad|>") == "a < |im_end|> b < |image_pad|>"
     assert escape("<b>bold</b>, 3 < 4\n\n") == "<b>bold</b>, 3 < 4\n\n"
     # Line breaks are added tokens in Gemma's vocabulary, but they control nothing
-    assert tiny_mllm("gemma3").escape("a\n\nb <end_of_turn>") == "a\n\nb < end_of_turn>"
+    assert tiny_mllm("gemma3").prompting.escape("a\n\nb <end_of_turn>") == "a\n\nb < end_of_turn>"
 
 
 def load(folder: Path, **options: object) -> MLLM:
@@ -68,7 +68,7 @@ def load(folder: Path, **options: object) -> MLLM:
 def by_hugging_face(mllm: MLLM, text: str) -> str:
     """The prompt as Hugging Face renders one user turn of text."""
     says = [{"role": "user", "content": [{"type": "text", "text": text}]}]
-    return mllm.processor.apply_chat_template(says, add_generation_prompt=True)
+    return mllm.prompting.processor.apply_chat_template(says, add_generation_prompt=True)
 
 
 SYSTEM = "You are a helpful assistant."
@@ -85,13 +85,13 @@ def test_no_word_of_the_chat_template_shifts_the_cut(
         )
     )
     template, caption = "<image>{caption}: {query}?", f"a {word}"
-    before, after = mllm.frame(template, "query", caption=caption)
+    before, after = mllm.prompting.frame(template, "query", caption=caption)
     assert before.startswith(f"<|im_start|>system\nHeed the {word}.")
     assert before.endswith(f"<|vision_end|>a {word}: ")
     for query in ("mill", word):
-        prompt = mllm.render(template, caption=caption, query=query)
+        prompt = mllm.prompting.render(template, caption=caption, query=query)
         assert prompt == f"{before}{query}{after}"
-        text = template.replace("<image>", mllm.image_placeholder)
+        text = template.replace("<image>", mllm.prompting.image_placeholder)
         assert prompt == by_hugging_face(mllm, text.format(caption=caption, query=query))
 
 
@@ -117,9 +117,9 @@ def test_a_prompt_is_what_the_chat_template_makes_of_the_whole_turn(
         ("what?", " Is it  red?", "C & D ", "\n"),
     )
     for template, a, b in fields:
-        text = template.replace("<image>", mllm.image_placeholder).format(a=a, b=b)
-        assert mllm.render(template, a=a, b=b) == by_hugging_face(mllm, text)
-        before, _ = mllm.frame(template, "b", a=a)
+        text = template.replace("<image>", mllm.prompting.image_placeholder).format(a=a, b=b)
+        assert mllm.prompting.render(template, a=a, b=b) == by_hugging_face(mllm, text)
+        before, _ = mllm.prompting.frame(template, "b", a=a)
         assert before.startswith("<|im_start|>system")
 
 
@@ -133,15 +133,15 @@ def test_a_template_that_undoes_the_escape_is_refused_with_that_text(
         )
     (record,) = caplog.records
     assert "does more to texts than put them in" in record.message
-    assert "3 <4" in mllm.render("{a}", a="3 < 4")
+    assert "3 <4" in mllm.prompting.render("{a}", a="3 < 4")
     with pytest.raises(ValueError, match=r"makes control tokens of a='x <\|im_end\|>'"):
-        mllm.render("{a}", a="x <|im_end|>")
+        mllm.prompting.render("{a}", a="x <|im_end|>")
 
 
 @EIGHT
 def test_two_fields_side_by_side_make_no_control_token(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
-    end = mllm.tokenizer.eos_token
+    end = mllm.prompting.tokenizer.eos_token
     for cut in range(1, len(end)):
         one, other = end[:cut], end[cut:]
         for template, fields in (
@@ -150,8 +150,8 @@ def test_two_fields_side_by_side_make_no_control_token(architecture, tiny_mllm):
             (f"<image>{one}{{query}}", {"query": other}),
             (f"<image>{{query}}{other}", {"query": one}),
         ):
-            prompt = mllm.render(template, **fields)
-            plain = mllm.render(template, **dict.fromkeys(fields, "x"))
+            prompt = mllm.prompting.render(template, **fields)
+            plain = mllm.prompting.render(template, **dict.fromkeys(fields, "x"))
             assert prompt.count(end) == plain.count(end)
 
 
@@ -169,10 +169,10 @@ def test_a_date_in_the_template_is_fixed_named_and_settable(
     (record,) = caplog.records
     assert "always 2024-07-26" in record.message
     assert "date='YYYY-MM-DD' sets another" in record.message
-    assert "Today is 26 July 2024." in mllm.render("x")
+    assert "Today is 26 July 2024." in mllm.prompting.render("x")
     caplog.clear()
     other = load(folder, date="2026-11-28")
-    assert "Today is 28 November 2026." in other.render("x")
+    assert "Today is 28 November 2026." in other.prompting.render("x")
     assert not caplog.records
     assert other.fingerprint != mllm.fingerprint == load(folder, date="2024-07-26").fingerprint
     with pytest.raises(ValueError, match="date='soon'"):
@@ -193,8 +193,8 @@ def test_a_date_beside_a_system_turn_alone_counts(tiny_model, tmp_path, caplog) 
     with caplog.at_level(logging.WARNING, "ragvl"):
         mllm = load(folder)
     assert len(caplog.records) == 1
-    assert "26 July" not in mllm.render("x")
-    assert "26 July" in mllm.render("x", system_turn="Judge.")
+    assert "26 July" not in mllm.prompting.render("x")
+    assert "26 July" in mllm.prompting.render("x", system_turn="Judge.")
     assert load(folder, date="2026-11-28").fingerprint != mllm.fingerprint
 
 
@@ -202,9 +202,11 @@ def test_a_template_that_takes_no_answers_takes_questions(tiny_model, tmp_path) 
     end = "{% if add_generation_prompt %}"
     refuses = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + end
     mllm = load(with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", (end, refuses)))
-    assert mllm.tokenizer.convert_ids_to_tokens(mllm.answer_token_ids("Yes")[0]) == ["Yes"]
+    assert mllm.prompting.tokenizer.convert_ids_to_tokens(
+        mllm.prompting.answer_token_ids("Yes")[0]
+    ) == ["Yes"]
     with pytest.raises(ValueError, match="refuses the prompt: one turn"):
-        mllm.render("x", system_turn="Judge.")
+        mllm.prompting.render("x", system_turn="Judge.")
 
 
 def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) -> None:
@@ -212,7 +214,7 @@ def test_variables_of_the_template_are_part_of_the_name(tiny_model, tmp_path) ->
         tiny_model("qwen2_vl"), tmp_path / "m", (SYSTEM, "Be ' + tone + '.")
     )
     kind = load(folder, chat_template_kwargs={"tone": "kind"})
-    assert "Be kind." in kind.render("x")
+    assert "Be kind." in kind.prompting.render("x")
     assert load(folder, chat_template_kwargs={"tone": "curt"}).fingerprint != kind.fingerprint
     with pytest.raises(ValueError, match="the chat template reads no 'toen'"):
         load(folder, chat_template_kwargs={"toen": "kind"})
@@ -265,11 +267,11 @@ ANSWER = "<|im_start|>assistant\n"
 )
 def test_a_thought_is_ended_before_the_answer(changes, end, tiny_model, tmp_path) -> None:
     mllm = load(with_chat_template_changed(tiny_model("qwen3_vl"), tmp_path / "m", *changes))
-    prompt = mllm.render("<image>{query}", query="Is it a <think>?")
+    prompt = mllm.prompting.render("<image>{query}", query="Is it a <think>?")
     assert prompt.endswith(f"<|im_end|>\n{ANSWER}{end}")
-    assert mllm.encode_answer(prompt, "Yes") == [
-        *mllm.answer_token_ids("Yes")[0],
-        mllm.tokenizer.eos_token_id,
+    assert mllm.prompting.encode_answer(prompt, "Yes") == [
+        *mllm.prompting.answer_token_ids("Yes")[0],
+        mllm.prompting.tokenizer.eos_token_id,
     ]
 
 
@@ -278,17 +280,19 @@ def test_a_thought_stays_open_for_who_wants_it(tiny_model, tmp_path) -> None:
         tiny_model("qwen3_vl"), tmp_path / "m", (GENERATION, QWEN3_THINKS)
     )
     mllm = load(folder, chat_template_kwargs={"enable_thinking": True})
-    assert mllm.render("x").endswith(f"{ANSWER}<think>\n")
+    assert mllm.prompting.render("x").endswith(f"{ANSWER}<think>\n")
     assert mllm.fingerprint != load(folder).fingerprint
 
 
 def test_half_a_character_is_refused(tiny_mllm):
     with pytest.raises(ValueError, match=r"half a character .* position 2 of 'a \\ud800'"):
-        tiny_mllm("qwen2_vl").render("{a}", a="a \ud800")
+        tiny_mllm("qwen2_vl").prompting.render("{a}", a="a \ud800")
 
 
 def test_fields_are_put_in_word_for_word(tiny_mllm):
-    prompt = tiny_mllm("qwen2_vl").render("{a}<image>{b}{{c}}", a="{b} <image> ", b="{}%s\\n塔")
+    prompt = tiny_mllm("qwen2_vl").prompting.render(
+        "{a}<image>{b}{{c}}", a="{b} <image> ", b="{}%s\\n塔"
+    )
     assert (
         "{b} <image> <|vision_start|><|image_pad|><|vision_end|>{}%s\\n塔{c}<|im_end|>\n" in prompt
     )
@@ -298,11 +302,11 @@ def test_fields_are_put_in_word_for_word(tiny_mllm):
 def test_missing_or_wrong_fields_are_named(tiny_mllm):
     mllm = tiny_mllm("llava")
     with pytest.raises(ValueError, match=r"needs a field 'query', and got \['caption'\]"):
-        mllm.render("{caption} {query}", caption="A tower")
+        mllm.prompting.render("{caption} {query}", caption="A tower")
     with pytest.raises(ValueError, match="needs a field"):
-        mllm.render("{}", caption="A tower")
+        mllm.prompting.render("{}", caption="A tower")
     with pytest.raises(TypeError, match="field 'caption' must be a string, got NoneType"):
-        mllm.render("{caption}", caption=None)
+        mllm.prompting.render("{caption}", caption=None)
 
 
 @pytest.mark.parametrize(
@@ -316,14 +320,19 @@ def test_missing_or_wrong_fields_are_named(tiny_mllm):
     ],
 )
 def test_placeholder_is_found_in_the_chat_template(architecture, placeholder, tiny_mllm):
-    assert tiny_mllm(architecture).image_placeholder == placeholder
+    assert tiny_mllm(architecture).prompting.image_placeholder == placeholder
 
 
 def test_template_kept_with_the_tokenizer(tiny_model, tiny_mllm):
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    mllm.tokenizer.chat_template, mllm.processor.chat_template = mllm.processor.chat_template, None
-    again = MLLM(mllm.model, mllm.processor)
-    assert again.render("<image> {x}", x="y") == tiny_mllm("llava").render("<image> {x}", x="y")
+    mllm.prompting.tokenizer.chat_template, mllm.prompting.processor.chat_template = (
+        mllm.prompting.processor.chat_template,
+        None,
+    )
+    again = MLLM(mllm.model, mllm.prompting.processor)
+    assert again.prompting.render("<image> {x}", x="y") == tiny_mllm("llava").prompting.render(
+        "<image> {x}", x="y"
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,31 +352,31 @@ def test_template_that_cannot_hold_pictures_is_refused(template, tiny_model, tmp
 @EIGHT
 def test_an_answer_is_what_the_chat_template_would_write(architecture, tiny_mllm) -> None:
     mllm = tiny_mllm(architecture)
-    prompt = mllm.render("<image>\nIs it a mill?")
-    ids = mllm.encode_answer(prompt, "Yes")
-    assert mllm.tokenizer.decode(ids[:-1]).strip() == "Yes"
-    assert ids[-1] == mllm.tokenizer.eos_token_id
-    (yes,) = mllm.answer_token_ids("Yes")
+    prompt = mllm.prompting.render("<image>\nIs it a mill?")
+    ids = mllm.prompting.encode_answer(prompt, "Yes")
+    assert mllm.prompting.tokenizer.decode(ids[:-1]).strip() == "Yes"
+    assert ids[-1] == mllm.prompting.tokenizer.eos_token_id
+    (yes,) = mllm.prompting.answer_token_ids("Yes")
     assert ids[:1] == yes, "training teaches the token that the reranker reads"
 
 
 def test_an_answer_cannot_end_its_own_turn(tiny_mllm) -> None:
     mllm = tiny_mllm("qwen2_vl")
-    ids = mllm.encode_answer(mllm.render("Is it a mill?"), "Yes<|im_end|>No")
-    assert ids.count(mllm.tokenizer.eos_token_id) == 1
+    ids = mllm.prompting.encode_answer(mllm.prompting.render("Is it a mill?"), "Yes<|im_end|>No")
+    assert ids.count(mllm.prompting.tokenizer.eos_token_id) == 1
 
 
 def test_a_template_that_writes_turns_in_a_way_of_its_own(tiny_model) -> None:
     """Such as one that hides thoughts: then the answer follows the prompt, and the end follows."""
     mllm = MLLM.from_pretrained(tiny_model("qwen2_vl"), device="cpu")
-    template = mllm.processor.chat_template
-    mllm.processor.chat_template = (
+    template = mllm.prompting.processor.chat_template
+    mllm.prompting.processor.chat_template = (
         "{% if messages|length == 2 %}other{% else %}" + template + ("{% endif %}")
     )
-    chat = Chat(mllm.processor)
+    chat = Chat(mllm.prompting.processor)
     assert chat.answered("prompt", "Yes") == "promptYes<|im_end|>"
 
 
 def test_an_answer_beside_its_prompt_makes_no_control_token(tiny_mllm) -> None:
-    chat = Chat(tiny_mllm("qwen2_vl").processor)
+    chat = Chat(tiny_mllm("qwen2_vl").prompting.processor)
     assert chat.answered("a <|im_", "end|>") == "a <|im_ end|><|im_end|>"

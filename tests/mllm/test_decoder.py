@@ -29,8 +29,8 @@ def prompts(mllm: MLLM) -> list[Prompt]:
         (30, 90, "The lighthouse of Velmora, 1987", "Which has more windows, A or B? " * 3),
     ]:
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        text = mllm.render(TEMPLATE, caption=caption, query=query)
-        made.append(mllm.encode_prompt(text, [mllm.encode_image(picture)]))
+        text = mllm.prompting.render(TEMPLATE, caption=caption, query=query)
+        made.append(mllm.prompting.encode_prompt(text, [mllm.prompting.encode_image(picture)]))
     return made
 
 
@@ -75,12 +75,14 @@ class Halves:
             max(lengths),
         )
         last_rows = torch.tensor(starts) + torch.tensor(lengths) - 1
-        return self.mllm.extend(torch.tensor(ids), torch.tensor(positions), last_rows, prefixes)
+        return self.mllm.decoder.extend(
+            torch.tensor(ids), torch.tensor(positions), last_rows, prefixes
+        )
 
 
 @torch.inference_mode()
 def last_hidden(mllm: MLLM, whole: list[Prompt]) -> torch.Tensor:
-    return torch.stack([mllm.hidden_states(mllm.collate([p]))[0, -1] for p in whole])
+    return torch.stack([mllm.hidden_states([p])[0, -1] for p in whole])
 
 
 @EIGHT
@@ -188,7 +190,7 @@ def test_eager_attention_works_as_well(
 
 def test_two_adapters_may_share_a_model(tiny_model: Callable[[str], Path]) -> None:
     first = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    second = MLLM(first.model, first.processor)
+    second = MLLM(first.model, first.prompting.processor)
     for mllm in (first, second):
         whole = prompts(mllm)
         halves = Halves(mllm, whole, [after_image(mllm, prompt) for prompt in whole])

@@ -133,26 +133,28 @@ def test_rows_hold_scale_and_bias(config, scale, has_bias):
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
 def test_logits_are_the_models_own(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
-    batch = mllm.collate([mllm.encode_prompt(mllm.render("What is it?"))])
+    batch = mllm.model_inputs([mllm.prompting.encode_prompt(mllm.prompting.render("What is it?"))])
     with torch.inference_mode():
         logits = mllm.model(**batch).logits[0]
-        hidden = mllm.hidden_states(batch)[0]
-        found = mllm._head.logits(hidden, range(logits.shape[-1]))
-    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+        hidden = mllm.decoder.hidden_states(batch)[0]
+        ours = mllm.head.logits(hidden, range(logits.shape[-1]))
+    torch.testing.assert_close(ours, logits, rtol=0, atol=1e-5)
 
 
 def test_softcap_is_the_one_the_model_obeys(tiny_model):
     mllm = MLLM.from_pretrained(tiny_model("paligemma"), device="cpu")
     with torch.no_grad():
         mllm.model.lm_head.weight *= 100
-        batch = mllm.collate([mllm.encode_prompt(mllm.render("What is it?"))])
+        batch = mllm.model_inputs(
+            [mllm.prompting.encode_prompt(mllm.prompting.render("What is it?"))]
+        )
         largest = mllm.model(**batch).logits.abs().max()
     # Transformers 5.17 does not look at PaliGemma's softcap, 5.23 does
-    assert mllm.softcap == (3.0 if largest <= 3 else None)
+    assert mllm.head.softcap == (3.0 if largest <= 3 else None)
 
 
 def test_logits_computed_in_another_way_are_refused(tiny_model):
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
     mllm.model.lm_head.register_forward_hook(lambda _module, _args, output: output * 2)
     with pytest.raises(UnsupportedModelError, match="computes its logits in a way of its own"):
-        MLLM(mllm.model, mllm.processor)
+        MLLM(mllm.model, mllm.prompting.processor)

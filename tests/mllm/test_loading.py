@@ -95,7 +95,10 @@ def test_loading_and_scoring_warn_of_nothing(architecture, tiny_model, caplog):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mllm = MLLM.from_pretrained(tiny_model(architecture), device="cpu")
-            mllm.generate([mllm.encode_prompt(mllm.render("What is it?"))], max_new_tokens=2)
+            mllm.generate(
+                [mllm.prompting.encode_prompt(mllm.prompting.render("What is it?"))],
+                max_new_tokens=2,
+            )
     finally:
         library.removeHandler(caplog.handler)
     assert [record.getMessage() for record in caplog.records] == []
@@ -116,13 +119,13 @@ def test_max_length_is_the_models_own(positions, tokenizer_length, expected, fol
         else:
             settings[key] = value
         (folder / name).write_text(json.dumps(settings))
-    assert MLLM.from_pretrained(folder, device="cpu").max_length == expected
+    assert MLLM.from_pretrained(folder, device="cpu").prompting.max_length == expected
 
 
 def test_a_processor_without_an_image_token_is_refused(tiny_mllm):
     mllm = tiny_mllm("llava")
     with pytest.raises(UnsupportedModelError, match="do not both name an image token"):
-        MLLM(mllm.model, mllm.tokenizer)
+        MLLM(mllm.model, mllm.prompting.tokenizer)
 
 
 def test_an_unknown_attention_is_refused_before_the_weights(folder):

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from plain import plain_inputs, plain_relevance
 from tiny_models import ARCHITECTURES
 
 from ragvl.data.images import count_kept_pixels
-from ragvl.mllm import MLLM, CaptionLimit, Prompt, PromptTooLongError
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError
 from ragvl.mllm.inputs import common_prefix_length
 
 ALL = pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
@@ -45,60 +43,33 @@ CASES = [
 ]
 
 
-def test_a_long_caption_is_cut_and_not_kept(tiny_mllm: Callable[[str], MLLM]) -> None:
-    mllm = tiny_mllm("llava")
-    limit = CaptionLimit(mllm, 5)
-    for caption in ("A mill by a river, " * 3, "A mill by a river, " * 2000):
-        assert limit(caption) == mllm.cut(caption, 5) != caption
-    assert limit._cut.cache_info().currsize == 1
-
-
 @pytest.mark.parametrize("architecture", ["llava", "qwen2_vl"])
 def test_how_much_of_a_large_picture_is_kept(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
     mllm = tiny_mllm(architecture)
-    pixels = mllm.encode_image(picture(0, 300, 300)).tensors["pixel_values"]
-    assert mllm.kept_pixels == pixels.numel() // 3
+    pixels = mllm.prompting.encode_image(picture(0, 300, 300)).tensors["pixel_values"]
+    assert mllm.prompting.kept_pixels == pixels.numel() // 3
     assert count_kept_pixels(lambda image: {"all": torch.zeros(3, *image.size)}) is None
 
 
-@ALL
-@settings(deadline=None, max_examples=60)
-@given(text=st.text(max_size=60), max_tokens=st.integers(1, 30))
-def test_a_text_is_cut_at_a_token(
-    architecture: str, text: str, max_tokens: int, tiny_mllm: Callable[[str], MLLM]
-) -> None:
-    mllm = tiny_mllm(architecture)
-
-    def size(part: str) -> int:
-        return len(mllm.tokenizer(mllm.escape(part), add_special_tokens=False).input_ids)
-
-    cut = mllm.cut(text, max_tokens)
-    assert text.startswith(cut)
-    assert size(cut) <= max_tokens
-    if size(text) <= max_tokens:
-        assert cut == text
-    elif text.isascii() and text.isalnum():
-        # LLaVA's tokenizer puts a token without characters before the first
-        assert size(cut) == max_tokens or size(text[:1]) > max_tokens, "as much as fits"
-
-
 def encode(mllm: MLLM, cases: list[tuple[Image.Image, str, str]]) -> tuple[list[str], list[Prompt]]:
-    texts = [mllm.render(CAPTION, caption=caption, query=query) for _, caption, query in cases]
-    images = [mllm.encode_image(image) for image, _, _ in cases]
-    return texts, [mllm.encode_prompt(t, [i]) for t, i in zip(texts, images, strict=True)]
+    texts = [
+        mllm.prompting.render(CAPTION, caption=caption, query=query) for _, caption, query in cases
+    ]
+    images = [mllm.prompting.encode_image(image) for image, _, _ in cases]
+    return texts, [mllm.prompting.encode_prompt(t, [i]) for t, i in zip(texts, images, strict=True)]
 
 
 @torch.inference_mode()
 def relevance(mllm: MLLM, prompts: list[Prompt], yes: list[int], no: list[int]) -> torch.Tensor:
     """(B,): what the reranker computes, in plain torch."""
-    hidden = mllm.hidden_states(mllm.collate(prompts))
+    hidden = mllm.hidden_states(prompts)
     last = hidden[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
-    rows, bias = mllm.head_rows([*yes, *no])
-    logits = mllm.final_norm(last) @ rows.T + (0 if bias is None else bias)
-    if mllm.softcap is not None:
-        logits = mllm.softcap * torch.tanh(logits / mllm.softcap)
+    rows, bias = mllm.head.rows([*yes, *no])
+    logits = mllm.head.final_norm(last) @ rows.T + (0 if bias is None else bias)
+    if mllm.head.softcap is not None:
+        logits = mllm.head.softcap * torch.tanh(logits / mllm.head.softcap)
     return torch.sigmoid(logits[:, 0] - logits[:, 1])
 
 
@@ -118,8 +89,12 @@ def test_ids_are_those_of_the_models_own_processor(architecture, tiny_mllm):
 def test_ids_with_any_number_of_pictures(architecture, count, tiny_mllm):
     mllm = tiny_mllm(architecture)
     images = [image for image, _, _ in CASES[:count]]
-    text = mllm.render("<image>\nA tower.\n" * count + "Question: {query}", query="What is it?")
-    prompt = mllm.encode_prompt(text, [mllm.encode_image(image) for image in images])
+    text = mllm.prompting.render(
+        "<image>\nA tower.\n" * count + "Question: {query}", query="What is it?"
+    )
+    prompt = mllm.prompting.encode_prompt(
+        text, [mllm.prompting.encode_image(image) for image in images]
+    )
     assert prompt.input_ids == plain_inputs(mllm, images, text)["input_ids"][0].tolist()
 
 
@@ -127,11 +102,11 @@ def test_ids_with_any_number_of_pictures(architecture, count, tiny_mllm):
 def test_rendered_prompt_is_the_chat_templates_own(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     content = [{"type": "image"}, {"type": "text", "text": "\nIs it a tower?"}]
-    theirs = mllm.processor.apply_chat_template(
+    theirs = mllm.prompting.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
     # Up to white space, of which each template puts its own between a picture and the text
-    ours = mllm.render("<image>\nIs it a tower?")
+    ours = mllm.prompting.render("<image>\nIs it a tower?")
     assert "".join(ours.split()) == "".join(theirs.split())
 
 
@@ -140,7 +115,7 @@ def test_batch_has_what_the_models_own_processor_gives(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     for text, prompt, (image, _, _) in zip(*encode(mllm, CASES[:4]), CASES, strict=False):
         theirs = plain_inputs(mllm, image, text)
-        ours = mllm.collate([prompt])
+        ours = mllm.model_inputs([prompt])
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, check_dtype=False)
@@ -148,25 +123,25 @@ def test_batch_has_what_the_models_own_processor_gives(architecture, tiny_mllm):
 
 def test_number_of_pictures_must_fit_the_prompt(tiny_mllm):
     mllm = tiny_mllm("llava")
-    image = mllm.encode_image(picture(0))
+    image = mllm.prompting.encode_image(picture(0))
     with pytest.raises(ValueError, match="has 1 places for images and 2 came"):
-        mllm.encode_prompt(mllm.render("<image>\nWhat is it?"), [image, image])
+        mllm.prompting.encode_prompt(mllm.prompting.render("<image>\nWhat is it?"), [image, image])
     with pytest.raises(ValueError, match="has 1 places for images and 0 came"):
-        mllm.encode_prompt(mllm.render("<image>\nWhat is it?"))
+        mllm.prompting.encode_prompt(mllm.prompting.render("<image>\nWhat is it?"))
 
 
 def test_image_tokens_smuggled_past_the_fields_are_refused(tiny_mllm):
     mllm = tiny_mllm("gemma3")
-    image = mllm.encode_image(picture(0))
+    image = mllm.prompting.encode_image(picture(0))
     with pytest.raises(ValueError, match="17 image tokens and its images have 16"):
-        mllm.encode_prompt(mllm.render("<image> <image_soft_token>"), [image])
+        mllm.prompting.encode_prompt(mllm.prompting.render("<image> <image_soft_token>"), [image])
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_padding(padding_side, tiny_mllm):
     mllm = tiny_mllm("qwen2_vl")
     _, prompts = encode(mllm, CASES[:2])
-    batch = mllm.collate(prompts, padding_side=padding_side)
+    batch = mllm.model_inputs(prompts, padding_side=padding_side)
     assert len(prompts[0]) != len(prompts[1])
     for row, prompt in enumerate(prompts):
         kept = batch["attention_mask"][row].bool()
@@ -180,15 +155,17 @@ def test_padding(padding_side, tiny_mllm):
 
 def test_too_long_a_prompt_is_named(tiny_mllm):
     mllm = tiny_mllm("llava")
-    prompts = [mllm.encode_prompt(mllm.render("word " * count)) for count in (3, 2000)]
+    prompts = [
+        mllm.prompting.encode_prompt(mllm.prompting.render("word " * count)) for count in (3, 2000)
+    ]
     with pytest.raises(PromptTooLongError, match=r"prompt 1 has .* context holds 1024") as caught:
-        mllm.collate(prompts)
+        mllm.model_inputs(prompts)
     assert (caught.value.index, caught.value.length) == (1, len(prompts[1]))
 
 
 def test_an_empty_batch_is_refused(tiny_mllm):
     with pytest.raises(ValueError, match="at least one prompt"):
-        tiny_mllm("llava").collate([])
+        tiny_mllm("llava").model_inputs([])
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -197,7 +174,7 @@ def test_an_empty_batch_is_refused(tiny_mllm):
 @ALL
 def test_ragged_batch_scores_as_the_plain_way(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
-    yes, no = mllm.answer_token_ids("Yes", "No")
+    yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     texts, prompts = encode(mllm, CASES)
     expected = [
         plain_relevance(mllm, image, text, yes, no)
@@ -214,7 +191,7 @@ def test_ragged_batch_scores_as_the_plain_way(architecture, tiny_mllm):
 @ALL
 def test_the_picture_and_the_text_matter(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
-    yes, no = mllm.answer_token_ids("Yes", "No")
+    yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     cases = [
         (picture(seed), caption, "What is it?") for seed in (10, 11) for caption in ("red", "tower")
     ]
@@ -226,15 +203,17 @@ def test_the_picture_and_the_text_matter(architecture, tiny_mllm):
 @EIGHT
 def test_batch_mixing_numbers_of_pictures_scores_as_the_plain_way(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
-    yes, no = mllm.answer_token_ids("Yes", "No")
+    yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     images = [image for image, _, _ in CASES]
     groups = [images[:1], [], images[1:4], images[3:5], []]
     texts = [
-        mllm.render("<image>\n" * len(group) + "Question: {query}", query="What is it? " * (i + 1))
+        mllm.prompting.render(
+            "<image>\n" * len(group) + "Question: {query}", query="What is it? " * (i + 1)
+        )
         for i, group in enumerate(groups)
     ]
     prompts = [
-        mllm.encode_prompt(text, [mllm.encode_image(image) for image in group])
+        mllm.prompting.encode_prompt(text, [mllm.prompting.encode_image(image) for image in group])
         for text, group in zip(texts, groups, strict=True)
     ]
     expected = [
@@ -251,101 +230,57 @@ def test_common_prefix_of_two_prompts_has_the_same_hidden_states(architecture, t
     _, prompts = encode(mllm, [(image, "A tower", "What color is it?"), (image, "A tower", "Why?")])
     shared = common_prefix_length(prompts[0].input_ids, prompts[1].input_ids)
     assert shared > prompts[0].images[0].num_tokens + 10
-    with torch.inference_mode():
-        first, second = (mllm.hidden_states(mllm.collate([p]))[0, :shared] for p in prompts)
+    first, second = (mllm.hidden_states([p])[0, :shared] for p in prompts)
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
 # --- inside the model ---------------------------------------------------------------------------
 
 
-@ALL
-def test_embeddings_are_what_the_decoder_receives(architecture, tiny_mllm):
-    mllm = tiny_mllm(architecture)
-    _, prompts = encode(mllm, CASES)
-    batch = mllm.collate(prompts)
-    received = []
-    handle = mllm.model.get_decoder().register_forward_pre_hook(
-        lambda _module, _args, kwargs: received.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    try:
-        with torch.inference_mode():
-            mllm.hidden_states(batch)
-            embeds = mllm.embed(batch)
-            features = mllm.image_features([prompt.images[0] for prompt in prompts])
-    finally:
-        handle.remove()
-    torch.testing.assert_close(embeds, received[0], rtol=0, atol=1e-5)
-    image_token_id = mllm.model.config.image_token_id
-    for row, prompt in enumerate(prompts):
-        own = embeds[row, batch["input_ids"][row] == image_token_id]
-        assert features[row].shape == (prompt.images[0].num_tokens, mllm.final_norm.weight.numel())
-        torch.testing.assert_close(features[row].to(own), own, rtol=0, atol=1e-5)
-
-
-def test_no_pictures_no_features(tiny_mllm):
-    mllm = tiny_mllm("qwen2_vl")
-    batch = mllm.collate([mllm.encode_prompt(mllm.render("What is it?"))])
-    assert mllm.image_features([]) == []
-    embeds = mllm.model.get_input_embeddings()(batch["input_ids"])
-    assert torch.equal(mllm.embed(batch), embeds)
-
-
 @EIGHT
-def test_norm_sees_one_row_when_hidden_states_are_asked_for_and_all_otherwise(
-    architecture, tiny_mllm
-):
+def test_norm_sees_one_row_for_hidden_states_and_all_rows_otherwise(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     _, prompts = encode(mllm, CASES[:2])
-    batch = mllm.collate(prompts)
+    batch = mllm.model_inputs(prompts)
     shapes = []
-    handle = mllm._head.norm_module.register_forward_hook(
+    handle = mllm.head.norm_module.register_forward_hook(
         lambda _module, _args, output: shapes.append(tuple(output.shape[:2]))
     )
     try:
         with torch.inference_mode():
-            hidden = mllm.hidden_states(batch)
+            hidden = mllm.hidden_states(prompts)
             normed = mllm.model.base_model(**batch, use_cache=False).last_hidden_state
     finally:
         handle.remove()
     assert shapes == [(1, 1), tuple(batch["input_ids"].shape)]
-    torch.testing.assert_close(mllm.final_norm(hidden), normed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mllm.head.final_norm(hidden), normed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llava_onevision", "qwen3_vl", "idefics3"])
 def test_threads_do_not_disturb_each_other(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     images = [picture(seed, 30 + 7 * seed, 90 - 5 * seed) for seed in range(12)]
-    texts = [mllm.render(CAPTION, caption="A tower " * i, query="What?") for i in range(12)]
-    serial = [mllm.encode_image(image) for image in images]
+    texts = [
+        mllm.prompting.render(CAPTION, caption="A tower " * i, query="What?") for i in range(12)
+    ]
+    serial = [mllm.prompting.encode_image(image) for image in images]
 
     def score(item: tuple[Image.Image, str]) -> torch.Tensor:
-        prompt = mllm.encode_prompt(item[1], [mllm.encode_image(item[0])])
-        with torch.inference_mode():
-            return mllm.hidden_states(mllm.collate([prompt]))[0, -1]
+        prompt = mllm.prompting.encode_prompt(item[1], [mllm.prompting.encode_image(item[0])])
+        return mllm.hidden_states([prompt])[0, -1]
 
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(score, zip(images, texts, strict=True)))
-    with torch.inference_mode():
-        for text, image, found in zip(texts, serial, threaded, strict=True):
-            batch = mllm.collate([mllm.encode_prompt(text, [image])])
-            torch.testing.assert_close(found, mllm.hidden_states(batch)[0, -1], rtol=0, atol=1e-5)
+    for text, image, result in zip(texts, serial, threaded, strict=True):
+        expected = mllm.hidden_states([mllm.prompting.encode_prompt(text, [image])])[0, -1]
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 def test_two_adapters_over_one_model_do_not_disturb_each_other(tiny_model):
     first = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    second = MLLM(first.model, first.processor)
-    batch = first.collate([first.encode_prompt(first.render("What is it?"))])
-    with torch.inference_mode():
-        assert torch.equal(first.hidden_states(batch), second.hidden_states(batch))
-
-
-def test_gradients_flow_through_hidden_states(tiny_mllm):
-    mllm = tiny_mllm("llava")
-    mllm.hidden_states(mllm.collate(encode(mllm, CASES[:1])[1])).sum().backward()
-    gradient = mllm.model.get_input_embeddings().weight.grad
-    assert gradient is not None and gradient.abs().sum() > 0
-    mllm.model.zero_grad(set_to_none=True)
+    second = MLLM(first.model, first.prompting.processor)
+    prompts = [first.prompting.encode_prompt(first.prompting.render("What is it?"))]
+    assert torch.equal(first.hidden_states(prompts), second.hidden_states(prompts))
 
 
 # --- generation ---------------------------------------------------------------------------------
@@ -357,7 +292,9 @@ def test_batch_generates_what_each_prompt_generates_alone(architecture, tiny_mll
     images = [image for image, _, _ in CASES]
     groups = [images[:1], [], images[1:3], images[3:4]]
     texts = [
-        mllm.render("<image>\n" * len(group) + "Question: {query}", query="Why? " * (2 * i + 1))
+        mllm.prompting.render(
+            "<image>\n" * len(group) + "Question: {query}", query="Why? " * (2 * i + 1)
+        )
         for i, group in enumerate(groups)
     ]
     expected = []
@@ -365,9 +302,9 @@ def test_batch_generates_what_each_prompt_generates_alone(architecture, tiny_mll
         inputs = plain_inputs(mllm, group, text)
         output = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
         new = output[0, inputs["input_ids"].shape[1] :]
-        expected.append(mllm.tokenizer.decode(new, skip_special_tokens=True).strip())
+        expected.append(mllm.prompting.tokenizer.decode(new, skip_special_tokens=True).strip())
     prompts = [
-        mllm.encode_prompt(text, [mllm.encode_image(image) for image in group])
+        mllm.prompting.encode_prompt(text, [mllm.prompting.encode_image(image) for image in group])
         for text, group in zip(texts, groups, strict=True)
     ]
     assert len(set(expected)) > 1, "the answers must differ, or they prove nothing"
@@ -392,21 +329,23 @@ def test_fingerprint_names_weights_dtype_and_settings(tiny_model):
     assert other_weights.fingerprint != original
 
     other_pictures = load()
-    other_pictures.processor.image_processor.size["longest_edge"] *= 2
+    other_pictures.prompting.processor.image_processor.size["longest_edge"] *= 2
     assert other_pictures.fingerprint != original
 
     other_chat = load()
-    other_chat.processor.chat_template = other_chat.processor.chat_template.replace("help", "gruff")
-    assert MLLM(other_chat.model, other_chat.processor).fingerprint != original
+    other_chat.prompting.processor.chat_template = (
+        other_chat.prompting.processor.chat_template.replace("help", "gruff")
+    )
+    assert MLLM(other_chat.model, other_chat.prompting.processor).fingerprint != original
 
 
 def test_bfloat16(tiny_model: Callable[[str], Path], tiny_mllm: Callable[[str], MLLM]):
     reference = tiny_mllm("gemma3")
     mllm = MLLM.from_pretrained(tiny_model("gemma3"), device="cpu", dtype="bfloat16")
-    yes, no = mllm.answer_token_ids("Yes", "No")
+    yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     prompts = encode(mllm, CASES)[1]
-    batch = mllm.collate(prompts)
-    assert batch["pixel_values"].dtype == mllm.hidden_states(batch).dtype == torch.bfloat16
+    assert mllm.model_inputs(prompts)["pixel_values"].dtype == torch.bfloat16
+    assert mllm.hidden_states(prompts).dtype == torch.bfloat16
     # bfloat16 keeps 8 bits, and the tiny models amplify: worst seen 0.06
     expected = relevance(reference, prompts, yes, no)
     torch.testing.assert_close(relevance(mllm, prompts, yes, no), expected, rtol=0, atol=0.15)
@@ -420,8 +359,8 @@ def test_pictures_on_a_gpu_are_the_same_bits(
     on_cpu = MLLM.from_pretrained(tiny_model(architecture), device="cpu")
     on_gpu = MLLM.from_pretrained(tiny_model(architecture), device="cuda", dtype="float32")
     for image, _, _ in CASES:
-        expected = on_cpu.encode_image(image).tensors
-        found = on_gpu.encode_image(image).tensors
+        expected = on_cpu.prompting.encode_image(image).tensors
+        found = on_gpu.prompting.encode_image(image).tensors
         assert all(torch.equal(expected[name], found[name].cpu()) for name in expected)
 
 

@@ -48,7 +48,7 @@ def to_old_layout(folder: Path) -> None:
 
 def num_tokens(folder: Path, picture: Image.Image = BIG, **settings: object) -> int:
     mllm = MLLM.from_pretrained(folder, device="cpu", processor_settings=settings)
-    return mllm.encode_image(picture).num_tokens
+    return mllm.prompting.encode_image(picture).num_tokens
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -75,13 +75,14 @@ def test_a_presets_limits_are_in_force(copied):
     folder = copied("qwen3_vl")
     to_old_layout(folder)
     reranker = Reranker.from_pretrained(folder, preset="qwen3-vl-reranker", device="cpu")
-    assert reranker.mllm.encode_image(BIG).num_tokens == 1200  # the picture's own, 640 x 480
-    assert reranker.mllm.encode_image(Image.new("RGB", (4000, 3000))).num_tokens > 7000
+    prompting = reranker.mllm.prompting
+    assert prompting.encode_image(BIG).num_tokens == 1200  # the picture's own, 640 x 480
+    assert prompting.encode_image(Image.new("RGB", (4000, 3000))).num_tokens > 7000
     own = {"max_pixels": 20 * TOKEN}
     reranker = Reranker.from_pretrained(
         folder, preset="qwen3-vl-reranker", device="cpu", processor_settings=own
     )
-    assert 12 < reranker.mllm.encode_image(BIG).num_tokens <= 20
+    assert 12 < reranker.mllm.prompting.encode_image(BIG).num_tokens <= 20
 
 
 def test_settings_are_merged_under_both_names():
@@ -119,12 +120,12 @@ def test_settings_of_other_processors(tiny_model):
     mllm = MLLM.from_pretrained(
         tiny_model("llava"), device="cpu", processor_settings={"image_mean": mean}
     )
-    assert mllm.processor.image_processor.image_mean == tuple(mean)
+    assert mllm.prompting.processor.image_processor.image_mean == tuple(mean)
     one, two = (
         MLLM.from_pretrained(tiny_model("internvl"), device="cpu", processor_settings=settings)
         for settings in ({"max_patches": 1}, {"max_patches": 4})
     )
-    assert one.encode_image(BIG).num_tokens < two.encode_image(BIG).num_tokens
+    assert one.prompting.encode_image(BIG).num_tokens < two.prompting.encode_image(BIG).num_tokens
     with pytest.raises(ValueError, match="has no 'max_pixels'"):
         num_tokens(tiny_model("llava"), max_pixels=4096)
 
@@ -207,7 +208,9 @@ def test_what_was_saved_beside_the_weights_shapes_no_call(damage, copied, tiny_m
     assert torch.equal(reranker.score(pairs), Reranker(plain).score(pairs))
     prompt = "Which has more windows?" * 20
     answers = [
-        mllm.generate([mllm.encode_prompt(mllm.render(prompt))], max_new_tokens=6)
+        mllm.generate(
+            [mllm.prompting.encode_prompt(mllm.prompting.render(prompt))], max_new_tokens=6
+        )
         for mllm in (reranker.mllm, plain)
     ]
     assert answers[0] == answers[1]
@@ -219,7 +222,7 @@ def test_what_was_saved_beside_the_weights_shapes_no_call(damage, copied, tiny_m
 def test_a_picture_that_the_image_processor_refuses(tiny_mllm):
     strip = Image.new("RGB", (4000, 2))
     with pytest.raises(UnusableImageError, match="aspect ratio"):
-        tiny_mllm("qwen2_vl").encode_image(strip)
+        tiny_mllm("qwen2_vl").prompting.encode_image(strip)
 
     class Strip(Document):  # decoding a file refuses it before a processor sees it
         @contextmanager
@@ -227,11 +230,11 @@ def test_a_picture_that_the_image_processor_refuses(tiny_mllm):
             yield strip
 
     with pytest.raises(ImageError, match=r"document 'strip'.*aspect ratio"):
-        encode_document(tiny_mllm("qwen2_vl"), Strip(BIG, id="strip"))
+        encode_document(tiny_mllm("qwen2_vl").prompting, Strip(BIG, id="strip"))
 
 
 def test_what_is_not_the_pictures_fault_is_no_bad_picture(copied):
     mllm = MLLM.from_pretrained(copied("qwen2_vl"), device="cpu")
-    mllm.tokenizer.init_kwargs |= {"truncation": True, "max_length": 8}
+    mllm.prompting.tokenizer.init_kwargs |= {"truncation": True, "max_length": 8}
     with pytest.raises(UnsupportedModelError, match="fails on a picture that its image processor"):
         Reranker(mllm).score([("Red?", BIG)], on_error="skip")

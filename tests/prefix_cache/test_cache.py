@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ragvl import Document, PrefixCache, Reranker
-from ragvl.mllm import MLLM
+from ragvl.mllm import MLLM, Prompting
 from ragvl.prefix_cache import DiskTier
 
 QUERIES = ["What color is the roof?", "Where is it?"]
@@ -39,12 +39,19 @@ def pairs(count: int = 4) -> list[tuple[str, Document]]:
     return [(query, document) for query in QUERIES for document in documents(count)]
 
 
-def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+# What is not called where a prefix, or the picture's features, are there
+COMPUTING = {
+    "features": [(Prompting, "encode_image")],
+    "kv": [(Prompting, "encode_image"), (MLLM, "prefill")],
+}
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *methods: tuple[type, str]) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("what is cached was computed again")
 
-    for name in names:
-        monkeypatch.setattr(MLLM, name, fail)
+    for owner, name in methods:
+        monkeypatch.setattr(owner, name, fail)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -73,7 +80,7 @@ def test_another_process_finds_it_on_disk(
     # Of all modules: a hook on one of the model's own would make it another model
     hook = register_module_forward_hook(lambda module, *_: ran.append(module))
     with monkeypatch.context() as patch:
-        forbid(patch, "encode_image", *(["prefill"] if keep == "kv" else []))
+        forbid(patch, *COMPUTING[keep])
         assert torch.equal(second.score(pairs()), expected)
     hook.remove()
     assert ran and vision not in ran
@@ -92,7 +99,7 @@ def test_host_memory_takes_what_the_device_has_no_room_for(
     reranker = Reranker(mllm, prefix_cache=cache)
     assert torch.equal(reranker.score(pairs()), expected)
     with monkeypatch.context() as patch:
-        forbid(patch, "encode_image", *(["prefill"] if keep == "kv" else []))
+        forbid(patch, *COMPUTING[keep])
         assert torch.equal(reranker.score(pairs()), expected)
     assert cache.statistics()["host"].hits >= 2
     assert list(cache.statistics()) == ["device", "host"]

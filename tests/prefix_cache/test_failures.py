@@ -24,6 +24,7 @@ from prefix_cache.tools import kept_keys
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data import images
 from ragvl.mllm import MLLM
+from ragvl.mllm.decoder import Decoder
 from ragvl.prefix_cache import (
     DiskTier,
     HostTier,
@@ -82,7 +83,7 @@ def used_pages(cache: PrefixCache) -> int:
         (DiskTier, "put"),
         (DiskTier, "get"),
         (MLLM, "prefill"),
-        (MLLM, "extend"),
+        (Decoder, "extend"),
     ],
 )
 def test_no_page_is_lost_to_an_error(

@@ -31,8 +31,9 @@ class Picture:
         return key(self._number)
 
     def prefix(self) -> Prompt:
-        image = self._mllm.encode_image(Image.new("RGB", (48, 48), (self._number, 0, 0)))
-        return self._mllm.encode_prompt(self._mllm.render(f"<image>{self._text}"), [image])
+        image = self._mllm.prompting.encode_image(Image.new("RGB", (48, 48), (self._number, 0, 0)))
+        prompting = self._mllm.prompting
+        return prompting.encode_prompt(prompting.render(f"<image>{self._text}"), [image])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, Prompt, PromptTooLongError, WriteKv
+from ragvl.mllm import MLLM, Prompt, Prompting, PromptTooLongError, WriteKv
 from ragvl.prefix_cache import PrefixBuilder, PrefixTooLargeError
 from ragvl.reranker import PromptTemplate
 
@@ -154,7 +154,7 @@ def test_a_known_document_is_neither_read_nor_looked_at(
         raise AssertionError("a known document was worked on")
 
     monkeypatch.setattr(Document, "load", fail)
-    monkeypatch.setattr(MLLM, "encode_image", fail)
+    monkeypatch.setattr(Prompting, "encode_image", fail)
     monkeypatch.setattr(MLLM, "prefill", fail)
     again = reranker.score([(QUERIES[0], document) for document in documents])
     assert torch.equal(again, before)

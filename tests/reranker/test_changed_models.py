@@ -170,7 +170,7 @@ def test_a_hook_that_is_taken_off_again(own: Path) -> None:
 def test_a_processors_size_that_is_edited_in_place(own: Path) -> None:
     reranker = Reranker(load(own))
     before = scores(reranker)
-    reranker.mllm.processor.image_processor.size.shortest_edge *= 2
+    reranker.mllm.prompting.processor.image_processor.size.shortest_edge *= 2
     expected = plain_scores(reranker)
     assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
     torch.testing.assert_close(scores(reranker), expected, rtol=0, atol=1e-5)

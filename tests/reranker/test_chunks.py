@@ -26,7 +26,7 @@ def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Su
 def runner(tiny_mllm: Callable[[str], MLLM]) -> ChunkRunner:
     mllm = tiny_mllm("llava")
     pool = PagePool(mllm.kv_layout, 1, mllm.device)
-    head = AnswerHead(mllm, *mllm.answer_token_ids("Yes", "No"))
+    head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
     return ChunkRunner(mllm, head, pool, deterministic=True)
 
 

@@ -39,7 +39,7 @@ def test_scores_equal_plain_scoring_on_the_presets_prompt(
 ) -> None:
     reranker = reranker_of(name, tiny_model(ARCHITECTURE[name]))
     words = [
-        reranker.mllm.tokenizer.decode(ids[:1])
+        reranker.mllm.prompting.tokenizer.decode(ids[:1])
         for ids in (reranker.yes_token_ids, reranker.no_token_ids)
     ]
     for word, answer in zip(words, PRESETS[name].answers, strict=True):
@@ -90,12 +90,12 @@ def test_the_prompts_are_the_published_ones(tiny_model: Callable[[str], Path]) -
 def test_limits_reach_the_processor(tiny_model: Callable[[str], Path]) -> None:
     folder = tiny_model("qwen2_vl")
     wide = Image.new("RGB", (560, 560), "green")
-    free = reranker_of("monoqwen2-vl", folder).mllm.encode_image(wide).num_tokens
+    free = reranker_of("monoqwen2-vl", folder).mllm.prompting.encode_image(wide).num_tokens
     limited = Preset(
         "limited", processor_settings={"size": {"shortest_edge": 16, "longest_edge": 1024}}
     )
     reranker = reranker_of(limited, folder)
-    assert reranker.mllm.encode_image(wide).num_tokens < free
+    assert reranker.mllm.prompting.encode_image(wide).num_tokens < free
     assert reranker.mllm.fingerprint != reranker_of("monoqwen2-vl", folder).mllm.fingerprint
 
 

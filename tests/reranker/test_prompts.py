@@ -49,9 +49,9 @@ def published(reranker: Reranker, document: Document, prompt: str) -> float:
 
 def by_hugging_face(reranker: Reranker, query: str, document: Document) -> str:
     text = reranker.template.text.format(query=query, caption=document.caption)
-    text = text.replace("<image>", reranker.mllm.image_placeholder)
+    text = text.replace("<image>", reranker.mllm.prompting.image_placeholder)
     says = [{"role": "user", "content": [{"type": "text", "text": text}]}]
-    return reranker.mllm.processor.apply_chat_template(says, add_generation_prompt=True)
+    return reranker.mllm.prompting.processor.apply_chat_template(says, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("template", [CAPTION, SIDE_BY_SIDE], ids=lambda template: template.name)
@@ -134,7 +134,7 @@ def test_relevance_is_the_published_formula(architecture: str, tiny_mllm) -> Non
 
 def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, caplog) -> None:
     folder = tiny_model("qwen2_vl")
-    vocabulary = load(folder).mllm.tokenizer.get_vocab()
+    vocabulary = load(folder).mllm.prompting.tokenizer.get_vocab()
     spaced = load(folder, preset=Preset("spaced", answer_tokens=("ĠYes", "ĠNo")))
     assert (spaced.yes_token_ids, spaced.no_token_ids) == (
         [vocabulary["ĠYes"]],
@@ -158,13 +158,13 @@ def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, 
 )
 def test_presets_read_the_published_tokens(preset, words, tiny_model) -> None:
     mllm = MLLM.from_pretrained(tiny_model("qwen3_vl"), device="cpu")
-    mllm.tokenizer.add_tokens(list(words))
-    mllm.model.resize_token_embeddings(len(mllm.tokenizer), mean_resizing=False)
+    mllm.prompting.tokenizer.add_tokens(list(words))
+    mllm.model.resize_token_embeddings(len(mllm.prompting.tokenizer), mean_resizing=False)
     folder = tiny_model("qwen3_vl").parent / f"with-{preset}"
     mllm.model.save_pretrained(folder)
-    mllm.processor.save_pretrained(folder)
+    mllm.prompting.processor.save_pretrained(folder)
     reranker = load(folder, preset=preset)
-    names = reranker.mllm.tokenizer.convert_ids_to_tokens(
+    names = reranker.mllm.prompting.tokenizer.convert_ids_to_tokens(
         [*reranker.yes_token_ids, *reranker.no_token_ids]
     )
     assert tuple(names) == words
@@ -186,10 +186,10 @@ def test_the_answers_share_of_probability_is_measured(tiny_model, caplog) -> Non
     assert not caplog.records, "random weights in a tiny vocabulary are no case for a word"
 
     with torch.no_grad():  # like a model that opens a thought there
-        prompt = mllm.encode_prompt(
-            reranker.prompt("Is it a mill?", probe), [mllm.encode_image(probe.load())]
+        prompt = mllm.prompting.encode_prompt(
+            reranker.prompt("Is it a mill?", probe), [mllm.prompting.encode_image(probe.load())]
         )
-        normed = mllm.final_norm(mllm.hidden_states(mllm.collate([prompt]))[0, -1])
+        normed = mllm.head.final_norm(mllm.hidden_states([prompt])[0, -1])
         head = mllm.model.get_output_embeddings().weight
         head[answers] -= 20 * normed / normed.norm() ** 2
     again = Reranker(mllm)
@@ -215,11 +215,11 @@ TEXTS = st.lists(st.sampled_from(PARTS + SPELLED), min_size=1, max_size=8).map("
 def with_added_tokens(request: pytest.FixtureRequest, tiny_model) -> Reranker:
     mllm = MLLM.from_pretrained(tiny_model("qwen2_vl"), device="cpu")
     if request.param != "raw":
-        mllm.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        mllm.prompting.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Lowercase()]
         )
-    mllm.tokenizer.add_tokens(ADDED)  # normalised, and not special
-    return Reranker(MLLM(mllm.model, mllm.processor), template=SIDE_BY_SIDE)
+    mllm.prompting.tokenizer.add_tokens(ADDED)  # normalised, and not special
+    return Reranker(MLLM(mllm.model, mllm.prompting.processor), template=SIDE_BY_SIDE)
 
 
 @settings(max_examples=150, deadline=None)
@@ -228,9 +228,9 @@ def test_a_prompt_has_no_control_token_but_the_templates_own(
     with_added_tokens: Reranker, caption: str, query: str
 ) -> None:
     reranker = with_added_tokens
-    control = set(reranker.mllm.tokenizer.added_tokens_decoder)
+    control = set(reranker.mllm.prompting.tokenizer.added_tokens_decoder)
     picture = Image.new("RGB", (40, 40))
-    expansion = reranker.mllm.encode_image(picture).expansion
+    expansion = reranker.mllm.prompting.encode_image(picture).expansion
 
     def read(query: str, caption: str) -> list[int]:
         parts = [(query, Document(picture, caption=caption), expansion)]

@@ -16,7 +16,7 @@ from tiny_models import ARCHITECTURES
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
 from ragvl.data import images
 from ragvl.data.images import ImageError
-from ragvl.mllm import MLLM, PromptTooLongError
+from ragvl.mllm import MLLM, CaptionLimit, PromptTooLongError
 from ragvl.reranker import PromptTemplate
 
 QUERY = "What color is the roof?"
@@ -84,11 +84,11 @@ def test_the_prompt_splits_exactly_where_the_query_begins_to_matter(reranker: Re
     other_prefix, other_suffix = reranker.split_prompt("Is it white?", document)
     assert prefix == other_prefix
     assert suffix != other_suffix
-    image = reranker.mllm.encode_image(document.load())
-    whole = reranker.mllm.encode_prompt(reranker.prompt(QUERY, document), [image])
+    image = reranker.mllm.prompting.encode_image(document.load())
+    whole = reranker.mllm.prompting.encode_prompt(reranker.prompt(QUERY, document), [image])
     assert prefix + suffix == whole.input_ids
     # the picture and the caption are in the prefix, the query is not
-    tokenizer = reranker.mllm.tokenizer
+    tokenizer = reranker.mllm.prompting.tokenizer
     assert "lighthouse" in tokenizer.decode(prefix)
     assert "roof" not in tokenizer.decode(prefix)
     assert "roof" in tokenizer.decode(suffix)
@@ -172,13 +172,15 @@ def test_a_large_picture_is_made_smaller_and_scores_much_the_same(
 ) -> None:
     """A smooth picture's tenth part tells a model that keeps fewer pixels as much."""
     reranker = Reranker.from_pretrained(tiny_model("llava"), device="cpu", prefix_cache=None)
-    assert reranker.mllm.kept_pixels is not None
+    assert reranker.mllm.prompting.kept_pixels is not None
     small = picture(1, 6, 5)
     large = small.resize((900, 700), Image.Resampling.BICUBIC)
     pairs = [(QUERY, small), (QUERY, large)]
     whole = reranker.score(pairs)
     monkeypatch.setattr(images, "REDUCE_ABOVE", 500_000)
-    with Document(large).decoded(kept_pixels=lambda: reranker.mllm.kept_pixels) as decoded:
+    with Document(large).decoded(
+        kept_pixels=lambda: reranker.mllm.prompting.kept_pixels
+    ) as decoded:
         assert decoded.width * decoded.height < 900 * 700 / 10
     reduced = reranker.score(pairs)
     assert reduced[0] == whole[0]
@@ -315,7 +317,8 @@ def test_captions_are_cut_on_request(
     assert said[0].startswith(
         "caption_tokens=20: 2 captions were cut, the first that of document 's"
     )
-    by_hand = [Document(d.image, caption=d.caption and mllm.cut(d.caption, 20)) for d in documents]
+    cut = CaptionLimit(mllm.prompting, 20)
+    by_hand = [Document(d.image, caption=cut(d.caption)) for d in documents]
     plain = Reranker(mllm)
     assert torch.equal(scores, plain.score([(QUERY, document) for document in by_hand]))
     assert torch.equal(scores, Reranker(mllm, caption_tokens=20, prefix_cache=None).score(pairs))
@@ -352,7 +355,7 @@ def test_a_score_that_is_nan_is_skipped_alone(
     expected = reranker.score(pairs)
 
     def ids(text: str) -> set[int]:
-        return set(reranker.mllm.tokenizer(text, add_special_tokens=False).input_ids)
+        return set(reranker.mllm.prompting.tokenizer(text, add_special_tokens=False).input_ids)
 
     own = ids("zzz") - ids(" ".join([QUERY, "Why?", *captions[:1], *captions[2:]]))
     assert own

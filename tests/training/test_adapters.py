@@ -67,7 +67,7 @@ def test_frozen_weights_stay_and_adapters_load_again(
     mllm, base = fresh(architecture), fresh(architecture)
     before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
     lora = LoraSettings(rank=2, target_modules=EVERYWHERE)
-    train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm), lora=lora)
+    train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm.prompting), lora=lora)
     merged = MLLM.from_pretrained(tmp_path, device="cpu").model.state_dict()
     changed = [name for name, tensor in merged.items() if not tensor.equal(before[name])]
     assert changed
@@ -125,7 +125,9 @@ def test_a_pattern_that_names_nothing_is_refused_before_work(
     mllm = fresh("llava")
     lora = LoraSettings(rank=2, target_modules=target_modules)
     with pytest.raises(ValueError, match=complaint):
-        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm), lora=lora)
+        train(
+            mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm.prompting), lora=lora
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -184,7 +186,12 @@ def test_training_that_fails_leaves_no_adapters(
         mllm.model.get_output_embeddings().weight[3] = float("nan")
     before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
     with pytest.raises(TrainingDivergedError):
-        train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm), lora=LoraSettings(rank=2))
+        train(
+            mllm,
+            arguments(tmp_path),
+            AnswerExamples(questions, mllm.prompting),
+            lora=LoraSettings(rank=2),
+        )
     after = mllm.model.state_dict()
     assert after.keys() == before.keys()
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)

@@ -51,25 +51,25 @@ def mllm(tiny_mllm: Callable[[str], MLLM]) -> MLLM:
 def test_every_question_with_answer_and_gold_is_an_example(questions: WebQA, mllm: MLLM) -> None:
     first, second, third, *others = questions.questions
     left_out = [replace(first, answers=()), replace(second, gold=())]
-    examples = AnswerExamples(Some(questions, [*left_out, third, *others]), mllm)
+    examples = AnswerExamples(Some(questions, [*left_out, third, *others]), mllm.prompting)
     assert len(examples) == len(others) + 1
     example = examples[0]
     assert example.answer == third.answers[0]
     assert {document.id for document in example.documents} == set(third.gold)
     with pytest.raises(ValueError, match="no question has both"):
-        AnswerExamples(Some(questions, left_out), mllm)
+        AnswerExamples(Some(questions, left_out), mllm.prompting)
 
 
 def test_an_example_is_worded_as_the_generator_words_it(questions: WebQA, mllm: MLLM) -> None:
-    example = AnswerExamples(questions, mllm, num_pictures=2)[0]
-    images = [mllm.encode_image(document.load()) for document in example.documents]
+    example = AnswerExamples(questions, mllm.prompting, num_pictures=2)[0]
+    images = [mllm.prompting.encode_image(document.load()) for document in example.documents]
     expected = Generator(mllm)._encode(0, questions.questions[0].text, example.documents, images)
-    assert mllm.encode_prompt(example.prompt, images).input_ids == expected.input_ids
+    assert mllm.prompting.encode_prompt(example.prompt, images).input_ids == expected.input_ids
 
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_irrelevant_pictures_fill_up(hard: bool, questions: WebQA, mllm: MLLM) -> None:
-    examples = AnswerExamples(questions, mllm, num_pictures=3, hard=hard, seed=5)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=3, hard=hard, seed=5)
     places: Counter[int] = Counter()
     from_list = 0
     for example, question in zip(examples, questions.questions, strict=True):
@@ -86,13 +86,13 @@ def test_random_pictures_take_the_place_of_missing_distractors(
     questions: WebQA, mllm: MLLM
 ) -> None:
     lonely = [replace(question, negatives=()) for question in questions.questions]
-    for example in AnswerExamples(Some(questions, lonely), mllm, num_pictures=4):
+    for example in AnswerExamples(Some(questions, lonely), mllm.prompting, num_pictures=4):
         assert len({document.id for document in example.documents}) == 4
 
 
 def test_the_draw_depends_on_seed_and_place_alone(questions: WebQA, mllm: MLLM) -> None:
     def ids(seed: int, order) -> dict[int, list[str | None]]:
-        examples = AnswerExamples(questions, mllm, num_pictures=3, seed=seed)
+        examples = AnswerExamples(questions, mllm.prompting, num_pictures=3, seed=seed)
         return {i: [document.id for document in examples[i].documents] for i in order}
 
     numbers = range(len(questions.questions))
@@ -101,7 +101,7 @@ def test_the_draw_depends_on_seed_and_place_alone(questions: WebQA, mllm: MLLM) 
 
 
 def test_no_more_pictures_than_there_are(questions: WebQA, mllm: MLLM) -> None:
-    examples = AnswerExamples(questions, mllm, num_pictures=10_000)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=10_000)
     assert len(examples[0].documents) == len(questions.document_ids())
 
 
@@ -114,7 +114,7 @@ def test_a_sample_is_worded_as_the_reranker_words_it(
 ) -> None:
     question = questions.questions[0]
     sample = RankingSample(question.text, question.gold[0], "Yes")
-    example = RankingExamples([sample], questions, mllm, template)[0]
+    example = RankingExamples([sample], questions, mllm.prompting, template)[0]
     reranker = Reranker(mllm, **({} if template is None else {"template": template.name}))
     assert example.prompt == reranker._prompts.text(question.text, example.documents[0])
     assert (example.answer, example.documents[0].id) == ("Yes", question.gold[0])
@@ -123,24 +123,24 @@ def test_a_sample_is_worded_as_the_reranker_words_it(
 def test_captions_are_cut_as_they_are_used(questions: WebQA, mllm: MLLM) -> None:
     question = questions.questions[0]
     sample = RankingSample(question.text, question.gold[0], "Yes")
-    (example,) = RankingExamples([sample], questions, mllm, caption_tokens=3)
+    (example,) = RankingExamples([sample], questions, mllm.prompting, caption_tokens=3)
     document = example.documents[0]
     reranker = Reranker(mllm, caption_tokens=3)
     assert example.prompt == reranker.prompt(question.text, document)
     assert example.prompt != Reranker(mllm).prompt(question.text, document)
-    answer = AnswerExamples(questions, mllm, caption_tokens=3)[0]
-    images = [mllm.encode_image(document.load()) for document in answer.documents]
+    answer = AnswerExamples(questions, mllm.prompting, caption_tokens=3)[0]
+    images = [mllm.prompting.encode_image(document.load()) for document in answer.documents]
     generator = Generator(mllm, caption_tokens=3)
     expected = generator._encode(0, question.text, answer.documents, images)
-    assert mllm.encode_prompt(answer.prompt, images).input_ids == expected.input_ids
+    assert mllm.prompting.encode_prompt(answer.prompt, images).input_ids == expected.input_ids
 
 
 def test_samples_of_another_data_set_are_refused(questions: WebQA, mllm: MLLM) -> None:
     good = RankingSample("q", questions.document_ids()[0], "No")
     with pytest.raises(ValueError, match=r"sample 1 .*'nowhere'"):
-        RankingExamples([good, RankingSample("q", "nowhere", "No")], questions, mllm)
+        RankingExamples([good, RankingSample("q", "nowhere", "No")], questions, mllm.prompting)
     with pytest.raises(ValueError, match="no samples"):
-        RankingExamples([], questions, mllm)
+        RankingExamples([], questions, mllm.prompting)
 
 
 # --- batches ------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_labels_are_the_answers_tokens(
     architecture: str, questions: WebQA, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
     mllm = tiny_mllm(architecture)
-    examples = AnswerExamples(questions, mllm, num_pictures=2)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=2)
     some = [examples[i] for i in range(3)]
     batch = Collator(mllm)(some)
     assert batch["labels"].shape == batch["input_ids"].shape
@@ -163,22 +163,25 @@ def test_labels_are_the_answers_tokens(
         length = int(mask.sum())
         assert labelled.nonzero()[-1].item() == length - 1, "up to the last token"
         answer = labels[labelled].tolist()
-        images = [mllm.encode_image(document.load()) for document in example.documents]
-        prompt = mllm.encode_prompt(example.prompt, images)
+        images = [mllm.prompting.encode_image(document.load()) for document in example.documents]
+        prompt = mllm.prompting.encode_prompt(example.prompt, images)
         assert ids[: length - len(answer)].tolist() == prompt.input_ids
-        assert mllm.tokenizer.decode(answer[:-1]).strip() == example.answer
-        assert answer[-1] == mllm.tokenizer.eos_token_id
+        assert mllm.prompting.tokenizer.decode(answer[:-1]).strip() == example.answer
+        assert answer[-1] == mllm.prompting.tokenizer.eos_token_id
 
 
 def test_a_batch_is_made_on_the_cpu(questions: WebQA, mllm: MLLM) -> None:
-    batch = Collator(mllm)([AnswerExamples(questions, mllm)[0]])
+    batch = Collator(mllm)([AnswerExamples(questions, mllm.prompting)[0]])
     assert {tensor.device for tensor in batch.values()} == {torch.device("cpu")}
 
 
 def test_an_example_that_does_not_fit_is_refused(mllm: MLLM) -> None:
     document = Document(Image.new("RGB", (40, 40)), id="the long one")
-    short = Example(mllm.render("<image>\nWhy?"), [document], "yes")
-    long = replace(short, prompt=mllm.render("<image>\n{q}", q="long " * mllm.max_length))
+    short = Example(mllm.prompting.render("<image>\nWhy?"), [document], "yes")
+    long = replace(
+        short,
+        prompt=mllm.prompting.render("<image>\n{q}", q="long " * mllm.prompting.max_length),
+    )
     with pytest.raises(PromptTooLongError, match=r"'the long one' .* the answer 'yes'") as caught:
         Collator(mllm)([short, long])
     assert caught.value.index == 1
@@ -188,12 +191,12 @@ def test_a_picture_that_the_processor_refuses_is_named(tiny_mllm: Callable[[str]
     mllm = tiny_mllm("qwen2_vl")
     strip = Document(Image.new("RGB", (2000, 4)), id="a strip")
     with pytest.raises(ImageError, match="a strip"):
-        Collator(mllm)([Example(mllm.render("<image>\nWhy?"), [strip], "yes")])
+        Collator(mllm)([Example(mllm.prompting.render("<image>\nWhy?"), [strip], "yes")])
 
 
 def test_an_answer_in_parts_is_learned_whole(tmp_path: Path, mllm: MLLM) -> None:
     parts = mmqa_question(answers=[{"answer": "red"}, {"answer": 3}])
-    examples = AnswerExamples(MultimodalQA(write_mmqa(tmp_path, [parts])), mllm)
+    examples = AnswerExamples(MultimodalQA(write_mmqa(tmp_path, [parts])), mllm.prompting)
     assert examples[0].answer == "red, 3"
 
 
@@ -201,5 +204,5 @@ def test_captions_are_asked_for_as_captions(tmp_path: Path, mllm: MLLM) -> None:
     write_picture(tmp_path / "1.jpg")
     path = write_karpathy(tmp_path / "dataset.json", [karpathy_image("1.jpg", "A dog.")])
     sample = RankingSample("A dog.", "1.jpg", "Yes")
-    example = RankingExamples([sample], Captions(path), mllm)[0]
+    example = RankingExamples([sample], Captions(path), mllm.prompting)[0]
     assert "Image Caption: A dog.\nIs the image relevant to the caption?" in example.prompt

@@ -38,7 +38,7 @@ def fresh(tiny_model: Callable[[str], Path]) -> Callable[[str], MLLM]:
 
 
 def batch_of(mllm: MLLM, questions: WebQA, size: int = 3) -> dict[str, Tensor]:
-    examples = AnswerExamples(questions, mllm, num_pictures=2)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=2)
     return Collator(mllm)([examples[i] for i in range(size)])
 
 
@@ -91,7 +91,7 @@ def test_a_models_scale_of_logits_counts(
     mllm = fresh("llava")
     batch = batch_of(mllm, questions)
     logits = mllm.model(**without_labels(batch)).logits / 7
-    monkeypatch.setattr(mllm._head, "scale", 1 / 7)
+    monkeypatch.setattr(mllm.head, "scale", 1 / 7)
     install_loss(mllm, NoiseSettings())
     loss = mllm.model(**batch).loss
     expected = weighted(logits, None, batch["labels"])
@@ -102,7 +102,7 @@ def test_a_softcap_is_refused(
     fresh: Callable[[str], MLLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mllm = fresh("llava")
-    monkeypatch.setattr(mllm._head, "softcap", 30.0)
+    monkeypatch.setattr(mllm.head, "softcap", 30.0)
     with pytest.raises(UnsupportedModelError, match="softcap"):
         install_loss(mllm, NoiseSettings())
 
@@ -143,8 +143,13 @@ def test_noise_on_visual_tokens(
     model = mllm.model.train()
     batch = batch_of(mllm, questions)
     inputs = without_labels(batch)
+    received = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, kwargs: received.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
     logits = model(**inputs).logits
-    embeds = mllm.embed(inputs).detach()
+    handle.remove()
+    embeds = received[0].detach().clone()
     is_image = inputs["input_ids"] == model.config.image_token_id
     torch.manual_seed(4)
     features = embeds[is_image].unflatten(0, (-1, int(is_image[0].sum()) // 2))
@@ -249,8 +254,8 @@ def test_another_step_draws_other_noise_and_the_seed_repeats_it(
 
 def test_a_batch_without_pictures_has_nothing_to_noise(fresh: Callable[[str], MLLM]) -> None:
     mllm = fresh("llava")
-    prompt = mllm.encode_prompt(mllm.render("Is it a mill?"))
-    batch = mllm.collate([prompt])
+    prompt = mllm.prompting.encode_prompt(mllm.prompting.render("Is it a mill?"))
+    batch = mllm.model_inputs([prompt])
     batch["labels"] = batch["input_ids"].clone()
     install_loss(mllm, TOKENS)
     mllm.model.train()
@@ -304,8 +309,8 @@ def test_prefixes_are_cached_as_before_after_training(
     """What the cache keeps of a picture passes through the function that training shares."""
     mllm = fresh("llava")
     (document, *_), query = list(questions.documents()), questions.questions[0].text
-    image = mllm.encode_image(document.load())
-    prompt = mllm.encode_prompt(mllm.render("<image>\n{q}", q=query), [image])
+    image = mllm.prompting.encode_image(document.load())
+    prompt = mllm.prompting.encode_prompt(mllm.prompting.render("<image>\n{q}", q=query), [image])
 
     def prefill() -> Tensor:
         (done,) = mllm.prefill([prompt], lambda *_: None)

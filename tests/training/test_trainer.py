@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
     mllm = fresh("internvl")
-    examples = Subset(AnswerExamples(questions, mllm, num_pictures=2), range(4))
+    examples = Subset(AnswerExamples(questions, mllm.prompting, num_pictures=2), range(4))
     figures = arguments(
         tmp_path, max_steps=40, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=20,
         save_strategy="steps", save_steps=40,
@@ -83,8 +83,8 @@ def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_pa
     # and the saved model writes those answers
     saved = MLLM.from_pretrained(tmp_path, device="cpu")
     for example in examples:
-        images = [saved.encode_image(document.load()) for document in example.documents]
-        prompt = saved.encode_prompt(example.prompt, images)
+        images = [saved.prompting.encode_image(document.load()) for document in example.documents]
+        prompt = saved.prompting.encode_prompt(example.prompt, images)
         assert saved.generate([prompt], max_new_tokens=16) == [example.answer]
 
 
@@ -96,7 +96,7 @@ def test_every_architecture(
     mllm = fresh(architecture)
     before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
     decoder = {id(parameter) for parameter in mllm.model.get_decoder().parameters()}
-    examples = AnswerExamples(questions, mllm, num_pictures=ARMS[arm].data_level)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=ARMS[arm].data_level)
     train(mllm, arguments(tmp_path, max_steps=2), examples, noise=ARMS[arm])
     saved = MLLM.from_pretrained(tmp_path, device="cpu")
     assert saved.fingerprint == mllm.fingerprint
@@ -119,7 +119,7 @@ def test_the_vision_tower_trains_where_asked(
     mllm = fresh()
     projector = mllm.model.model.multi_modal_projector.linear_1.weight
     before = projector.clone()
-    examples = AnswerExamples(questions, mllm)
+    examples = AnswerExamples(questions, mllm.prompting)
     train(mllm, arguments(tmp_path), examples, freeze_vision=False)
     assert not projector.equal(before)
 
@@ -135,7 +135,7 @@ def test_adapters_are_merged_into_what_is_saved(
         for name, module in mllm.model.get_decoder().named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    examples = AnswerExamples(questions, mllm)
+    examples = AnswerExamples(questions, mllm.prompting)
     train(
         mllm,
         arguments(tmp_path, save_strategy="steps", save_steps=4),
@@ -171,7 +171,7 @@ def test_gradient_checkpointing_changes_no_loss(
         mllm = fresh()
         folder = tmp_path / str(checkpointing)
         settings = arguments(folder, **{name: checkpointing})
-        examples = AnswerExamples(questions, mllm)
+        examples = AnswerExamples(questions, mllm.prompting)
         train(mllm, settings, examples, noise=ARMS["token"], lora=LoraSettings(rank=rank))
         curves.append(curve(folder))
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
@@ -190,7 +190,13 @@ def test_bfloat16(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) 
     ):
         mllm = fresh(dtype=dtype)
         settings = arguments(tmp_path / name, learning_rate=1e-3, bf16=bf16)
-        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"], lora=lora)
+        train(
+            mllm,
+            settings,
+            AnswerExamples(questions, mllm.prompting),
+            noise=ARMS["token"],
+            lora=lora,
+        )
         curves[name] = curve(tmp_path / name)
     assert curves["autocast"] == pytest.approx(curves["float32"], rel=2e-2)
     assert curves["bfloat16 adapters"] == pytest.approx(curves["float32 adapters"], rel=2e-2)
@@ -203,7 +209,12 @@ def test_examples_made_ahead_by_workers(
     for workers in (0, 2):
         mllm = fresh()
         settings = arguments(tmp_path / str(workers), dataloader_num_workers=workers)
-        train(mllm, settings, AnswerExamples(questions, mllm, num_pictures=2), noise=ARMS["token"])
+        train(
+            mllm,
+            settings,
+            AnswerExamples(questions, mllm.prompting, num_pictures=2),
+            noise=ARMS["token"],
+        )
         curves.append(curve(tmp_path / str(workers)))
     assert curves[0] == curves[1]
 
@@ -227,7 +238,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(
             gradient_accumulation_steps=steps,
             learning_rate=1e-3,
         )
-        train(mllm, settings, RankingExamples(samples, questions, mllm))
+        train(mllm, settings, RankingExamples(samples, questions, mllm.prompting))
         curves.append(curve(folder))
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert len(curves[0]) == 4
@@ -238,7 +249,7 @@ def test_the_best_model_is_the_one_that_is_saved(
 ) -> None:
     """Here the one with the largest loss, which is that of the first step."""
     mllm = fresh("internvl")
-    examples = Subset(AnswerExamples(questions, mllm), range(4))
+    examples = Subset(AnswerExamples(questions, mllm.prompting), range(4))
     settings = arguments(
         tmp_path,
         eval_strategy="steps",
@@ -260,7 +271,7 @@ def test_the_best_model_is_the_one_that_is_saved(
 def test_tensorboard(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
     mllm = fresh()
     settings = arguments(tmp_path, report_to="tensorboard")
-    train(mllm, settings, AnswerExamples(questions, mllm))
+    train(mllm, settings, AnswerExamples(questions, mllm.prompting))
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
@@ -375,7 +386,7 @@ def test_a_checkpoint_that_was_broken_off_is_passed_over(
     settings = arguments(
         begun, max_steps=2, save_strategy="steps", save_steps=1, resume_from_checkpoint="last"
     )
-    train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+    train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
     assert curve(begun) == losses
     assert {name: (begun / name).read_bytes() for name in before} == before
     assert (torn / "trainer_state.json").exists()
@@ -385,13 +396,13 @@ def test_a_finished_model_is_never_begun_anew(
     fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
     mllm = fresh()
-    train(mllm, arguments(tmp_path, max_steps=1), AnswerExamples(questions, mllm))
+    train(mllm, arguments(tmp_path, max_steps=1), AnswerExamples(questions, mllm.prompting))
     assert is_finished(tmp_path)
     before = contents(tmp_path)
     again = fresh()
     with pytest.raises(ResumeError, match="holds a model"):
         settings = arguments(tmp_path, max_steps=1, resume_from_checkpoint="last")
-        train(again, settings, AnswerExamples(questions, again))
+        train(again, settings, AnswerExamples(questions, again.prompting))
     assert contents(tmp_path) == before
 
 
@@ -403,7 +414,7 @@ def test_a_note_of_the_run_that_is_broken(
     mllm = fresh()
     with pytest.raises(ResumeError, match="missing or broken"):
         settings = arguments(begun, resume_from_checkpoint="last")
-        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+        train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
 
 
 def test_nothing_to_go_on_from_is_a_beginning(
@@ -411,7 +422,7 @@ def test_nothing_to_go_on_from_is_a_beginning(
 ) -> None:
     mllm = fresh()
     settings = arguments(tmp_path, max_steps=1, resume_from_checkpoint="last")
-    train(mllm, settings, AnswerExamples(questions, mllm))
+    train(mllm, settings, AnswerExamples(questions, mllm.prompting))
     assert (tmp_path / "model.safetensors").is_file()
 
 
@@ -421,7 +432,7 @@ def begun(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> Path:
     mllm = fresh()
     folder = tmp_path / "begun"
     settings = arguments(folder, max_steps=2, save_strategy="steps", save_steps=1)
-    train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+    train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
     return folder
 
 
@@ -433,10 +444,10 @@ def test_pickled_and_damaged_checkpoints_are_refused(
     weights = begun / "checkpoint-2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(UnsupportedModelError, match=r"checkpoint-2/model\.safetensors is no whole"):
-        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+        train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(ResumeError, match="pickled weights, which can run code"):
-        train(mllm, settings, AnswerExamples(questions, mllm), noise=ARMS["token"])
+        train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
 
 
 def test_another_run_is_never_overwritten(
@@ -449,7 +460,11 @@ def test_another_run_is_never_overwritten(
         settings = arguments(changed.pop("folder", begun), **changed)
         with pytest.raises(ResumeError, match=complaint):
             train(
-                mllm, settings, examples or AnswerExamples(questions, mllm), noise=noise, lora=lora
+                mllm,
+                settings,
+                examples or AnswerExamples(questions, mllm.prompting),
+                noise=noise,
+                lora=lora,
             )
         assert contents(begun) == before
 
@@ -461,7 +476,7 @@ def test_another_run_is_never_overwritten(
     refused("another noise", fresh(), resume_from_checkpoint="last", noise=ARMS["plain"])
     refused("another lora", fresh(), resume_from_checkpoint="last", lora=LoraSettings(rank=2))
     mllm = fresh()
-    fewer = Subset(AnswerExamples(questions, mllm), range(3))
+    fewer = Subset(AnswerExamples(questions, mllm.prompting), range(3))
     refused("another examples", mllm, fewer, resume_from_checkpoint="last")
     elsewhere = str(begun / "checkpoint-1")
     refused("another model", other, folder=tmp_path / "new", resume_from_checkpoint=elsewhere)
@@ -478,7 +493,7 @@ def test_a_folder_with_a_model_is_never_overwritten(
     for resume in (None, "last"):
         with pytest.raises(ResumeError, match="holds a model"):
             settings = arguments(tmp_path, resume_from_checkpoint=resume)
-            train(mllm, settings, AnswerExamples(questions, mllm))
+            train(mllm, settings, AnswerExamples(questions, mllm.prompting))
     assert contents(tmp_path) == before
 
 
@@ -544,7 +559,7 @@ def test_weights_that_are_not_numbers(
     with torch.no_grad():
         mllm.model.get_output_embeddings().weight[3] = float("nan")
     with pytest.raises(TrainingDivergedError, match="loss of step 1 is nan"):
-        train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm))
+        train(mllm, arguments(tmp_path), AnswerExamples(questions, mllm.prompting))
     assert not list(tmp_path.rglob("*.safetensors"))
     assert "forward" not in vars(mllm.model), "the model is as it was"
 
@@ -553,9 +568,9 @@ def test_a_vocabulary_larger_than_the_head(
     fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
     mllm = fresh()
-    mllm.tokenizer.add_tokens([f"new{i}" for i in range(2000)])
+    mllm.prompting.tokenizer.add_tokens([f"new{i}" for i in range(2000)])
     with pytest.raises(UnsupportedModelError, match="resize_token_embeddings"):
-        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm))
+        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm.prompting))
     assert not (tmp_path / "new").exists()
 
 
@@ -564,14 +579,14 @@ def test_half_precision_weights(
 ) -> None:
     mllm = fresh(dtype="float16")
     with pytest.raises(UnsupportedModelError, match="float16"):
-        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm))
+        train(mllm, arguments(tmp_path / "new"), AnswerExamples(questions, mllm.prompting))
     assert not (tmp_path / "new").exists()
 
 
 def test_examples_that_cannot_be_used(fresh: Callable[..., MLLM], tmp_path: Path) -> None:
     mllm = fresh()
-    long = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
-    lacking = Example(mllm.render("<image>\nWhat is it?"), [], "yes")
+    long = Example(mllm.prompting.render("{q}", q="long " * mllm.prompting.max_length), [], "yes")
+    lacking = Example(mllm.prompting.render("<image>\nWhat is it?"), [], "yes")
     for examples, error, complaint in (
         ([], ValueError, "no examples"),
         ([long], PromptTooLongError, "context"),

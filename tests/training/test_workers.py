@@ -25,7 +25,7 @@ from ragvl.training.ranking import RankingSample
 
 def ranking(questions: WebQA, mllm: MLLM) -> RankingExamples:
     samples = [RankingSample(q.text, q.gold[0], "Yes") for q in questions.questions]
-    return RankingExamples(samples, questions, mllm)
+    return RankingExamples(samples, questions, mllm.prompting)
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
@@ -33,7 +33,10 @@ def test_batches_are_the_same_after_pickling(
     architecture: str, questions: WebQA, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
     mllm = tiny_mllm(architecture)
-    for examples in (ranking(questions, mllm), AnswerExamples(questions, mllm, num_pictures=2)):
+    for examples in (
+        ranking(questions, mllm),
+        AnswerExamples(questions, mllm.prompting, num_pictures=2),
+    ):
         collate = Collator(mllm)
         expected = collate([examples[0], examples[1]])
         written = pickle.dumps((Subset(examples, range(2)), collate))
@@ -50,7 +53,7 @@ def test_workers_by_other_start_methods(
     method: str, questions: WebQA, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
     mllm = tiny_mllm("qwen2_vl")
-    examples = AnswerExamples(questions, mllm, num_pictures=2)
+    examples = AnswerExamples(questions, mllm.prompting, num_pictures=2)
     loader = DataLoader(
         examples, batch_size=2, num_workers=1, collate_fn=Collator(mllm),
         multiprocessing_context=method,
@@ -64,7 +67,7 @@ def test_workers_by_other_start_methods(
 
 def test_an_error_in_a_worker_keeps_its_kind(tiny_mllm: Callable[[str], MLLM]) -> None:
     mllm = tiny_mllm("llava")
-    long = Example(mllm.render("{q}", q="long " * mllm.max_length), [], "yes")
+    long = Example(mllm.prompting.render("{q}", q="long " * mllm.prompting.max_length), [], "yes")
     loader = DataLoader([long], collate_fn=Collator(mllm), num_workers=1)
     with pytest.raises(PromptTooLongError, match="the prompt about no document"):
         next(iter(loader))
