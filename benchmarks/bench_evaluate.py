@@ -32,8 +32,9 @@ from ragvl import Document, Reranker
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.demo.run import NUM_PLACES, WORLD_SEED
-from ragvl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
-from ragvl.evaluation.stages import Models
+from ragvl.evaluation.evaluate import Evaluation, evaluate
+from ragvl.evaluation.models import Models
+from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM
 from ragvl.profiling.timing import compare, time_in_turn
@@ -121,7 +122,7 @@ def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "baseline": BASELINE,
-        "num_questions": evaluated["evaluate"].figures["num_questions"],
+        "num_questions": evaluated["evaluate"].result.num_questions,
         "num_pairs": len(pairs),
         "num_documents": len({document_id for _, document_id in pairs}),
         "max_relevance_difference": difference,

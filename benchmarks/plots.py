@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from tables import Results
 
-from ragvl.evaluation.plots import STYLE, ablation_plot, relevance_plot, svg
+from ragvl.ablation.plots import ablation_plot
+from ragvl.ablation.result import AblationResult
+from ragvl.evaluation.plots import STYLE, relevance_plot, svg
+from ragvl.evaluation.result import EvaluationResult, from_json
 
 _COLORS = {"cold": "#9a6324", "warm": "#1f6fb4"}
 
@@ -90,19 +93,20 @@ def gpu_rerank(results: Results) -> str | None:
 
 def relevance(results: Results) -> str:
     """Relevance of the demo's correct and erroneous recalls, with the thresholds."""
-    result = results["demo"]
-    recalls = result["pools"]["full"]["recalls"]
-    return relevance_plot(recalls["correct"], recalls["erroneous"], result["thresholds"])
+    result = from_json(EvaluationResult, results["demo"])
+    recalls = result.pools["full"].recalls
+    assert recalls is not None  # the demo's gold documents are known
+    return relevance_plot(recalls, result.thresholds)
 
 
 def ablation_noise(results: Results) -> str:
     """What each kind of noise teaches the demo's generator."""
-    return ablation_plot(results["ablation_noise"])
+    return ablation_plot(from_json(AblationResult, results["ablation_noise"]))
 
 
 def ablation_low_resource(results: Results) -> str:
     """What a share of the data teaches the demo's reranker."""
-    return ablation_plot(results["ablation_low_resource"])
+    return ablation_plot(from_json(AblationResult, results["ablation_low_resource"]))
 
 
 PLOTS: dict[str, Callable[[Results], str | None]] = {

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tables import NOT_MEASURED, Result, Results, mib, table
+from tables import NOT_MEASURED, Results, mib, table
 
-from ragvl.ablation.ablation import table as ablation_rows
+from ragvl.ablation.result import AblationResult
+from ragvl.ablation.table import table as ablation_rows
+from ragvl.data.questions import Pool
 from ragvl.evaluation.metrics import difference
+from ragvl.evaluation.result import EvaluationResult, Figure, Figures, PoolResult, from_json
+from ragvl.evaluation.tables import interval, percent, signed
 
 _RECALLS = tuple(f"recall@{k}" for k in (1, 2, 5, 10, 20))
-_POOLS = ("full", "gold")
+_POOLS: tuple[Pool, ...] = ("full", "gold")
 _EVIDENCE = {
     "retrieved": "the retriever's first",
     "gold": "(gold pictures)",
@@ -20,23 +24,23 @@ _EVIDENCE = {
 
 def demo(results: Results) -> str:
     """What reranking does to the demo's questions, by pool, in percent."""
-    result = results["demo"]
+    result = _evaluation(results, "demo")
     rows = []
     for name in _POOLS:
-        pool = result["pools"][name]
+        pool = result.pools[name]
         for order, kept in (("retrieved", "retrieved"), ("reranked", "natural")):
-            figures = [pool[order][recall] for recall in _RECALLS]
-            figures += [pool["kept"][kept]["precision"], pool["kept"][kept]["f1"]]
-            figures.append(pool["answers"][kept]["accuracy"])
-            rows.append([name, order, *(f"{100 * figure['value']:.1f}" for figure in figures)])
-    full, gold = (result["pools"][name]["num_documents"] for name in _POOLS)
-    settings = result["settings"]
+            figures = [_order(pool, order)[recall] for recall in _RECALLS]
+            figures += [pool.kept[kept]["precision"], pool.kept[kept]["f1"]]
+            figures.append(pool.answers[kept].measures["accuracy"])
+            rows.append([name, order, *map(percent, figures)])
+    full, gold = (result.pools[name].num_documents for name in _POOLS)
+    settings = result.settings
     return table(
         ["pool", "order", *_RECALLS, "precision", "f1", "answers right"],
         rows,
-        f"{result['num_questions']} test questions; {full:,} pictures in the full pool, {gold:,} "
-        f"in the gold one; {settings['num_candidates']} candidates, of which the first "
-        f"{settings['top_k']} at or above a relevance of {result['thresholds']['natural']:g} are "
+        f"{result.num_questions} test questions; {full:,} pictures in the full pool, {gold:,} "
+        f"in the gold one; {settings.num_candidates} candidates, of which the first "
+        f"{settings.top_k} at or above a relevance of {result.thresholds['natural']:g} are "
         f"kept.",
     )
 
@@ -45,7 +49,12 @@ def documents_found(results: Results) -> str:
     """Of each drawn world, pool and order: where the gold documents are, with intervals."""
     measures = (*_RECALLS, "mrr", "ndcg@10")
     rows = [
-        [world, pool, order, *_percents(results[name]["pools"][pool][order], measures)]
+        [
+            world,
+            pool,
+            order,
+            *_percents(_order(_evaluation(results, name).pools[pool], order), measures),
+        ]
         for name, world in (("demo", "places"), ("charts", "charts"))
         for pool in _POOLS
         for order in ("retrieved", "reranked")
@@ -55,28 +64,29 @@ def documents_found(results: Results) -> str:
 
 def documents_kept(results: Results) -> str:
     """What each threshold keeps of the demo's world, and how many answers are right from it."""
-    result = results["demo"]
+    result = _evaluation(results, "demo")
     rows = []
-    for name, pool in result["pools"].items():
-        for evidence, answers in pool["answers"].items():
-            threshold, kept = result["thresholds"].get(evidence), pool["kept"].get(evidence)
+    for name, pool in result.pools.items():
+        for evidence, answers in pool.answers.items():
+            threshold, kept = result.thresholds.get(evidence), pool.kept.get(evidence)
             measures = ("precision", "recall", "f1")
             rows.append(
                 [
                     *(name, _EVIDENCE.get(evidence, evidence)),
                     "" if threshold is None else f"{threshold:.3f}",
                     *([""] * len(measures) if kept is None else _percents(kept, measures)),
-                    _percent(answers["accuracy"]),
+                    _percent(answers.measures["accuracy"]),
                 ]
             )
-    settings, estimated_on = result["settings"], result["estimated_on"]
+    settings, estimated_on = result.settings, result.estimated_on
+    assert estimated_on is not None  # the demo's thresholds were estimated
     note = (
-        f"The first {settings['top_k']} of {settings['num_candidates']} candidates, "
-        f"{result['num_questions']} questions, percent with 95 % intervals; thresholds from "
-        f"{estimated_on['num_questions']} other questions ({estimated_on['data']}) of the "
-        f"{estimated_on['pool']} pool: for the other one no precision is promised."
+        f"The first {settings.top_k} of {settings.num_candidates} candidates, "
+        f"{result.num_questions} questions, percent with 95 % intervals; thresholds from "
+        f"{estimated_on.num_questions} other questions ({estimated_on.data}) of the "
+        f"{estimated_on.pool} pool: for the other one no precision is promised."
     )
-    for name, why in estimated_on["refused"].items():
+    for name, why in estimated_on.refused.items():
         note += f" `{name}` was asked for and refused: {why}."
     header = ["pool", "kept", "relevance from", "precision", "recall", "F1", "answers right"]
     return table(header, rows, note)
@@ -84,59 +94,64 @@ def documents_kept(results: Results) -> str:
 
 def answers_by_category(results: Results) -> str:
     """Right answers of the demo's world by category and evidence, full pool."""
-    result = results["demo"]
-    answers = result["pools"]["full"]["answers"]
+    result = _evaluation(results, "demo")
+    answers = result.pools["full"].answers
     columns = ("none", "retrieved", "natural", "gold")
     rows = [
         [
             f"{category} ({count})",
-            *(_percent(answers[evidence]["by_category"].get(category)) for evidence in columns),
+            *(_percent(answers[evidence].by_category.get(category)) for evidence in columns),
         ]
-        for category, count in result["categories"].items()
+        for category, count in result.categories.items()
     ]
     return table(["category", *(_EVIDENCE.get(name, name) for name in columns)], rows)
 
 
 def cross_domain(results: Results) -> str:
     """The models of one drawn world in another."""
-    worlds = results["demo"], results["charts"]
-    paths = {
-        "recall@1, retrieved": ("retrieved", "recall@1"),
-        "recall@1, reranked": ("reranked", "recall@1"),
-        "recall@20, either": ("retrieved", "recall@20"),
-        "F1 of what is kept": ("kept", "natural", "f1"),
-        "answers right, from the retriever's first": ("answers", "retrieved", "accuracy"),
-        "answers right, from what is kept": ("answers", "natural", "accuracy"),
-        "answers right, from gold pictures": ("answers", "gold", "accuracy"),
-        "answers right, without pictures": ("answers", "none", "accuracy"),
-    }
-    paths |= {
-        f"precision at `{name}`": ("kept", name, "precision")
-        for name in worlds[0]["thresholds"]
-        if name.startswith("precision") and name in worlds[1]["thresholds"]
-    }
+    worlds = [_pool(results, name, "full") for name in ("demo", "charts")]
     compared = {
-        label: [_at(world["pools"]["full"], path) for world in worlds]
-        for label, path in paths.items()
+        "recall@1, retrieved": [world.retrieved["recall@1"] for world in worlds],
+        "recall@1, reranked": [world.reranked["recall@1"] for world in worlds],
+        "recall@20, either": [world.retrieved["recall@20"] for world in worlds],
+        "F1 of what is kept": [world.kept["natural"]["f1"] for world in worlds],
     }
-    unretrieved = results["places_unretrieved"], results["charts_unretrieved"]
+    for label, evidence in (
+        ("from the retriever's first", "retrieved"),
+        ("from what is kept", "natural"),
+        ("from gold pictures", "gold"),
+        ("without pictures", "none"),
+    ):
+        compared[f"answers right, {label}"] = [
+            world.answers[evidence].measures["accuracy"] for world in worlds
+        ]
+    for name in worlds[0].kept:
+        if name.startswith("precision") and name in worlds[1].kept:
+            compared[f"precision at `{name}`"] = [world.kept[name]["precision"] for world in worlds]
+    unretrieved = [_evaluation(results, f"{name}_unretrieved") for name in ("places", "charts")]
     for name in ("recall@1", "recall@20"):
         compared[f"{name}, reranking the whole gold pool"] = [
-            world["pools"]["gold"]["reranked"][name] for world in unretrieved
+            world.pools["gold"].reranked[name] for world in unretrieved
         ]
     rows = []
     for label, (places, charts) in compared.items():
-        gap = difference(charts, places)
-        change = f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
-        rows.append([label, _percent(places), _percent(charts), change])
-    places, charts = (world["pools"]["gold"]["num_documents"] for world in unretrieved)
+        change = difference(charts, places)
+        rows.append(
+            [
+                label,
+                _percent(places),
+                _percent(charts),
+                f"{signed(change)} ({interval(change, '+')})",
+            ]
+        )
+    num_places, num_charts = (world.pools["gold"].num_documents for world in unretrieved)
     return table(
         ["", "places", "charts", "change"],
         rows,
-        f"The last two rows are of the reranker alone: the first "
-        f"{unretrieved[1]['num_questions']} questions, each with all {charts} pictures of the gold "
-        f"pool for candidates (places: {places}); a random order has {2000 / charts:.1f} % of them "
-        f"among its first 20.",
+        f"The last two rows are of the reranker alone: the first {unretrieved[1].num_questions} "
+        f"questions, each with all {num_charts} pictures of the gold pool for candidates "
+        f"(places: {num_places}); a random order has {2000 / num_charts:.1f} % of them among its "
+        f"first 20.",
     )
 
 
@@ -144,41 +159,42 @@ def caption_retrieval(results: Results) -> str:
     """Pictures found by their captions, before reranking and after."""
     measures = ("recall@1", "recall@5", "recall@10")
     rows = [
-        [label, *_percents(results[name]["pools"]["full"][order], measures)]
+        [label, *_percents(_order(_pool(results, name, "full"), order), measures)]
         for name, order, label in (
             ("captions", "retrieved", "retrieved"),
             ("captions_zero_shot", "reranked", "reranked by the demo's reranker, of questions"),
             ("captions", "reranked", "reranked by one trained on captions"),
         )
     ]
-    result = results["captions"]
-    pool = result["pools"]["full"]
+    result = _evaluation(results, "captions")
+    pool = result.pools["full"]
     return table(
         ["", *measures],
         rows,
-        f"{result['num_questions']} captions, {pool['num_documents']} pictures, "
-        f"{result['settings']['num_candidates']} candidates: no order of them finds more than "
-        f"{_percent(pool['retrieved']['recall@20'])} percent.",
+        f"{result.num_questions} captions, {pool.num_documents} pictures, "
+        f"{result.settings.num_candidates} candidates: no order of them finds more than "
+        f"{_percent(pool.retrieved['recall@20'])} percent.",
     )
 
 
 def ablation_noise(results: Results) -> str:
     """What each kind of noise teaches the demo's generator."""
-    return _ablation(results["ablation_noise"])
+    return _ablation(results, "ablation_noise")
 
 
 def ablation_low_resource(results: Results) -> str:
     """What a share of the data teaches the demo's reranker."""
-    return _ablation(results["ablation_low_resource"])
+    return _ablation(results, "ablation_low_resource")
 
 
-def _ablation(result: Result) -> str:
+def _ablation(results: Results, name: str) -> str:
+    result = from_json(AblationResult, results[name])
     header, *rows = ablation_rows(result)
     return table(
         header,
         rows,
-        f"Percent of {result['num_questions']} test questions; mean of {len(result['seeds'])} "
-        f"seeds with Student's 95 % interval, {result['settings']['max_steps']} steps.",
+        f"Percent of {result.num_questions} test questions; mean of {len(result.seeds)} "
+        f"seeds with Student's 95 % interval, {result.settings['max_steps']} steps.",
     )
 
 
@@ -198,24 +214,27 @@ def overhead(results: Results) -> str:
     )
 
 
-def _percents(figures: Result, names: Sequence[str]) -> list[str]:
+def _evaluation(results: Results, name: str) -> EvaluationResult:
+    return from_json(EvaluationResult, results[name])
+
+
+def _pool(results: Results, name: str, pool: Pool) -> PoolResult:
+    return _evaluation(results, name).pools[pool]
+
+
+def _order(pool: PoolResult, order: str) -> Figures:
+    return {"retrieved": pool.retrieved, "reranked": pool.reranked}[order]
+
+
+def _percents(figures: Figures, names: Sequence[str]) -> list[str]:
     return [_percent(figures.get(name)) for name in names]
 
 
-def _percent(figure: Result | None) -> str:
+def _percent(figure: Figure | None) -> str:
     """Percent, with the ends of its interval."""
     if figure is None:
         return NOT_MEASURED
-    if figure["value"] is None:
-        return "–"  # nothing was kept
-    low, value, high = (100 * figure[key] for key in ("low", "value", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
-
-
-def _at(figures: Result, path: Sequence[str]) -> Result:
-    for key in path:
-        figures = figures[key]
-    return figures
+    return percent(figure) if figure.value is None else f"{percent(figure)} ({interval(figure)})"
 
 
 TABLES = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ragvl.ablation.grid import UNTRAINED
-from ragvl.evaluation.robustness import CONDITIONS
+from ragvl.ablation.result import AblationResult, ArmResult, SeedSummary
+from ragvl.ablation.robustness import CONDITIONS
 from ragvl.messages import visible
 from ragvl.training.command import RunSettings
 from ragvl.training.noise import NoiseSettings
@@ -15,26 +15,21 @@ from ragvl.training.noise import NoiseSettings
 _LONGEST_REASON = 160  # in a cell
 
 
-def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table, the head first: means in percent with their intervals.
-
-    Args:
-        result: of `ablate`, this version's or an earlier one's.
-    """
-    arms = result["arms"]
-    measures = list(next(iter(arms.values()))["measures"])
-    told = arm_settings(result)
-    head, rows = ["arm"], {arm: [_with_failures(arm, result)] for arm in arms}
-    if any(told.values()):
+def table(result: AblationResult) -> list[list[str]]:
+    """Rows of a table, the head first: means in percent with their intervals."""
+    settings = arm_settings(result)
+    head, rows = ["arm"], {arm: [_with_failures(arm, result)] for arm in result.arms}
+    if any(settings.values()):
         head.append("settings")
         for arm, cells in rows.items():
-            cells.append(told[arm])
-    head += [_label(measure, result) for measure in measures]
-    head += [f"against {_first_arm(result)}: {measure}" for measure in measures]
+            cells.append(settings[arm])
+    baseline = result.baseline or next(iter(result.trained), "")
+    head += [_label(measure, result) for measure in result.measures]
+    head += [f"against {baseline}: {measure}" for measure in result.measures]
     for arm, cells in rows.items():
-        summaries = [arms[arm]["measures"][measure] for measure in measures]
+        summaries = [result.arms[arm].measures[measure] for measure in result.measures]
         cells += [_cell(summary) for summary in summaries]
-        cells += [_cell(summary["gain"], "+") if summary["gain"] else "" for summary in summaries]
+        cells += [_cell(summary.gain, "+") if summary.gain else "" for summary in summaries]
     return [head, *rows.values(), *_failed_rows(result, len(head))]
 
 
@@ -45,35 +40,32 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def arm_settings(result: Mapping[str, Any]) -> dict[str, str]:
-    """By arm, in a few words, its settings that are not the same in every arm.
-
-    Args:
-        result: of `ablate`, this version's or an earlier one's.
-    """
-    arms = {arm: found for arm, found in result["arms"].items() if arm != UNTRAINED}
-    effective = {arm: _effective_settings(result, found) for arm, found in arms.items()}
+def arm_settings(result: AblationResult) -> dict[str, str]:
+    """By arm, in a few words, its settings that are not the same in every arm."""
+    effective = {name: _effective_settings(result, arm) for name, arm in result.trained.items()}
     names = list(dict.fromkeys(name for settings in effective.values() for name in settings))
     differing = [
-        name for name in names if len({str(found.get(name)) for found in effective.values()}) > 1
+        name
+        for name in names
+        if len({str(settings.get(name)) for settings in effective.values()}) > 1
     ]
-    epochs = {arm: (found.get("training") or {}).get("epochs") for arm, found in arms.items()}
-    told = dict.fromkeys(result["arms"], "")
-    for arm, settings in effective.items():
+    epochs = {name: arm.training and arm.training.epochs for name, arm in result.trained.items()}
+    described = dict.fromkeys(result.arms, "")
+    for name, settings in effective.items():
         words = _in_words(settings, differing)
         if len(set(epochs.values())) > 1:
-            words.append(f"{epochs[arm]:.3g} epochs")
-        told[arm] = ", ".join(words)
-    return told
+            words.append(f"{epochs[name]:.3g} epochs")
+        described[name] = ", ".join(words)
+    return described
 
 
-def _effective_settings(result: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    if "settings" in found:
-        return found["settings"]
+def _effective_settings(result: AblationResult, arm: ArmResult) -> dict[str, Any]:
+    if arm.settings is not None:
+        return arm.settings
     # An earlier version's, which noted what was given: the rest is as `ragvl train` has it
     usual = {f"noise.{field.name}": field.default for field in fields(NoiseSettings)}
     usual |= {field.name: field.default for field in fields(RunSettings) if field.name == "share"}
-    return {**usual, **result["settings"], **found["changes"]}
+    return {**usual, **result.settings, **arm.changes}
 
 
 def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -102,32 +94,27 @@ def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _first_arm(result: Mapping[str, Any]) -> str:
-    first = next((arm for arm in result["arms"] if arm != UNTRAINED), "")
-    return result.get("baseline", first)
-
-
-def _label(measure: str, result: Mapping[str, Any]) -> str:
+def _label(measure: str, result: AblationResult) -> str:
     label = CONDITIONS.get(measure, measure)
-    noise = result.get("test_noise")
+    noise = result.test_noise
     return f"{label} (t={noise['timestep']})" if noise and measure == "noised" else label
 
 
-def _with_failures(arm: str, result: Mapping[str, Any]) -> str:
+def _with_failures(arm: str, result: AblationResult) -> str:
     """An arm's name, and which of its seeds are not in its figures."""
-    failed = [found for found in result.get("failed", ()) if found["arm"] == arm]
+    failed = [run for run in result.failed if run.arm == arm]
     if not failed:
         return arm
-    seeds = ", ".join(str(found["seed"]) for found in failed)
-    return f"{arm} (without seed {seeds}, failed: {_short(failed[0]['reason'])})"
+    seeds = ", ".join(str(run.seed) for run in failed)
+    return f"{arm} (without seed {seeds}, failed: {_short(failed[0].reason)})"
 
 
-def _failed_rows(result: Mapping[str, Any], width: int) -> list[list[str]]:
+def _failed_rows(result: AblationResult, width: int) -> list[list[str]]:
     """A row of each arm of which no run succeeded."""
     reasons: dict[str, str] = {}
-    for found in result.get("failed", ()):
-        if found["arm"] not in result["arms"]:
-            reasons.setdefault(found["arm"], _short(found["reason"]))
+    for run in result.failed:
+        if run.arm not in result.arms:
+            reasons.setdefault(run.arm, _short(run.reason))
     return [[arm, f"failed: {why}", *[""] * (width - 2)] for arm, why in reasons.items()]
 
 
@@ -137,8 +124,8 @@ def _short(reason: str) -> str:
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
 
 
-def _cell(summary: Mapping[str, Any], sign: str = "") -> str:
-    mean = f"{100 * summary['mean']:{sign}.1f}"
-    if summary["low"] is None:
+def _cell(summary: SeedSummary, sign: str = "") -> str:
+    mean = f"{100 * summary.mean:{sign}.1f}"
+    if summary.low is None or summary.high is None:
         return mean
-    return f"{mean} ({100 * summary['low']:{sign}.1f} to {100 * summary['high']:{sign}.1f})"
+    return f"{mean} ({100 * summary.low:{sign}.1f} to {100 * summary.high:{sign}.1f})"

@@ -26,9 +26,10 @@ def demo(
         check_writable(json_file, html_file)
         from ragvl.demo import print_result, run_demo
         from ragvl.evaluation.report import write_report
+        from ragvl.evaluation.result import to_json
 
-        result = run_demo(num_questions=questions, progress=progress)
-    if not json_is_out(json_file, result.figures):
-        print_result(result)
+        evaluation = run_demo(num_questions=questions, progress=progress)
+    if not json_is_out(json_file, to_json(evaluation.result)):
+        print_result(evaluation)
     if html_file is not None:
-        write_report(result, html_file, cases="mixed")
+        write_report(evaluation, html_file, cases="mixed")

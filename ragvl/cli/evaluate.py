@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,13 +83,14 @@ def evaluate(
     with command_work("evaluate"):
         check_writable(submission)
         from ragvl.data.formats import open_questions
-        from ragvl.data.questions import POOLS
         from ragvl.data.webqa import write_submission
-        from ragvl.evaluation.evaluate import EvaluationSettings, Models
+        from ragvl.evaluation.comparison import compare as compare_results
         from ragvl.evaluation.evaluate import evaluate as run
-        from ragvl.evaluation.report import print_figures, write_report
-        from ragvl.evaluation.results import read_evaluation
-        from ragvl.evaluation.summary import compare_figures
+        from ragvl.evaluation.models import Models
+        from ragvl.evaluation.report import write_report
+        from ragvl.evaluation.result import read_evaluation, to_json
+        from ragvl.evaluation.settings import EvaluationSettings, distinct_pools
+        from ragvl.evaluation.tables import print_figures
         from ragvl.generator import Generator
         from ragvl.reranker import SavedThresholds, resolve_template, resolve_threshold
         from ragvl.retriever import DualEncoder
@@ -111,11 +113,8 @@ def evaluate(
             resolve_threshold(name, saved)
         resolve_template(template)
         check_models(reranker, generator, encoder=encoder)
-        pools = POOLS if pool == "both" else (pool,)
-        if pool == "both" and set(data_set.document_ids()) == set(data_set.document_ids("gold")):
-            pools = ("full",)  # as of captions: the two are one
         settings = EvaluationSettings(
-            pools=pools,
+            pools=distinct_pools(data_set) if pool == "both" else (pool,),
             num_candidates=candidates,
             top_k=top_k,
             thresholds=names,
@@ -147,19 +146,19 @@ def evaluate(
         paths = {"data": str(source), "encoder": encoder, "reranker": reranker}
         if generator:
             paths["generator"] = generator
-        evaluation.figures["paths"] = paths
-        if other is not None:
-            evaluation.figures["compared"] = compare_figures(evaluation.figures, other)
-        (out / "result.json").write_text(json_text(evaluation.figures))
-        write_report(evaluation, out / "report.html", paths=paths)
+        compared = None if other is None else compare_results(evaluation.result, other)
+        result = replace(evaluation.result, paths=paths, compared=compared)
+        evaluation = replace(evaluation, result=result)
+        (out / "result.json").write_text(json_text(to_json(result)))
+        write_report(evaluation, out / "report.html")
         if submission is not None:
             write_submission(submission, evaluation.submission())
     for line in data_set.problems.lines():
         say(line, err=True)
     if as_json:
-        print_json(evaluation.figures)
+        print_json(to_json(result))
         return
-    print_figures(evaluation.figures)
+    print_figures(result)
     say(f"{out / 'report.html'} has plots and wrong cases")
 
 
@@ -205,10 +204,11 @@ def calibrate(
         check_writable(out, plot)
         from ragvl.checkpoints import model_folder
         from ragvl.data.formats import open_questions
-        from ragvl.evaluation.calibration import ESTIMATED, check_names
-        from ragvl.evaluation.evaluate import EvaluationSettings, Models
-        from ragvl.evaluation.evaluate import calibrate as run
+        from ragvl.evaluation.calibrate import calibrate as run
+        from ragvl.evaluation.estimation import ESTIMATED, check_names
+        from ragvl.evaluation.models import Models
         from ragvl.evaluation.plots import relevance_plot
+        from ragvl.evaluation.settings import EvaluationSettings
         from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds, resolve_template
         from ragvl.retriever import DualEncoder
 
@@ -260,8 +260,7 @@ def calibrate(
         )
         saved.save(out)
         if plot is not None:
-            correct, erroneous = recalls.by_kind()
-            plot.write_text(relevance_plot(correct, erroneous, saved.values), encoding="utf-8")
+            plot.write_text(relevance_plot(recalls.scores(), saved.values), encoding="utf-8")
     if as_json:
         figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
         print_json({**figures, "questions": len(saved.questions), "file": str(out)})

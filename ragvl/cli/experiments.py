@@ -27,21 +27,23 @@ def ablate(
     Stopped in the middle, it goes on where it was when it is run again.
     """
     with command_work("ablate"):
-        from ragvl.ablation.ablation import AblationSettings, markdown, table
-        from ragvl.ablation.ablation import ablate as run
-        from ragvl.evaluation.plots import ablation_plot
+        from ragvl.ablation.ablate import ablate as run
+        from ragvl.ablation.grid import AblationSettings
+        from ragvl.ablation.plots import ablation_plot
+        from ragvl.ablation.table import markdown, table
+        from ragvl.evaluation.result import to_json
 
         check_writable_folder(out)
         result = run(AblationSettings.read(config), out / "runs", report=say)
-        (out / "ablation.json").write_text(json_text(result))
+        (out / "ablation.json").write_text(json_text(to_json(result)))
         head, *rows = table(result)
         (out / "ablation.md").write_text(markdown([head, *rows]), encoding="utf-8")
         (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
     if as_json:
-        print_json(result)
+        print_json(to_json(result))
     else:
         print_table(head, rows)
-    if failed := result["failed"]:
+    if failed := result.failed:
         say(f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True)
         sys.exit(1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ragvl.evaluation.evaluate import RETRIEVED, Evaluation
-from ragvl.evaluation.report import Case, pick_cases, print_figures
+from ragvl.evaluation.answering import RETRIEVED
+from ragvl.evaluation.cases import Case, pick_cases
+from ragvl.evaluation.evaluate import Evaluation
+from ragvl.evaluation.tables import print_figures
 from ragvl.output import print_table, say
 
 _NUM_QUESTIONS = 3
@@ -12,8 +14,9 @@ _NUM_CANDIDATES = 5
 
 def print_result(evaluation: Evaluation) -> None:
     """Prints the tables of figures, then a few questions with their documents and answers."""
-    print_figures(evaluation.figures)
-    threshold, limit = next(iter(evaluation.figures["thresholds"].items()))
+    result = evaluation.result
+    print_figures(result)
+    threshold = result.first_threshold
     for case in pick_cases(evaluation, "mixed", _NUM_QUESTIONS):
         print_table(
             ("order", "picture", "caption", "relevance", "gold", "kept"),
@@ -22,13 +25,12 @@ def print_result(evaluation: Evaluation) -> None:
             numbers=("relevance",),
         )
         say(
-            f"threshold {limit:.2f}; answer {case.answers[threshold][0]} "
+            f"threshold {result.thresholds[threshold]:.2f}; answer {case.answers[threshold][0]} "
             f"(without reranking: {case.answers[RETRIEVED][0]}; "
             f"right: {' or '.join(case.question.answers)})"
         )
-    figures = evaluation.figures
     say(
-        f"{figures['num_questions']} questions, {figures['seconds']:.0f} seconds. "
+        f"{result.num_questions} questions, {result.seconds:.0f} seconds. "
         "Look at more: ragvl demo --html demo.html"
     )
 

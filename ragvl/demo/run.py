@@ -11,8 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
-from ragvl.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
-from ragvl.evaluation.stages import Models
+from ragvl.evaluation.evaluate import Evaluation, evaluate
+from ragvl.evaluation.models import Models
+from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.generator import Generator
 from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds
 from ragvl.retriever import DualEncoder

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from ragvl.files import open_regular, whole_file
@@ -18,6 +20,16 @@ logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**34  # of a journal
 _MAX_LINE_BYTES = 2**20
+
+
+@contextmanager
+def work_folder(work: Path | None) -> Iterator[Path]:
+    """A folder for what is computed: `work`, or one that is gone afterwards."""
+    if work is not None:
+        yield work
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 class Journal(Generic[Key]):

@@ -10,32 +10,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.stats import DegenerateDataWarning, bootstrap
 
+from ragvl.evaluation.result import Figure, Reliability, ReliabilityBin
+
 _RESAMPLES = 1000
 _SEED = 0  # the same answers have the same interval
 _TAIL = 0.025
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A share, or a difference of shares, with its 95 % interval.
-
-    Attributes:
-        value: the share; None where it would divide by nothing.
-        low: the interval's lower end; None for fewer than two groups of questions.
-        high: its upper end.
-        num_questions: over how many questions.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    num_questions: int
 
 
 def ratio(
@@ -103,24 +87,18 @@ def _percentiles(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> Figure:
+def difference(one: Figure, other: Figure) -> Figure:
     """How far a figure lies above another of other questions, from the ends of both.
 
     Newcombe's square-and-add interval (Statistics in Medicine 17, 1998).
-
-    Args:
-        one: `value`, `low`, `high`, as `asdict` gives of a `Figure`.
-        other: the same of what it is compared with.
     """
-    ends = [(found["low"], found["value"], found["high"]) for found in (one, other)]
-    (low, value, high), (other_low, other_value, other_high) = ends
-    if value is None or other_value is None:
+    if one.value is None or other.value is None:
         return Figure(None, None, None, 0)
-    gap = value - other_value
-    if low is None or high is None or other_low is None or other_high is None:
+    gap = one.value - other.value
+    if one.low is None or one.high is None or other.low is None or other.high is None:
         return Figure(gap, None, None, 0)
-    below = math.hypot(value - low, other_high - other_value)
-    above = math.hypot(high - value, other_value - other_low)
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
     return Figure(gap, gap - below, gap + above, 0)
 
 
@@ -251,20 +229,6 @@ def selection_figures(
     }
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Whether relevance is the share of gold documents among pairs of that relevance.
-
-    Attributes:
-        bins: of equal width, those that hold any pair: mean `relevance`, share of `gold` documents
-            with its interval, `count` of pairs.
-        error: the mean distance of the two, each bin by its number of pairs.
-    """
-
-    bins: list[dict[str, float | None]]
-    error: Figure
-
-
 def reliability(
     relevance: Sequence[float],
     is_gold: Sequence[bool],
@@ -283,18 +247,15 @@ def reliability(
     scores, hits = np.asarray(relevance, float), np.asarray(is_gold, float)
     numbers = np.asarray(groups)
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
-    found = []
+    filled = []
     for number in np.unique(bins):
         here = bins == number
         share = ratio(hits[here].tolist(), None, numbers[here].tolist())
-        found.append(
-            {
-                "relevance": float(scores[here].mean()),
-                "gold": share.value,
-                "low": share.low,
-                "high": share.high,
-                "count": int(here.sum()),
-            }
+        assert share.value is not None  # a bin that is filled has pairs
+        filled.append(
+            ReliabilityBin(
+                float(scores[here].mean()), share.value, share.low, share.high, int(here.sum())
+            )
         )
     # Of each group, by how much each bin is too confident in all, and how many pairs it has
     shape = int(numbers.max()) + 1, num_bins
@@ -307,20 +268,20 @@ def reliability(
     excess = excess.reshape(shape)
     value = float(error(excess.sum(0), counts.sum()))
     if shape[0] < 2:
-        return Reliability(found, Figure(value, None, None, shape[0]))
+        return Reliability(filled, Figure(value, None, None, shape[0]))
     drawn = np.random.default_rng(_SEED).multinomial(
         shape[0], np.full(shape[0], 1 / shape[0]), _RESAMPLES
     )
     low, high = np.quantile(error(drawn @ excess, drawn @ counts), [_TAIL, 1 - _TAIL])
-    return Reliability(found, Figure(value, float(low), float(high), shape[0]))
+    return Reliability(filled, Figure(value, float(low), float(high), shape[0]))
 
 
 def _gain(hits: Sequence[bool]) -> float:
     return sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit)
 
 
-def _check(found: Sequence[object], gold: Sequence[object]) -> None:
-    if len(found) != len(gold):
-        raise ValueError(f"results for {len(found)} queries, but gold for {len(gold)}")
-    if not len(found):
+def _check(results: Sequence[object], gold: Sequence[object]) -> None:
+    if len(results) != len(gold):
+        raise ValueError(f"results for {len(results)} queries, but gold for {len(gold)}")
+    if not len(results):
         raise ValueError("no queries")

@@ -14,6 +14,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from scipy.special import logit
 from scipy.stats import gaussian_kde
 
+from ragvl.data.questions import Pool
+from ragvl.evaluation.result import AnswerFigures, PoolResult, RecallScores, Reliability
+from ragvl.evaluation.result import Figure as Share
 from ragvl.messages import shown
 
 STYLE: Any = {
@@ -27,7 +30,7 @@ STYLE: Any = {
     "font.size": 9,
 }
 _SIZE = (4.6, 3.0)  # inches
-_BEFORE, _AFTER, _BAD, _GOOD = "#9a6324", "#1f6fb4", "#b42318", "#157f3c"
+_BEFORE, AFTER, _BAD, _GOOD = "#9a6324", "#1f6fb4", "#b42318", "#157f3c"
 _LONGEST_LABEL = 60  # characters; a longer one would leave no room for the plot
 _LINES = ("-", "--", "-.", ":")
 
@@ -39,29 +42,30 @@ def svg(figure: Figure) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def recall_plot(pools: Mapping[str, Any]) -> str:
+def recall_plot(pools: Mapping[Pool, PoolResult]) -> str:
     """recall@k of both orders, a panel for each pool; bands are 95 % intervals."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_SIZE[0] * max(1, 0.75 * len(pools)), _SIZE[1]))
         figure.set_layout_engine("constrained")
         panels = figure.subplots(1, len(pools), sharey=True, squeeze=False)[0]
-        for axes, (pool, found) in zip(panels, pools.items(), strict=True):
-            for order, color in (("retrieved", _BEFORE), ("reranked", _AFTER)):
-                figures = {
-                    int(name.removeprefix("recall@")): value
-                    for name, value in found[order].items()
+        for axes, (pool, result) in zip(panels, pools.items(), strict=True):
+            for order, figures, color in (
+                ("retrieved", result.retrieved, _BEFORE),
+                ("reranked", result.reranked, AFTER),
+            ):
+                recall = {
+                    int(name.removeprefix("recall@")): figure
+                    for name, figure in figures.items()
                     if name.startswith("recall@")
                 }
-                _band(axes, list(figures), list(figures.values()), color, order)
-            axes.set(xlabel="k", ylim=(0, 1.02), title=f"{pool} pool", xticks=list(figures))
+                _band(axes, list(recall), list(recall.values()), color, order)
+            axes.set(xlabel="k", ylim=(0, 1.02), title=f"{pool} pool", xticks=list(recall))
         panels[0].set_ylabel("recall@k")
         panels[0].legend(frameon=False, loc="lower right")
         return svg(figure)
 
 
-def relevance_plot(
-    correct: Sequence[float], erroneous: Sequence[float], thresholds: Mapping[str, float]
-) -> str:
+def relevance_plot(recalls: RecallScores, thresholds: Mapping[str, float]) -> str:
     """Densities of relevance of correct and erroneous recalls, with the thresholds.
 
     The axis is stretched to both ends, as log-odds are; there the densities are estimated.
@@ -70,35 +74,34 @@ def relevance_plot(
         figure = Figure(figsize=_SIZE)
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
-        every = logit(np.clip([*erroneous, *correct] or [0.5], 1e-6, 1 - 1e-6))
+        every = _log_odds([*recalls.erroneous, *recalls.correct] or [0.5])
         # Few recalls, few bins: a narrow one that holds any would flatten the curves
         edges = np.histogram_bin_edges(every, bins=min(30, max(5, round(len(every) ** 0.5))))
-        for values, color, label in (
-            (erroneous, _BAD, "erroneous"),
-            (correct, _GOOD, "correct"),
+        for scores, color, kind in (
+            (recalls.erroneous, _BAD, "erroneous"),
+            (recalls.correct, _GOOD, "correct"),
         ):
-            if not len(values):
+            if not scores:
                 continue
-            log_odds = logit(np.clip(values, 1e-6, 1 - 1e-6))
+            log_odds = _log_odds(scores)
             axes.hist(
                 log_odds,
                 bins=edges.tolist(),
                 density=True,
                 color=color,
                 alpha=0.25,
-                label=f"{label} recalls ({len(values)})",
+                label=f"{kind} recalls ({len(scores)})",
             )
-            if len(values) > 2 and np.ptp(log_odds) > 0:
+            if len(scores) > 2 and np.ptp(log_odds) > 0:
                 points = np.linspace(log_odds.min() - 1, log_odds.max() + 1, 300)
                 axes.plot(points, gaussian_kde(log_odds)(points), color=color)
         for number, (name, threshold) in enumerate(thresholds.items()):
-            at = logit(np.clip(threshold, 1e-6, 1 - 1e-6))
             axes.axvline(
-                at,
+                _log_odds([threshold])[0],
                 color="black",
                 linewidth=1,
                 linestyle=_LINES[number % 4],
-                label=_label(f"{name} ({threshold:.2f})"),
+                label=plot_label(f"{name} ({threshold:.2f})"),
             )
         low, high = axes.get_xlim()
         ticks = [
@@ -110,7 +113,7 @@ def relevance_plot(
         return svg(figure)
 
 
-def reliability_plot(bins: Sequence[Mapping[str, Any]], error: Mapping[str, Any]) -> str:
+def reliability_plot(reliability: Reliability) -> str:
     """Relevance against the share of gold documents; on the diagonal they agree.
 
     A bin's number of pairs stands beside it, and its interval.
@@ -120,63 +123,60 @@ def reliability_plot(bins: Sequence[Mapping[str, Any]], error: Mapping[str, Any]
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-        for found in bins:
-            if found["low"] is not None:
-                axes.plot([found["relevance"]] * 2, [found["low"], found["high"]], color=_AFTER)
-            axes.plot(found["relevance"], found["gold"], "o", color=_AFTER, markersize=4)
-            side = "right" if found["relevance"] > 0.85 else "left"
-            axes.annotate(
-                f" {found['count']:,} ", (found["relevance"], found["gold"]), fontsize=6, ha=side
-            )
-        told = f"{error['value']:.3f}"
-        if error["low"] is not None:
-            told += f" ({error['low']:.3f} to {error['high']:.3f})"
+        for one in reliability.bins:
+            if one.low is not None and one.high is not None:
+                axes.plot([one.relevance] * 2, [one.low, one.high], color=AFTER)
+            axes.plot(one.relevance, one.gold, "o", color=AFTER, markersize=4)
+            side = "right" if one.relevance > 0.85 else "left"
+            axes.annotate(f" {one.count:,} ", (one.relevance, one.gold), fontsize=6, ha=side)
+        error = reliability.error
+        text = f"{error.value:.3f}"
+        if error.low is not None:
+            text += f" ({error.low:.3f} to {error.high:.3f})"
         axes.set(xlabel="relevance", ylabel="share of gold documents", xlim=(-0.03, 1.03))
-        axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {told}")
+        axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {text}")
         return svg(figure)
 
 
 def category_plot(
-    answers: Mapping[str, Any], ways: Sequence[str], counts: Mapping[str, int]
+    answers: Mapping[str, AnswerFigures], selections: Sequence[str], counts: Mapping[str, int]
 ) -> str:
-    """The main measure of answers by category, a bar for each way of choosing documents.
+    """The main measure of answers by category, a bar for each selection of documents.
 
     Args:
-        answers: figures by way.
-        ways: which of them.
+        answers: figures by selection.
+        selections: which of them.
         counts: how many questions each category has.
     """
     with mpl.rc_context(STYLE):
-        shown = [way for way in ways if answers.get(way)]
-        categories = list(answers[shown[0]]["by_category"])
+        shown = {name: answers[name] for name in selections if name in answers}
+        first = next(iter(shown.values()))
+        categories = list(first.by_category)
         figure = Figure(figsize=(max(_SIZE[0], 0.95 * len(categories) + 1.2), _SIZE[1]))
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         width = 0.8 / len(shown)
-        palette = (_BEFORE, _AFTER, _GOOD, "#7a5195", "#ef5675")
-        for number, way in enumerate(shown):
-            figures = [answers[way]["by_category"][category] for category in categories]
+        palette = (_BEFORE, AFTER, _GOOD, "#7a5195", "#ef5675")
+        for number, (name, of_selection) in enumerate(shown.items()):
+            shares = [of_selection.by_category[category] for category in categories]
+            values = [share.value or 0.0 for share in shares]
             places = np.arange(len(categories)) + (number - (len(shown) - 1) / 2) * width
             axes.bar(
                 places,
-                [found["value"] for found in figures],
+                values,
                 width,
-                yerr=_error_bars(figures),
+                yerr=_error_bars(shares),
                 color=palette[number % len(palette)],
-                label=_label(way),
+                label=plot_label(name),
                 error_kw={"linewidth": 0.8},
             )
-            for place, found in zip(places, figures, strict=True):
+            for place, value in zip(places, values, strict=True):
                 axes.annotate(
-                    f"{100 * found['value']:.0f}",
-                    (place, 0.01),
-                    fontsize=6,
-                    ha="center",
-                    va="bottom",
+                    f"{100 * value:.0f}", (place, 0.01), fontsize=6, ha="center", va="bottom"
                 )
-        labels = [_label(f"{name} ({counts.get(name, '?')})") for name in categories]
+        labels = [plot_label(f"{name} ({counts.get(name, '?')})") for name in categories]
         axes.set_xticks(np.arange(len(categories)), labels)
-        axes.set(ylabel=next(iter(answers[shown[0]])), ylim=(0, 1.02))
+        axes.set(ylabel=next(iter(first.measures)), ylim=(0, 1.02))
         figure.legend(frameon=False, fontsize=7, ncols=len(shown), loc="outside upper center")
         axes.grid(axis="x", visible=False)
         return svg(figure)
@@ -193,7 +193,7 @@ def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
             orientation="horizontal",
             whis=(0, 100),
             tick_labels=list(latency_ms),
-            medianprops={"color": _AFTER},
+            medianprops={"color": AFTER},
         )
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="milliseconds a question")
@@ -203,52 +203,26 @@ def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
         return svg(figure)
 
 
-def ablation_plot(result: Mapping[str, Any]) -> str:
-    """Each arm's mean of each measure with its 95 % interval over seeds, and the seeds as dots."""
-    arms = result["arms"]
-    measures = list(next(iter(arms.values()))["measures"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * len(measures) + 1.6, 0.27 * len(arms) + 1.0))
-        figure.set_layout_engine("constrained")
-        panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-        places = np.arange(len(arms))
-        for axes, measure in zip(panels, measures, strict=True):
-            for place, found in zip(places, arms.values(), strict=True):
-                summary = found["measures"][measure]
-                values = [100 * value for value in summary["values"]]
-                axes.plot(values, [place] * len(values), "|", color="grey", markersize=7)
-                if summary["low"] is not None:
-                    ends = [100 * summary["low"], 100 * summary["high"]]
-                    axes.plot(ends, [place, place], color=_AFTER, linewidth=1.5)
-                axes.plot(100 * summary["mean"], place, "o", color=_AFTER, markersize=4)
-            axes.set(title=measure, xlabel="%")
-        panels[0].set_yticks(places, list(map(_label, arms)))
-        panels[0].invert_yaxis()
-        return svg(figure)
-
-
-def _label(name: str) -> str:
+def plot_label(name: str) -> str:
     """A name from outside as a plot may hold it; a legend leaves out what begins with "_"."""
-    label = shown(name, _LONGEST_LABEL)
-    return f" {label}" if label.startswith("_") else label
+    text = shown(name, _LONGEST_LABEL)
+    return f" {text}" if text.startswith("_") else text
+
+
+def _log_odds(relevance: Sequence[float]) -> np.ndarray:
+    return logit(np.clip(relevance, 1e-6, 1 - 1e-6))
 
 
 def _band(
-    axes: Axes, places: Sequence[int], figures: Sequence[Mapping[str, Any]], color: str, label: str
+    axes: Axes, places: Sequence[int], shares: Sequence[Share], color: str, label: str
 ) -> None:
-    values = [found["value"] for found in figures]
-    axes.plot(places, values, "o-", color=color, markersize=4, label=label)
-    if all(found["low"] is not None for found in figures):
-        low, high = ([found[key] for found in figures] for key in ("low", "high"))
+    value, low, high = np.array([(s.value, s.low, s.high) for s in shares], np.float64).T
+    axes.plot(places, value, "o-", color=color, markersize=4, label=label)
+    if not np.isnan(low).any():
         axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def _error_bars(figures: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(2, n) distances to both ends of the interval."""
-    ends = [
-        (found["value"], found["value"]) if found["low"] is None else (found["low"], found["high"])
-        for found in figures
-    ]
-    values = np.array([found["value"] for found in figures])
-    low, high = np.array(ends).T
-    return np.stack([values - low, high - values]).clip(0)
+def _error_bars(shares: Sequence[Share]) -> np.ndarray:
+    """(2, n) distances to both ends of the interval; 0 where there is none."""
+    value, low, high = np.array([(s.value, s.low, s.high) for s in shares], np.float64).T
+    return np.nan_to_num(np.stack([value - low, high - value])).clip(0)

@@ -1,8 +1,9 @@
-"""Vectors of documents in a file, checked before they are believed."""
+"""Vectors of a data set's documents, kept in files that are checked before they are believed."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,15 +11,60 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ragvl.data.questions import QuestionSet
 from ragvl.files import check_regular, whole_file
-from ragvl.identity import checksum
+from ragvl.identity import checksum, name_of
 from ragvl.messages import reason, shown
+from ragvl.progress import ProgressBar
+from ragvl.retriever import DualEncoder, encode_documents
 
+logger = logging.getLogger(__name__)
+
+_DOCUMENTS_AT_ONCE = 256
 _MAX_ID_BYTES = 2**16  # room for a document's id, in the file's head
 
 
 class VectorsFileError(ValueError):
     """A file of vectors is damaged, or another one's; the message names it."""
+
+
+def embed_documents(
+    source: QuestionSet, encoder: DualEncoder, folder: Path, *, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Vectors (dim,) of a data set's documents by id; those that cannot be read are left out.
+
+    Blocks of vectors are kept in `folder`, and not computed again while the documents stay as they
+    are. A file that is damaged is computed again, with a warning.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    ids = source.document_ids()
+    starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
+    for start in ProgressBar(
+        starts, desc="embed", unit="block", disable=not progress or len(starts) < 2
+    ):
+        wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
+        keys = [source.document_key(id) for id in wanted]
+        dtype = str(encoder.model.dtype)
+        name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
+        path = folder / f"vectors-{name}.safetensors"
+        known = _known_vectors(path, encoder.dim, wanted)
+        # What could not be read another time is tried again
+        missing = [id for id in wanted if id not in known]
+        if missing and (encoded := encode_documents(source, encoder, missing)):
+            known |= encoded
+            save_vectors(path, known, encoder.dim)
+        vectors |= {id: known[id] for id in wanted if id in known}
+    return vectors
+
+
+def _known_vectors(path: Path, dim: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        return load_vectors(path, dim, wanted)
+    except FileNotFoundError:
+        return {}
+    except VectorsFileError as error:
+        logger.warning("%s; its vectors are computed again", error)
+        return {}
 
 
 def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], dim: int) -> None:

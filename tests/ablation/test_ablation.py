@@ -17,25 +17,23 @@ from PIL import Image
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
-from ragvl.ablation.ablation import _gain, _summary, ablate, data_fingerprint
+from ragvl.ablation.ablate import ablate
 from ragvl.ablation.grid import AblationSettings
+from ragvl.ablation.jobs import data_fingerprint
+from ragvl.ablation.plots import ablation_plot
+from ragvl.ablation.result import AblationResult, ArmResult, FailedRun, MeasureSummary
+from ragvl.ablation.summary import summarise, summarise_measure
 from ragvl.ablation.table import arm_settings, markdown, table
 from ragvl.cli import app
 from ragvl.data.formats import open_questions
 from ragvl.data.synthetic import Places, write_world
-from ragvl.evaluation.plots import ablation_plot
+from ragvl.evaluation.result import from_json
 from ragvl.mllm import MLLM
 from ragvl.retriever import DualEncoder
 from ragvl.training.trainer import is_finished
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "ragvl" / "assets"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    places = {"train": 8, "test": 4}
-    return write_world(tmp_path_factory.mktemp("world"), Places(), counts=places, seed=3)  # type: ignore[arg-type]
 
 
 def grid(world: Path, **changes: object) -> dict[str, object]:
@@ -94,9 +92,9 @@ def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: P
         "tokens, kind gaussian",
         "tokens, kind drop",
     ]
-    for arm, found in result["arms"].items():
-        assert set(found["measures"]) == {"gold", "irrelevant", "noised"}
-        for measure in found["measures"].values():
+    for arm, measured in result["arms"].items():
+        assert set(measured["measures"]) == {"gold", "irrelevant", "noised"}
+        for measure in measured["measures"].values():
             assert len(measure["values"]) == (1 if arm == "untrained" else 2)
             assert measure["mean"] == pytest.approx(statistics.fmean(measure["values"]))
     text = (tmp_path / "out" / "ablation.md").read_text()
@@ -115,8 +113,7 @@ def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: P
     again = ablate(AblationSettings.read(path), tmp_path / "out" / "runs")
     assert {run: run.stat().st_mtime_ns for run in times} == times
     assert runs[1].exists()
-    values = [v for found in again["arms"].values() for v in found["measures"]["gold"]["values"]]
-    assert 0.123 in values
+    assert 0.123 in [v for arm in again.arms.values() for v in arm.measures["gold"].values]
 
 
 def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -> None:
@@ -134,17 +131,17 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
         del options[name]
     settings["test"] |= {"encoder": encoder, "num_candidates": 4}
     result = ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
-    assert set(result["arms"]) == {"untrained", "all", "some"}
-    for found in result["arms"].values():
-        assert set(found["measures"]) == {"recall@1", "f1"}
-        assert all(0 <= measure["mean"] <= 1 for measure in found["measures"].values())
+    assert set(result.arms) == {"untrained", "all", "some"}
+    for arm in result.arms.values():
+        assert set(arm.measures) == {"recall@1", "f1"}
+        assert all(0 <= measure.mean <= 1 for measure in arm.measures.values())
     assert table(result)[0][-2:] == ["against all: recall@1", "against all: f1"]
     assert arm_settings(result) == {
         "untrained": "",
         "all": "share 1, 0.0833 epochs",
         "some": "share 0.25, 0.333 epochs",
     }
-    assert result["encoder"] == DualEncoder.from_pretrained(encoder).fingerprint
+    assert result.encoder == DualEncoder.from_pretrained(encoder).fingerprint
     # samples of another ranking are other data, and so is another share no reason to start anew
     runs = done(tmp_path / "runs")
     assert ablate(AblationSettings.model_validate(settings), tmp_path / "runs") == result
@@ -157,10 +154,10 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
 
 def test_intervals_are_students() -> None:
     gains = [0.01, 0.03, 0.02, 0.05]
-    summary = _summary(gains)
+    summary = summarise(gains)
     interval = ttest_rel(gains, [0.0] * 4).confidence_interval(0.95)
-    assert (summary["low"], summary["high"]) == pytest.approx(tuple(interval))
-    assert _summary([0.5])["low"] is None
+    assert (summary.low, summary.high) == pytest.approx(tuple(interval))
+    assert summarise([0.5]).low is None
 
 
 # --- what a result depends on, and says of itself ------------------------------------------------
@@ -168,18 +165,19 @@ def test_intervals_are_students() -> None:
 
 def test_the_result_says_what_measured_it(world: Path, tmp_path: Path) -> None:
     result = ablate(AblationSettings.model_validate(one_arm(world)), tmp_path)
-    assert result["machine"]["cpu"] and result["versions"]["torch"]
-    assert result["also_measured_by"] == []
-    assert result["lemmatizer"].startswith(("simplemma", "spacy"))
-    assert (result["test_noise"]["timestep"], result["test_noise"]["place"]) == (500, "pixels")
-    assert result["num_questions"] == 3
+    assert result.machine["cpu"] and result.versions["torch"]
+    assert result.also_measured_by == []
+    assert result.lemmatizer is not None and result.test_noise is not None
+    assert result.lemmatizer.startswith(("simplemma", "spacy"))
+    assert (result.test_noise["timestep"], result.test_noise["place"]) == (500, "pixels")
+    assert result.num_questions == 3
     base = MLLM.from_pretrained(ASSETS / "tiny-base", device="cpu", dtype="float32")
-    plain = result["arms"]["plain"]
-    assert plain["model"] == base.fingerprint
-    training = plain["training"]
-    assert training["steps"] == 1
-    assert training["epochs"] == pytest.approx(2 / training["samples"], rel=0.1)
-    assert result["arms"]["untrained"]["training"] is None
+    plain = result.arms["plain"]
+    assert plain.model == base.fingerprint
+    assert plain.training is not None
+    assert plain.training.steps == 1
+    assert plain.training.epochs == pytest.approx(2 / plain.training.samples, rel=0.1)
+    assert result.arms["untrained"].training is None
     assert "gold pictures, noised (t=500)" in table(result)[0]
 
 
@@ -234,7 +232,7 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
 
     first = name()
     lines.touch()
-    assert name() == first, "annotations are told by what they say"
+    assert name() == first, "annotations are named by what they say"
     Image.new("RGB", (9, 9)).save(picture)
     second = name()
     lines.write_text(lines.read_text().replace('"q"', '"why"'))
@@ -254,12 +252,9 @@ def test_an_arm_that_fails_does_not_end_the_others(world: Path, tmp_path: Path) 
     settings = AblationSettings.model_validate(grid(world, arms=arms))
     lines: list[str] = []
     result = ablate(settings, tmp_path, report=lines.append)
-    assert list(result["arms"]) == ["untrained", "plain", "after it"]
-    assert [(found["arm"], found["seed"]) for found in result["failed"]] == [
-        ("steep", 0),
-        ("steep", 1),
-    ]
-    assert "TrainingDivergedError: the loss of step" in result["failed"][0]["reason"]
+    assert list(result.arms) == ["untrained", "plain", "after it"]
+    assert [(run.arm, run.seed) for run in result.failed] == [("steep", 0), ("steep", 1)]
+    assert "TrainingDivergedError: the loss of step" in result.failed[0].reason
     assert any(line.startswith("steep, seed 1: failed: ") for line in lines)
     head, *rows = table(result)
     assert [row[0] for row in rows] == ["untrained", "plain", "after it", "steep"]
@@ -274,26 +269,26 @@ def test_an_arm_that_fails_does_not_end_the_others(world: Path, tmp_path: Path) 
 
 
 def test_an_arm_of_which_a_seed_failed_is_compared_by_the_others() -> None:
-    def found(values: list[float], seeds: list[int], gain: dict | None) -> dict:
-        return {
-            "changes": {},
-            "settings": {},
-            "seeds": seeds,
-            "measures": {"gold": {**_summary(values), "gain": gain}},
-        }
+    def arm(seeds: list[int], measure: MeasureSummary) -> ArmResult:
+        return ArmResult(changes={}, settings={}, seeds=seeds, measures={"gold": measure})
 
-    by_seed = {0: {"gold": 0.5}, 1: {"gold": 0.6}, 2: {"gold": 0.9}}
-    gain = _gain({0: {"gold": 0.6}, 2: {"gold": 1.0}}, by_seed, "gold")
-    assert gain is not None and gain["values"] == pytest.approx([0.1, 0.1])
-    assert _gain({3: {"gold": 0.6}}, by_seed, "gold") is None
-    result = {
-        "arms": {
-            "plain": found([0.5, 0.6, 0.9], [0, 1, 2], None),
-            "noise": found([0.6, 1.0], [0, 2], gain),
+    plain = {0: {"gold": 0.5}, 1: {"gold": 0.6}, 2: {"gold": 0.9}}
+    noise = summarise_measure({0: {"gold": 0.6}, 2: {"gold": 1.0}}, plain, "gold")
+    assert noise.gain is not None and noise.gain.values == pytest.approx([0.1, 0.1])
+    assert summarise_measure({3: {"gold": 0.6}}, plain, "gold").gain is None
+    result = AblationResult(
+        stage="generator",
+        test="places",
+        num_questions=3,
+        settings={},
+        seeds=[0, 1, 2],
+        baseline="plain",
+        arms={
+            "plain": arm([0, 1, 2], summarise_measure(plain, {}, "gold")),
+            "noise": arm([0, 2], noise),
         },
-        "baseline": "plain",
-        "failed": [{"arm": "noise", "seed": 1, "reason": "OutOfMemoryError: a | b"}],
-    }
+        failed=[FailedRun("noise", 1, "OutOfMemoryError: a | b")],
+    )
     row = table(result)[2]
     assert row[0] == "noise (without seed 1, failed: OutOfMemoryError: a / b)"
     assert row[-1].startswith("+10.0 ")
@@ -328,10 +323,10 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(killed: Path) -> dict[str, object]:
-    """What the same grid finds that nobody stops."""
+def unbroken(killed: Path) -> dict[str, MeasureSummary]:
+    """The measures of the same grid when nobody stops it."""
     result = ablate(AblationSettings.read(killed / "grid.yaml"), killed / "unbroken")
-    return result["arms"]["plain"]["measures"]
+    return result.arms["plain"].measures
 
 
 def cut_weights(folder: Path) -> None:
@@ -345,7 +340,7 @@ def lose_the_note(folder: Path) -> None:
 
 @pytest.mark.parametrize("also", [lambda _: None, cut_weights, lose_the_note])
 def test_a_run_killed_while_it_saves_its_model_is_done_again(
-    also: Callable[[Path], None], killed: Path, unbroken: dict[str, object], tmp_path: Path
+    also: Callable[[Path], None], killed: Path, unbroken: dict[str, MeasureSummary], tmp_path: Path
 ) -> None:
     shutil.copytree(killed / "runs", tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("model-*")
@@ -353,8 +348,8 @@ def test_a_run_killed_while_it_saves_its_model_is_done_again(
     assert not is_finished(folder)
     also(folder)
     result = ablate(AblationSettings.read(killed / "grid.yaml"), tmp_path / "runs")
-    assert result["failed"] == []
-    assert result["arms"]["plain"]["measures"] == unbroken
+    assert result.failed == []
+    assert result.arms["plain"].measures == unbroken
 
 
 def test_a_model_that_was_trained_and_not_evaluated_is_not_trained_again(
@@ -373,7 +368,7 @@ def test_a_model_that_was_trained_and_not_evaluated_is_not_trained_again(
 # --- checked before anything is trained ---------------------------------------------------------
 
 
-def test_what_is_missing_is_told_before_anything_is_trained(world: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_before_anything_is_trained(world: Path, tmp_path: Path) -> None:
     path, work = tmp_path / "grid.yaml", tmp_path / "runs"
     for change, words in (
         ({"data": str(tmp_path / "no-data")}, "no-data"),
@@ -400,8 +395,8 @@ def test_a_table_tells_arms_apart_by_their_settings(world: Path, tmp_path: Path)
         "as released": {**tokens, "noise.data_level": 2, "noise.as_released": True},
     }
     result = ablate(AblationSettings.model_validate(grid(world, arms=arms, seeds=[0])), tmp_path)
-    told = arm_settings(result)
-    assert told == {
+    described = arm_settings(result)
+    assert described == {
         "untrained": "",
         "plain": "",
         "the paper's": "data level 2, tokens, timestep 500, clamp 1 to 5",
@@ -417,31 +412,33 @@ def test_a_table_tells_arms_apart_by_their_settings(world: Path, tmp_path: Path)
         "against plain: noised",
     ]
     for row in rows:
-        assert row[1] == told[row[0]]
-        gains = [found["gain"] for found in result["arms"][row[0]]["measures"].values()]
+        assert row[1] == described[row[0]]
+        gains = [measure.gain for measure in result.arms[row[0]].measures.values()]
         assert [bool(cell) for cell in row[-3:]] == [gain is not None for gain in gains]
-    noise = result["arms"]["the paper's"]["settings"]
+    noise = result.arms["the paper's"].settings
+    assert noise is not None
     assert (noise["noise.kind"], noise["noise.window"]) == ("diffusion", 3)
 
 
 def test_results_of_earlier_versions_are_shown() -> None:
     """They hold what was given of settings, and less of what measured them."""
     text = (ROOT / "benchmarks" / "results" / "ablation_noise.json").read_text()
-    result = json.loads(text)
-    for arm in result["arms"].values():
+    values = json.loads(text)
+    for arm in values["arms"].values():
         for added in ("settings", "seeds", "model", "training"):
             arm.pop(added, None)
     for added in ("baseline", "failed", "encoder", "lemmatizer", "test_noise", "machine"):
-        result.pop(added, None)
+        values.pop(added, None)
+    result = from_json(AblationResult, values)
     rows = {row[0]: row for row in table(result)}
     assert len({len(row) for row in rows.values()}) == 1
     paper, stronger = rows["tokens, as in the paper"], rows["tokens, timestep 500"]
     assert "timestep 500, clamp 1 to 5" in paper[1]
     assert "timestep 500, clamp 0.01 to 5" in stronger[1]
-    measures = result["arms"]["tokens, timestep 500"]["measures"]
-    assert stronger[-1].startswith(f"{100 * measures['noised']['gain']['mean']:+.1f} (")
+    gain = result.arms["tokens, timestep 500"].measures["noised"].gain
+    assert gain is not None and stronger[-1].startswith(f"{100 * gain.mean:+.1f} (")
     assert ablation_plot(result).startswith("<?xml")
-    result["arms"]["_$\\x$ <b>"] = result["arms"].pop("tokens, as in the paper")
+    result.arms["_$\\x$ <b>"] = result.arms.pop("tokens, as in the paper")
     assert r" _$\x$ &lt;b&gt;<" in ablation_plot(result)
 
 

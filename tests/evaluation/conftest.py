@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ragvl.data.synthetic import Places, write_world
-from ragvl.evaluation.stages import Models
+from ragvl.evaluation.models import Models
 from ragvl.generator import Generator
 from ragvl.reranker import Reranker
 from ragvl.retriever import DualEncoder

@@ -28,16 +28,18 @@ from ragvl.data.problems import DataError
 from ragvl.data.questions import Question
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
+from ragvl.evaluation.answering import Answers
 from ragvl.evaluation.answers import webqa_accuracy
-from ragvl.evaluation.evaluate import (
-    Evaluation,
-    EvaluationSettings,
-    calibrate,
-    evaluate,
-)
-from ragvl.evaluation.report import pick_cases, print_figures, write_report
-from ragvl.evaluation.stages import Answers, Models, Relevances, wrong_pictures
-from ragvl.evaluation.summary import compare_figures
+from ragvl.evaluation.calibrate import calibrate
+from ragvl.evaluation.cases import pick_cases
+from ragvl.evaluation.comparison import compare
+from ragvl.evaluation.evaluate import Evaluation, evaluate
+from ragvl.evaluation.models import Models
+from ragvl.evaluation.ranking import Relevances, wrong_pictures
+from ragvl.evaluation.report import write_report
+from ragvl.evaluation.result import EstimatedOn, Figure, to_json
+from ragvl.evaluation.settings import EvaluationSettings
+from ragvl.evaluation.tables import print_figures
 from ragvl.reranker import PromptTemplate, Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
 
@@ -75,31 +77,34 @@ def test_rankings_and_answers_are_those_of_the_stages(
             answer = models.generator.answer(question.text, kept, max_new_tokens=8)
             assert evaluation.answers[pool, "natural"][number] == answer
             right.append(webqa_accuracy(answer, question.answers, question.category))
-        figures = evaluation.figures["pools"][pool]
-        assert figures["answers"]["natural"]["accuracy"]["value"] == pytest.approx(np.mean(right))
-        assert figures["num_documents"] == len(source.document_ids(pool))
+        measured = evaluation.result.pools[pool]
+        accuracy = measured.answers["natural"].measures["accuracy"]
+        assert accuracy.value == pytest.approx(np.mean(right))
+        assert measured.num_documents == len(source.document_ids(pool))
 
 
 def test_figures_are_counted_over_all_questions(source: WebQA, evaluation: Evaluation) -> None:
-    figures = evaluation.figures["pools"]["full"]
-    found = total = kept = 0
+    result = evaluation.result
+    full = result.pools["full"]
+    hits = total = kept = 0
     for ranking in evaluation.rankings["full"]:
         ids = [c.id for c in ranking.reranked if c.relevance >= 0.5][:2]
-        found += len(set(ids) & set(ranking.question.gold))
+        hits += len(set(ids) & set(ranking.question.gold))
         kept += len(ids)
         total += len(ranking.question.gold)
-    selection = figures["kept"]["natural"]
-    assert selection["precision"]["value"] == pytest.approx(found / kept)
-    assert selection["recall"]["value"] == pytest.approx(found / total)
-    assert selection["f1"]["value"] == pytest.approx(2 * found / (kept + total))
-    recalls = figures["recalls"]
-    assert len(recalls["correct"]) + len(recalls["erroneous"]) == 2 * len(source.questions)
-    assert evaluation.figures["categories"] == Counter(q.category for q in source.questions)
-    by_category = figures["answers"]["natural"]["by_category"]
-    weights = evaluation.figures["categories"]
-    mean = sum(weights[c] * f["value"] for c, f in by_category.items()) / sum(weights.values())
-    assert mean == pytest.approx(figures["answers"]["natural"]["accuracy"]["value"])
-    assert json.loads(json.dumps(evaluation.figures, allow_nan=False))
+    selection = full.kept["natural"]
+    assert selection["precision"].value == pytest.approx(hits / kept)
+    assert selection["recall"].value == pytest.approx(hits / total)
+    assert selection["f1"].value == pytest.approx(2 * hits / (kept + total))
+    assert full.recalls is not None
+    assert len(full.recalls.correct) + len(full.recalls.erroneous) == 2 * len(source.questions)
+    assert result.categories == Counter(q.category for q in source.questions)
+    answers = full.answers["natural"]
+    weights = result.categories
+    shares = {category: figure.value for category, figure in answers.by_category.items()}
+    mean = sum(weights[c] * share for c, share in shares.items()) / sum(weights.values())
+    assert mean == pytest.approx(answers.measures["accuracy"].value)
+    assert json.loads(json.dumps(to_json(result), allow_nan=False))
 
 
 class _Counting(Reranker):
@@ -142,7 +147,7 @@ def test_each_documents_prefix_is_built_once(source: WebQA, models: Models) -> N
 def test_an_evaluation_that_was_broken_off_goes_on(
     source: WebQA, models: Models, evaluation: Evaluation, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("ragvl.evaluation.stages._DOCUMENTS_AT_ONCE", 16)
+    monkeypatch.setattr("ragvl.evaluation.ranking._DOCUMENTS_AT_ONCE", 16)
     broken, whole = counting(models), counting(models)
     assert isinstance(broken.reranker, _Counting) and isinstance(whole.reranker, _Counting)
     broken.reranker.stop_at = 60
@@ -201,10 +206,10 @@ def test_noise_puts_wrong_pictures_before_the_reranker(
     for question, shown in zip(source.questions, noisy.evidence["full", "gold"], strict=True):
         assert not set(shown) & set(question.gold)
     # the reranker sees what is there, and rejects it
-    clean, misled = (e.figures["pools"]["full"] for e in (evaluation, noisy))
-    assert misled["retrieved"]["recall@5"]["value"] < clean["retrieved"]["recall@5"]["value"]
-    for way in ("natural", "gold"):
-        right, wrong = (f["answers"][way]["accuracy"]["value"] for f in (clean, misled))
+    clean, misled = (e.result.pools["full"] for e in (evaluation, noisy))
+    assert misled.retrieved["recall@5"].value < clean.retrieved["recall@5"].value
+    for name in ("natural", "gold"):
+        right, wrong = (p.answers[name].measures["accuracy"].value for p in (clean, misled))
         assert wrong < right
     # what the report shows as kept is what the generator saw
     for case in pick_cases(noisy, "mixed"):
@@ -226,21 +231,21 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     settings = replace(SETTINGS, thresholds=("f1", "natural"), num_timed=0)
     found = evaluate(source, calibrated, settings, progress=False)
-    assert found.figures["thresholds"] == {"f1": saved.values["f1"], "natural": 0.5}
-    assert found.figures["estimated_on"] == {
-        "data": dev.name,
-        "num_questions": len(dev.questions),
-        "pool": "full",
-        "num_candidates": 8,
-        "top_k": 2,
-        "refused": saved.refused,
-    }
+    assert found.result.thresholds == {"f1": saved.values["f1"], "natural": 0.5}
+    assert found.result.estimated_on == EstimatedOn(
+        data=dev.name,
+        pool="full",
+        num_candidates=8,
+        top_k=2,
+        num_questions=len(dev.questions),
+        refused=saved.refused,
+    )
     # a promise of precision is about the conditions it was estimated under
-    told = {pool: f["estimated_otherwise"] for pool, f in found.figures["pools"].items()}
-    assert told == {"full": [], "gold": ["pool"]}
+    differing = {name: pool.estimated_otherwise for name, pool in found.result.pools.items()}
+    assert differing == {"full": [], "gold": ["pool"]}
     other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
     found = evaluate(source, calibrated, other, progress=False)
-    assert found.figures["pools"]["full"]["estimated_otherwise"] == ["num_candidates", "top_k"]
+    assert found.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
         evaluate(source, models, settings, progress=False)
     with pytest.raises(ThresholdError, match="none to estimate"):
@@ -269,11 +274,11 @@ def test_no_question_is_judged_by_its_own_threshold(
     with pytest.raises(ThresholdError, match="1 of its questions are asked"):
         evaluate(dev, parted, replace(settings, skip=29), progress=False)
     found = evaluate(dev, parted, replace(settings, skip=30), progress=False)
-    assert found.figures["num_questions"] == len(dev.questions) - 30
+    assert found.result.num_questions == len(dev.questions) - 30
     namesake = tmp_path / places.name
     others = WebQA(write_world(namesake, Places(), counts={"val": 4}, seed=5), split="val")
     assert others.name == dev.name
-    assert evaluate(others, calibrated, settings, progress=False).figures["thresholds"]
+    assert evaluate(others, calibrated, settings, progress=False).result.thresholds
 
 
 @pytest.fixture
@@ -353,10 +358,10 @@ def test_a_broken_gold_picture_leaves_its_question_out_every_time(
     for _ in range(2):  # the second time from what was kept
         source = JsonlQuestions(own)
         found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
-        assert found.figures["num_questions"] == len(lines) - asking
-        assert found.figures["problems"] == problems
+        assert found.result.num_questions == len(lines) - asking
+        assert found.result.problems == problems
         images = {name for line in lines for name in line["images"]}
-        assert found.figures["pools"]["full"]["num_documents"] == len(images) - 1
+        assert found.result.pools["full"].num_documents == len(images) - 1
         with pytest.raises(DataError, match="broken picture"):
             evaluate(
                 JsonlQuestions(own, strict=True),
@@ -411,10 +416,10 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
             patch.setattr(Document, name, failing(getattr(Document, name)))
         patch.setattr(Relevances, "compute", noted("rerank", Relevances.compute))
         patch.setattr(Answers, "compute", noted("answer", Answers.compute))
-        assert problem in run().figures["problems"]
+        assert problem in run().result.problems
     again = run()
     expected = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
-    assert again.figures["problems"] == {}
+    assert again.result.problems == {}
     assert again.rankings == expected.rankings
     assert again.answers == expected.answers
 
@@ -444,7 +449,7 @@ def test_a_prompt_that_is_too_long_is_counted_and_named(
         found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
         candidates = len(found.rankings["full"][2].retrieved)
         assert all(math.isnan(c.relevance) for c in found.rankings["full"][2].retrieved)
-        assert found.figures["problems"] == {
+        assert found.result.problems == {
             "pair that cannot be scored": candidates,
             "question that cannot be answered": 1,
         }
@@ -452,27 +457,26 @@ def test_a_prompt_that_is_too_long_is_counted_and_named(
         assert named.count(repr(lines[2]["id"])) == candidates + 1
         answers = found.answers["full", "gold"]
         assert answers[2] == "" and all(answers[:2] + answers[3:])
-    assert json.dumps(found.figures, allow_nan=False)
+    assert json.dumps(to_json(found.result), allow_nan=False)
     with pytest.raises(DataError, match="cannot be scored"):
         evaluate(JsonlQuestions(own, strict=True), models, QUICK, progress=False)
 
 
 def test_figures_are_compared_with_another_evaluations(evaluation: Evaluation) -> None:
-    other = json.loads(json.dumps(evaluation.figures))
-    other["data"] = "elsewhere"
-    figure = other["pools"]["full"]["reranked"]["recall@1"]
-    figure |= {"value": 0.25, "low": 0.1, "high": 0.4}
-    del other["pools"]["gold"]
-    found = compare_figures(evaluation.figures, other)
-    assert found["data"] == "elsewhere"
-    assert set(found["pools"]) == {"full"}
-    row = found["pools"]["full"]["recall@1, reranked"]
-    here = evaluation.figures["pools"]["full"]["reranked"]["recall@1"]
-    assert row["here"] == here and row["there"] == figure
-    assert row["change"]["value"] == pytest.approx(here["value"] - 0.25)
-    assert row["change"]["low"] < row["change"]["value"] < row["change"]["high"]
-    same = found["pools"]["full"]["accuracy of answers from natural"]["change"]
-    assert same["value"] == 0 and same["low"] < 0 < same["high"]
+    full = evaluation.result.pools["full"]
+    there = Figure(0.25, 0.1, 0.4, 24)
+    changed = replace(full, reranked=full.reranked | {"recall@1": there})
+    other = replace(evaluation.result, data="elsewhere", pools={"full": changed})
+    comparison = compare(evaluation.result, other)
+    assert comparison.data == "elsewhere"
+    assert set(comparison.pools) == {"full"}
+    row = comparison.pools["full"]["recall@1, reranked"]
+    here = full.reranked["recall@1"]
+    assert (row.here, row.there) == (here, there)
+    assert row.change.value == pytest.approx(here.value - 0.25)
+    assert row.change.low < row.change.value < row.change.high
+    same = comparison.pools["full"]["accuracy of answers from natural"].change
+    assert same.value == 0 and same.low < 0 < same.high
 
 
 def test_captions_are_searched_for_by_the_same_command(
@@ -486,10 +490,10 @@ def test_captions_are_searched_for_by_the_same_command(
     reranker = Reranker(models.reranker.mllm, template="retrieval")
     own = replace(models, reranker=reranker, generator=None)
     found = evaluate(captions, own, replace(SETTINGS, pools=("full",)), progress=False)
-    assert found.figures["settings"]["top_k"] == 1
-    pool = found.figures["pools"]["full"]
-    assert pool["answers"] == {}
-    assert set(pool["reranked"]) >= {"recall@1", "recall@5", "recall@10"}
+    assert found.result.settings.top_k == 1
+    pool = found.result.pools["full"]
+    assert pool.answers == {}
+    assert set(pool.reranked) >= {"recall@1", "recall@5", "recall@10"}
     ranking = found.rankings["full"][0]
     assert "Is the image relevant to the caption?" in reranker.prompt(
         "x", captions.document(ranking.retrieved[0].id)
@@ -509,7 +513,7 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
         replace(SETTINGS, pools=("full",), num_timed=1),
         progress=False,
     )
-    assert "reranked" not in found.figures["pools"]["full"]
+    assert "reranked" not in to_json(found.result)["pools"]["full"]
     assert len(found.answers["full", "natural"]) == 1
     assert next(iter(found.submission()))[0] == "q"
     write_report(found, tmp_path / "report.html")
@@ -521,11 +525,11 @@ def test_answers_are_shown_where_no_gold_is_known(
     lines = [json.loads(line) | {"gold": []} for line in own.read_text().splitlines()]
     own.write_text("\n".join(map(json.dumps, lines)))
     found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
-    accuracy = found.figures["pools"]["full"]["answers"]["natural"]["accuracy"]["value"]
+    accuracy = found.result.pools["full"].answers["natural"].measures["accuracy"].value
     page = own.with_suffix(".html")
     write_report(found, page)
     assert "answers: accuracy" in page.read_text()
-    print_figures(found.figures)
+    print_figures(found.result)
     assert f"{100 * accuracy:.1f}" in capsys.readouterr().out
 
 
@@ -584,16 +588,16 @@ def test_the_report_shows_what_went_wrong(evaluation: Evaluation, tmp_path: Path
         for pool, ranked in evaluation.rankings.items()
     }
     path = tmp_path / "report.html"
-    figures = deepcopy(evaluation.figures)
-    figures["data"] = "$\\x$ <script>"
-    figures["thresholds"]["_$a$ <script>"] = 0.5
-    for found in figures["pools"].values():
-        for figure in found["answers"].values():
-            by_category = figure["by_category"]
-            by_category[evil.category] = by_category.pop(next(iter(by_category)))
-        for per_name in (found["answers"], found["kept"]):
-            per_name["_$a$ <script>"] = per_name["natural"]
-    changed = replace(evaluation, rankings=rankings, figures=figures)
+    result = deepcopy(evaluation.result)
+    result.thresholds["_$a$ <script>"] = 0.5
+    for pool in result.pools.values():
+        for figures in pool.answers.values():
+            shares = figures.by_category
+            shares[evil.category] = shares.pop(next(iter(shares)))
+        pool.answers["_$a$ <script>"] = pool.answers["natural"]
+        pool.kept["_$a$ <script>"] = pool.kept["natural"]
+    result = replace(result, data="$\\x$ <script>")
+    changed = replace(evaluation, rankings=rankings, result=result)
     write_report(changed, path, cases="mixed")
     page = _Page()
     page.feed(path.read_text(encoding="utf-8"))

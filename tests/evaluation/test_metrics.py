@@ -19,6 +19,7 @@ from ragvl.evaluation.metrics import (
     reliability,
     selection_figures,
 )
+from ragvl.evaluation.result import Figure
 
 RANKED = [["a", "b", "c"], ["d", "e", "f"]]
 GOLD = [("b",), ("d", "x")]
@@ -140,7 +141,7 @@ def test_intervals_of_linked_questions_hold_the_truth() -> None:
     assert missed <= 22
 
 
-def test_a_gain_is_told_question_by_question() -> None:
+def test_a_gain_is_counted_question_by_question() -> None:
     gold = [(f"a{n}", f"b{n}") for n in range(60)]
     before = [["x", a] if n % 3 else [a] for n, (a, _) in enumerate(gold)]
     after = [[a, "x"] if n % 3 else [a] for n, (a, _) in enumerate(gold)]
@@ -154,35 +155,35 @@ def test_a_gain_is_told_question_by_question() -> None:
 
 
 def test_the_difference_of_two_figures_by_hand() -> None:
-    one, other = {"value": 0.6, "low": 0.5, "high": 0.8}, {"value": 0.3, "low": 0.2, "high": 0.35}
-    found = difference(one, other)
-    assert found.value == pytest.approx(0.3)
-    assert found.low == pytest.approx(0.3 - math.hypot(0.1, 0.05))
-    assert found.high == pytest.approx(0.3 + math.hypot(0.2, 0.1))
-    assert difference(one, {"value": None, "low": None, "high": None}).value is None
-    assert difference(one, {"value": 0.5, "low": None, "high": None}).low is None
+    one, other = Figure(0.6, 0.5, 0.8, 9), Figure(0.3, 0.2, 0.35, 9)
+    result = difference(one, other)
+    assert result.value == pytest.approx(0.3)
+    assert result.low == pytest.approx(0.3 - math.hypot(0.1, 0.05))
+    assert result.high == pytest.approx(0.3 + math.hypot(0.2, 0.1))
+    assert difference(one, Figure(None, None, None, 9)).value is None
+    assert difference(one, Figure(0.5, None, None, 9)).low is None
 
 
 def test_a_median_has_an_interval() -> None:
-    found = median_figure(np.random.default_rng(2).normal(10, 1, 400).tolist())
-    assert found.low < 10 < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 1.2533 / 20, rel=0.3)
+    result = median_figure(np.random.default_rng(2).normal(10, 1, 400).tolist())
+    assert result.low < 10 < result.high
+    assert result.high - result.low == pytest.approx(2 * 1.96 * 1.2533 / 20, rel=0.3)
     assert median_figure([3.0]).low is None
 
 
 def test_the_reliability_of_scores() -> None:
     relevance = [0.05, 0.15, 0.11, 0.97, 1.0, 0.95, 0.93]
     is_gold = [False, False, True, True, True, True, False]
-    found = reliability(relevance, is_gold, [0, 0, 1, 1, 2, 2, 3])
-    assert [of_bin["count"] for of_bin in found.bins] == [1, 2, 4]
-    assert [of_bin["gold"] for of_bin in found.bins] == [0, 0.5, 0.75]
-    assert found.bins[1]["relevance"] == pytest.approx(0.13)
+    result = reliability(relevance, is_gold, [0, 0, 1, 1, 2, 2, 3])
+    assert [of_bin.count for of_bin in result.bins] == [1, 2, 4]
+    assert [of_bin.gold for of_bin in result.bins] == [0, 0.5, 0.75]
+    assert result.bins[1].relevance == pytest.approx(0.13)
     by_hand = (1 * 0.05 + 2 * abs(0.13 - 0.5) + 4 * abs(3.85 / 4 - 0.75)) / 7
-    assert found.error.value == pytest.approx(by_hand)
-    assert 0 <= found.error.low <= found.error.high <= 1
+    assert result.error.value == pytest.approx(by_hand)
+    assert 0 <= result.error.low <= result.error.high <= 1
     rng = np.random.default_rng(8)
     scores = rng.random(5000)
     honest = reliability(scores, rng.random(5000) < scores, range(5000))
     sure = reliability(scores, rng.random(5000) < scores**3, range(5000))
     assert honest.error.high < 0.05 < sure.error.low
-    assert all(b["low"] <= b["gold"] <= b["high"] for b in honest.bins)
+    assert all(b.low <= b.gold <= b.high for b in honest.bins)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import ragvl
 from ragvl import fast_rerank
-from ragvl.evaluation.evaluate import EvaluationSettings
+from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.mllm import MLLM
 from ragvl.reranker import (
     THRESHOLDS_FILE,

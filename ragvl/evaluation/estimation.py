@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import gaussian_kde
 
+from ragvl.evaluation.result import RecallScores
 from ragvl.reranker import ThresholdError, resolve_threshold
 
 ESTIMATED = ("adaptive", "f1", "precision>=0.9")
@@ -42,11 +43,14 @@ class Recalls:
     num_gold: Sequence[int]
     groups: Sequence[int] | None = None
 
-    def by_kind(self) -> tuple[list[float], list[float]]:
+    def scores(self) -> RecallScores:
         """Relevance of the correct recalls, and of the erroneous ones."""
         rows = zip(self.relevance, self.is_gold, strict=True)
         pairs = [pair for row in rows for pair in zip(*row, strict=True)]
-        return [score for score, gold in pairs if gold], [s for s, gold in pairs if not gold]
+        return RecallScores(
+            correct=[score for score, gold in pairs if gold],
+            erroneous=[score for score, gold in pairs if not gold],
+        )
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         """All recalls' log-odds and whether they are gold."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.evaluation.stages import Models
+from ragvl.evaluation.models import Models
 from ragvl.retriever import VectorIndex
 
 
@@ -31,7 +31,7 @@ def time_stages(
 
     Args:
         source: the data.
-        questions: what is asked; the first one once more before, which is not measured.
+        questions: each is timed; the first one runs once more before, which is not measured.
         models: the stages.
         pool: what is retrieved from.
         vectors: of its documents, by id.
@@ -45,12 +45,12 @@ def time_stages(
         return {}
     index = VectorIndex(models.encoder.dim)
     index.add(ids, np.stack([vectors[id] for id in ids]))
-    found: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
 
     def clock(stage: str, call: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         value = call()
-        found.setdefault(stage, []).append(1e3 * (time.perf_counter() - started))
+        samples.setdefault(stage, []).append(1e3 * (time.perf_counter() - started))
         return value
 
     def run(question: Question) -> None:
@@ -74,7 +74,7 @@ def time_stages(
             clock("generate", lambda: generate(question.text, kept, max_new_tokens=max_new_tokens))
 
     run(questions[0])
-    found.clear()
+    samples.clear()
     for question in questions:
         run(question)
-    return found
+    return samples

@@ -44,7 +44,7 @@ def accuracy_by_condition(
         max_new_tokens: of an answer.
     """
     measure = next(iter(answer_metrics(source).values()))
-    found = {}
+    accuracy = {}
     for condition in CONDITIONS:
         answers = generator.answer_batch(
             [question.text for question in questions],
@@ -53,8 +53,8 @@ def accuracy_by_condition(
             progress=False,
         )
         pairs = zip(answers, questions, strict=True)
-        found[condition] = [measure(answer, question) for answer, question in pairs]
-    return found
+        accuracy[condition] = [measure(answer, question) for answer, question in pairs]
+    return accuracy
 
 
 def evidence(

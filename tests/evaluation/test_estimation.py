@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from ragvl.evaluation.calibration import (
+from ragvl.evaluation.estimation import (
     Recalls,
     adaptive_threshold,
     check_names,

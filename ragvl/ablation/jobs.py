@@ -1,0 +1,140 @@
+"""The runs of a grid, each with a name for all that its result depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ragvl.ablation.grid import UNTRAINED, AblationSettings, Problems, Run
+from ragvl.data.formats import Purpose, open_questions
+from ragvl.data.images import ImageError
+from ragvl.data.questions import QuestionSet
+from ragvl.identity import file_bytes_name, file_marks, name_of
+from ragvl.training.command import Plan, RunSettings
+
+# Settings of a run that its result does not depend on
+NO_INGREDIENTS = ("config", "output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm")
+
+_READ_WHOLE = {".json", ".jsonl", ".gz", ".yaml", ".yml", ".csv", ".txt"}
+_READ_WHOLE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, with all that it is made from.
+
+    Attributes:
+        run: the run.
+        plan: its settings.
+        model: fingerprint of the model that it starts from.
+        result: the file of its result, named by everything that this depends on.
+        folder: its model, while there is one.
+    """
+
+    run: Run
+    plan: Plan
+    model: str
+    result: Path
+    folder: Path
+
+
+def plan_jobs(settings: AblationSettings, test_name: str, work: Path) -> list[Job]:
+    """Every run, with a name for all that it depends on.
+
+    Args:
+        settings: the grid.
+        test_name: names all that the models are tested on.
+        work: where results and models go.
+
+    Raises:
+        ValueError: runs cannot be made from what is there; the message names them.
+    """
+    jobs, problems, ingredients = [], Problems(), _Ingredients()
+    for run, plan in settings.planned():
+        own = plan.run
+        try:
+            model = ingredients.model(
+                own.model, own.dtype, own.attn_implementation, own.trust_remote_code
+            )
+            learned: list[str] = []
+            if run.arm != UNTRAINED:
+                learned = [*ingredients.data(plan), _values(plan)]
+        except (ValueError, OSError, ImportError) as error:
+            problems.add(run, error)
+            continue
+        name = name_of("run", settings.stage, test_name, model, learned)
+        jobs.append(Job(run, plan, model, work / f"run-{name}.json", work / f"model-{name}"))
+    settings.refuse(problems)
+    return jobs
+
+
+def data_fingerprint(path: Path, source: QuestionSet) -> str:
+    """Names the content of a data set.
+
+    Its annotations are read; of its pictures, and of files as large as imgs.tsv, what
+    `identity.file_marks` takes.
+
+    Args:
+        path: what `source` was opened from.
+        source: one split of it.
+
+    Raises:
+        OSError: a file is gone.
+    """
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    names = [(file.name, _file_name(file)) for file in [*sorted(files), *_picture_files(source)]]
+    return name_of("data", names)
+
+
+def _picture_files(source: QuestionSet) -> Iterator[Path]:
+    for id in source.document_ids():
+        try:
+            path = source.document(id).path
+        except ImageError:
+            continue
+        if path is None:
+            return  # they are rows of one file, which lies beside the annotations
+        yield Path(path)
+
+
+def _file_name(file: Path) -> str:
+    size = file.stat().st_size
+    is_read = file.suffix in _READ_WHOLE and size <= _READ_WHOLE_BYTES
+    return file_bytes_name(file) if is_read else file_marks(file)
+
+
+class _Ingredients:
+    """What runs are made from; each is looked at once, however many runs share it."""
+
+    def __init__(self) -> None:
+        self.model = cache(self._model)
+        self._data = cache(self._data_of)
+
+    def data(self, plan: Plan) -> list[str]:
+        """Names the content of what a run learns from."""
+        run = plan.run
+        splits = [run.split] if run.eval_split is None else [run.split, run.eval_split]
+        names = [self._data(run.data, split, "train") for split in splits]
+        if plan.ranking is not None:
+            files = (plan.ranking.ranking, plan.ranking.eval_ranking)
+            names += [_file_name(file) for file in files if file is not None]
+        return names
+
+    @staticmethod
+    def _model(name: str, dtype: str, attention: str | None, trust: bool) -> str:
+        settings = RunSettings(
+            name, Path(), dtype=dtype, attn_implementation=attention, trust_remote_code=trust
+        )
+        return settings.load_model().fingerprint
+
+    @staticmethod
+    def _data_of(path: Path, split: str | None, purpose: Purpose) -> str:
+        return data_fingerprint(path, open_questions(path, split=split, purpose=purpose))
+
+
+def _values(plan: Plan) -> str:
+    kept = {key: value for key, value in plan.values.items() if key not in NO_INGREDIENTS}
+    return json.dumps(kept, sort_keys=True, default=str)

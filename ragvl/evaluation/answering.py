@@ -1,0 +1,154 @@
+"""Answers each question from several selections of documents, resumably."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from ragvl.data.images import ImageError
+from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.evaluation.journal import Journal
+from ragvl.evaluation.ranking import Ranking
+from ragvl.generator import Generator
+from ragvl.identity import name_of
+from ragvl.mllm import PromptTooLongError
+
+# Selections of documents besides those kept at a threshold, which have its name
+RETRIEVED, GOLD, NOTHING = "retrieved", "gold", "none"
+
+Selection = tuple[Pool, str]
+"""A pool, and the name of what was selected of its documents."""
+
+_ANSWERS_AT_ONCE = 64
+
+
+def select_evidence(
+    rankings: Mapping[Pool, Sequence[Ranking]],
+    thresholds: Mapping[str, float],
+    top_k: int,
+    vectors: Mapping[str, np.ndarray],
+    swapped: Mapping[str, str],
+) -> dict[Selection, list[tuple[str, ...]]]:
+    """What each question is answered from: ids of documents, by selection.
+
+    Args:
+        rankings: by pool, each question's.
+        thresholds: by name.
+        top_k: how many documents are kept at most.
+        vectors: of the documents that can be read.
+        swapped: see `wrong_pictures`.
+    """
+    evidence: dict[Selection, list[tuple[str, ...]]] = {}
+    for pool, ranked in rankings.items():
+        evidence[pool, RETRIEVED] = [tuple(c.id for c in r.retrieved[:top_k]) for r in ranked]
+        for name, threshold in thresholds.items():
+            evidence[pool, name] = [r.kept(top_k, threshold) for r in ranked]
+        evidence[pool, GOLD] = [
+            tuple(dict.fromkeys(swapped.get(id, id) for id in r.question.gold)) for r in ranked
+        ]
+        evidence[pool, NOTHING] = [()] * len(ranked)
+    return {
+        selection: [tuple(id for id in ids if id in vectors) for ids in by_question]
+        for selection, by_question in evidence.items()
+    }
+
+
+class Answers:
+    """Answers from documents, computed once and kept in a file while both stay.
+
+    Args:
+        source: has the documents.
+        generator: answers.
+        folder: for the file.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self, source: QuestionSet, generator: Generator, folder: Path, *, max_new_tokens: int
+    ) -> None:
+        self._source = source
+        self._document_key = cache(source.document_key)  # needed for every question
+        self._generator = generator
+        self._max_new_tokens = max_new_tokens
+        name = name_of("answers", generator.fingerprint, max_new_tokens)
+        self._journal: Journal[str] = Journal(
+            folder / f"answers-{name}.jsonl", is_value=lambda value: isinstance(value, str)
+        )
+
+    def __call__(self, question: Question, document_ids: Sequence[str]) -> str:
+        """An answer that was computed; nothing where it could not be."""
+        return self._journal[self._key(question, document_ids)] or ""
+
+    def compute(
+        self, wanted: Iterable[tuple[Question, Sequence[str]]], *, progress: bool = True
+    ) -> None:
+        """Answers what is missing; what cannot be answered is a problem of the data set.
+
+        Args:
+            wanted: questions, each with the ids of the documents to answer it from.
+            progress: show a bar.
+
+        Raises:
+            DataError: a question cannot be answered, and the data set is strict.
+        """
+        by_key = {self._key(question, ids): (question, ids) for question, ids in wanted}
+        self._journal.fill(
+            by_key,
+            lambda keys: self._answer([by_key[key] for key in keys]),
+            block=_ANSWERS_AT_ONCE,
+            title="answer",
+            progress=progress,
+        )
+        unanswered = {q.id: q for key, (q, _) in by_key.items() if self._journal[key] is None}
+        for question in unanswered.values():
+            self._source.problems.add(
+                "question that cannot be answered",
+                f"question {question.id!r} with its documents: its prompt is too long, or a "
+                "picture broken",
+            )
+
+    def _answer(self, wanted: Sequence[tuple[Question, Sequence[str]]]) -> list[str | None]:
+        ids = dict.fromkeys(id for _, evidence in wanted for id in evidence)
+        documents = {document.id: document for document in self._source.documents(ids=ids)}
+        readable = [pair for pair in wanted if documents.keys() >= set(pair[1])]
+        if len(readable) < len(wanted):  # an answer from fewer documents would be another one
+            answers = iter(self._answer(readable))
+            return [next(answers) if pair in readable else None for pair in wanted]
+        if not wanted:
+            return []
+        try:
+            return list(
+                self._generator.answer_batch(
+                    [question.text for question, _ in wanted],
+                    [[documents[id] for id in ids] for _, ids in wanted],
+                    max_new_tokens=self._max_new_tokens,
+                    progress=False,
+                )
+            )
+        except (PromptTooLongError, ImageError):
+            if len(wanted) == 1:
+                return [None]
+            # One by one, so that only the culprit has no answer
+            return [answer for one in wanted for answer in self._answer([one])]
+
+    def _key(self, question: Question, document_ids: Sequence[str]) -> str:
+        return name_of("asked", question.text, *map(self._document_key, document_ids))
+
+
+def answer_from(
+    evidence: Mapping[Selection, Sequence[tuple[str, ...]]],
+    questions: Sequence[Question],
+    answers: Answers,
+    *,
+    progress: bool = True,
+) -> dict[Selection, list[str]]:
+    """Each question's answer, by selection; a question is answered once from the same documents."""
+    pairs = {
+        selection: list(zip(questions, by_question, strict=True))
+        for selection, by_question in evidence.items()
+    }
+    answers.compute([pair for row in pairs.values() for pair in row], progress=progress)
+    return {selection: [answers(*pair) for pair in row] for selection, row in pairs.items()}

@@ -1,0 +1,95 @@
+"""Estimates a reranker's thresholds on a data set: `ragvl calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ragvl.data.questions import Pool, QuestionSet
+from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
+from ragvl.evaluation.journal import work_folder
+from ragvl.evaluation.metrics import group_by_gold
+from ragvl.evaluation.models import Models
+from ragvl.evaluation.ranking import answerable, rank_questions
+from ragvl.evaluation.settings import EvaluationSettings
+from ragvl.evaluation.thresholds import question_name
+from ragvl.evaluation.vectors import embed_documents
+from ragvl.reranker import SavedThresholds, ThresholdError
+
+
+def calibrate(
+    source: QuestionSet,
+    models: Models,
+    *,
+    names: Sequence[str] = ESTIMATED,
+    pool: Pool = "full",
+    settings: EvaluationSettings | None = None,
+    work: Path | None = None,
+    progress: bool = True,
+) -> tuple[SavedThresholds, Recalls]:
+    """Estimates thresholds on a dev split; see `estimate_threshold`.
+
+    Args:
+        source: the dev split.
+        models: retriever and reranker.
+        names: which thresholds.
+        pool: what is retrieved from.
+        settings: `num_candidates`, `top_k`, `skip` and `num_questions` count.
+        work: see `evaluate`.
+        progress: show progress bars.
+
+    Returns:
+        What to save with the model, and what it was estimated from.
+
+    Raises:
+        ValueError: no question has a gold document.
+        ThresholdError: a name is none that can be estimated.
+        DataError: a document cannot be read, and the data set is strict.
+    """
+    check_names(names)
+    settings = settings or EvaluationSettings()
+    questions = [question for question in settings.select(source.questions) if question.gold]
+    if not questions:
+        raise ValueError(f"no question of {source.name} has a gold document to calibrate by")
+    top_k = settings.top_k_of(source)
+    with work_folder(work) as folder:
+        vectors = embed_documents(source, models.encoder, folder, progress=progress)
+        questions = answerable(source, questions, vectors)
+        rankings = rank_questions(
+            source,
+            questions,
+            models,
+            vectors,
+            folder,
+            pools=(pool,),
+            num_candidates=settings.num_candidates,
+            progress=progress,
+        )[pool]
+    gold = [question.gold for question in questions]
+    tops = [ranking.recalls(top_k) for ranking in rankings]
+    recalls = Recalls(
+        relevance=[[c.relevance for c in top] for top in tops],
+        is_gold=[[c.id in ids for c in top] for top, ids in zip(tops, gold, strict=True)],
+        num_gold=[len(set(ids)) for ids in gold],
+        groups=group_by_gold(gold),
+    )
+    values, refused = {}, {}
+    for name in names:
+        try:
+            values[name] = estimate_threshold(name, recalls)
+        except ThresholdError as error:
+            refused[name] = str(error)
+    saved = SavedThresholds(
+        model=models.reranker.weights,
+        template=models.reranker.template_name,
+        prompts=models.reranker.prompts_name,
+        encoder=models.encoder.fingerprint,
+        pool=pool,
+        num_candidates=settings.num_candidates,
+        top_k=top_k,
+        data=source.name,
+        questions=tuple(map(question_name, questions)),
+        values=values,
+        refused=refused,
+    )
+    return saved, recalls

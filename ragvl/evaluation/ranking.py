@@ -1,0 +1,274 @@
+"""Retrieves and reranks the documents of each question, resumably."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.evaluation.journal import Journal
+from ragvl.evaluation.models import Models
+from ragvl.identity import name_of
+from ragvl.progress import ProgressBar
+from ragvl.reranker import Reranker
+from ragvl.retriever import DualEncoder, VectorIndex
+
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A document that was retrieved for a question.
+
+    Attributes:
+        id: the document's.
+        cosine: of its picture's and the question's vectors.
+        relevance: by the reranker; NaN where the picture could not be used.
+    """
+
+    id: str
+    cosine: float
+    relevance: float
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether its picture could be used."""
+        return not math.isnan(self.relevance)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A question's candidates, the most relevant to the retriever first."""
+
+    question: Question
+    retrieved: Sequence[Candidate]
+
+    @property
+    def reranked(self) -> list[Candidate]:
+        """The same, the most relevant to the reranker first."""
+        return sorted(self.retrieved, key=lambda c: (not c.is_scored, -c.relevance))
+
+    def kept(self, top_k: int, threshold: float) -> tuple[str, ...]:
+        """Ids of the first `top_k`, but for those below the threshold."""
+        return tuple(c.id for c in self.reranked[:top_k] if c.relevance >= threshold)
+
+    def recalls(self, top_k: int) -> list[Candidate]:
+        """What reranking put among the first `top_k`, but for pictures that cannot be used."""
+        return [c for c in self.reranked if c.is_scored][:top_k]
+
+
+def answerable(
+    source: QuestionSet, questions: Sequence[Question], vectors: Mapping[str, np.ndarray]
+) -> list[Question]:
+    """The questions whose gold documents can all be read; the others are problems of the data set.
+
+    As a gold document without a picture, so one with a broken picture leaves nothing to retrieve.
+
+    Raises:
+        ValueError: there is none.
+        DataError: there is one that is not, and the data set is strict.
+    """
+    usable = []
+    for question in questions:
+        broken = [id for id in question.gold if id not in vectors]
+        if broken:
+            source.problems.add(
+                "gold picture broken", f"question {question.id!r}: document {broken[0]!r}"
+            )
+        else:
+            usable.append(question)
+    if not usable:
+        raise ValueError(f"{source.name} has no question whose gold documents can all be read")
+    return usable
+
+
+def rank_questions(
+    source: QuestionSet,
+    questions: Sequence[Question],
+    models: Models,
+    vectors: Mapping[str, np.ndarray],
+    work: Path,
+    *,
+    pools: Sequence[Pool],
+    num_candidates: int,
+    swapped: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> dict[Pool, list[Ranking]]:
+    """Candidates of each question and pool with their relevance; a pair is scored once.
+
+    Args:
+        source: the data.
+        questions: which of its questions.
+        models: the stages.
+        vectors: of the documents, by id.
+        work: a folder that keeps relevance.
+        pools: what is retrieved from.
+        num_candidates: how many documents the retriever hands over.
+        swapped: documents in whose place others are handed over; see `wrong_pictures`.
+        progress: show progress bars.
+
+    Raises:
+        DataError: a pair cannot be scored, and the data set is strict.
+    """
+    swapped = swapped or {}
+    hits = {
+        pool: {
+            id: [(swapped.get(document, document), cosine) for document, cosine in row]
+            for id, row in retrieve(
+                source, pool, questions, models.encoder, vectors, num_candidates
+            ).items()
+        }
+        for pool in pools
+    }
+    relevance = Relevances(source, models.reranker, work)
+    by_id = {question.id: question for question in questions}
+    pairs = [
+        (by_id[id], document)
+        for of_pool in hits.values()
+        for id, row in of_pool.items()
+        for document, _ in row
+    ]
+    relevance.compute(pairs, progress=progress)
+
+    def candidates(question: Question, row: Sequence[tuple[str, float]]) -> list[Candidate]:
+        return [Candidate(id, cosine, relevance(question, id)) for id, cosine in row]
+
+    return {
+        pool: [Ranking(q, candidates(q, of_pool.get(q.id, ()))) for q in questions]
+        for pool, of_pool in hits.items()
+    }
+
+
+def retrieve(
+    source: QuestionSet,
+    pool: Pool,
+    questions: Iterable[Question],
+    encoder: DualEncoder,
+    vectors: Mapping[str, np.ndarray],
+    num_candidates: int,
+) -> dict[str, list[tuple[str, float]]]:
+    """By question id, the documents of the pool that fit it best, with their cosines."""
+    wanted = {question.id for question in questions}
+    hits: dict[str, list[tuple[str, float]]] = {}
+    for search in source.searches(pool):
+        here = [question for question in search.questions if question.id in wanted]
+        ids = [id for id in search.document_ids if id in vectors]
+        if not here or not ids:
+            continue
+        index = VectorIndex(encoder.dim)
+        index.add(ids, np.stack([vectors[id] for id in ids]))
+        rows = index.search(encoder.encode_texts([q.text for q in here]), num_candidates)
+        hits |= {question.id: row for question, row in zip(here, rows, strict=True)}
+    return hits
+
+
+class Relevances:
+    """Relevance of pairs, computed once and kept in a file while question and document stay.
+
+    A document's picture is read once for all the questions that it was retrieved for.
+
+    Args:
+        source: has the documents.
+        reranker: scores.
+        folder: for the file.
+    """
+
+    def __init__(self, source: QuestionSet, reranker: Reranker, folder: Path) -> None:
+        self._source = source
+        self._document_key = cache(source.document_key)  # needed for every pair
+        self._reranker = reranker
+        self._journal: Journal[str] = Journal(
+            folder / f"relevance-{reranker.fingerprint}.jsonl", is_value=_is_relevance
+        )
+
+    def __call__(self, question: Question, document_id: str) -> float:
+        """The relevance of a pair that was computed; NaN where it could not be."""
+        return self._journal[self._key(question, document_id)]
+
+    def compute(self, pairs: Iterable[tuple[Question, str]], *, progress: bool = True) -> None:
+        """Scores what is missing; what cannot be scored is a problem of the data set.
+
+        Pairs are taken document by document, so that each prefix is built once.
+
+        Raises:
+            DataError: a pair cannot be scored, and the data set is strict.
+        """
+        wanted = {self._key(question, id): (question, id) for question, id in pairs}
+        order = {id: place for place, id in enumerate(self._source.document_ids())}
+        missing = [key for key in wanted if key not in self._journal]
+        missing.sort(key=lambda key: order[wanted[key][1]])
+        by_document = [list(of_one) for _, of_one in groupby(missing, lambda key: wanted[key][1])]
+        with ProgressBar(
+            total=len(missing), desc="rerank", unit="pair", disable=not progress
+        ) as bar:
+            for start in range(0, len(by_document), _DOCUMENTS_AT_ONCE):
+                block = by_document[start : start + _DOCUMENTS_AT_ONCE]
+                part = [key for of_one in block for key in of_one]
+                self._journal.fill(
+                    part,
+                    lambda keys: self._score([wanted[key] for key in keys]),
+                    block=len(part),
+                    title="",
+                    progress=False,
+                )
+                bar.update(len(part))
+        for key, (question, id) in wanted.items():
+            if math.isnan(self._journal[key]):
+                self._source.problems.add(
+                    "pair that cannot be scored",
+                    f"question {question.id!r} and document {id!r}: its prompt is too long, its "
+                    "picture broken, or its relevance NaN",
+                )
+
+    def _score(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+        """Relevance of each pair; NaN where its document cannot be read or scored."""
+        ids = dict.fromkeys(id for _, id in pairs)
+        documents = {document.id: document for document in self._source.documents(ids=ids)}
+        readable = [(q.text, documents[id]) for q, id in pairs if id in documents]
+        scores = iter(self._reranker.score(readable, on_error="skip", progress=False).tolist())
+        return [next(scores) if id in documents else math.nan for _, id in pairs]
+
+    def _key(self, question: Question, document_id: str) -> str:
+        return name_of("pair", question.text, self._document_key(document_id))
+
+
+def _is_relevance(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
+
+
+def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:
+    """For that share of the gold documents, another gold document in its place.
+
+    As RagVL's release injects noise: documents are drawn and trade places in the retriever's list,
+    before they are reranked. No question gets another of its own gold documents where that can be
+    avoided.
+
+    Raises:
+        ValueError: `share` is not between 0 and 1, or there are no two documents to trade places.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"noise_ratio={share}: expected a share from 0 to 1")
+    if not share:
+        return {}
+    gold = source.document_ids("gold")
+    if len(gold) < 2:
+        raise ValueError(f"noise_ratio={share}: {source.name} has no two gold documents to swap")
+    rng = np.random.default_rng(seed)
+    drawn = [gold[i] for i in rng.permutation(len(gold))[: max(2, round(share * len(gold)))]]
+    questions_of: dict[str, set[str]] = {}
+    for question in source.questions:
+        for id in question.gold:
+            questions_of.setdefault(id, set()).add(question.id)
+
+    def clashes(shift: int) -> int:
+        moved = zip(drawn, drawn[shift:] + drawn[:shift], strict=True)
+        return sum(bool(questions_of[one] & questions_of[other]) for one, other in moved)
+
+    shift = min(range(1, min(len(drawn), 100)), key=clashes)
+    return dict(zip(drawn, drawn[shift:] + drawn[:shift], strict=True))

@@ -1,0 +1,76 @@
+"""An evaluation's figures as tables for a terminal, and as words."""
+
+from __future__ import annotations
+
+import statistics
+
+from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult
+from ragvl.output import print_table, say
+
+_HEADS = {"precision": "prec.", "f1": "F1", "ndcg@10": "nDCG@10", "mrr": "MRR"}
+
+
+def print_figures(result: EvaluationResult) -> None:
+    """Prints tables that fit a terminal of eighty columns, without intervals."""
+    pools = result.pools
+    first = pools[result.first_pool]
+    measures = answer_measures(first)
+    if first.reranked:
+        names = [_HEADS.get(name, name.replace("recall", "R")) for name in first.reranked]
+        rows = [
+            [pool, order, *map(percent, figures.values())]
+            for pool, of_pool in pools.items()
+            for order, figures in (
+                ("retrieved", of_pool.retrieved),
+                ("reranked", of_pool.reranked),
+            )
+            if figures
+        ]
+        print_table(["pool", "order", *names], rows, title="Documents found, %", numbers=names)
+    if first.kept or measures:
+        names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
+        rows = [[pool, *row] for pool in pools for row in _kept_rows(result, pools[pool])]
+        title = "Documents kept and answers, %"
+        print_table(["pool", "kept", *names], rows, title=title, numbers=names)
+    sizes = ", ".join(f"{pool}: {of_pool.num_documents:,}" for pool, of_pool in pools.items())
+    say(f"documents in the pool: {sizes}")
+    medians = {stage: statistics.median(ms) for stage, ms in result.latency_ms.items()}
+    if medians:
+        text = ", ".join(f"{stage} {median:.1f}" for stage, median in medians.items())
+        say(f"ms a question, median: {text}")
+
+
+def answer_measures(pool: PoolResult) -> list[str]:
+    """Of a pool, the names of the measures of its answers; none where no answer is known."""
+    return next((list(answers.measures) for answers in pool.answers.values()), [])
+
+
+def percent(figure: Figure | float) -> str:
+    """A share in percent; a dash where it would divide by nothing."""
+    value = figure.value if isinstance(figure, Figure) else figure
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def signed(figure: Figure) -> str:
+    """A difference in points, with its sign."""
+    return "–" if figure.value is None else f"{100 * figure.value:+.1f}"
+
+
+def interval(figure: Figure, sign: str = "") -> str:
+    """A figure's interval in percent, "+" for a difference's; empty where there is none."""
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"{100 * figure.low:{sign}.1f} to {100 * figure.high:{sign}.1f}"
+
+
+def _kept_rows(result: EvaluationResult, pool: PoolResult) -> list[list[str]]:
+    """Of a pool, a row for each selection of documents: name, threshold, figures, answers."""
+    measures = answer_measures(pool)
+    rows = []
+    for name in dict.fromkeys([*pool.kept, *(pool.answers if measures else ())]):
+        limit = result.thresholds.get(name)
+        kept = [percent(figure) for figure in pool.kept.get(name, {}).values()]
+        answers = [percent(pool.answers[name].measures[measure]) for measure in measures]
+        shown = "" if limit is None else f"{limit:.3f}"
+        rows.append([name, shown, *(kept or [""] * 3), *answers])
+    return rows

@@ -1,0 +1,67 @@
+"""The thresholds of an evaluation, and how their estimation differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ragvl.data.questions import Pool, Question
+from ragvl.evaluation.models import Models
+from ragvl.evaluation.result import EstimatedOn
+from ragvl.evaluation.settings import EvaluationSettings
+from ragvl.identity import name_of
+from ragvl.reranker import Reranker, ThresholdError, resolve_threshold
+
+
+def resolve_thresholds(
+    settings: EvaluationSettings, reranker: Reranker, questions: Sequence[Question]
+) -> dict[str, float]:
+    """From what relevance a document is kept, by name.
+
+    Raises:
+        ThresholdError: a threshold is not known, or was estimated on one of these questions.
+    """
+    saved = reranker.thresholds
+    estimated = settings.estimated_thresholds
+    if estimated and saved is not None:
+        own = set(map(question_name, questions)).intersection(saved.questions)
+        if own:
+            raise ThresholdError(
+                f"{', '.join(estimated)} were estimated on {saved.data}, and {len(own)} of its "
+                "questions are asked here: they would be judged by their own threshold"
+            )
+    return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
+
+
+def question_name(question: Question) -> str:
+    """Names a question whatever its data set is called."""
+    return name_of("question", question.id, question.text)[:12]
+
+
+def estimated_on(settings: EvaluationSettings, reranker: Reranker) -> EstimatedOn | None:
+    """What the thresholds were estimated on; None where none was."""
+    saved = reranker.thresholds
+    if saved is None or not settings.estimated_thresholds:
+        return None
+    return EstimatedOn(
+        data=saved.data,
+        pool=saved.pool,
+        num_candidates=saved.num_candidates,
+        top_k=saved.top_k,
+        num_questions=len(saved.questions),
+        refused=saved.refused,
+    )
+
+
+def estimated_otherwise(
+    pool: Pool, settings: EvaluationSettings, models: Models, top_k: int
+) -> list[str]:
+    """In what the thresholds' estimation differs: where in anything, no precision is promised."""
+    saved = models.reranker.thresholds
+    if saved is None or not settings.estimated_thresholds:
+        return []
+    return saved.differs(
+        pool=pool,
+        num_candidates=settings.num_candidates,
+        top_k=top_k,
+        encoder=models.encoder.fingerprint,
+    )
