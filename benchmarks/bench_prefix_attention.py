@@ -54,9 +54,9 @@ def methods(
     scale = dim**-0.5
 
     pool = PagePool(KvLayout(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device)
-    pages = pages_in_turn(lengths, device)
-    for where, (keys, values) in zip(pages, prefixes, strict=True):
-        pool.write(0, [where], keys[None], values[None])
+    pages = pages_in_turn(lengths)
+    for where, length, (keys, values) in zip(pages, lengths, prefixes, strict=True):
+        pool.writer([where], [length])(0, keys[None], values[None])
     own = torch.full((BATCH,), SUFFIX_TOKENS, dtype=torch.int32)
     numbers = (
         page_table(pages, max(map(len, pages))),

@@ -175,11 +175,12 @@ def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Sprea
     layout, suffix_tokens = mllm.kv_layout, 30
     num_heads = mllm.model.config.get_text_config().num_attention_heads
     pool = PagePool(layout, batch * -(-prefix_tokens // 16), mllm.device)
-    prefixes = pages_in_turn([prefix_tokens] * batch, mllm.device)
+    prefixes = pages_in_turn([prefix_tokens] * batch)
     kv = torch.randn(1, layout.num_heads, prefix_tokens, layout.head_dim)
     kv = kv.to(mllm.device, layout.dtype)
-    for layer, pages in itertools.product(range(layout.num_layers), prefixes):
-        pool.write(layer, [pages], kv, kv)  # memory that nobody has written to reads as one page
+    write = pool.writer(prefixes, [prefix_tokens] * batch)
+    for layer in range(layout.num_layers):  # memory that nobody has written to reads as one page
+        write(layer, *[kv.expand(batch, -1, -1, -1)] * 2)
     table = page_table(prefixes, pool.size // batch)
     lengths = torch.full((batch,), suffix_tokens, dtype=torch.int32)
     starts = torch.arange(batch, dtype=torch.int32) * suffix_tokens

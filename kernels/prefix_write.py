@@ -20,7 +20,11 @@ def _compressed(x):  # [S, D], to int8 numbers [S, D] and scales [S]
     return (number + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8), scales
 
 
-@triton.jit(do_not_specialize=["table_width"])  # it differs from call to call: no recompilation
+# What differs from call to call must not cost a recompilation
+@triton.jit(
+    do_not_specialize=["table_width"],
+    do_not_specialize_on_alignment=["page_table", "prefix_lengths"],
+)
 def _prefix_write_fwd_kernel(
     k,  # [B, G, T, D]
     k_batch_stride,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ragvl.messages import quoted, shown
 
@@ -52,6 +54,51 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; copied to a GPU through pinned memory, without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def record_event(device: torch.device) -> torch.cuda.Event | None:
+    """When what is queued on a GPU's current stream is done; None on a CPU, where all is."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
+class Timer:
+    """How long a device takes for what it is given between `start` and `stop`.
+
+    On a GPU nothing waits for it before `seconds` is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._device = device
+        self._marks: list[Any] = []
+
+    def start(self) -> None:
+        """Begins anew."""
+        self._marks = []
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends what `start` began."""
+        if not self._on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        self._marks.append(event)
+
+    @property
+    def seconds(self) -> float:
+        """From the last `start` to the `stop` after it."""
+        start, stop = self._marks
+        if not self._on_gpu:
+            return float(stop - start)
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3
 
 
 def is_out_of_memory(error: BaseException) -> bool:

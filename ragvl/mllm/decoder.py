@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.ops import PrefixBatch, prefix_attention
+from ragvl.runtime import Timer
 
 WriteKv = Callable[[int, Tensor, Tensor], None]
 
@@ -66,12 +66,12 @@ class Prefilled:
         next_position: the position of the token that comes after the prefix.
         features: what the model's `get_image_features` gave, to prefill from again; None without
             pictures, and where several prefixes were computed together.
-        seconds: how long the decoder took, the vision tower not counted; all prefixes together.
+        timer: how long the decoder takes, the vision tower not counted; all prefixes together.
     """
 
     next_position: int
     features: Any
-    seconds: float
+    timer: Timer
 
 
 class Decoder:
@@ -114,6 +114,8 @@ class Decoder:
     ) -> list[Prefilled]:
         """Computes the keys and values of prefixes, and nothing that only their output needs.
 
+        On a GPU they are queued when this returns: nothing waits for them here.
+
         Args:
             batch: `MLLM.model_inputs` of B prefixes, filled up on the right to T tokens.
             lengths: how many tokens each has.
@@ -124,22 +126,20 @@ class Decoder:
         Raises:
             ValueError: `features` were given, and the model went on without a look at them.
         """
-        run = _Prefill(write, self.num_layers - 1, features)
+        run = _Prefill(write, self.num_layers - 1, features, Timer(self._model.device))
         token = _pass.set(run)
         try:
             with contextlib.suppress(_Finished):
                 self._model.base_model(**batch, use_cache=False)
         finally:
             _pass.reset(token)
-        # A prefix must be whole before a pass on another stream reads it
-        finished = _now(self._model.device)
+        run.timer.stop()
         if features is not None and not run.asks_for_features:
             raise ValueError("the model took no features: its images lack what it looks for")
         features = run.features if len(lengths) == 1 else None
-        seconds = finished - run.decoder_start
         return [
-            Prefilled(_next_position(run.position_ids, row, length), features, seconds)
-            for row, length in enumerate(lengths)
+            Prefilled(position, features, run.timer)
+            for position in _next_positions(run.position_ids, lengths)
         ]
 
     @torch.inference_mode()
@@ -181,13 +181,13 @@ class _Prefill:
 
     skips_queries = True
 
-    def __init__(self, write: WriteKv, last_layer: int, features: Any) -> None:
+    def __init__(self, write: WriteKv, last_layer: int, features: Any, timer: Timer) -> None:
         self.write = write
         self.last_layer = last_layer
         self.features = features
         self.asks_for_features = False
         self.position_ids: Tensor | None = None
-        self.decoder_start = 0.0
+        self.timer = timer
 
     def attend(
         self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
@@ -272,7 +272,7 @@ def _before_decoder(_decoder: nn.Module, _args: Any, kwargs: dict[str, Any]) -> 
     run = _pass.get()
     if isinstance(run, _Prefill):
         run.position_ids = kwargs.get("position_ids")
-        run.decoder_start = _now(kwargs["inputs_embeds"].device)
+        run.timer.start()
 
 
 def _before_last_layer(
@@ -363,18 +363,13 @@ def _wrap_image_features(base: Any) -> None:
     base.get_image_features = get_image_features
 
 
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    return time.perf_counter()
-
-
-def _next_position(position_ids: Tensor | None, row: int, length: int) -> int:
-    """The position after a prefix of `length` tokens, given what its decoder was called with."""
+def _next_positions(position_ids: Tensor | None, lengths: Sequence[int]) -> list[int]:
+    """The positions after prefixes of such lengths, given what their decoder was called with."""
     if position_ids is None:
-        return length
-    if position_ids.ndim == 3 and len(position_ids) == 4:  # the first row counts tokens, for masks
-        position_ids = position_ids[1:]
-    own = position_ids[..., row if position_ids.shape[-2] > 1 else 0, :length]
-    return int(own.max()) + 1
+        return list(lengths)
+    if position_ids.ndim == 3:
+        # Of three axes; a row before them counts tokens, for masks
+        position_ids = position_ids[-3:].amax(0)
+    rows = position_ids.expand(len(lengths), -1)
+    lasts = [row[:length].amax() for row, length in zip(rows, lengths, strict=True)]
+    return (torch.stack(lasts) + 1).tolist()  # the one wait for a GPU

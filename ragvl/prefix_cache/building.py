@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ragvl.mllm import MLLM, Prefilled, Prompt
+from ragvl.mllm import MLLM, Prefilled, Prompt, WriteKv
 from ragvl.prefix_cache.pages import PagePool
 
 Shape = tuple[object, ...]
+Pages = Sequence[Sequence[int]]  # of each prefix
 
 
 class PrefixBuilder:
@@ -34,7 +35,7 @@ class PrefixBuilder:
         self._same: set[Shape] = set()  # shapes of batches that changed nothing
         self._together = True
 
-    def __call__(self, prefixes: Sequence[Prompt], pages: Sequence[Tensor]) -> list[Prefilled]:
+    def __call__(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         """Computes each prefix into its pages."""
         by_shape: dict[Shape, list[int]] = {}
         for i, prefix in enumerate(prefixes):
@@ -55,37 +56,33 @@ class PrefixBuilder:
         tensors = [(name, x.shape) for image in prefix.images for name, x in image.tensors.items()]
         return (torch.get_num_threads(), self._mllm.padded_length(len(prefix)), *tensors)
 
-    def _at_once(self, prefixes: Sequence[Prompt], pages: Sequence[Tensor]) -> list[Prefilled]:
-        return self._mllm.prefill(
-            prefixes, lambda layer, k, v: self._pool.write(layer, pages, k, v)
-        )
+    def _at_once(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
+        return self._mllm.prefill(prefixes, self._pool.writer(pages, list(map(len, prefixes))))
 
-    def _one_by_one(self, prefixes: Sequence[Prompt], pages: Sequence[Tensor]) -> list[Prefilled]:
+    def _one_by_one(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         return [
             done
             for prefix, own in zip(prefixes, pages, strict=True)
             for done in self._at_once([prefix], [own])
         ]
 
-    def _compared(self, prefixes: Sequence[Prompt], pages: Sequence[Tensor]) -> list[Prefilled]:
+    def _compared(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         """One by one, and also together, to find out whether that gives the same."""
         together: list[tuple[Tensor, Tensor]] = []
         self._mllm.prefill(prefixes, lambda _, k, v: together.append((k, v)))
-        same = True
+        same = torch.ones((), dtype=torch.bool, device=self._pool.device)
         done = []
         for row, (prefix, own) in enumerate(zip(prefixes, pages, strict=True)):
+            write = self._pool.writer([own], [len(prefix)])
 
-            def write(
-                layer: int, keys: Tensor, values: Tensor, row: int = row, own: Tensor = own
+            def write_and_compare(
+                layer: int, keys: Tensor, values: Tensor, row: int = row, write: WriteKv = write
             ) -> None:
-                nonlocal same
-                self._pool.write(layer, [own], keys, values)
-                same = same and all(
-                    torch.equal(alone[0], batch[row])
-                    for alone, batch in zip((keys, values), together[layer], strict=True)
-                )
+                write(layer, keys, values)
+                for alone, batch in zip((keys, values), together[layer], strict=True):
+                    same.logical_and_((alone[0] == batch[row]).all())
 
-            done += self._mllm.prefill([prefix], write)
+            done += self._mllm.prefill([prefix], write_and_compare)
         if same:
             self._same.add((len(prefixes), *self._shape(prefixes[0])))
         else:

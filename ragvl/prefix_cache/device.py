@@ -16,13 +16,12 @@ import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
 from ragvl.forks import fork_safe, renew_in_children
 from ragvl.prefix_cache.host import TierStatistics
@@ -56,8 +55,8 @@ class CachedPrefix:
         input_ids: its token ids.
         expansion: what stands for the picture in the prompt's text.
         next_position: the position of the token after it.
-        pages: (n,) int64, where its keys and values are, on their device.
-        page_numbers: the same on the CPU, for whom a question must not wait.
+        pages: where its keys and values are.
+        ready: when they are, on a GPU that may still be at it; None once they are known to be.
         users: how many leases hold it; it is not evicted before they end.
     """
 
@@ -65,12 +64,20 @@ class CachedPrefix:
     input_ids: list[int]
     expansion: str
     next_position: int
-    pages: Tensor
-    users: int = field(default=0)
-    page_numbers: Tensor = field(init=False)
+    pages: list[int]
+    ready: torch.cuda.Event | None = None
+    users: int = 0
 
-    def __post_init__(self) -> None:
-        self.page_numbers = self.pages.cpu()
+    def wait(self) -> None:
+        """Lets what is queued on the current stream from now on see the whole prefix."""
+        if (ready := self.ready) is not None:
+            ready.wait()
+
+    def finish(self) -> None:
+        """Waits until nothing writes to its pages any more."""
+        if (ready := self.ready) is not None:
+            ready.synchronize()
+            self.ready = None
 
 
 class Lease:
@@ -100,7 +107,7 @@ class Lease:
 
     def num_pages(self) -> int:
         """How many pages it keeps from others."""
-        held = sum(len(entry.page_numbers) for entry in self.entries)
+        held = sum(len(entry.pages) for entry in self.entries)
         return held + sum(len(pages) for pages in self.reserved.values())
 
 
@@ -217,8 +224,8 @@ class DeviceTier:
                 "more (prefix_cache=...)"
             )
 
-    def reserve(self, lengths: Sequence[int], lease: Lease) -> list[Tensor]:
-        """Pages (n,) int64 for prefixes of so many tokens, on the device, until `lease` ends.
+    def reserve(self, lengths: Sequence[int], lease: Lease) -> list[list[int]]:
+        """Pages for prefixes of so many tokens, until `lease` ends.
 
         For as many of the first as there is room for, at least one. Idle prefixes go for it.
 
@@ -234,7 +241,7 @@ class DeviceTier:
             bell = threading.Lock()
             bell.acquire()
             if taken := self._take_pages(counts, lease, bell):
-                return [torch.tensor(pages, device=self.pool.device) for pages in taken]
+                return taken
             if lease.num_pages():
                 raise LeaseFullError
             left = start + self._wait_seconds - time.monotonic()
@@ -250,28 +257,26 @@ class DeviceTier:
             The prefix that is kept under its key and held by `lease`: an earlier one where another
             thread was sooner.
         """
-        numbers = entry.page_numbers.tolist()
         known = self._entries.setdefault(entry.key, entry)
         self._take(known, lease)
-        del lease.reserved[numbers[0]]
+        del lease.reserved[entry.pages[0]]
         if known is entry:
-            self.stats.bytes += len(numbers) * self.page_bytes
+            self.stats.bytes += len(entry.pages) * self.page_bytes
         else:
-            self._free.extend(reversed(numbers))
+            entry.finish()
+            self._free.extend(reversed(entry.pages))
         return known
 
     @_step
-    def give_back(self, pages: Tensor, lease: Lease) -> None:
+    def give_back(self, pages: Sequence[int], lease: Lease) -> None:
         """Frees pages that `lease` has reserved, and that nothing writes to."""
-        numbers = pages.tolist()
-        del lease.reserved[numbers[0]]
-        self._free.extend(reversed(numbers))
+        del lease.reserved[pages[0]]
+        self._free.extend(reversed(pages))
 
     def end(self, lease: Lease) -> None:
         """Ends the use of what `lease` holds."""
-        if lease.reserved and self.pool.device.type == "cuda":
-            # An error came while they were filled: work that still writes to them must be done
-            torch.cuda.synchronize(self.pool.device)
+        for entry in lease.entries:
+            entry.finish()
         if self._stepping == threading.get_ident():
             # An interrupt ended a step of this thread, or the garbage collector ends the lease in
             # the middle of one: the next step sees to it
@@ -288,10 +293,10 @@ class DeviceTier:
         """Forgets a prefix; leases that hold it may go on with it."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
+            self.stats.bytes -= len(entry.pages) * self.page_bytes
             if self._idle.pop(key, None) is not None:
-                self._idle_pages -= len(entry.page_numbers)
-                self._free.extend(reversed(entry.page_numbers.tolist()))
+                self._idle_pages -= len(entry.pages)
+                self._free.extend(reversed(entry.pages))
 
     @_step
     def clear(self) -> None:
@@ -363,6 +368,7 @@ class DeviceTier:
 
     def _settle(self) -> None:
         """Finds anew what follows from the prefixes and the leases."""
+        self.pool.synchronize()  # work of a lease that was lost, or that an error ended, may go on
         self._lost = False  # before the leases are looked at: one that goes meanwhile sets it again
         leases = [lease for ref in self._leases.values() if (lease := ref()) is not None]
         self._leases = {id(lease): self._leases[id(lease)] for lease in leases}
@@ -382,29 +388,29 @@ class DeviceTier:
         taken: set[int] = set()
         for lease in leases:
             taken.update(*lease.reserved.values())
-            taken.update(*(entry.page_numbers.tolist() for entry in lease.entries))
+            taken.update(*(entry.pages for entry in lease.entries))
         for entry in self._entries.values():
-            taken.update(entry.page_numbers.tolist())
+            taken.update(entry.pages)
         self._free = [page for page in range(self.pool.size - 1, -1, -1) if page not in taken]
-        self._idle_pages = sum(len(entry.page_numbers) for entry in self._idle.values())
-        held = sum(len(entry.page_numbers) for entry in self._entries.values())
+        self._idle_pages = sum(len(entry.pages) for entry in self._idle.values())
+        held = sum(len(entry.pages) for entry in self._entries.values())
         self.stats.bytes = held * self.page_bytes
 
     def _take(self, entry: CachedPrefix, lease: Lease) -> None:
         lease.entries.append(entry)
         entry.users += 1
         if self._idle.pop(entry.key, None) is not None:
-            self._idle_pages -= len(entry.page_numbers)
+            self._idle_pages -= len(entry.pages)
 
     def _leave(self, entry: CachedPrefix) -> None:
         entry.users -= 1
         if entry.users:
             return
         if self._entries.get(entry.key) is not entry:  # dropped meanwhile
-            self._free.extend(reversed(entry.page_numbers.tolist()))
+            self._free.extend(reversed(entry.pages))
             return
         self._idle[entry.key] = entry
-        self._idle_pages += len(entry.page_numbers)
+        self._idle_pages += len(entry.pages)
         if not self._keep:
             self._evict()
 
@@ -412,9 +418,9 @@ class DeviceTier:
         """Forgets the prefix that has been idle longest."""
         key, entry = self._idle.popitem(last=False)
         del self._entries[key]
-        self._free.extend(reversed(entry.page_numbers.tolist()))
-        self._idle_pages -= len(entry.page_numbers)
-        self.stats.bytes -= len(entry.page_numbers) * self.page_bytes
+        self._free.extend(reversed(entry.pages))
+        self._idle_pages -= len(entry.pages)
+        self.stats.bytes -= len(entry.pages) * self.page_bytes
 
     # --- outside of one -------------------------------------------------------------------------
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ragvl.mllm import KvLayout
-from ragvl.ops import PrefixBatch
+from ragvl.mllm import KvLayout, WriteKv
+from ragvl.ops import PrefixBatch, prefix_write
+from ragvl.prefix_cache.transfer import Transfer
+from ragvl.runtime import to_device
 
 # Few enough that half an unused page is little, and one AVX-512 vector of keys
 PAGE_TOKENS = 16
@@ -31,10 +34,19 @@ def num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
 
 
-def pages_in_turn(lengths: Sequence[int], device: torch.device | None = None) -> list[Tensor]:
-    """Pages (n,) int64 for prefixes of so many tokens, one after the other from page 0 on."""
-    counts = [num_pages(length) for length in lengths]
-    return list(torch.arange(sum(counts), device=device).split(counts))
+def pages_in_turn(lengths: Sequence[int]) -> list[list[int]]:
+    """Pages for prefixes of so many tokens, one after the other from page 0 on."""
+    ends = accumulate(map(num_pages, lengths))
+    return [list(range(end - num_pages(n), end)) for n, end in zip(lengths, ends, strict=True)]
+
+
+class _Layer(NamedTuple):
+    """One layer's pages, as `prefix_write` and `prefix_attention` take them."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
 
 class PagePool:
@@ -72,36 +84,60 @@ class PagePool:
             for name in ("key_scales", "value_scales"):
                 self._tensors[name] = torch.empty(*shape, tokens, device=device)
         self.device = device
+        self._layers = [
+            _Layer(*(x[layer] for x in self._tensors.values()))
+            for layer in range(layout.num_layers)
+        ]
+        self._transfer = Transfer(device)
 
-    def write(self, layer: int, pages: Sequence[Tensor], keys: Tensor, values: Tensor) -> None:
-        """Puts one layer's keys and values, each (B, G, T, D), into the pages of B prefixes.
+    def writer(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> WriteKv:
+        """What a prefill calls to put each layer's keys and values into its prefixes' pages.
 
-        T is at least what the longest prefix has; a shorter one's pages end sooner.
+        The page numbers go to the device once, for all layers.
+
+        Args:
+            pages: of each of B prefixes.
+            lengths: how many tokens each has; what is written after them is zero.
         """
-        width = num_pages(keys.shape[2])
-        counts = torch.tensor([len(own) for own in pages])
-        used = (torch.arange(width) < counts[:, None]).flatten().nonzero()[:, 0].to(self.device)
-        targets = torch.cat(list(pages))
-        for name, x in (("key", keys), ("value", values)):
-            padded = F.pad(x, (0, 0, 0, width * PAGE_TOKENS - x.shape[2]))
-            paged = padded.unflatten(2, (width, PAGE_TOKENS)).transpose(1, 2).flatten(0, 1)[used]
-            if self.compression is not None:
-                paged, scales = _compress(paged)
-                self._tensors[f"{name}_scales"][layer].index_copy_(0, targets, scales)
-            target = self._tensors[f"{name}s"][layer]
-            target.index_copy_(0, targets, paged.mT if name == "key" else paged)
+        table = page_table(pages, max(map(len, pages)))
+        numbers = torch.cat([table.flatten(), torch.tensor(lengths, dtype=torch.int32)])
+        numbers = to_device(numbers, self.device)
+        table, prefix_lengths = numbers[: table.numel()].view(table.shape), numbers[table.numel() :]
+
+        def write(layer: int, keys: Tensor, values: Tensor) -> None:
+            held = self._layers[layer]
+            prefix_write(
+                keys,
+                values,
+                held.keys,
+                held.values,
+                table,
+                prefix_lengths,
+                key_scales=held.key_scales,
+                value_scales=held.value_scales,
+            )
+
+        return write
 
     def synchronize(self) -> None:
-        """Waits until the device has done what it was given."""
+        """Waits until nothing writes to any page."""
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.synchronize(self.device)
 
-    def read(self, pages: Tensor) -> dict[str, Tensor]:
+    def read(self, pages: Sequence[int]) -> dict[str, Tensor]:
         """Copies of what `pages` hold, on the CPU, for `load`."""
-        return {name: x[:, pages].cpu() for name, x in self._tensors.items()}
+        copies = {
+            name: torch.empty((x.shape[0], len(pages), *x.shape[2:]), dtype=x.dtype)
+            for name, x in self._tensors.items()
+        }
+        self._transfer.read([(x, copies[name]) for name, x in self._tensors.items()], pages)
+        return copies
 
-    def load(self, pages: Tensor, tensors: dict[str, Tensor]) -> None:
+    def load(self, pages: Sequence[int], tensors: dict[str, Tensor]) -> torch.cuda.Event | None:
         """Puts back what `read` gave, into as many pages, of this pool or one like it.
+
+        Returns:
+            When the pages hold it, on a GPU, which goes on with other work meanwhile.
 
         Raises:
             ValueError: the tensors come from a pool of another shape, dtype or compression.
@@ -111,8 +147,7 @@ class PagePool:
             given = tensors.get(name)
             if given is None or given.shape != shape or given.dtype != x.dtype:
                 raise ValueError(f"{name}: expected {shape} {x.dtype}")
-        for name, x in self._tensors.items():
-            x.index_copy_(1, pages, tensors[name].to(self.device))
+        return self._transfer.load([(tensors[n], x) for n, x in self._tensors.items()], pages)
 
     def batches(
         self,
@@ -125,34 +160,23 @@ class PagePool:
         """For each layer what `prefix_attention` takes; see `PrefixBatch`."""
         return [
             PrefixBatch(
-                self._tensors["keys"][layer],
-                self._tensors["values"][layer],
+                held.keys,
+                held.values,
                 page_table,
                 prefix_lengths,
                 suffix_starts,
                 suffix_lengths,
                 max_suffix_length,
-                key_scales=self._scales("key_scales", layer),
-                value_scales=self._scales("value_scales", layer),
+                key_scales=held.key_scales,
+                value_scales=held.value_scales,
             )
-            for layer in range(self.layout.num_layers)
+            for held in self._layers
         ]
 
-    def _scales(self, name: str, layer: int) -> Tensor | None:
-        return None if self.compression is None else self._tensors[name][layer]
 
-
-def page_table(pages: Sequence[Tensor], width: int) -> Tensor:
+def page_table(pages: Sequence[Sequence[int]], width: int) -> Tensor:
     """(B, width) int32 on the CPU: each prefix's pages in a row, then zeros."""
-    table = torch.zeros(len(pages), width, dtype=torch.int32)
+    table = np.zeros((len(pages), width), np.int32)
     for row, own in zip(table, pages, strict=True):
         row[: len(own)] = own
-    return table
-
-
-def _compress(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, G, T, D) int8 numbers, and (n, G, T) float32 scales: x = number * scale."""
-    x = x.float()
-    scales = x.abs().amax(-1) / 127
-    scaled = x / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
-    return scaled.round().to(torch.int8), scales
+    return torch.from_numpy(table)

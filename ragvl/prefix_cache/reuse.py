@@ -45,9 +45,9 @@ def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
     whole = mllm.hidden_states([prompt])[0, -1]
     split = _image_end(mllm, prompt) + 1
     pool = PagePool(mllm.kv_layout, num_pages(split), mllm.device)
-    (pages,) = pages_in_turn([split], mllm.device)
+    (pages,) = pages_in_turn([split])
     prefix = Prompt(prompt.input_ids[:split], prompt.images)
-    (start,) = mllm.prefill([prefix], lambda layer, k, v: pool.write(layer, [pages], k, v))
+    (start,) = mllm.prefill([prefix], pool.writer([pages], [split]))
     suffix = torch.tensor(prompt.input_ids[split:], device=mllm.device)
     zero, prefix_length, suffix_length = (
         torch.tensor([n], dtype=torch.int32, device=mllm.device) for n in (0, split, len(suffix))

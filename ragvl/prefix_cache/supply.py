@@ -19,7 +19,7 @@ from ragvl.prefix_cache.cache import PrefixCache
 from ragvl.prefix_cache.device import CachedPrefix, Lease, LeaseFullError, PrefixTooLargeError
 from ragvl.prefix_cache.payloads import UnusableRecordError, features_of, kind_of, prefix_of
 from ragvl.prefix_cache.record import PrefixRecord, is_finite
-from ragvl.runtime import is_out_of_memory
+from ragvl.runtime import is_out_of_memory, record_event
 from ragvl.workers import Workers, ahead
 
 logger = logging.getLogger(__name__)
@@ -231,9 +231,10 @@ class PrefixSupply:
                 self._device.give_back(own, lease)
         keys, prompts, pages = keys[:count], prompts[:count], pages[:count]
         every = self._compute(prompts, pages)
+        ready = record_event(self.pool.device)
         for key, prompt, own, done in zip(keys, prompts, pages, every, strict=True):
             expansion = prompt.images[0].expansion
-            prefix = CachedPrefix(key, prompt.input_ids, expansion, done.next_position, own)
+            prefix = CachedPrefix(key, prompt.input_ids, expansion, done.next_position, own, ready)
             self._cache.below.keep(prefix, prompt, done, self.pool)
             prefix = self._device.insert(prefix, lease)
             _, waiting = call.lacking.pop(key)
@@ -257,20 +258,20 @@ class PrefixSupply:
         (pages,) = self._device.reserve([len(input_ids)], lease)
         try:
             if kind_of(record) == "kv":
-                self.pool.load(pages, record.tensors)
+                ready = self.pool.load(pages, record.tensors)
             else:
                 prompt, features = features_of(record, self._mllm.device)
-                self._mllm.prefill(
-                    [prompt], lambda layer, k, v: self.pool.write(layer, [pages], k, v), features
-                )
+                write = self.pool.writer([pages], [len(prompt)])
+                self._mllm.prefill([prompt], write, features)
+                ready = record_event(self.pool.device)
         # Whatever a foreign record trips in a model
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            self.pool.synchronize()  # before others write to these pages
             self._device.give_back(pages, lease)
             raise UnusableRecordError(f"its record does not fit ({reason(error)})") from error
-        self.pool.synchronize()  # a pass on another stream may read it next
-        prefix = CachedPrefix(key, input_ids, expansion, next_position, pages)
+        prefix = CachedPrefix(key, input_ids, expansion, next_position, pages, ready)
         return self._device.insert(prefix, lease)
 
 

@@ -84,7 +84,7 @@ class LowerTiers:
             record = kv_record(prefix, done, tensors)
             if tier not in self._kinds:
                 seconds = _loading_seconds(tier, entry, record, pool)
-                self._kinds[tier] = "kv" if seconds <= done.seconds else "features"
+                self._kinds[tier] = "kv" if seconds <= done.timer.seconds else "features"
             if self._kinds[tier] == "features":
                 record = features_record(prefix, done)
             tier.put(entry.key, record)
@@ -103,6 +103,6 @@ def _loading_seconds(
     if reading == math.inf:
         return reading
     start = time.perf_counter()
-    pool.load(entry.pages, record.tensors)
-    pool.synchronize()
+    if (ready := pool.load(entry.pages, record.tensors)) is not None:
+        ready.synchronize()
     return reading + time.perf_counter() - start

@@ -84,9 +84,7 @@ class Chunk:
         lengths = [len(suffix.input_ids) for suffix in suffixes]
         lasts = [start + length - 1 for start, length in zip(starts, lengths, strict=True)]
         table = torch.zeros(slots, width, dtype=torch.int32)
-        table[: len(suffixes)] = page_table(
-            [suffix.prefix.page_numbers for suffix in suffixes], width
-        )
+        table[: len(suffixes)] = page_table([suffix.prefix.pages for suffix in suffixes], width)
         return cls(
             _filled(ids, rows, torch.int64),
             _filled(positions, rows, torch.int64),
@@ -160,6 +158,8 @@ class ChunkRunner:
         if not self._on_gpu:
             chunk = Chunk.pack(suffixes, rows, _BLOCK_ROWS, pages)
             return self._relevance(chunk, longest)[: len(suffixes)]
+        for suffix in suffixes:
+            suffix.prefix.wait()
         # A graph for each shape: powers of two keep them few, and change no bit
         longest, pages = _power_of_two(longest), _power_of_two(pages)
         chunk = Chunk.pack(suffixes, rows, _BLOCK_ROWS, pages)

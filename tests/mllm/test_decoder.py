@@ -47,12 +47,10 @@ class Halves:
         self.mllm, self.whole, self.splits = mllm, whole, splits
         total = sum(num_pages(split) for split in splits)
         self.pool = PagePool(mllm.kv_layout, total, mllm.device)
-        self.pages, self.prefilled = pages_in_turn(splits, mllm.device), []
+        self.pages, self.prefilled = pages_in_turn(splits), []
         for prompt, split, pages in zip(whole, splits, self.pages, strict=True):
             prefix = Prompt(prompt.input_ids[:split], prompt.images)
-            self.prefilled += mllm.prefill(
-                [prefix], lambda i, k, v, pages=pages: self.pool.write(i, [pages], k, v)
-            )
+            self.prefilled += mllm.prefill([prefix], self.pool.writer([pages], [split]))
 
     def run(self, crops: list[int] | None = None) -> torch.Tensor:
         """(B, D): with `crops`, so many tokens of each prefix are run again as suffix."""
@@ -117,12 +115,11 @@ def test_a_prefix_comes_back_from_its_visual_tokens(
         )
         for image in prompt.images
     ]
+    write = halves.pool.writer(halves.pages, [split])
     for layer in range(mllm.kv_layout.num_layers):
-        halves.pool.write(layer, halves.pages, *torch.zeros(2, *kv_shape(mllm, split)).unbind())
+        write(layer, *torch.zeros(2, *kv_shape(mllm, split)).unbind())
     mllm.prefill(
-        [Prompt(prompt.input_ids[:split], tuple(blind))],
-        lambda i, k, v: halves.pool.write(i, halves.pages, k, v),
-        halves.prefilled[0].features,
+        [Prompt(prompt.input_ids[:split], tuple(blind))], write, halves.prefilled[0].features
     )
     after = halves.pool.read(halves.pages[0])
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -42,7 +42,7 @@ def put(tier: DeviceTier, lease: Lease, key: str, num_pages: int = 1) -> CachedP
 def check(tier: DeviceTier, *, used: int = 0) -> None:
     """Every page is free or one prefix's, and so many are in use."""
     assert tier.used_pages == used
-    held = [n for entry in tier._entries.values() for n in entry.page_numbers.tolist()]
+    held = [n for entry in tier._entries.values() for n in entry.pages]
     assert sorted(held + tier._free) == list(range(tier.pool.size))
     assert tier.stats.bytes == len(held) * PAGE_BYTES
     assert list(tier._idle) == [key for key in tier._idle if not tier._entries[key].users]

@@ -32,6 +32,7 @@ from ragvl.prefix_cache import (
     PrefixBuilder,
     PrefixRecord,
     available_bytes,
+    pages,
 )
 from ragvl.prefix_cache.memory import reservations
 from ragvl.prefix_cache.record import is_finite
@@ -76,7 +77,7 @@ def used_pages(cache: PrefixCache) -> int:
     ("owner", "name"),
     [
         (PrefixBuilder, "__call__"),
-        (PagePool, "write"),
+        (pages, "prefix_write"),
         (PagePool, "read"),
         (PagePool, "load"),
         (HostTier, "put"),
@@ -87,7 +88,7 @@ def used_pages(cache: PrefixCache) -> int:
     ],
 )
 def test_no_page_is_lost_to_an_error(
-    owner: type,
+    owner: object,
     name: str,
     error: type[BaseException],
     mllm: MLLM,

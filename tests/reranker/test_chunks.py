@@ -17,7 +17,7 @@ from ragvl.reranker.chunks import Chunk, ChunkRunner, Suffix
 
 
 def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Suffix:
-    pages = torch.arange(3 * index, 3 * index + 2)
+    pages = [3 * index, 3 * index + 1]
     entry = CachedPrefix(f"{index}", list(range(prefix)), "", 100 * index, pages)
     return Suffix(index, entry, prefix - dropped, [1000 * index + i for i in range(length)])
 
