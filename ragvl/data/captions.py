@@ -16,11 +16,12 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_lines
-from ragvl.data.json_file import first_items, read_json_entries
+from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import DataError, Problems, brief, no_use, quoted
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
 from ragvl.data.schemas import String, StringOrNumber, Text, parsed, plain_path
 from ragvl.data.validation import is_of_another_split, pictures_are_there
+from ragvl.files import open_regular
 
 Protocol = Literal["1k", "5k"]
 _PROTOCOL_SIZES: dict[Protocol, int] = {"1k": 1000, "5k": 5000}
@@ -29,6 +30,10 @@ _SPLITS = ("train", "val", "test", "restval")
 _PICTURE_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images")
 _COCO_FOLDERS = ("val2017", "train2017", "val2014", "train2014")
 _KARPATHY_NAMES = ("dataset_flickr30k.json", "dataset_coco.json")
+# Names in the beginning of a JSON file that tell its layout; within a text they would be escaped
+_HEAD = 2**20  # bytes
+_COCO = re.compile(rb'"(?:file_name|annotations)"\s*:')
+_KARPATHY = re.compile(rb'"sentences"\s*:')
 _NAMED = 5  # missing pictures that a refusal names
 _QUOTED = r'"((?:[^"]|"")*)"'
 _LINE = re.compile(rf'\s*(?:{_QUOTED}|([^",]*))\s*,\s*(?:{_QUOTED}|(.*?))\s*', re.DOTALL)
@@ -139,7 +144,7 @@ _Layout = Literal["karpathy", "coco", "lines"]
 
 
 def is_karpathy(file: Path) -> bool:
-    """Whether a JSON file is Karpathy's: by its published name, or its list of images.
+    """Whether a JSON file is Karpathy's: by its published name, or its sentences.
 
     Raises:
         OSError: it is no regular file, or cannot be opened.
@@ -159,12 +164,11 @@ def _layout(file: Path) -> _Layout:
 def _json_layout(file: Path) -> _Layout | None:
     if file.name in _KARPATHY_NAMES:
         return "karpathy"
-    for name, first in first_items(file):
-        if name == "annotations":
-            return "coco"
-        if name == "images":
-            return "coco" if isinstance(first, dict) and "file_name" in first else "karpathy"
-    return None
+    with open_regular(file) as opened:
+        head = opened.read(_HEAD)
+    if _COCO.search(head):
+        return "coco"
+    return "karpathy" if _KARPATHY.search(head) else None
 
 
 class _Caption(NamedTuple):

@@ -1,28 +1,28 @@
 """Reading a large JSON file entry by entry, going on after what is broken where that is possible.
 
-The standard decoder does the work, on a window of the text that moves on entry by entry. So it is
-known where an entry stands, one in another encoding costs no more than itself, and what is nested
-deep is refused in no time.
+The standard decoder does the work, on a window of the file's bytes that moves on entry by entry. So
+memory does not grow with the file, it is known where an entry stands, and one in another encoding
+costs no more than itself.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ragvl.data.files import BYTE_ORDER_MARK, is_utf16, is_whole, place
 from ragvl.data.problems import Problems, brief
 from ragvl.files import open_regular
 
 _CHUNK = 2**20  # bytes that are read at a time, at least
-_MAX_ENTRY = 2**20  # characters
-_LONGEST_LITERAL = 16  # characters; what is so close to the window's end may change with the rest
+_MAX_ENTRY = 2**20  # bytes
 _MOST_DIGITS = 4000  # of whole numbers; Python refuses to read longer ones
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile("[-+.0-9eE]*")
 _STRUCTURE = re.compile(r'[][{}:,"]')
 
 
@@ -33,121 +33,32 @@ def read_json_entries(
 
     Noted as problems: "wrong encoding" (an entry that is not UTF-8 is left out; UTF-16 is not
     read), "broken sample" (its name has half a character), and "truncated file" or "broken JSON",
-    which give what comes before that; so does an entry of more than 2**20 characters.
+    which give what comes before that; so does an entry of more than 2**20 bytes.
 
     Raises:
         OSError: it is no regular file, or cannot be opened.
     """
     file_name = place(path)
     with open_regular(path) as file:
-        start = file.read(len(BYTE_ORDER_MARK))
-        if is_utf16(start):
+        if is_utf16(file.peek(2)):
             problems.add("wrong encoding", f"{file_name} is UTF-16: save it as UTF-8")
             return
-        if start != BYTE_ORDER_MARK:
-            file.seek(0)
         text = _JsonText(file)
         try:
-            for name, value, wrong_byte in _members(text) if key is None else _items(text, key):
+            for name, value in _members(text) if key is None else _items(text, key):
+                wrong_byte = value.wrong_byte if name.wrong_byte is None else name.wrong_byte
                 if wrong_byte is not None:
-                    message = f"{file_name}, byte {wrong_byte:,}, in entry {brief(name)}: not UTF-8"
-                    problems.add("wrong encoding", message)
-                elif not is_whole(name):
-                    problems.add(
-                        "broken sample", f"{file_name}: {brief(name)} has half a character"
-                    )
+                    message = f"byte {wrong_byte:,}, in entry {brief(name.content)}: not UTF-8"
+                    problems.add("wrong encoding", f"{file_name}, {message}")
+                elif not is_whole(name.content):
+                    message = f"{file_name}: {brief(name.content)} has half a character"
+                    problems.add("broken sample", message)
                 else:
-                    yield name, value
+                    yield name.content, value.content
             text.end()
         except _JsonError as error:
             message = f"{file_name}, byte {error.offset:,}: {error}; what follows is lost"
             problems.add(error.kind, message)
-
-
-def first_items(path: Path) -> Iterator[tuple[str, Any]]:
-    """Of the lists in a JSON file's object their names and first items; None of an empty one.
-
-    What cannot be read ends it.
-
-    Raises:
-        OSError: it is no regular file, or cannot be opened.
-    """
-    with open_regular(path) as file:
-        text = _JsonText(file)
-        try:
-            for name, _ in _names(text):
-                if text.peek() == "[":
-                    items = _values(text)
-                    first, _ = next(items, (None, None))
-                    yield name, first
-                    for _ in items:
-                        pass
-                else:
-                    _skip(text)
-        except _JsonError:
-            return
-
-
-_Entry = tuple[str, Any, int | None]  # its name, its value, and where it has a byte that is wrong
-
-
-def _members(text: _JsonText) -> Iterator[_Entry]:
-    for name, wrong_in_name in _names(text):
-        value, wrong_byte = text.value()
-        yield name, value, wrong_byte if wrong_in_name is None else wrong_in_name
-
-
-def _items(text: _JsonText, key: str) -> Iterator[_Entry]:
-    is_found = False
-    for name, _ in _names(text):
-        if name == key and text.peek() == "[":
-            is_found = True
-            for number, (value, wrong_byte) in enumerate(_values(text)):
-                yield str(number), value, wrong_byte
-        else:
-            _skip(text)
-    if not is_found:
-        raise text.error(f"there is no list {key!r}")
-
-
-def _values(text: _JsonText) -> Iterator[tuple[Any, int | None]]:
-    """The values in a list."""
-    text.take("[")
-    if text.peek() == "]":
-        text.take("]")
-        return
-    while True:
-        yield text.value()
-        if text.take(",]") == "]":
-            return
-
-
-def _names(text: _JsonText) -> Iterator[tuple[str, int | None]]:
-    """The names in an object; after each, its value has to be taken."""
-    text.take("{")
-    if text.peek() == "}":
-        text.take("}")
-        return
-    while True:
-        text.expect('"')
-        name = text.value()
-        text.take(":")
-        yield name
-        if text.take(",}") == "}":
-            return
-
-
-def _skip(text: _JsonText) -> None:
-    """Goes on behind the next value; one that has entries may be of any size."""
-    start = text.peek()
-    if start == "[":
-        for _ in _values(text):
-            pass
-    elif start == "{":
-        for _ in _names(text):
-            text.value()
-    else:
-        text.value()
 
 
 class _JsonError(ValueError):
@@ -158,121 +69,144 @@ class _JsonError(ValueError):
         self.kind, self.offset = kind, offset
 
 
+class _Value(NamedTuple):
+    """A value of JSON, and where in the file its first byte stands that is not UTF-8."""
+
+    content: Any
+    wrong_byte: int | None = None
+
+
+def _members(text: _JsonText) -> Iterator[tuple[_Value, _Value]]:
+    for name in _names(text):
+        yield name, text.value()
+
+
+def _items(text: _JsonText, key: str) -> Iterator[tuple[_Value, _Value]]:
+    has_list = False
+    for name in _names(text):
+        if text.peek() != "[":
+            text.value()
+        elif name.content != key:
+            deque(_values(text), maxlen=0)
+        else:
+            has_list = True
+            for number, value in enumerate(_values(text)):
+                yield _Value(str(number)), value
+    if not has_list:
+        raise text.error(f"there is no list {key!r}")
+
+
+def _values(text: _JsonText) -> Iterator[_Value]:
+    """The values in a list."""
+    for _ in _each(text, "[", "]"):
+        yield text.value()
+
+
+def _names(text: _JsonText) -> Iterator[_Value]:
+    """The names in an object; after each, its value has to be taken."""
+    for _ in _each(text, "{", "}"):
+        if text.peek() != '"':
+            raise text.error('expected "')
+        name = text.value()
+        text.take(":")
+        yield name
+
+
+def _each(text: _JsonText, opening: str, closing: str) -> Iterator[None]:
+    """Stops before each of what commas separate between two brackets."""
+    text.take(opening)
+    if text.peek() == closing:
+        text.take(closing)
+        return
+    yield
+    while text.take("," + closing) != closing:
+        yield
+
+
 class _JsonText:
-    """The text of a file, read from front to back; bytes that are not UTF-8 are lone surrogates."""
+    """The text of a JSON file, from front to back.
+
+    The window holds a character for each byte (Latin-1), so that places in it are places in the
+    file; the decoder reads it right but for what strings say beyond ASCII.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._window = ""
         self._at = 0  # in the window
-        self._offset = file.tell()  # of the same place, in the file
-        self._is_last = False  # nothing comes after the window
+        self._start = 0  # of the window, in the file
+        self._read_on()
+        if self._window.startswith(BYTE_ORDER_MARK.decode("latin-1")):
+            self._at = len(BYTE_ORDER_MARK)
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
         while True:
-            self._pass(_following(self._window, self._at))
-            if self._at < len(self._window):
-                return self._window[self._at]
-            if self._is_last:
-                return ""
-            self._read_on()
-
-    def expect(self, allowed: str) -> str:
-        """The next character, which must be one of these."""
-        found = self.peek()
-        if not found:
-            raise _JsonError("truncated file", "the file ends here", self._offset)
-        if found not in allowed:
-            wanted = " or ".join(allowed)
-            raise self.error(f"expected {wanted}, found {found!r}")
-        return found
+            self._at = _SPACE.match(self._window, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._window) or not self._read_on():
+                return self._window[self._at : self._at + 1]
 
     def take(self, allowed: str) -> str:
-        """The same, and goes on behind it."""
-        found = self.expect(allowed)
-        self._pass(self._at + 1)
-        return found
+        """Goes on behind the next character, which must be one of these."""
+        character = self.peek()
+        if not character:
+            raise self._truncated("the file ends here")
+        if character not in allowed:
+            raise self.error(f"expected {' or '.join(allowed)}")
+        self._at += 1
+        return character
 
-    def value(self) -> tuple[Any, int | None]:
-        """The next value, and the place in the file of its first byte that is not UTF-8."""
+    def value(self) -> _Value:
+        """Goes on behind the next value."""
         self.peek()
-        while True:
-            try:
-                value, end = self._decode_value()
-                return value, self._pass(end)
-            except json.JSONDecodeError as error:
-                if not self._may_go_on(error):
-                    raise self._syntax_error(error) from None
-            except RecursionError:
-                raise self.error("it is nested too deep") from None
+        while (found := self._decoded()) is None:
             if len(self._window) - self._at > _MAX_ENTRY:
-                raise self.error(f"an entry is over {_MAX_ENTRY:,} characters")
-            self._read_on()
+                raise self.error(f"an entry is over {_MAX_ENTRY:,} bytes")
+            if not self._read_on():
+                raise self._truncated("the file ends in an entry")
+        value, end = found
+        encoded = self._window[self._at : end]
+        self._at, offset = end, self._start + self._at
+        if encoded.isascii():
+            return _Value(value)
+        try:
+            return _Value(_DECODER.decode(encoded.encode("latin-1").decode()))
+        except UnicodeDecodeError as error:
+            return _Value(value, offset + error.start)
 
     def end(self) -> None:
         """Nothing may follow."""
-        if found := self.peek():
-            raise self.error(f"expected the end, found {found!r}")
-
-    def _read_on(self) -> None:
-        rest = self._window[self._at :]
-        # At least as much again: an entry that needs many chunks is not tried at each of them
-        chunk = self._file.read(max(_CHUNK, len(rest)))
-        self._is_last = not chunk
-        self._window, self._at = rest + self._decode(chunk, final=not chunk), 0
-
-    def _pass(self, end: int) -> int | None:
-        """Goes on to there in the window; the place of the first byte passed that is not UTF-8."""
-        passed = self._window[self._at : end]
-        start, self._at = self._offset, end
-        try:
-            self._offset += len(passed.encode())
-        except UnicodeEncodeError as error:
-            self._offset += _num_bytes(passed)
-            return start + _num_bytes(passed[: error.start])
-        return None
-
-    def _decode_value(self) -> tuple[Any, int]:
-        value, end = _DECODER.raw_decode(self._window, self._at)
-        following = _following(self._window, end)
-        # Else a number, which may not be whole
-        if following == len(self._window) or self._window[following] not in ",:]}":
-            raise json.JSONDecodeError("Expecting ',' delimiter", self._window, following)
-        return value, end
-
-    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Whether what is wrong may be right with more of the text."""
-        is_near_end = error.pos > len(self._window) - _LONGEST_LITERAL
-        return not self._is_last and (is_near_end or _is_open(error))
-
-    def _syntax_error(self, error: json.JSONDecodeError) -> _JsonError:
-        rest = self._window[error.pos :]
-        if self._is_last and (_is_open(error) or not _STRUCTURE.search(rest)):
-            offset = self._offset + _num_bytes(self._window[self._at :])
-            return _JsonError("truncated file", "the file ends in an entry", offset)
-        return self.error(error.msg, error.pos)
+        if self.peek():
+            raise self.error("expected the end")
 
     def error(self, message: str, at: int | None = None) -> _JsonError:
         """What is wrong at a place in the window, by default the next character."""
-        at = self._at if at is None else at
-        offset = self._offset + _num_bytes(self._window[self._at : at])
-        is_garbled = "\udc80" <= self._window[at : at + 1] <= "\udcff"
-        return _JsonError("wrong encoding" if is_garbled else "broken JSON", message, offset)
+        return _JsonError("broken JSON", message, self._start + (self._at if at is None else at))
 
+    def _decoded(self) -> tuple[Any, int] | None:
+        """The value that stands here, and where it ends; None if the window holds no whole one."""
+        try:
+            value, end = _DECODER.raw_decode(self._window, self._at)
+        except json.JSONDecodeError as error:
+            is_last = not _STRUCTURE.search(self._window, error.pos)
+            if is_last or error.msg.startswith("Unterminated string"):
+                return None  # what is cut off at the window's end may be right with the rest
+            raise self.error(error.msg, error.pos) from None
+        except RecursionError:
+            raise self.error("it is nested too deep") from None
+        is_cut = _NUMBER.match(self._window, end).end() == len(self._window)  # type: ignore[union-attr]
+        return None if is_cut else (value, end)  # after 1 there may come 2 or .5
 
-def _following(text: str, at: int) -> int:
-    """Where the next character stands that is no space."""
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # which matches nothing too
+    def _read_on(self) -> bool:
+        """Reads more of the file; whether there was any."""
+        rest = self._window[self._at :]
+        # At least as much again: an entry that needs many chunks is not tried at each of them
+        chunk = self._file.read(max(_CHUNK, len(rest))).decode("latin-1")
+        self._start, self._window, self._at = self._start + self._at, rest + chunk, 0
+        return bool(chunk)
 
-
-def _is_open(error: json.JSONDecodeError) -> bool:
-    return error.msg.startswith("Unterminated string")
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogateescape"))
+    def _truncated(self, message: str) -> _JsonError:
+        return _JsonError("truncated file", message, self._start + len(self._window))
 
 
 def _whole_number(digits: str) -> int | float:

@@ -24,7 +24,7 @@ from ragvl.data.checking import check_questions
 from ragvl.data.files import Listings, existing, is_file, place, read_json_lines, read_lines
 from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
-from ragvl.data.json_file import first_items, read_json_entries
+from ragvl.data.json_file import read_json_entries
 from ragvl.data.jsonl import QuestionLine
 from ragvl.data.problems import DataError, Problems, quoted
 from ragvl.data.schemas import parsed
@@ -210,7 +210,6 @@ def test_what_is_no_file_is_refused_at_once(endless: Path) -> None:
     for read in (
         lambda: list(read_lines(endless, Problems())),
         lambda: list(read_json_entries(endless, Problems())),
-        lambda: list(first_items(endless)),
         lambda: existing(endless, "write it"),
         lambda: open_questions(endless),
         lambda: check_questions(endless),
@@ -291,7 +290,7 @@ def test_what_is_not_utf8_costs_its_entry_and_is_named_by_its_byte(tmp_path: Pat
     first, second = problems.messages["wrong encoding"]
     at = content.index(b"\xe4cher")
     assert f"byte {at}, in entry b" in first
-    assert r"in entry \udce4" in second
+    assert second.endswith("in entry ä: not UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -299,12 +298,12 @@ def test_what_is_not_utf8_costs_its_entry_and_is_named_by_its_byte(tmp_path: Pat
     [
         (b"", "truncated file", 0, "ends here"),
         (b"[]", "broken JSON", 0, "expected {"),
-        (b'{"\xc3\xa4": 1 "b": 2}', "broken JSON", 9, "Expecting ','"),
+        (b'{"\xc3\xa4": 1 "b": 2}', "broken JSON", 9, "expected , or }"),
         (b'{"a": 1, "b": {"c": x}}', "broken JSON", 20, "Expecting value"),
         (b'{"a": 1, "b": "open}', "truncated file", 20, "ends in an entry"),
         (b'{"a": 1, 2: 3}', "broken JSON", 9, 'expected "'),
         (b'{"a": 1} {}', "broken JSON", 9, "expected the end"),
-        (b'{"a": 1, \xff: 2}', "wrong encoding", 9, 'expected "'),
+        (b'{"a": 1, \xff: 2}', "broken JSON", 9, 'expected "'),
     ],
 )
 def test_a_break_is_named_by_its_byte(
@@ -332,7 +331,7 @@ def test_numbers_of_any_size_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_nested_deep_is_passed_over(tmp_path: Path) -> None:
-    content = b'{"a": 1, "b": ' + b"[" * 10**6 + b"]" * 10**6 + b"}"
+    content = b'{"a": 1, "b": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"
     found, problems = entries_of(tmp_path / "x", content)
     assert found == [("a", 1)]
     assert "nested too deep" in problems.messages["broken JSON"][0]
@@ -344,16 +343,15 @@ def test_an_entry_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     content = b'{"a": "%s", "b": "%s"}' % (b"x" * 900, b"y" * 5000)
     found, problems = entries_of(tmp_path / "x", content)
     assert [name for name, _ in found] == ["a"]
-    assert "over 1,000 characters" in problems.messages["broken JSON"][0]
+    assert "over 1,000 bytes" in problems.messages["broken JSON"][0]
 
 
-def test_what_is_skipped_may_be_of_any_size(
+def test_a_list_that_is_skipped_may_be_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_file, "_CHUNK", 16)
     monkeypatch.setattr(json_file, "_MAX_ENTRY", 100)
-    many = list(range(1000))
-    content = json.dumps({"other": many, "more": {str(n): n for n in many}, "images": [1, 2]})
+    content = json.dumps({"other": list(range(1000)), "images": [1, 2]})
     found, problems = entries_of(tmp_path / "x", content.encode(), "images")
     assert found == [("0", 1), ("1", 2)]
     assert not len(problems)
@@ -366,14 +364,10 @@ def test_the_items_of_a_list(tmp_path: Path) -> None:
         ("1", 2),
         ("2", []),
     ]
-    assert list(first_items(tmp_path / "x")) == [("images", {"a": 1})]
     assert entries_of(tmp_path / "x", b'{"images": []}', "images")[0] == []
     found, problems = entries_of(tmp_path / "x", b'{"images": {}}', "images")
     assert (found, problems.counts) == ([], {"broken JSON": 1})
     assert "no list 'images'" in problems.messages["broken JSON"][0]
-    for content in (b"", b"[]", b'{"a": ', b"\xff\xfe"):
-        (tmp_path / "x").write_bytes(content)
-        assert list(first_items(tmp_path / "x")) == []
 
 
 def test_lines_of_json_that_are_none(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is one split"):
             open_questions(tmp_path / name, split="test")
     for name in ("flickr8k", "flickr30k"):
-        (tmp_path / f"dataset_{name}.json").write_text('{"dataset": "x", "images": []}')
+        write_karpathy(tmp_path / f"dataset_{name}.json", [karpathy_image("1.jpg", "A dog.")])
     with pytest.raises(ValueError, match="several data sets"):
         open_questions(tmp_path)
 
