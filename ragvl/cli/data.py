@@ -23,10 +23,7 @@ def check(
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what is wrong with a data set's files, line by line.
-
-    Your own .jsonl is read line by line, however long it is.
-    """
+    """Say what is wrong with a data set's files, line by line."""
     with command_work("data check"):
         from ragvl.data.checking import check_questions
 

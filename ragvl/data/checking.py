@@ -8,7 +8,6 @@ from pathlib import Path
 from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
-from ragvl.data.jsonl import check_jsonl
 from ragvl.data.problems import DataError, Problems
 
 
@@ -37,8 +36,7 @@ def check_questions(
 ) -> CheckReport:
     """Reads a data set's files and says what is wrong.
 
-    A single .jsonl file is read line by line, in memory that does not grow with it. Of a data set
-    of which nothing can be used, the report has no questions.
+    Of a data set of which nothing can be used, the report has no questions.
 
     Args:
         source: see `open_questions`.
@@ -50,22 +48,17 @@ def check_questions(
     Raises:
         OSError, UnknownFormatError, ValueError: see `open_questions`.
     """
-    path = Path(source)
-    is_own = not path.is_dir() and ".jsonl" in path.suffixes
-    if is_own and split is None and images is None and protocol is None:
-        problems = Problems()
-        return CheckReport(*check_jsonl(path, problems, pictures=pictures), problems)
     try:
-        found = open_questions(path, split=split, images=images, protocol=protocol)
+        data_set = open_questions(source, split=split, images=images, protocol=protocol)
     except DataError as error:
         if error.problems is None:
             raise
         error.problems.add("of no use", str(error))
         return CheckReport(0, 0, error.problems)
     if pictures:
-        for document in found.documents():
+        for document in data_set.documents():
             try:
                 document.load()
             except ImageError as error:
-                found.problems.add("broken picture", str(error))
-    return CheckReport(len(found.questions), len(found.document_ids()), found.problems)
+                data_set.problems.add("broken picture", str(error))
+    return CheckReport(len(data_set.questions), len(data_set.document_ids()), data_set.problems)

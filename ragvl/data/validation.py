@@ -84,15 +84,11 @@ class CaptionTable:
         if caption and not kept:
             self._captions[id] = caption
         elif caption and caption != kept:
-            self._problems.add("two captions", two_captions(id, where))
+            message = f"{where}: {quoted(id)} had another caption before, which is kept"
+            self._problems.add("two captions", message)
 
     def __getitem__(self, id: str) -> str | None:
         return self._captions[id]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._captions)
-
-
-def two_captions(id: str, where: str) -> str:
-    """The words for a document that had another caption before."""
-    return f"{where}: {quoted(id)} had another caption before, which is kept"

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from ragvl.data.checking import check_questions
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.problems import DataError
-from ragvl.profiling.timing import peak_mib
 
 
 def line(id: str = "q0", **changes: object) -> dict[str, Any]:
@@ -231,32 +230,6 @@ def test_a_documents_key_changes_with_its_caption_and_its_file(file: Path) -> No
     edited = JsonlQuestions(write(file, [line(captions=["Edited", None])]))
     assert {edited.document_key(id) for id in ("a.png", "b.png")}.isdisjoint(keys)
     assert edited.document_key("a.png") == edited.document_key("a.png")
-
-
-@pytest.mark.parametrize(("num_lines", "num_images"), [(100_000, 3), (20_000, 20)])
-def test_many_lines_are_checked_in_constant_memory(
-    file: Path, num_lines: int, num_images: int
-) -> None:
-    import torch
-
-    cpu = torch.device("cpu")
-    with file.open("w") as out:
-        for number in range(num_lines):
-            lost = [f"{number}_{k}.png" for k in range(num_images - 2)]
-            record = line(f"q{number}", images=["a.png", "b.png", *lost], captions=None)
-            out.write(json.dumps(record) + "\n")
-    small = file.with_name("small.jsonl")
-    with file.open() as lines, small.open("w") as out:
-        out.writelines(next(lines) for _ in range(num_lines // 10))
-    check_questions(small)  # what is loaded once is loaded
-    of_small = peak_mib(lambda: check_questions(small), cpu)
-    of_all = peak_mib(lambda: check_questions(file), cpu)
-    report = check_questions(small)
-    assert report.questions == num_lines // 10
-    assert report.documents == 2
-    assert report.problems.counts == {"missing picture": num_lines // 10 * (num_images - 2)}
-    assert of_small is not None and of_all is not None
-    assert of_all < of_small + 12  # MiB: the table's cache, and no more for ten times the lines
 
 
 @settings(max_examples=60)
