@@ -85,7 +85,7 @@ class MLLM:
         if self.device.type == "cuda":
             prompting.prepare_images_on(self.device)
         self._source: tuple[str, dict[str, Any]] | None = None
-        self._fingerprint: tuple[tuple[str, ...], str] | None = None
+        self._fingerprint: tuple[tuple[object, ...], str] | None = None
         self._take_apart()
         self._watch = Watch(model)
         self._form = self._form_now()
@@ -399,12 +399,12 @@ class MLLM:
         """What is equal while the model is made of the same modules with the same settings."""
         return self._watch.form, *map(_plain_fields, _configs(self.model.config))
 
-    def _settings(self) -> tuple[str, ...]:
-        """What is equal while nobody changes a setting; costs microseconds."""
+    def _settings(self) -> tuple[object, ...]:
+        """What is equal while nobody changes a setting, as of the last `_look_again`."""
+        _, *config_fields = self._form
         processor = self.prompting.processor
-        image_processor = getattr(processor, "image_processor", None)
-        parts = (processor, image_processor, *_configs(self.model.config))
-        return tuple(map(_plain_fields, filter(None, parts)))
+        parts = filter(None, (processor, getattr(processor, "image_processor", None)))
+        return (*config_fields, *map(_plain_fields, parts))
 
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.render("Yes or No?"))
