@@ -19,11 +19,13 @@ from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
+from ragvl.mllm.vision import Features
 
 __all__ = [
     "MLLM",
     "AnswerTokenError",
     "CaptionLimit",
+    "Features",
     "FinalNorm",
     "ImageInputs",
     "KvLayout",

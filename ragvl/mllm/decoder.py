@@ -1,14 +1,13 @@
 """A model's decoder, run in two halves: a prefix once, then suffixes that attend to what it left.
 
-The layers stay Hugging Face's own. Three small doors are set into them: the attention function,
-which is registered as an implementation of its own and passes every ordinary call on to the one
-that the model had; a hook before the last layer; and a hook before the final norm.
+The layers stay Hugging Face's own. Four things are put around them: the attention function, which
+is registered as an implementation of its own and passes every ordinary call on to the one that the
+model had; the last layer's query projection; and hooks before the last layer and the final norm.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -22,13 +21,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.vision import Features, vision_pass, wrap_image_features
 from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
 
 WriteKv = Callable[[int, Tensor, Tensor], None]
 
 _PREFIX = "ragvl_"  # of the names of attention implementations
-_DOOR = "_ragvl_door"  # marks functions that are set into a model here
+_WRAPPED = "_ragvl_wrapped"  # marks a projection that is wrapped already
 
 # Additions to a score that `prefix_attention` does not make
 _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
@@ -64,13 +64,13 @@ class Prefilled:
 
     Attributes:
         next_position: the position of the token that comes after the prefix.
-        features: what the model's `get_image_features` gave, to prefill from again; None without
-            pictures, and where several prefixes were computed together.
+        features: what the vision tower gave, to prefill from again; None without pictures, and
+            where several prefixes were computed together.
         timer: how long the decoder takes, the vision tower not counted; all prefixes together.
     """
 
     next_position: int
-    features: Any
+    features: Features | None
     timer: Timer
 
 
@@ -79,7 +79,7 @@ class Decoder:
 
     Args:
         model: the whole model; its decoder's attention is replaced in place. Another `Decoder` may
-            be made of it after its modules have changed: the doors that are there stay.
+            be made of it after its modules have changed: what is wrapped stays wrapped.
         norm: the decoder's final norm.
 
     Raises:
@@ -99,7 +99,7 @@ class Decoder:
         _hook(self._decoder, _before_decoder, with_kwargs=True)
         _wrap_attention(self._decoder.config)
         _wrap_queries(layers[-1])
-        _wrap_image_features(model.base_model)
+        wrap_image_features(model.base_model)
 
     def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, D): what the last layer gives for whole prompts, before the final norm."""
@@ -110,7 +110,7 @@ class Decoder:
         batch: Mapping[str, Tensor],
         lengths: Sequence[int],
         write: WriteKv,
-        features: Any = None,
+        features: Features | None = None,
     ) -> list[Prefilled]:
         """Computes the keys and values of prefixes, and nothing that only their output needs.
 
@@ -126,17 +126,17 @@ class Decoder:
         Raises:
             ValueError: `features` were given, and the model went on without a look at them.
         """
-        run = _Prefill(write, self.num_layers - 1, features, Timer(self._model.device))
+        run = _Prefill(write, self.num_layers - 1, Timer(self._model.device))
         token = _pass.set(run)
         try:
-            with contextlib.suppress(_Finished):
+            with vision_pass(features) as vision, contextlib.suppress(_Finished):
                 self._model.base_model(**batch, use_cache=False)
         finally:
             _pass.reset(token)
         run.timer.stop()
-        if features is not None and not run.asks_for_features:
+        if features is not None and not vision.requested:
             raise ValueError("the model took no features: its images lack what it looks for")
-        features = run.features if len(lengths) == 1 else None
+        features = vision.features if len(lengths) == 1 else None
         return [
             Prefilled(position, features, run.timer)
             for position in _next_positions(run.position_ids, lengths)
@@ -181,11 +181,9 @@ class _Prefill:
 
     skips_queries = True
 
-    def __init__(self, write: WriteKv, last_layer: int, features: Any, timer: Timer) -> None:
+    def __init__(self, write: WriteKv, last_layer: int, timer: Timer) -> None:
         self.write = write
         self.last_layer = last_layer
-        self.features = features
-        self.asks_for_features = False
         self.position_ids: Tensor | None = None
         self.timer = timer
 
@@ -330,7 +328,7 @@ def _wrap_queries(last_layer: nn.Module) -> None:
     A layer that computes queries, keys and values in one product does so as before.
     """
     projection = getattr(getattr(last_layer, "self_attn", None), "q_proj", None)
-    if not isinstance(projection, nn.Linear) or hasattr(projection.forward, _DOOR):
+    if not isinstance(projection, nn.Linear) or hasattr(projection.forward, _WRAPPED):
         return
     project = projection.forward
 
@@ -340,27 +338,8 @@ def _wrap_queries(last_layer: nn.Module) -> None:
             return project(hidden)
         return hidden.new_zeros(()).expand(*hidden.shape[:-1], projection.out_features)
 
-    setattr(forward, _DOOR, True)
+    setattr(forward, _WRAPPED, True)
     setattr(projection, "forward", forward)  # noqa: B010 (a method, to mypy)
-
-
-def _wrap_image_features(base: Any) -> None:
-    compute = base.get_image_features
-    if hasattr(compute, _DOOR):
-        return
-
-    @functools.wraps(compute)  # Hugging Face looks at the names of its arguments
-    def get_image_features(*args: Any, **kwargs: Any) -> Any:
-        run = _pass.get()
-        if not isinstance(run, _Prefill):
-            return compute(*args, **kwargs)
-        run.asks_for_features = True
-        if run.features is None:
-            run.features = compute(*args, **kwargs)
-        return run.features
-
-    setattr(get_image_features, _DOOR, True)
-    base.get_image_features = get_image_features
 
 
 def _next_positions(position_ids: Tensor | None, lengths: Sequence[int]) -> list[int]:

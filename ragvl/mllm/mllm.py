@@ -32,6 +32,7 @@ from ragvl.mllm.loading import (
     naming,
 )
 from ragvl.mllm.prompting import Prompting
+from ragvl.mllm.vision import Features
 from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
@@ -322,7 +323,7 @@ class MLLM:
 
     @torch.inference_mode()
     def prefill(
-        self, prefixes: Sequence[Prompt], write: WriteKv, features: Any = None
+        self, prefixes: Sequence[Prompt], write: WriteKv, features: Features | None = None
     ) -> list[Prefilled]:
         """Computes the keys and values of B prefixes; their output is not computed.
 

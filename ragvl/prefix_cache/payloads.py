@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ragvl.mllm import ImageInputs, Prefilled, Prompt
+from ragvl.mllm import Features, ImageInputs, Prefilled, Prompt
 from ragvl.prefix_cache.record import PrefixRecord
 
 Kind = Literal["kv", "features"]
-
-# Of what a vision tower gives, the parts that a decoder does not read, and the largest
-_NOT_READ = ("last_hidden_state", "hidden_states", "attentions")
 
 
 class UnusableRecordError(ValueError):
@@ -30,7 +25,7 @@ def kv_record(prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]) -> Pr
 def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
     """A record of the visual tokens, and of what else the decoder needs of the picture."""
     (image,) = prefix.images
-    tensors = {f"features/{path}": x for path, x in _flatten(done.features)}
+    tensors = {f"features/{path}": x for path, x in (done.features or {}).items()}
     for name, x in image.tensors.items():
         # The vision tower has read the pixels; the model only looks whether there were some
         tensors[f"image/{name}"] = x[:0].flatten() if x.is_floating_point() else x
@@ -72,7 +67,7 @@ def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
     return ids.tolist(), expansion, next_position
 
 
-def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any]:
+def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Features]:
     """What `MLLM.prefill` takes to compute the prefix from its visual tokens.
 
     Raises:
@@ -90,7 +85,7 @@ def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Any
     if not features:  # a model would compute the prefix of a prompt without a picture
         raise UnusableRecordError("its record has no visual tokens")
     image = ImageInputs(images, expansion, int(record.info["num_image_tokens"]))
-    return Prompt(ids, (image,)), SimpleNamespace(**_unflatten(features))
+    return Prompt(ids, (image,)), features
 
 
 def _record(
@@ -105,35 +100,3 @@ def _record(
     }
     ids = torch.tensor(prefix.input_ids, dtype=torch.int32)
     return PrefixRecord({"input_ids": ids, **tensors}, info)
-
-
-def _flatten(features: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested outputs and sequences, by its path: "deepstack_features/0"."""
-    if isinstance(features, Tensor):
-        yield path, features
-    elif isinstance(features, (list, tuple)):
-        for i, item in enumerate(features):
-            yield from _flatten(item, f"{path}/{i}")
-    elif features is not None:
-        items = features.items() if hasattr(features, "items") else vars(features).items()
-        for name, item in items:
-            if name not in _NOT_READ:
-                yield from _flatten(item, f"{path}/{name}" if path else name)
-
-
-def _unflatten(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Turns paths back into nested tuples under names."""
-    tree: dict[str, Any] = {}
-    for path, x in tensors.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = x
-    return {name: _as_tuples(node) for name, node in tree.items()}
-
-
-def _as_tuples(node: Any) -> Any:
-    if isinstance(node, Tensor):
-        return node
-    return tuple(_as_tuples(node[key]) for key in sorted(node, key=int))

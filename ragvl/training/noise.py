@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.mllm import MLLM, Features, UnsupportedModelError
+from ragvl.mllm.vision import vision_pass
 from ragvl.ops import diffusion_noise, visual_weighted_cross_entropy
 from ragvl.ops.diffusion_noise import alphas_cumprod
 from ragvl.training.examples import IGNORE
 
-# Of what a vision tower returns, what no decoder reads
-_UNREAD = ("last_hidden_state", "hidden_states", "attentions")
 _ROWS_AT_ONCE = 256  # whose logits are held while accuracy is counted
 
 
@@ -111,7 +108,6 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
         )
     uninstall_loss(mllm)
     model: Any = mllm.model
-    features = _SharedFeatures(model.base_model)
     plain_forward = model.forward
 
     @functools.wraps(plain_forward)
@@ -122,16 +118,17 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
         # As in Hugging Face, labels come at the position of their own token
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
         token_level = noise.token_level if model.training else "none"
-        with features.kept(token_level == "tokens"):
+        with vision_pass() as vision:
             hidden = model.base_model(**inputs).last_hidden_state
-            noisy = hidden.detach()  # no gap: every token weighs the same
-            if token_level != "none" and "pixel_values" in inputs:
-                if token_level == "pixels":
-                    inputs["pixel_values"] = _noised(inputs["pixel_values"], noise)
-                else:
-                    features.replay = functools.partial(_noised, noise=noise)
-                with torch.no_grad():
-                    noisy = model.base_model(**inputs).last_hidden_state
+        noisy = hidden.detach()  # no gap: every token weighs the same
+        if token_level != "none" and "pixel_values" in inputs:
+            features = None
+            if token_level == "pixels":
+                inputs["pixel_values"] = _noised(inputs["pixel_values"], noise)
+            else:
+                features = _noised_features(vision.features, noise)
+            with torch.no_grad(), vision_pass(features):
+                noisy = model.base_model(**inputs).last_hidden_state
         head = _head(model, mllm.head.scale, hidden)
         if model.training:
             return ModelOutput(loss=_loss(hidden, noisy, targets, *head, noise))
@@ -145,9 +142,6 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
 def uninstall_loss(mllm: MLLM) -> None:
     """Gives the model its own forward again; nothing happens where `install_loss` was not."""
     vars(mllm.model).pop("forward", None)
-    base: Any = mllm.model.base_model
-    if isinstance(getattr(base.get_image_features, "owner", None), _SharedFeatures):
-        base.get_image_features = base.get_image_features.__wrapped__
 
 
 def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tensor:
@@ -174,37 +168,6 @@ def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tenso
     return (losses * weights).sum() / (weights.sum() + 1e-6)
 
 
-class _SharedFeatures:
-    """Gives the second pass what the vision tower computed in the first, changed by `replay`."""
-
-    def __init__(self, base: Any) -> None:
-        self.replay: Callable[[Tensor], Tensor] | None = None
-        self._keeps = False
-        self._features: Any = None
-        compute = base.get_image_features
-
-        @functools.wraps(compute)  # Hugging Face looks at the names of its arguments
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            if self.replay is not None:
-                return _map_tensors(self._features, self.replay)
-            found = compute(*args, **kwargs)
-            if self._keeps:
-                self._features = found
-            return found
-
-        get_image_features.owner = self  # type: ignore[attr-defined]  # to be known by
-        base.get_image_features = get_image_features
-
-    @contextmanager
-    def kept(self, keeps: bool) -> Iterator[None]:
-        """Keeps what is computed while it lasts."""
-        self._keeps = keeps
-        try:
-            yield
-        finally:
-            self._keeps, self._features, self.replay = False, None, None
-
-
 def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
     # Drawn from torch's generator, whose state a checkpoint holds; another on each process
     seed = int(torch.randint(2**62, ()))
@@ -222,22 +185,10 @@ def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
     return x + ((1 - kept) / kept) ** 0.5 * drawn.to(x.dtype)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `function` of every floating tensor in it, however they are nested."""
-    if isinstance(value, Tensor):
-        return function(value) if value.is_floating_point() else value
-    if isinstance(value, list | tuple):
-        mapped = [_map_tensors(item, function) for item in value]
-        return mapped if isinstance(value, list) else tuple(mapped)
-    if isinstance(value, dict):  # Hugging Face's outputs are dictionaries
-        return type(value)(
-            **{
-                name: _map_tensors(item, function)
-                for name, item in value.items()
-                if name not in _UNREAD
-            }
-        )
-    return value
+def _noised_features(features: Features | None, noise: NoiseSettings) -> Features | None:
+    return features and {
+        path: _noised(x, noise) if x.is_floating_point() else x for path, x in features.items()
+    }
 
 
 def _head(model: Any, scale: float, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -314,7 +314,7 @@ def test_prefixes_are_cached_as_before_after_training(
 
     def prefill() -> Tensor:
         (done,) = mllm.prefill([prompt], lambda *_: None)
-        return torch.cat(list(done.features.pooler_output))
+        return torch.cat(list(done.features.values()))
 
     before = prefill()
     install_loss(mllm, TOKENS)
