@@ -82,6 +82,9 @@ class Decoder:
             be made of it after its modules have changed: what is wrapped stays wrapped.
         norm: the decoder's final norm.
 
+    Attributes:
+        layers: the decoder's.
+
     Raises:
         UnsupportedModelError: the decoder has no list of layers.
     """
@@ -92,7 +95,7 @@ class Decoder:
         layers = getattr(self._decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not layers:
             raise UnsupportedModelError(f"{type(self._decoder).__name__} has no list of layers")
-        self.num_layers = len(layers)
+        self.layers = layers
         self._last_layer = layers[-1]
         _hook(norm, _before_norm)
         _hook(self._last_layer, _before_last_layer, with_kwargs=True)
@@ -126,7 +129,7 @@ class Decoder:
         Raises:
             ValueError: `features` were given, and the model went on without a look at them.
         """
-        run = _Prefill(write, self.num_layers - 1, Timer(self._model.device))
+        run = _Prefill(write, len(self.layers) - 1, Timer(self._model.device))
         token = _pass.set(run)
         try:
             with vision_pass(features) as vision, contextlib.suppress(_Finished):
@@ -160,7 +163,7 @@ class Decoder:
             last_rows: (B,) the row of each suffix's last token.
             prefixes: for each layer, the cached prefixes and which rows are whose.
         """
-        run = _Extend(prefixes, last_rows, self._last_layer, self.num_layers - 1)
+        run = _Extend(prefixes, last_rows, self._last_layer, len(self.layers) - 1)
         embeds = self._model.get_input_embeddings()(input_ids)[None]
         token = _pass.set(run)
         try:

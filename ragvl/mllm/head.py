@@ -47,11 +47,7 @@ class FinalNorm:
 
 
 class Head:
-    """Reads a model's final norm and language-model head.
-
-    Which kind of norm it is gets found out by trying, since the many norm classes of Hugging Face
-    share no field that says so.
-    """
+    """Reads a model's final norm and language-model head."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder = model.get_decoder()
@@ -72,12 +68,17 @@ class Head:
         # Granite divides its logits by one, Cohere multiplies them by the other
         self.scale: float = getattr(text_config, "logit_scale", None) or 1.0
         self.scale /= getattr(text_config, "logits_scaling", None) or 1.0
-        self._variant = self._find_variant()
+        form = norm_form(norm)
+        if form is None:
+            raise UnsupportedModelError(
+                f"the final norm {type(norm).__name__} is neither an RMS norm nor a layer norm"
+            )
+        self._form = form
 
     @property
     def final_norm(self) -> FinalNorm:
         """The final norm, with the weights it has now."""
-        return self._norm_as(*self._variant)
+        return self._form.of(self.norm_module)
 
     def rows(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The head's rows (R, D) and biases (R,), float32, any constant logit scale folded in."""
@@ -110,33 +111,47 @@ class Head:
         )
         return whole.softmax(0)[list(token_ids)].sum().item()
 
-    def _norm_as(self, kind: Literal["rms", "layer"], one_plus: bool) -> FinalNorm:
-        module: Any = self.norm_module
-        eps = next(getattr(module, name) for name in _EPS_NAMES if hasattr(module, name))
-        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps  # as torch does
-        bias = getattr(module, "bias", None)
-        weight = module.weight.float() + float(one_plus)
-        return FinalNorm(kind, weight, None if bias is None else bias.float(), eps)
 
-    @torch.no_grad()
-    def _find_variant(self) -> tuple[Literal["rms", "layer"], bool]:
-        module: Any = self.norm_module
-        weight = getattr(module, "weight", None)
-        if weight is not None and any(hasattr(module, name) for name in _EPS_NAMES):
-            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-            row = (3 * noise + 1).to(weight)  # off centre, so that a mean taken off shows
-            expected = module(row[None])[0].float()
-            variants: list[tuple[Literal["rms", "layer"], bool]] = [
-                ("rms", False),
-                ("rms", True),
-                ("layer", False),
-            ]
-            for variant in variants:
-                if same(self._norm_as(*variant)(row), expected, rounding(weight.dtype)):
-                    return variant
-        raise UnsupportedModelError(
-            f"the final norm {type(module).__name__} is neither an RMS norm nor a layer norm"
-        )
+@dataclass(frozen=True)
+class NormForm:
+    """How a norm's module computes.
+
+    Attributes:
+        kind: as in `FinalNorm`.
+        offset: what it adds to its weight: 1 in Gemma's norms.
+        eps: as in `FinalNorm`.
+    """
+
+    kind: Literal["rms", "layer"]
+    offset: float
+    eps: float
+
+    def of(self, module: Any) -> FinalNorm:
+        """The module as plain numbers, with the weights it has now."""
+        bias = getattr(module, "bias", None)
+        weight = module.weight.float() + self.offset
+        return FinalNorm(self.kind, weight, None if bias is None else bias.float(), self.eps)
+
+
+@torch.no_grad()
+def norm_form(module: Any) -> NormForm | None:
+    """How a norm computes, seen by trying it; None if it is neither an RMS norm nor a layer norm.
+
+    The many norm classes of Hugging Face share no field that says so.
+    """
+    weight = getattr(module, "weight", None)
+    names = [name for name in _EPS_NAMES if hasattr(module, name)]
+    if weight is None or weight.ndim != 1 or not names:
+        return None
+    eps = getattr(module, names[0])
+    eps = torch.finfo(weight.dtype).eps if eps is None else eps  # as torch does
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    row = (3 * noise + 1).to(weight)  # off centre, so that a mean taken off shows
+    expected = module(row[None])[0].float()
+    for form in (NormForm("rms", 0, eps), NormForm("rms", 1, eps), NormForm("layer", 0, eps)):
+        if same(form.of(module)(row), expected, rounding(weight.dtype)):
+            return form
+    return None
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -144,12 +159,12 @@ def rounding(dtype: torch.dtype) -> float:
     return 2e-3 if dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def same(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether two computations agree: `||found - expected|| <= tolerance * ||expected||`.
+def same(result: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two computations agree: `||result - expected|| <= tolerance * ||expected||`.
 
     Values that are NaN or infinite in `expected` are left out: bad weights are not told apart
     from bad code here.
     """
     finite = expected.isfinite()
-    error = (found.float() - expected.float())[finite].norm()
+    error = (result.float() - expected.float())[finite].norm()
     return bool(error <= tolerance * expected[finite].float().norm())

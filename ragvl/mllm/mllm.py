@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import SizeDict
@@ -20,10 +21,12 @@ from ragvl.checkpoints import find_checkpoint
 from ragvl.files import expand_user
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import shown
+from ragvl.mllm.chat import IMAGE
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
 from ragvl.mllm.head import Head, rounding, same
 from ragvl.mllm.inputs import Prompt, placed
+from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
     UnsupportedModelError,
     check_attention,
@@ -51,6 +54,7 @@ class MLLM:
         processor: its processor.
         chat_template_kwargs: see `from_pretrained`.
         date: see `from_pretrained`.
+        layers: see `from_pretrained`; the code of the model's layers is replaced in place.
 
     Attributes:
         model: the model, in eval mode.
@@ -71,15 +75,15 @@ class MLLM:
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: date | str | None = None,
+        layers: LayerCode = "eager",
     ) -> None:
-        self._set_up(
-            model,
-            Prompting(
-                processor, model.config, chat_template_kwargs=chat_template_kwargs, date=date
-            ),
+        prompting = Prompting(
+            processor, model.config, chat_template_kwargs=chat_template_kwargs, date=date
         )
+        self._set_up(model, prompting, checked_layers(layers))
 
-    def _set_up(self, model: PreTrainedModel, prompting: Prompting) -> None:
+    def _set_up(self, model: PreTrainedModel, prompting: Prompting, layers: LayerCode) -> None:
+        self._layers = layers
         self.model = model
         self.prompting = prompting
         self.architecture: str = model.config.model_type
@@ -96,6 +100,7 @@ class MLLM:
         self.decoder = Decoder(self.model, self.head.norm_module)
         self.__dict__.pop("kv_layout", None)
         self._check_logits()
+        replace_code(self.decoder.layers, self._layers, self._hidden_states_of_a_picture)
 
     @classmethod
     @default_torch_context
@@ -111,6 +116,7 @@ class MLLM:
         processor_settings: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: date | str | None = None,
+        layers: LayerCode = "eager",
     ) -> MLLM:
         """Loads a folder or a hub id.
 
@@ -138,6 +144,11 @@ class MLLM:
             date: what the chat template takes for today, a date or text such as "2026-11-28". By
                 default always 2024-07-26 (`DEFAULT_DATE`): prompts, and what is cached of them,
                 must not change from day to day.
+            layers: what computes the small operators between the products of the decoder's layers,
+                within rounding the same: "eager", Hugging Face's own code; "fused", two operations
+                of ragvl's; "compiled", what `torch.compile` makes of them. A score's bits are as
+                independent of its batch with each. Which is the fastest on a GPU is measured by
+                `benchmarks/gpu_rerank.py --layers`.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
@@ -145,15 +156,16 @@ class MLLM:
             OSError: the hub does not let this user in, or a file cannot be read.
             UnsupportedModelError: a file is damaged, or it is no image-text-to-text model,
                 incomplete, or built in a way that ragvl does not understand.
-            ValueError: an unknown device, dtype or attention, or a processor setting that is
-                unknown or would have no effect; `date` is none, or the chat template does not read
-                what `chat_template_kwargs` name.
+            ValueError: an unknown device, dtype, attention or `layers`, or a processor setting that
+                is unknown or would have no effect; `date` is none, or the chat template does not
+                read what `chat_template_kwargs` name.
         """
         on = resolve_device(device)
         resolved = resolve_dtype(dtype, on)
         resolve_date(date)  # a slip in it shows before the model is loaded
         attention = attn_implementation or _best_attention(on, resolved)
         check_attention(attention)
+        checked_layers(layers)
         checkpoint = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
         processor, config = load_processor(
             checkpoint, processor_settings or {}, trust_remote_code=trust_remote_code
@@ -171,7 +183,7 @@ class MLLM:
         )
         mllm = object.__new__(cls)
         with naming(checkpoint.folder, "model or processor"):
-            mllm._set_up(model.to(on), prompting)
+            mllm._set_up(model.to(on), prompting, layers)
         options = {
             "revision": revision,
             "trust_remote_code": trust_remote_code,
@@ -179,6 +191,7 @@ class MLLM:
             "processor_settings": dict(processor_settings or {}),
             "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "date": date,
+            "layers": layers,
         }
         mllm._source = _absolute(path), options
         return mllm
@@ -266,8 +279,10 @@ class MLLM:
         """Names what the model is computed with, as far as it changes bits.
 
         This is the attention implementation of each of its parts, the kind of device, the precision
-        of float32 products, the versions of the libraries, and whether dropout is on.
+        of float32 products, the versions of the libraries, whether dropout is on, and other code of
+        the layers than their own.
         """
+        layers = code_in_force(self.decoder.layers)
         attention = [config._attn_implementation for config in _configs(self.model.config)]
         return name_of(
             "environment",
@@ -276,6 +291,7 @@ class MLLM:
             float32_precision(self.device),
             library_versions(),
             self.model.training,
+            *([] if layers == "eager" else [layers]),
         )
 
     @cached_property
@@ -409,6 +425,11 @@ class MLLM:
 
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.render("Yes or No?"))
+
+    def _hidden_states_of_a_picture(self) -> Tensor:
+        image = self.prompting.encode_image(Image.new("RGB", (64, 48), (200, 120, 40)))
+        prompt = self.prompting.render(f"{IMAGE}\nYes or No?")
+        return self.hidden_states([self.prompting.encode_prompt(prompt, [image])])
 
     @torch.no_grad()
     def _check_logits(self) -> None:

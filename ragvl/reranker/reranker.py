@@ -175,7 +175,7 @@ class Reranker(CrossEncoderDialect):
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
             caption_tokens: see `Reranker`.
-            load: what else `MLLM.from_pretrained` takes, such as `revision`, `date` and
+            load: what else `MLLM.from_pretrained` takes, such as `revision`, `layers` and
                 `chat_template_kwargs`.
 
         Raises:
