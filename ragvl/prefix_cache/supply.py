@@ -128,15 +128,20 @@ class PrefixSupply:
         with Workers() as workers:
             yield from self._blocks(self._items(wanted, workers), refuse)
 
-    def warm(self, wanted: Iterable[W], refuse: Refuse) -> Iterator[bool]:
-        """Brings prefixes into the cache; for each whether a tier had it. See `blocks`."""
+    def warm(
+        self, wanted: Iterable[W], refuse: Refuse
+    ) -> Iterator[tuple[W, CachedPrefix | None, bool]]:
+        """Brings prefixes into the cache; each, and whether a tier had it. See `blocks`.
+
+        The prefix is None where it stays in a lower tier, for the device keeps none.
+        """
         with Workers() as workers:
             for known, items in groupby(self._items(wanted, workers), lambda item: item.known):
-                if known and self._cache.is_scratch:  # the device keeps none of them
-                    yield from (True for _ in items)
+                if known and self._cache.is_scratch:
+                    yield from ((item.wanted, None, True) for item in items)
                     continue
                 for block in self._blocks(items, refuse):
-                    yield from (known for _ in block)
+                    yield from ((one, prefix, known) for one, prefix in block)
 
     def forget_broken(self, prefixes: Iterable[CachedPrefix]) -> set[str]:
         """Forgets prefixes that hold NaN or infinity, in every tier; returns their keys.

@@ -125,7 +125,10 @@ class CachedPrefixes:
         self._reported_whole = False
 
     def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
-        """Brings documents' prefixes into the cache; see `Scorer`."""
+        """Brings documents' prefixes into the cache, and prepares what questions will run.
+
+        See `Scorer`.
+        """
         skipped = []
 
         def refuse(error: Exception) -> None:
@@ -133,9 +136,15 @@ class CachedPrefixes:
             skipped.append("skipped")
 
         wanted = (_WantedDocument(self._prefixes, *numbered) for numbered in enumerate(documents))
-        for known in self._supply.warm(wanted, refuse):
+        examples: dict[int, tuple[Document, CachedPrefix]] = {}  # by how many pages they take
+        for one, prefix, known in self._supply.warm(wanted, refuse):
             yield "known" if known else "built"
+            if prefix is not None:
+                examples.setdefault(len(prefix.pages), (one.document, prefix))
         yield from skipped
+        for pages, (document, prefix) in examples.items():
+            (ids,) = self._prompts.tokens([("", document, prefix.expansion)])
+            self._run.prepare(pages, len(ids) - shared_length(ids, prefix.input_ids))
 
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError

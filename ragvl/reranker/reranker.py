@@ -341,6 +341,8 @@ class Reranker(CrossEncoderDialect):
     ) -> WarmReport:
         """Computes documents' prefixes ahead of the queries; what is cached stays.
 
+        On a GPU kernels are compiled and CUDA graphs captured as well: the first query is fast.
+
         Args:
             documents: documents, or bare paths or pictures; taken one at a time.
             on_error: "raise" at a document that cannot be used, or "skip" it.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import CachedPrefix, PagePool
 from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.chunks import Chunk, ChunkRunner, Suffix
+from ragvl.reranker.chunks import Chunk, ChunkRunner, Shape, Suffix
 
 
 def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Suffix:
@@ -47,7 +47,7 @@ def test_chunks_are_in_order_and_bounded(
 
 
 def test_a_chunk_says_which_rows_are_whose() -> None:
-    chunk = Chunk.pack([suffix(0, 3), suffix(1, 2, dropped=4), suffix(2, 1)], 8, 4, 3)
+    chunk = Chunk.pack([suffix(0, 3), suffix(1, 2, dropped=4), suffix(2, 1)], Shape(8, 4, 3, 3))
     assert chunk.input_ids.tolist() == [0, 1, 2, 1000, 1001, 2000, 0, 0]
     # a suffix goes on where its prefix ends, or sooner if some of that was not shared
     assert chunk.position_ids.tolist() == [0, 1, 2, 96, 97, 200, 0, 0]
@@ -91,14 +91,14 @@ OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 def test_memory_that_runs_out_is_not_taken_for_a_model_that_cannot_be_captured(
     error: Exception, runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunk = Chunk.pack([suffix(0, 3)], 32, 1, 2)
+    shape = Shape(32, 1, 2, 3)
     monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
     with pytest.raises(type(error)):
-        runner._capture(chunk, 3)
+        runner._capture(shape)
     # where other graphs hold memory they go, and it is tried once more
-    monkeypatch.setattr(runner, "_graphs", {(1, 1, 1): lambda _: torch.zeros(1)})
+    monkeypatch.setattr(runner, "_graphs", {Shape(1, 1, 1, 1): lambda _: torch.zeros(1)})
     monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
-    assert runner._capture(chunk, 3) == "a graph"
+    assert runner._capture(shape) == "a graph"
     assert runner._graphs == {}
 
 
@@ -106,7 +106,19 @@ def test_a_model_that_cannot_be_captured_runs_without(
     runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(RuntimeError("no such luck")))
-    chunk = Chunk.pack([suffix(0, 3, prefix=0, dropped=0)], 32, 1, 2)
-    monkeypatch.setattr(runner, "_relevance", lambda chunk, _: chunk.last_rows)
-    assert runner._capture(chunk, 3)(chunk).tolist() == [2]
+    chunk = Chunk.pack([suffix(0, 3, prefix=0, dropped=0)], Shape(32, 1, 2, 3))
+    monkeypatch.setattr(runner, "_relevance", lambda chunk: chunk.last_rows)
+    assert runner._capture(chunk.shape)(chunk).tolist() == [2]
     assert "cannot be captured as a CUDA graph and runs without: no such luck" in caplog.text
+
+
+def test_graphs_are_captured_ahead_for_questions_of_usual_length(
+    runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_graphs", {})
+    runner.prepare(19, 20)  # there are none on a CPU
+    assert runner._graphs == {}
+    monkeypatch.setattr(runner, "_on_gpu", True)
+    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs())
+    runner.prepare(19, 20)
+    assert [shape[2:] for shape in runner._graphs] == [(32, 32), (32, 64)]
