@@ -167,6 +167,38 @@ def _prefix_attention_fwd_kernel(
     tl.store(out + out_at[:, None] + dim[None, :], result / total[:, None], readable)
 
 
+def launch_sizes(
+    dtype: torch.dtype, dim: int, *, last_only: bool, compressed: bool
+) -> dict[str, int]:
+    """How many rows and keys a program takes at once, with how many warps and stages of loads.
+
+    Nothing that differs from batch to batch counts here: a row's bits would differ, too. What each
+    choice compiles to is shown by benchmarks/prefix_attention_code.py.
+    """
+    num_warps = 4
+    if dtype == torch.float32:
+        # Without tensor cores: an oracle to compare with, not to be fast
+        rows, keys, num_stages = 16, 32 if dim <= 128 else 16, 1
+    elif dim > 256:  # of few models; more would not fit into a GPU's shared memory
+        rows, keys, num_stages = 16 if last_only else 32, 16, 2
+        num_warps = 8
+    elif last_only:  # as many rows as heads share one of the keys, sixteen at most as a rule
+        rows, keys, num_stages = 16, 64 if dim <= 128 else 32, 3
+    else:
+        # Hopper's wgmma takes 64 rows; 32 x 64 needs as many registers as 64 x 32, without it
+        rows, keys, num_stages = 64, 64 if dim <= 64 else 32, 3
+        if dim > 128:
+            num_warps, num_stages = 8, 2  # three would not fit into a smaller GPU's shared memory
+    # The third stage loads page numbers before the pages. Of int8 pages Triton 3.6 to 3.9 does not
+    # compile three where there is no wgmma.
+    return {
+        "BLOCK_ROWS": rows,
+        "BLOCK_KEYS": keys,
+        "num_stages": min(2, num_stages) if compressed else num_stages,
+        "num_warps": num_warps,
+    }
+
+
 def prefix_attention_fwd(
     q: Tensor,
     k: Tensor,
@@ -196,13 +228,11 @@ def prefix_attention_fwd(
         )
         out.copy_(in_float32)
         return
-    # Sizes depend on nothing that differs from batch to batch: bits would, too. Float32 does
-    # without tensor cores and needs more registers; only plain 16-bit pages are loaded ahead.
-    wide = q.dtype == torch.float32
-    block_rows = 16 if wide else 32
-    block_keys = (32 if wide else 64) // (1 if dim <= 128 else 2)
-    num_stages = 1 if wide or prefix.key_scales is not None else 2
-    _prefix_attention_fwd_kernel[(triton.cdiv(max_rows, block_rows), kv_heads, batch)](
+    sizes = launch_sizes(
+        q.dtype, dim, last_only=prefix.last_only, compressed=prefix.key_scales is not None
+    )
+    grid = triton.cdiv(max_rows, sizes["BLOCK_ROWS"]), kv_heads, batch
+    _prefix_attention_fwd_kernel[grid](
         q,
         *q.stride()[:2],
         k,
@@ -226,8 +256,6 @@ def prefix_attention_fwd(
         DIM=dim,
         PAGE_SIZE=page_size,
         LAST_ONLY=prefix.last_only,
-        BLOCK_ROWS=block_rows,
-        BLOCK_KEYS=block_keys,
         BLOCK_DIM=max(16, triton.next_power_of_2(dim)),
-        num_stages=num_stages,
+        **sizes,
     )

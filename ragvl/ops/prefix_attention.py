@@ -76,9 +76,10 @@ def prefix_attention(
 
     Equivalent to, for each candidate, `scaled_dot_product_attention(q, keys, values, mask,
     scale=scale, enable_gqa=True)`. Query head h uses head h // (H // G) of the keys. All sums are
-    in float32 (float64 for float64). There is no gradient: asking for one raises RuntimeError;
+    in float32 (float64 for float64). There is no gradient: computing one raises RuntimeError;
     `prefix_attention_reference` has one. With the backends cpu and triton a row's result is bitwise
-    the same in any batch, on any pages, and with `last_only`.
+    the same in any batch and on any pages, and in float32 or on the CPU with `last_only` too. On a
+    GPU float32 does without tensor cores: it is an oracle for the other dtypes, many times slower.
 
     Args:
         q: (S, H, D) float32, bfloat16, float16 or (reference only) float64, one query a row; with
@@ -100,7 +101,7 @@ def prefix_attention(
         ValueError: a wrong shape, device, layout or number; pages, lengths or rows that do not
             exist, or suffixes that overlap (of CPU tensors: a GPU's cannot be read without waiting,
             and must be right).
-        BackendUnavailableError: the backend asked for by name is not available here.
+        BackendUnavailableError: the backend named is not available here.
 
     Source: the split softmax is FlashAttention's, arXiv 2205.14135; the pages are PagedAttention's,
     arXiv 2309.06180.
