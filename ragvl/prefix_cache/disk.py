@@ -29,12 +29,13 @@ from typing import NamedTuple
 from ragvl.files import flush, open_regular, whole_file
 from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
-from ragvl.prefix_cache.host import TierStatistics, check_key
+from ragvl.prefix_cache.host import TierStatistics
 from ragvl.prefix_cache.record import DamagedRecordError, PrefixRecord, encode_record, read_record
 
 logger = logging.getLogger(__name__)
 
 _DRAFT = re.compile(r"(?P<host>.*)-(?P<pid>[0-9]+)-[0-9a-f]{16}")
+_KEY = re.compile("[0-9a-f]{64}")
 _STALE_SECONDS = 3600
 _SUBFOLDER = re.compile("[0-9a-f]{2}")
 # A folder is there, or may be, and cannot be looked at now: not what a slip in its name gives
@@ -171,7 +172,9 @@ class DiskTier:
             return False
 
     def _path(self, key: str) -> Path:
-        return self.folder / check_key(key)[:2] / f"{key}.safetensors"
+        if not isinstance(key, str) or not _KEY.fullmatch(key):  # it must not leave the folder
+            raise ValueError(f"a key is 64 lowercase hexadecimal digits, not {key!r}")
+        return self.folder / key[:2] / f"{key}.safetensors"
 
     def _make_folder(self) -> None:
         try:

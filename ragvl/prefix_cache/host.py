@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from ragvl.forks import fork_safe
 from ragvl.prefix_cache.record import PrefixRecord
-
-_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -32,22 +29,10 @@ class TierStatistics:
     errors: int = 0
 
 
-def check_key(key: str) -> str:
-    """`key`, if it is a SHA-256 in 64 lowercase hexadecimal digits; it can then name a file.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise ValueError(f"a key is 64 lowercase hexadecimal digits, not {key!r}")
-    return key
-
-
 class HostTier:
     """Keeps records in this process's memory, least recently used first to go. Thread-safe.
 
-    Records are kept as they are, not copied. A key that is not a SHA-256 in hexadecimal raises
-    ValueError.
+    Records are kept as they are, not copied.
 
     Args:
         max_bytes: the budget for the tensors; a record that is larger by itself is not kept.
@@ -65,7 +50,6 @@ class HostTier:
 
     def get(self, key: str) -> PrefixRecord | None:
         """The record under `key`, which is then the last one used; None if there is none."""
-        check_key(key)
         with self._lock:
             record = self._records.get(key)
             if record is None:
@@ -77,7 +61,6 @@ class HostTier:
 
     def put(self, key: str, record: PrefixRecord) -> None:
         """Keeps `record` in the place of what was under `key`, and evicts what is over budget."""
-        check_key(key)
         with self._lock:
             self._begin()
             self._forget(key)
@@ -91,7 +74,6 @@ class HostTier:
 
     def remove(self, key: str) -> None:
         """Forgets the record under `key`, if there is one."""
-        check_key(key)
         with self._lock:
             self._begin()
             self._forget(key)
@@ -106,7 +88,7 @@ class HostTier:
             self._unfinished = False
 
     def __contains__(self, key: str) -> bool:
-        return check_key(key) in self._records
+        return key in self._records
 
     def _begin(self) -> None:
         """Begins a change. Should an earlier one have ended half-way, bytes are counted anew."""

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import accumulate
@@ -99,7 +99,12 @@ class PrefixRecord:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def is_finite(x: Tensor) -> bool:
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in them is NaN or infinite."""
+    return all(map(_is_finite, tensors))
+
+
+def _is_finite(x: Tensor) -> bool:
     """Whether no number in `x` is NaN or infinite.
 
     Least and largest tell, in one pass and without a tensor of booleans: NaN becomes both of them.

@@ -18,7 +18,7 @@ from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.cache import PrefixCache
 from ragvl.prefix_cache.device import CachedPrefix, Lease, LeaseFullError, PrefixTooLargeError
 from ragvl.prefix_cache.payloads import UnusableRecordError, features_of, kind_of, prefix_of
-from ragvl.prefix_cache.record import PrefixRecord, is_finite
+from ragvl.prefix_cache.record import PrefixRecord, are_finite
 from ragvl.runtime import is_out_of_memory, record_event
 from ragvl.workers import Workers, ahead
 
@@ -151,9 +151,7 @@ class PrefixSupply:
         """
         broken = set()
         for prefix in prefixes:
-            if prefix.key not in broken and not all(
-                map(is_finite, self.pool.read(prefix.pages).values())
-            ):
+            if prefix.key not in broken and not are_finite(self.pool.read(prefix.pages).values()):
                 logger.warning("the prefix %s holds NaN or infinity and is forgotten", prefix.key)
                 self._cache.drop(prefix.key)
                 broken.add(prefix.key)

@@ -15,7 +15,7 @@ from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.host import HostTier, TierStatistics
 from ragvl.prefix_cache.pages import PagePool
 from ragvl.prefix_cache.payloads import Kind, UnusableRecordError, features_record, kv_record
-from ragvl.prefix_cache.record import PrefixRecord, is_finite
+from ragvl.prefix_cache.record import PrefixRecord, are_finite
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LowerTiers:
         if not self._tiers:
             return
         tensors = pool.read(entry.pages)
-        if not all(map(is_finite, tensors.values())):
+        if not are_finite(tensors.values()):
             logger.warning("the prefix %s is not kept: it holds NaN or infinity", entry.key)
             return
         for tier in self._tiers:

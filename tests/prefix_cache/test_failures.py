@@ -35,7 +35,7 @@ from ragvl.prefix_cache import (
     pages,
 )
 from ragvl.prefix_cache.memory import reservations
-from ragvl.prefix_cache.record import is_finite
+from ragvl.prefix_cache.record import are_finite
 from ragvl.progress import ProgressBar
 
 QUERY = "What color is the roof?"
@@ -235,9 +235,7 @@ def test_a_record_that_holds_nan_is_computed_again(
     assert caplog.text.count("holds NaN or infinity and is forgotten") == 3
     healed = [tier.get(key) for key in sorted(kept_keys(tier))]
     assert len(healed) == 6
-    assert all(
-        record is not None and all(map(is_finite, record.tensors.values())) for record in healed
-    )
+    assert all(record is not None and are_finite(record.tensors.values()) for record in healed)
 
 
 @pytest.mark.parametrize("keep", ["kv", "features"])
