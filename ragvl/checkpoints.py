@@ -144,16 +144,16 @@ def _is_cached(repo_id: str) -> bool:
 
 
 def similar_folders(path: Path) -> list[Path]:
-    """Folders whose path is close to `path`, at most three, those that hold a model first."""
+    """Folders whose path is close to `path`, at most three, models first."""
     if path.parent == path:
         return [path] if _is_folder(path) else []
     parents = [path.parent] if _is_folder(path.parent) else similar_folders(path.parent)
-    found = []
+    similar = []
     for parent in parents:
         by_lower = {name.lower(): name for name in _folders_in(parent)}
         close = difflib.get_close_matches(path.name.lower(), by_lower, n=3)
-        found += [parent / by_lower[name] for name in close]
-    return sorted(found, key=lambda folder: not _holds_model(folder))[:3]
+        similar += [parent / by_lower[name] for name in close]
+    return sorted(similar, key=lambda folder: not _holds_model(folder))[:3]
 
 
 def _folders_in(parent: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The plain way to a relevance score, as the paper's release has it: what ragvl must reproduce.
+"""A relevance score by plain calls of transformers, as in the paper's release: the expected values.
 
 One prompt at a time through the model's own processor, `generate` for one token, and the logits of
 that first step.

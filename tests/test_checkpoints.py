@@ -86,8 +86,8 @@ def test_hub_ids_are_told_from_paths(folder):
 @pytest.mark.usefixtures("folder")
 def test_similar_folders_hold_models_first(scratch):
     (scratch / "runs" / "rerankee").mkdir()
-    found = similar_folders(Path("runs/reranke"))
-    assert found == [Path("runs/reranker"), Path("runs/rerankee")]
+    similar = similar_folders(Path("runs/reranke"))
+    assert similar == [Path("runs/reranker"), Path("runs/rerankee")]
     assert similar_folders(Path("/no/such/thing/at/all")) == []
 
 
@@ -142,8 +142,8 @@ class _Hub(BaseHTTPRequestHandler):
             if self.command == "GET":
                 self.sent.append(path.rpartition("/")[2])
         else:
-            _, code = found = _TROUBLE.get(path.split("/")[3], (404, "RevisionNotFound"))
-            self.answer(b"", status=found[0], **{"X-Error-Code": code})
+            status, code = _TROUBLE.get(path.split("/")[3], (404, "RevisionNotFound"))
+            self.answer(b"", status=status, **{"X-Error-Code": code})
 
     def entry(self, file: Path) -> dict[str, object]:
         name = hashlib.sha1(file.name.encode()).hexdigest()
@@ -311,7 +311,8 @@ def test_damaged_settings_are_named(name, damage, folder):
 def test_damaged_files_are_named_in_one_line(name, damage, message, folder):
     damage(folder / name)
     if message == "LlavaProcessor":  # the configuration says which it is
-        assert type(MLLM.from_pretrained(folder, device="cpu").processor).__name__ == message
+        processor = MLLM.from_pretrained(folder, device="cpu").prompting.processor
+        assert type(processor).__name__ == message
         return
     with pytest.raises((OSError, UnsupportedModelError), match=message) as caught:
         MLLM.from_pretrained(folder, device="cpu")

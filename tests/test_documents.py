@@ -55,12 +55,12 @@ def blocks(*languages: str, of: Path | None = None) -> list[Block]:
     """The blocks in these languages, of all documents or of one."""
     return [
         Block(
-            found[1], found[2], f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start())}"
+            match[1], match[2], f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start())}"
         )
         for path in ([of] if of else DOCUMENTS)
         for text in [path.read_text()]
-        for found in re.finditer(r"^ *```(\w*)\n(.*?)^ *```$", text, re.M | re.S)
-        if found[1] in languages
+        for match in re.finditer(r"^ *```(\w*)\n(.*?)^ *```$", text, re.M | re.S)
+        if match[1] in languages
     ]
 
 
@@ -74,8 +74,8 @@ def spans(path: Path) -> list[str]:
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(path))]
 
 
-def marked(found: list[Block]) -> list[Any]:
-    return [pytest.param(block, id=block.where) for block in found]
+def marked(blocks: list[Block]) -> list[Any]:
+    return [pytest.param(block, id=block.where) for block in blocks]
 
 
 # --- snippets -----------------------------------------------------------------------------------
@@ -134,7 +134,9 @@ def test_a_grid_can_be_planned(block: Block, place: Path) -> None:
 
 def test_no_block_is_of_a_language_that_is_not_tested() -> None:
     written = {
-        found for path in DOCUMENTS for found in re.findall(r"^ *```(\w+)$", path.read_text(), re.M)
+        language
+        for path in DOCUMENTS
+        for language in re.findall(r"^ *```(\w+)$", path.read_text(), re.M)
     }
     assert written <= {"python", "bash", "json", "yaml", "bibtex"}
 
@@ -158,7 +160,7 @@ def commands(text: str) -> Iterator[list[str]]:
             name, _, value = words[0].partition("=")
             values[name] = value
         else:
-            yield [re.sub(r"\$(\w+)", lambda found: values[found[1]], word) for word in words]
+            yield [re.sub(r"\$(\w+)", lambda match: values[match[1]], word) for word in words]
 
 
 def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
@@ -196,26 +198,26 @@ def check(words: list[str]) -> None:
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("block", marked(blocks("bash")))
 def test_commands_can_be_called_like_that(block: Block) -> None:
-    found = list(commands(block.text))
-    assert found
-    for words in found:
+    lines = list(commands(block.text))
+    assert lines
+    for words in lines:
         check(words)
 
 
 def options() -> set[str]:
     """Every option of every command, and every setting of training."""
     every: Any = typer.main.get_command(app)
-    waiting, found = [every], set(OTHER_OPTIONS)
+    waiting, options = [every], set(OTHER_OPTIONS)
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()
         for parameter in command.params:
-            found |= {*parameter.opts, *parameter.secondary_opts}
+            options |= {*parameter.opts, *parameter.secondary_opts}
     needed = ["--model", "m", "--data", "d", "--output_dir", "o"]
     for stage in ("reranker", "generator"):
         flags = [*needed, *(["--ranking", "r"] if stage == "reranker" else [])]
-        found |= {f"--{name}" for name in plan(stage, flags).values}  # type: ignore[arg-type]
-    return found
+        options |= {f"--{name}" for name in plan(stage, flags).values}  # type: ignore[arg-type]
+    return options
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -286,9 +288,9 @@ def test_paths_in_prose_are_there(path: Path) -> None:
             assert (
                 any(ROOT.glob(f"*/{expanded(span)[0]}"))
                 or any(
-                    found
+                    path
                     for folder in ("ragvl", "tests", "benchmarks", "docs")
-                    for found in (ROOT / folder).rglob(expanded(span)[0])
+                    for path in (ROOT / folder).rglob(expanded(span)[0])
                 )
                 or (ROOT / span).exists()
             ), span

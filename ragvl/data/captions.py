@@ -214,10 +214,10 @@ def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[_Capt
         for index, sentence in enumerate(image.sentences):
             at = f"{where}, sentence {index}"
             parse = _KarpathySentence.model_validate
-            found = parsed(parse, sentence, "broken caption", at, problems)
-            if found is None:
+            caption = parsed(parse, sentence, "broken caption", at, problems)
+            if caption is None:
                 continue
-            if text := found.raw.strip():
+            if text := caption.raw.strip():
                 yield _Caption(image.path, text, at)
             else:
                 problems.add("empty caption", f"{at}: {brief(image.path)}")
@@ -248,15 +248,15 @@ def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
             pictures[image.id] = plain_path(image.file_name)
     for number, entry in read_json_entries(file, problems, key="annotations"):
         where = f"{place(file)}: annotation {number}"
-        found = parsed(_CocoCaption.model_validate, entry, "broken caption", where, problems)
-        if found is None:
+        caption = parsed(_CocoCaption.model_validate, entry, "broken caption", where, problems)
+        if caption is None:
             continue
-        if found.image_id not in pictures:
-            problems.add("broken caption", f"{where}: there is no image {quoted(found.image_id)}")
-        elif text := found.caption.strip():
-            yield _Caption(pictures[found.image_id], text, where)
+        if caption.image_id not in pictures:
+            problems.add("broken caption", f"{where}: there is no image {quoted(caption.image_id)}")
+        elif text := caption.caption.strip():
+            yield _Caption(pictures[caption.image_id], text, where)
         else:
-            problems.add("empty caption", f"{where}: {brief(pictures[found.image_id])}")
+            problems.add("empty caption", f"{where}: {brief(pictures[caption.image_id])}")
 
 
 def _read_lines(file: Path, problems: Problems) -> Iterator[_Caption]:
@@ -286,10 +286,10 @@ def _fields(line: str) -> tuple[str, str] | None:
     A caption that is not quoted as a whole may hold commas and quotation marks; Kaggle's Flickr30K
     has such lines.
     """
-    found = _LINE.fullmatch(line)
-    if found is None or "\r" in line:  # two lines of an old Macintosh's
+    match = _LINE.fullmatch(line)
+    if match is None or "\r" in line:  # two lines of an old Macintosh's
         return None
-    quoted_picture, picture, quoted_caption, caption = found.groups()
+    quoted_picture, picture, quoted_caption, caption = match.groups()
     picture = picture.strip() if quoted_picture is None else quoted_picture.replace('""', '"')
     if not picture:
         return None
@@ -306,7 +306,7 @@ def _usual_folders(file: Path, layout: _Layout) -> list[Path]:
 
 
 def _picture_folder(file: Path, folders: Sequence[Path], pictures: Collection[str]) -> Path:
-    """The folder in which the first picture that is anywhere is found."""
+    """The folder that holds the first of the pictures that can be located."""
     for picture in pictures:
         for folder in folders:
             if is_file(folder / picture):

@@ -13,7 +13,7 @@ from ragvl.data.problems import DataError, Problems
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_questions` found.
+    """The result of `check_questions`.
 
     Attributes:
         questions: how many can be used.

@@ -44,10 +44,10 @@ def is_file(path: str | Path) -> bool:
 
 
 class Listings:
-    """Whether files are there, told by their folders' listings: asking for each takes far longer.
+    """Whether files are there, by their folders' listings: to look for each takes far longer.
 
     Args:
-        names: so many are held; files of other folders are asked for one by one.
+        names: so many are held; files of other folders are looked for one by one.
     """
 
     def __init__(self, names: int = 100_000) -> None:

@@ -24,7 +24,7 @@ KNOWN_FORMATS = (
 
 
 class UnknownFormatError(ValueError):
-    """What is there is no data set that is known; the message lists those that are."""
+    """What is there is no data set that is known; the message lists the known ones."""
 
 
 def open_questions(
@@ -42,7 +42,7 @@ def open_questions(
         source: one of `KNOWN_FORMATS`.
         split: as the data set names it; of your own questions the name of a file in the folder.
         purpose: decides which split if none is named: "train" the one of that name, "evaluate" the
-            one that results are usually told of: WebQA's val, MultimodalQA's dev, test elsewhere.
+            one of most published results: WebQA's val, MultimodalQA's dev, test elsewhere.
         images: the pictures' folder, of formats that keep them apart.
         protocol: of Flickr30K and MSCOCO; see `Captions`.
         strict: stop at the first problem.

@@ -124,7 +124,7 @@ def decoded(
 
 
 def count_kept_pixels(prepare: Callable[[Image.Image], Mapping[str, Tensor]]) -> int | None:
-    """How many pixels of a large picture a processor keeps, found by trying; None if about all.
+    """How many pixels of a large picture a processor keeps, by a trial; None if about all.
 
     Args:
         prepare: the processor; of the tensors that it gives the floating ones hold pixels.

@@ -54,17 +54,17 @@ def _markers(file: BinaryIO) -> Iterator[int]:
         if not start <= at < start + len(window):
             file.seek(at)
             window, start = file.read(_BLOCK), at
-        found = _MARKER.search(window, at - start)
-        if found is None or found.end() + 2 > len(window):  # the segment's length is wanted too
+        match = _MARKER.search(window, at - start)
+        if match is None or match.end() + 2 > len(window):  # the segment's length is wanted too
             if len(window) < _BLOCK:
                 return
-            at = start + (len(window) - 1 if found is None else found.start())
+            at = start + (len(window) - 1 if match is None else match.start())
             window = b""
             continue
-        code = found[1][0]
+        code = match[1][0]
         if code == _END:
             return
         yield code
-        at = start + found.end()
+        at = start + match.end()
         if code not in (_TEM, _START):  # which stand alone
-            at += int.from_bytes(window[found.end() : found.end() + 2], "big")
+            at += int.from_bytes(window[match.end() : match.end() + 2], "big")

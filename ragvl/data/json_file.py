@@ -159,12 +159,12 @@ class _JsonText:
     def value(self) -> _Value:
         """Goes on behind the next value."""
         self.peek()
-        while (found := self._decoded()) is None:
+        while (decoded := self._decoded()) is None:
             if len(self._window) - self._at > _MAX_ENTRY:
                 raise self.error(f"an entry is over {_MAX_ENTRY:,} bytes")
             if not self._read_on():
                 raise self._truncated("the file ends in an entry")
-        value, end = found
+        value, end = decoded
         encoded = self._window[self._at : end]
         self._at, offset = end, self._start + self._at
         if encoded.isascii():

@@ -136,7 +136,7 @@ class JsonlQuestions(QuestionSet):
         return None if self._listings.has_file(path) else place(path)
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
-        """Every line's images, or those that are gold to some line; see `QuestionSet`."""
+        """Every line's images, or the ones that are gold to some line; see `QuestionSet`."""
         return list(self._gold if pool == "gold" else self._captions)
 
     def document(self, document_id: str) -> Document:

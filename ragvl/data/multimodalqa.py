@@ -51,7 +51,7 @@ class _Question(BaseModel):
 
     @property
     def gold(self) -> list[str]:
-        """The documents that answer it, of those that are pictures."""
+        """The pictures that answer it."""
         return [part.doc_id for part in self.supporting_context if part.doc_part == "image"]
 
 
@@ -102,26 +102,26 @@ class MultimodalQA(QuestionSet):
             if _is_of_another_type(line, types):
                 continue
             where = place(path, number)
-            found = parsed(_Question.model_validate, line, "broken line", where, self.problems)
-            if found is None:
+            question = parsed(_Question.model_validate, line, "broken line", where, self.problems)
+            if question is None:
                 continue
-            where += f", question {brief(found.qid)}"
-            if found.qid in seen:
+            where += f", question {brief(question.qid)}"
+            if question.qid in seen:
                 self.problems.add("duplicate id", where)
                 continue
-            seen.add(found.qid)
-            self._add(found, where)
+            seen.add(question.qid)
+            self._add(question, where)
         self.check()
 
     def _read_pictures(self, path: Path) -> dict[str, _Picture]:
         listed: dict[str, _Picture] = {}
         for number, line in read_json_lines(path, self.problems):
             where = place(path, number)
-            found = parsed(_Picture.model_validate, line, "broken line", where, self.problems)
-            if found is not None and found.id in listed:
-                self.problems.add("duplicate id", f"{where}: picture {brief(found.id)}")
-            elif found is not None:
-                listed[found.id] = found
+            picture = parsed(_Picture.model_validate, line, "broken line", where, self.problems)
+            if picture is not None and picture.id in listed:
+                self.problems.add("duplicate id", f"{where}: picture {brief(picture.id)}")
+            elif picture is not None:
+                listed[picture.id] = picture
         return listed
 
     def _add(self, line: _Question, where: str) -> None:
@@ -176,5 +176,5 @@ class MultimodalQA(QuestionSet):
 
 def _is_of_another_type(line: dict[str, Any], types: Collection[str]) -> bool:
     metadata = line.get("metadata")
-    found = metadata.get("type") if isinstance(metadata, dict) else None
-    return isinstance(found, str) and found not in types
+    own = metadata.get("type") if isinstance(metadata, dict) else None
+    return isinstance(own, str) and own not in types

@@ -102,8 +102,8 @@ def describe(picture: Picture, limit: int = MAX_SHOWN) -> str:
 def _from_text(text: str) -> Picture:
     if text[:5].lower() == "data:":
         return _from_data_url(text)
-    if found := _URL.match(text):
-        return _from_url(text, found[1].lower())
+    if match := _URL.match(text):
+        return _from_url(text, match[1].lower())
     return expand_user(text)
 
 

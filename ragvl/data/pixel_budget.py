@@ -44,8 +44,8 @@ class PixelBudget:
 
     One that is larger than that is worked on alone. Thread-safe; a forked child begins anew.
 
-    All follows from the holds that live, and is found anew in each step, of which there are no more
-    than threads. So an interrupt may end a step anywhere: no room is lost.
+    All follows from the holds that live, and is worked out anew in each step, of which there are no
+    more than threads. So an interrupt may end a step anywhere: no room is lost.
 
     Args:
         total: the budget.

@@ -18,7 +18,7 @@ class DataError(ValueError):
     """A data set's file that cannot be used, or not all of it; the message names the place.
 
     Attributes:
-        problems: what was found wrong before, where it is not one problem that is told of.
+        problems: what was wrong before, where the error is not about one problem.
     """
 
     def __init__(self, message: str, problems: Problems | None = None) -> None:
@@ -72,8 +72,8 @@ class Problems:
 def no_use(message: str, problems: Problems) -> DataError:
     """The error that a data set is of no use, with its problems, the first of them in words."""
     first = next((named[0] for named in problems.messages.values()), "")
-    found = f"; {problems}; the first: {first}" if first else ""
-    return DataError(shown(message + found, 2 * _LONGEST), problems)
+    details = f"; {problems}; the first: {first}" if first else ""
+    return DataError(shown(message + details, 2 * _LONGEST), problems)
 
 
 def brief(name: object) -> str:

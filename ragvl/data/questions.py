@@ -56,7 +56,7 @@ class Search:
 
 
 class QuestionSet(ABC):
-    """One split of a data set. Questions are held in memory, pictures read when they are asked for.
+    """One split of a data set. Questions are held in memory, pictures read when they are needed.
 
     A question of which a gold document has no picture is left out, and so is a distractor without
     one; `problems` counts and names them.

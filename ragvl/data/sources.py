@@ -96,16 +96,16 @@ class Documents:
         def unreadable(error: OSError) -> None:
             self.problems.add("folder that cannot be read", reason(error))
 
-        known, found = _suffixes(), []
+        known, paths = _suffixes(), []
         for at, _, names in os.walk(folder, onerror=unreadable):
             for path in (Path(at, name) for name in names):
                 if path.suffix.lower() in known:
-                    found.append(path)
+                    paths.append(path)
                 elif (mimetypes.guess_type(path.name, strict=False)[0] or "").startswith("image/"):
                     self.problems.add("picture in a format that is not read here", place(path))
                 else:
                     self.passed_over[path.suffix.lower() or "without a suffix"] += 1
-        return sorted(found)
+        return sorted(paths)
 
     def _from_lines(self, problems: Problems) -> Iterator[Document]:
         if self._source.is_dir():

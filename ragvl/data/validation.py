@@ -1,4 +1,4 @@
-"""What every data set is asked, so that they all note the same problems by the same names."""
+"""Checks that all data sets share, so that they note the same problems by the same names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ragvl.data.problems import Problems, quoted
 
 def each_once(ids: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
     """The ids without repetitions, which are noted."""
-    found = tuple(dict.fromkeys(ids))
-    if len(found) < len(ids):
+    unique = tuple(dict.fromkeys(ids))
+    if len(unique) < len(ids):
         problems.add("named twice", f"{where}: {quoted(Counter(ids).most_common(1)[0][0])}")
-    return found
+    return unique
 
 
 def given_answers(answers: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
     """The answers that say something; it is noted if one does not, or there is none."""
-    found = tuple(answer for answer in answers if answer.strip())
-    if not found or len(found) < len(answers):
+    given = tuple(answer for answer in answers if answer.strip())
+    if not given or len(given) < len(answers):
         problems.add("empty answer", where)
-    return found
+    return given
 
 
 def pictures_are_there(
@@ -42,11 +42,11 @@ def is_of_another_split(
     """Whether an entry is not of `split`; it is noted if it is of none that is known."""
     if not isinstance(entry, dict):
         return False  # what is wrong with its layout is noted where that is read
-    found = entry.get("split")
-    if found == split:
+    own = entry.get("split")
+    if own == split:
         return False
-    if found not in known:
-        named = quoted(found) if isinstance(found, str) else type(found).__name__
+    if own not in known:
+        named = quoted(own) if isinstance(own, str) else type(own).__name__
         problems.add("unknown split", f"{where}: {named} is none of {', '.join(known)}")
     return True
 

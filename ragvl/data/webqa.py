@@ -48,7 +48,7 @@ ROWS = "imgs.tsv"
 class ImageRows:
     """imgs.tsv, read row by row: a 34 GB file is never read through, nor kept open.
 
-    Where a row begins is told by imgs.lineidx.new, lines of an image's id, a tab and the byte
+    Where a row begins stands in imgs.lineidx.new, lines of an image's id, a tab and the byte
     offset of its row; or else by imgs.lineidx, the offsets alone, in the order of the rows.
     """
 
@@ -128,10 +128,10 @@ class ImageRows:
             raise ImageError(
                 f"{name}: its row at byte {start} of {file} does not end within {_MAX_ROW:,} bytes"
             )
-        found, _, encoded = row.rstrip(b"\r\n").partition(b"\t")
-        if found.decode("ascii", "replace") != image_id:
+        row_id, _, encoded = row.rstrip(b"\r\n").partition(b"\t")
+        if row_id.decode("ascii", "replace") != image_id:
             raise ImageError(
-                f"{name}: at byte {start} of {file} stands {found[:20]!r}; "
+                f"{name}: at byte {start} of {file} stands {row_id[:20]!r}; "
                 "the index does not belong to this imgs.tsv"
             )
         try:
@@ -262,11 +262,11 @@ class WebQA(QuestionSet):
     def _add(self, guid: str, sample: Any, where: str) -> None:
         known = not isinstance(sample, dict) or "img_Facts" not in sample
         layout = _KnownSample if known else _TestSample
-        found = parsed(layout.model_validate, sample, "broken sample", where, self.problems)
-        if isinstance(found, _KnownSample):
-            self._add_known(guid, found, where)
-        elif isinstance(found, _TestSample):
-            self._keep(guid, found, (), (), found.img_Facts, where)
+        valid = parsed(layout.model_validate, sample, "broken sample", where, self.problems)
+        if isinstance(valid, _KnownSample):
+            self._add_known(guid, valid, where)
+        elif isinstance(valid, _TestSample):
+            self._keep(guid, valid, (), (), valid.img_Facts, where)
 
     def _add_known(self, guid: str, sample: _KnownSample, where: str) -> None:
         gold = each_once([fact.image_id for fact in sample.img_posFacts], where, self.problems)
@@ -324,15 +324,15 @@ class WebQA(QuestionSet):
         return content_key(self._captions[document_id], self._images.version(document_id))
 
 
-def write_submission(path: str | Path, found: Iterable[tuple[str, Iterable[str], str]]) -> None:
+def write_submission(path: str | Path, answered: Iterable[tuple[str, Iterable[str], str]]) -> None:
     """WebQA's submission file, {guid: {"sources": [image ids], "answer": text}}.
 
     Args:
         path: where to write.
-        found: of each question its guid, the ids of the documents it was answered from, the answer.
+        answered: each question's guid, the ids of the documents it was answered from, the answer.
     """
     entries = {
         guid: {"sources": [int(id) if _NUMBER.fullmatch(id) else id for id in sources], "answer": a}
-        for guid, sources, a in found
+        for guid, sources, a in answered
     }
     write_text(path, json.dumps(entries, ensure_ascii=False))

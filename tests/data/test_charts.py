@@ -32,8 +32,10 @@ def test_charts_are_written_as_webqa_and_share_nothing_with_places(tmp_path: Pat
         for id in question.gold:
             caption = dataset.document(id).caption or ""
             words = {word.strip(",:") for word in caption.split()}
-            asked = {word.strip("?") for word in question.text.split()}
-            assert any(split_of(word) == "test" for word in words & asked if word.istitle())
+            words_of_question = {word.strip("?") for word in question.text.split()}
+            assert any(
+                split_of(word) == "test" for word in words & words_of_question if word.istitle()
+            )
             assert not any(view in caption for view in VIEWS)
     assert not set(KINDS) & set(PLACE_KINDS)
     places = write_world(tmp_path / "places", Places(), counts={"test": 40}, seed=7)

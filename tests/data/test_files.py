@@ -87,11 +87,11 @@ def test_damaged_gzip_files_are_named_for_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_told_in_so_many_words(encoding: str, tmp_path: Path) -> None:
     content = '{"a": 1}\n{"b": 2}\n'.encode(encoding)
-    for found, problems in (
+    for entries, problems in (
         lines_of(tmp_path / "x", content),
         entries_of(tmp_path / "x", content),
     ):
-        assert (found, problems.counts) == ([], {"wrong encoding": 1})
+        assert (entries, problems.counts) == ([], {"wrong encoding": 1})
         assert "is UTF-16" in problems.messages["wrong encoding"][0]
 
 
@@ -113,14 +113,14 @@ def test_listings_say_what_asking_for_each_file_says(
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "dangling.png").symlink_to("lost.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    asked = [
+    paths = [
         *("a.png", "deep/b.png", "deep/c.png", "other/d.png", "link.png", "deep/../a.png"),
         *("dangling.png", "loop.png", "deep", "deep/", ".", "..", "", "x.png", "lost/x.png"),
         *("n" * 300, "a\0.png", "a.png/b", "\ud800", "deep/" + "m" * 5000 + "/x"),
     ]
     for folder in (tmp_path, tmp_path / "none"):
         listings = Listings(names)
-        for path in [f"{folder}/{name}" for name in asked] * 2 + ["/", "/lost.png", "lost.png"]:
+        for path in [f"{folder}/{name}" for name in paths] * 2 + ["/", "/lost.png", "lost.png"]:
             assert listings.has_file(path) is is_file(path), path
 
 
@@ -248,8 +248,8 @@ def test_a_large_file_is_read_entry_by_entry(
     expected = {f"ключ {n}": {"a": [n, -1.5e3, True, None], "ü": '"\\ \n😀'} for n in range(50)}
     for ascii in (True, False):
         text = json.dumps(expected, ensure_ascii=ascii, indent=1).encode()
-        found, problems = entries_of(tmp_path / "x", b"\xef\xbb\xbf" + text)
-        assert dict(found) == expected
+        entries, problems = entries_of(tmp_path / "x", b"\xef\xbb\xbf" + text)
+        assert dict(entries) == expected
         assert not len(problems)
 
 
@@ -285,8 +285,8 @@ def test_any_object_is_read_as_json_reads_it_and_any_cut_is_a_truncated_file(
 
 def test_what_is_not_utf8_costs_its_entry_and_is_named_by_its_byte(tmp_path: Path) -> None:
     content = '{"ä": 1, "b": "D?cher", "?": 2, "d": 3}'.encode().replace(b"?", b"\xe4")
-    found, problems = entries_of(tmp_path / "x", content)
-    assert found == [("ä", 1), ("d", 3)]
+    entries, problems = entries_of(tmp_path / "x", content)
+    assert entries == [("ä", 1), ("d", 3)]
     first, second = problems.messages["wrong encoding"]
     at = content.index(b"\xe4cher")
     assert f"byte {at}, in entry b" in first
@@ -309,8 +309,8 @@ def test_what_is_not_utf8_costs_its_entry_and_is_named_by_its_byte(tmp_path: Pat
 def test_a_break_is_named_by_its_byte(
     content: bytes, kind: str, offset: int, words: str, tmp_path: Path
 ) -> None:
-    found, problems = entries_of(tmp_path / "x", content)
-    assert found in ([], [("a", 1)], [("ä", 1)])
+    entries, problems = entries_of(tmp_path / "x", content)
+    assert entries in ([], [("a", 1)], [("ä", 1)])
     assert problems.counts == {kind: 1}
     (message,) = problems.messages[kind]
     assert f"byte {offset}: " in message
@@ -319,21 +319,21 @@ def test_a_break_is_named_by_its_byte(
 
 
 def test_a_name_with_half_a_character_is_left_out(tmp_path: Path) -> None:
-    found, problems = entries_of(tmp_path / "x", b'{"\\ud800": 1, "b": 2}')
-    assert (found, problems.counts) == ([("b", 2)], {"broken sample": 1})
+    entries, problems = entries_of(tmp_path / "x", b'{"\\ud800": 1, "b": 2}')
+    assert (entries, problems.counts) == ([("b", 2)], {"broken sample": 1})
 
 
 def test_numbers_of_any_size_are_read(tmp_path: Path) -> None:
     content = b'{"a": %d, "b": %s, "c": 1}' % (10**30, b"9" * 10_000)
-    found, problems = entries_of(tmp_path / "x", content)
-    assert found == [("a", 10**30), ("b", float("inf")), ("c", 1)]
+    entries, problems = entries_of(tmp_path / "x", content)
+    assert entries == [("a", 10**30), ("b", float("inf")), ("c", 1)]
     assert not len(problems)
 
 
 def test_what_is_nested_deep_is_passed_over(tmp_path: Path) -> None:
     content = b'{"a": 1, "b": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"
-    found, problems = entries_of(tmp_path / "x", content)
-    assert found == [("a", 1)]
+    entries, problems = entries_of(tmp_path / "x", content)
+    assert entries == [("a", 1)]
     assert "nested too deep" in problems.messages["broken JSON"][0]
 
 
@@ -341,8 +341,8 @@ def test_an_entry_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(json_file, "_CHUNK", 16)
     monkeypatch.setattr(json_file, "_MAX_ENTRY", 1000)
     content = b'{"a": "%s", "b": "%s"}' % (b"x" * 900, b"y" * 5000)
-    found, problems = entries_of(tmp_path / "x", content)
-    assert [name for name, _ in found] == ["a"]
+    entries, problems = entries_of(tmp_path / "x", content)
+    assert [name for name, _ in entries] == ["a"]
     assert "over 1,000 bytes" in problems.messages["broken JSON"][0]
 
 
@@ -352,8 +352,8 @@ def test_a_list_that_is_skipped_may_be_of_any_size(
     monkeypatch.setattr(json_file, "_CHUNK", 16)
     monkeypatch.setattr(json_file, "_MAX_ENTRY", 100)
     content = json.dumps({"other": list(range(1000)), "images": [1, 2]})
-    found, problems = entries_of(tmp_path / "x", content.encode(), "images")
-    assert found == [("0", 1), ("1", 2)]
+    entries, problems = entries_of(tmp_path / "x", content.encode(), "images")
+    assert entries == [("0", 1), ("1", 2)]
     assert not len(problems)
 
 
@@ -365,8 +365,8 @@ def test_the_items_of_a_list(tmp_path: Path) -> None:
         ("2", []),
     ]
     assert entries_of(tmp_path / "x", b'{"images": []}', "images")[0] == []
-    found, problems = entries_of(tmp_path / "x", b'{"images": {}}', "images")
-    assert (found, problems.counts) == ([], {"broken JSON": 1})
+    entries, problems = entries_of(tmp_path / "x", b'{"images": {}}', "images")
+    assert (entries, problems.counts) == ([], {"broken JSON": 1})
     assert "no list 'images'" in problems.messages["broken JSON"][0]
 
 

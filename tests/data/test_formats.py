@@ -135,12 +135,12 @@ def test_a_check_takes_the_pictures_folder_and_the_protocol(tmp_path: Path) -> N
 
 
 def test_document_keys_tell_files_of_one_name_apart(tmp_path: Path) -> None:
-    found = []
+    opened = []
     for folder in ("a", "b"):
         write_picture(tmp_path / folder / "1.png")
         line = {"id": "q", "question": "Who?", "images": ["1.png"]}
         (tmp_path / folder / "test.jsonl").write_text(json.dumps(line))
-        found.append(open_questions(tmp_path / folder))
-    first, second = found
+        opened.append(open_questions(tmp_path / folder))
+    first, second = opened
     assert first.name == second.name
     assert first.document_key("1.png") != second.document_key("1.png")

@@ -72,8 +72,8 @@ def test_tensors_of_one_channel_and_of_half_precision() -> None:
     grey = torch.tensor([[0.0, 0.5, 1.0]])
     expected = np.repeat(np.uint8([[[0], [128], [255]]]), 3, axis=2)
     for tensor in (grey, grey[None].repeat(1, 2, 2), grey.bfloat16(), grey.half()):
-        found = pixels(tensor)
-        np.testing.assert_array_equal(found[:1, :3], expected)
+        loaded = pixels(tensor)
+        np.testing.assert_array_equal(loaded[:1, :3], expected)
 
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_an_interrupt_at_any_time_loses_no_room() -> None:
         ended = not Interrupt("pixel_budget.py", 1 + tries).run(partial(work, budget))
         tries += 1
         assert budget.used == 0
-        with budget.hold(100):  # nothing is in the way of whoever comes next
+        with budget.hold(100):  # whoever comes next need not wait
             assert budget.used == 100
     assert tries > 20
 

@@ -18,10 +18,10 @@ def test_a_folder_is_searched_with_its_subfolders(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "deep/er/c.webp"):
         write_picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    found = Documents(tmp_path)
-    assert len(found) == 3
-    assert [document.id for document in found] == ["a.JPG", "b.png", "deep/er/c.webp"]
-    assert [document.load().size for document in found] == [(8, 8)] * 3
+    documents = Documents(tmp_path)
+    assert len(documents) == 3
+    assert [document.id for document in documents] == ["a.JPG", "b.png", "deep/er/c.webp"]
+    assert [document.load().size for document in documents] == [(8, 8)] * 3
 
 
 def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
     ]
     path = tmp_path / "documents.jsonl"
     path.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    found = Documents(path)
-    assert len(found) == 2
-    first, second = found
+    documents = Documents(path)
+    assert len(documents) == 2
+    first, second = documents
     assert (first.id, first.caption, first.load().size) == ("one", "Ein Türmchen", (8, 8))
     assert (second.id, second.caption, second.load().size) == (None, None, (8, 8))
 
@@ -54,10 +54,10 @@ def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     path = tmp_path / "documents.jsonl"
     path.write_text(f'{{"image": "a.png"}}\n\n{line}\n')
-    found = Documents(path)
-    assert [Path(document.image).name for document in found] == ["a.png"]
-    assert found.problems.counts == {"broken line": 1}
-    assert "line 3" in found.problems.messages["broken line"][0]
+    documents = Documents(path)
+    assert [Path(document.image).name for document in documents] == ["a.png"]
+    assert documents.problems.counts == {"broken line": 1}
+    assert "line 3" in documents.problems.messages["broken line"][0]
     documents = iter(Documents(path, strict=True))
     next(documents)
     with pytest.raises(DataError, match="line 3"):
@@ -69,20 +69,20 @@ def test_lost_files_and_ids_that_come_twice_are_left_out_and_named(tmp_path: Pat
     names = [("a.png", "x"), ("a.png", "x"), ("lost.png", "y"), ("n" * 300, None), ("a.png", None)]
     path = tmp_path / "documents.jsonl"
     path.write_text("".join(json.dumps({"image": i, "id": id}) + "\n" for i, id in names))
-    found = Documents(path)
-    assert [document.id for document in found] == ["x", None]
-    assert len(found) == 2
-    assert found.problems.counts == {"duplicate id": 1, "missing picture": 2}
-    assert "line 3" in found.problems.messages["missing picture"][0]
+    documents = Documents(path)
+    assert [document.id for document in documents] == ["x", None]
+    assert len(documents) == 2
+    assert documents.problems.counts == {"duplicate id": 1, "missing picture": 2}
+    assert "line 3" in documents.problems.messages["missing picture"][0]
 
 
 def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
     write_world(tmp_path, Places(), counts={"test": 4}, seed=0)
-    found = Documents(tmp_path, split="test")
+    documents = Documents(tmp_path, split="test")
     expected = WebQA(tmp_path, split="test")
-    assert [document.id for document in found] == expected.document_ids()
-    assert len(found) == len(expected.document_ids())
-    assert next(iter(found)).caption
+    assert [document.id for document in documents] == expected.document_ids()
+    assert len(documents) == len(expected.document_ids())
+    assert next(iter(documents)).caption
 
 
 def test_a_file_of_questions_gives_their_documents(tmp_path: Path) -> None:

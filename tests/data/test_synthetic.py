@@ -1,4 +1,4 @@
-"""The drawn world: reproducible, disjoint between splits, and noisy in both of the paper's ways."""
+"""The drawn world: reproducible, disjoint between splits, with both kinds of the paper's noise."""
 
 from __future__ import annotations
 
@@ -170,14 +170,14 @@ def test_captions_tell_the_same_pictures_without_a_name(
     subject: Subject[Any], tmp_path: Path
 ) -> None:
     counts: dict[Split, int] = {"val": 4, "test": 6}
-    asked = write_world(tmp_path / "asked", subject, counts=counts, seed=5)
-    file = write_captions(tmp_path / "told", subject, counts=counts, seed=5)
-    descriptions = json.loads((asked / "descriptions.json").read_text())
+    world = write_world(tmp_path / "world", subject, counts=counts, seed=5)
+    file = write_captions(tmp_path / "captions", subject, counts=counts, seed=5)
+    descriptions = json.loads((world / "descriptions.json").read_text())
     seen = set()
     for split, count in counts.items():
-        told = Captions(file, split=split)
-        assert len(told.questions) == 3 * count
-        for question in told.questions:
+        captions = Captions(file, split=split)
+        assert len(captions.questions) == 3 * count
+        for question in captions.questions:
             (picture,) = question.gold
             image_id = picture.removesuffix(".png")
             name, _, rest = descriptions[image_id].partition(" ")
@@ -185,7 +185,7 @@ def test_captions_tell_the_same_pictures_without_a_name(
             assert split_of(name) == split
             seen.add(image_id)
     assert seen == set(descriptions)
-    rows = dict(line.split(b"\t") for line in (asked / "imgs.tsv").read_bytes().splitlines())
+    rows = dict(line.split(b"\t") for line in (world / "imgs.tsv").read_bytes().splitlines())
     for image_id in seen:
-        png = (tmp_path / "told" / "images" / f"{image_id}.png").read_bytes()
+        png = (tmp_path / "captions" / "images" / f"{image_id}.png").read_bytes()
         assert png == base64.b64decode(rows[image_id.encode()])

@@ -116,8 +116,8 @@ def test_questions_about_words_are_left_aside(tmp_path: Path) -> None:
 
 def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
-    found = [("a", ["30000000", "30000002"], "bläulich"), ("b", [], ""), ("c", ["x7", "²"], "")]
-    write_submission(path, found)
+    answered = [("a", ["30000000", "30000002"], "bläulich"), ("b", [], ""), ("c", ["x7", "²"], "")]
+    write_submission(path, answered)
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "a": {"sources": [30000000, 30000002], "answer": "bläulich"},
         "b": {"sources": [], "answer": ""},

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ragvl.data.synthetic.drawing import COLORS, SHAPES, SIZE, draw_marker
-from ragvl.data.synthetic.world import NUMBERS, Asked
+from ragvl.data.synthetic.world import NUMBERS, DrawnQuestion
 
 VIEWS = ("sales", "staff", "profit")
 KINDS = ("bakery", "brewery", "shipyard", "bank", "farm", "foundry", "pottery", "press")
@@ -70,7 +70,7 @@ class Charts:
         return (company.kind,)
 
     def draw(self, company: Company, view: str, rng: np.random.Generator) -> Image.Image:
-        """One chart, RGB, 48 x 48 pixels; `rng` moves it a little and sets what is never asked."""
+        """One chart, RGB, 48 x 48 pixels; `rng` moves it and sets what no question is about."""
         image = Image.new("RGB", (SIZE, SIZE), _PAPER)
         painter = {"sales": _draw_sales, "staff": _draw_staff, "profit": _draw_profit}[view]
         painter(ImageDraw.Draw(image), company, rng)
@@ -92,7 +92,7 @@ class Charts:
         per_company: int,
         two_image_share: float,
         rng: np.random.Generator,
-    ) -> Iterator[Asked]:
+    ) -> Iterator[DrawnQuestion]:
         """Questions of WebQA's categories, but for words in pictures, of which there are none."""
         by_kind: dict[str, list[Company]] = {}
         for company in companies:
@@ -123,7 +123,7 @@ def _make_company(name: str, kind: str, rng: np.random.Generator) -> Company:
     )
 
 
-def _ask_about_one(company: Company, rng: np.random.Generator) -> Asked:
+def _ask_about_one(company: Company, rng: np.random.Generator) -> DrawnQuestion:
     who = f"{company.name} {company.kind}"
     colored = {
         "tallest bar in the sales chart": ("sales", company.tallest_color),
@@ -139,26 +139,26 @@ def _ask_about_one(company: Company, rng: np.random.Generator) -> Asked:
         what = str(rng.choice(list(counted)))
         view, count = counted[what]
         question = f"How many {what} of {who} have?"
-        return Asked("number", question, NUMBERS[count], ((company.name, view),))
+        return DrawnQuestion("number", question, NUMBERS[count], ((company.name, view),))
     if category == "shape":
         question = f"What shape are the points in the profit chart of {who}?"
-        return Asked("shape", question, company.marker, ((company.name, "profit"),))
+        return DrawnQuestion("shape", question, company.marker, ((company.name, "profit"),))
     if category == "YesNo":
         question = f"Does the profit of {who} rise?"
         answer = "yes" if company.rises else "no"
-        return Asked("YesNo", question, answer, ((company.name, "profit"),))
+        return DrawnQuestion("YesNo", question, answer, ((company.name, "profit"),))
     what = str(rng.choice(list(colored)))
     view, color = colored[what]
     if category == "color":
         question = f"What color is the {what} of {who}?"
-        return Asked("color", question, color, ((company.name, view),))
+        return DrawnQuestion("color", question, color, ((company.name, view),))
     wrong = str(rng.choice([other for other in COLORS if other != color]))
     first, second = (color, wrong) if rng.random() < 0.5 else (wrong, color)
     question = f"Is the {what} of {who} {first} or {second}?"
-    return Asked("choose", question, color, ((company.name, view),))
+    return DrawnQuestion("choose", question, color, ((company.name, view),))
 
 
-def _ask_about_two(company: Company, other: Company) -> Asked:
+def _ask_about_two(company: Company, other: Company) -> DrawnQuestion:
     gold = ((company.name, "sales"), (other.name, "sales"))
     if company.num_bars != other.num_bars:
         more = company if company.num_bars > other.num_bars else other
@@ -166,13 +166,13 @@ def _ask_about_two(company: Company, other: Company) -> Asked:
             f"Which {company.kind} has more bars in its sales chart, {company.name} or "
             f"{other.name}?"
         )
-        return Asked("choose", question, more.name, gold)
+        return DrawnQuestion("choose", question, more.name, gold)
     question = (
         f"Are the tallest bars in the sales charts of {company.name} and {other.name} "
         f"{company.kind} of the same color?"
     )
     same = company.tallest_color == other.tallest_color
-    return Asked("YesNo", question, "yes" if same else "no", gold)
+    return DrawnQuestion("YesNo", question, "yes" if same else "no", gold)
 
 
 def _draw_axes(pen: ImageDraw.ImageDraw, left: int, bottom: int) -> None:

@@ -1,7 +1,7 @@
 """Draws the pictures of the synthetic world: 48 x 48 pixels, every shape a few lines of PIL.
 
 A `Place` says what there is to see; `draw(place, view, rng)` shows one view of it. What is random
-here (position, shade, speckle) is never asked about.
+here (position, shade, speckle) makes no difference to any question.
 """
 
 from __future__ import annotations

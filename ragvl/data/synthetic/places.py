@@ -1,4 +1,4 @@
-"""The world of fictional places: what there is of them, and what is asked."""
+"""The world of fictional places: what there is of them, and the questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ragvl.data.synthetic.drawing import (
     View,
     draw,
 )
-from ragvl.data.synthetic.world import NUMBERS, Asked
+from ragvl.data.synthetic.world import NUMBERS, DrawnQuestion
 
 
 class Places:
@@ -55,7 +55,7 @@ class Places:
         per_place: int,
         two_image_share: float,
         rng: np.random.Generator,
-    ) -> Iterator[Asked]:
+    ) -> Iterator[DrawnQuestion]:
         """Questions of WebQA's categories."""
         return _ask(places, per_place, two_image_share, rng)
 
@@ -94,7 +94,7 @@ def _describe(place: Place, view: str) -> str:
 
 def _ask(
     places: Sequence[Place], per_place: int, two_image_share: float, rng: np.random.Generator
-) -> Iterator[Asked]:
+) -> Iterator[DrawnQuestion]:
     """`per_place` questions about each place, of WebQA's categories."""
     groups: dict[tuple[str, str], list[Place]] = {}
     for place in places:
@@ -108,7 +108,7 @@ def _ask(
                 yield _ask_about_one(place, rng)
 
 
-def _ask_about_one(place: Place, rng: np.random.Generator) -> Asked:
+def _ask_about_one(place: Place, rng: np.random.Generator) -> DrawnQuestion:
     where = f"{place.name} {place.kind} {place.setting}"
     colored: dict[str, tuple[View, str]] = {
         "roof": ("outside", place.roof_color),
@@ -126,7 +126,7 @@ def _ask_about_one(place: Place, rng: np.random.Generator) -> Asked:
     }
     category = str(rng.choice(["color", "shape", "number", "YesNo", "choose", "text"]))
     if category == "text":
-        return Asked(
+        return DrawnQuestion(
             "text",
             f"What word is written on the sign of {where}?",
             place.sign_word.lower(),
@@ -136,17 +136,17 @@ def _ask_about_one(place: Place, rng: np.random.Generator) -> Asked:
         thing = str(rng.choice(list(counted)))
         view, count = counted[thing]
         question = f"How many {thing} does {where} have?"
-        return Asked("number", question, NUMBERS[count], ((place.name, view),))
+        return DrawnQuestion("number", question, NUMBERS[count], ((place.name, view),))
     if category == "shape":
         thing = str(rng.choice(list(shaped)))
         view, shape = shaped[thing]
         question = f"What shape is the {thing} of {where}?"
-        return Asked("shape", question, shape, ((place.name, view),))
+        return DrawnQuestion("shape", question, shape, ((place.name, view),))
     if category == "color":
         thing = str(rng.choice(list(colored)))
         view, color = colored[thing]
         question = f"What color is the {thing} of {where}?"
-        return Asked("color", question, color, ((place.name, view),))
+        return DrawnQuestion("color", question, color, ((place.name, view),))
 
     # YesNo and choose offer values, of which half of the time the first is the right one
     properties = {**colored, **shaped}
@@ -158,18 +158,18 @@ def _ask_about_one(place: Place, rng: np.random.Generator) -> Asked:
     first, second = (value, wrong) if right_first else (wrong, value)
     if category == "choose":
         question = f"Is the {thing} of {where} {first} or {second}?"
-        return Asked("choose", question, value, ((place.name, view),))
+        return DrawnQuestion("choose", question, value, ((place.name, view),))
     question = f"Is the {thing} of {where} {first}?"
-    return Asked("YesNo", question, "yes" if right_first else "no", ((place.name, view),))
+    return DrawnQuestion("YesNo", question, "yes" if right_first else "no", ((place.name, view),))
 
 
-def _ask_about_two(place: Place, other: Place, rng: np.random.Generator) -> Asked:
+def _ask_about_two(place: Place, other: Place, rng: np.random.Generator) -> DrawnQuestion:
     gold: tuple[tuple[str, View], ...] = ((place.name, "outside"), (other.name, "outside"))
     which = f"{place.kind} {place.setting}"
     if place.num_windows != other.num_windows and rng.random() < 0.5:
         more = place if place.num_windows > other.num_windows else other
         question = f"Which {which} has more windows, {place.name} or {other.name}?"
-        return Asked("choose", question, more.name, gold)
+        return DrawnQuestion("choose", question, more.name, gold)
     question = f"Do {place.name} and {other.name} {which} have doors of the same shape?"
     same = place.door_shape == other.door_shape
-    return Asked("YesNo", question, "yes" if same else "no", gold)
+    return DrawnQuestion("YesNo", question, "yes" if same else "no", gold)

@@ -7,7 +7,7 @@ noise that RagVL is about:
   has a twin of the same kind whose name differs by one syllable, so an encoder that sees pictures
   only cannot tell them apart;
 - *query-image*: a thing has a picture of each view with the same style of caption, of which only
-  one shows what is asked.
+  one shows what the question is about.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ T = TypeVar("T", bound=Thing)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class DrawnQuestion:
     """A question before it is put into WebQA's format.
 
     Attributes:
@@ -73,7 +73,7 @@ class Asked:
 
 
 class Subject(Protocol[T]):
-    """A kind of world: what there is, how it looks, and what is asked."""
+    """A kind of world: what there is, how it looks, and the questions."""
 
     views: tuple[str, ...]
     caption_styles: tuple[str, ...]
@@ -85,14 +85,14 @@ class Subject(Protocol[T]):
         """What two things share that look alike."""
 
     def draw(self, thing: T, view: str, rng: np.random.Generator) -> Image.Image:
-        """One picture; `rng` changes what is never asked about."""
+        """One picture; `rng` changes what no question is about."""
 
     def describe(self, thing: T, view: str) -> str:
         """What a picture shows, after the thing's name."""
 
     def ask(
         self, things: Sequence[T], per_thing: int, two_image_share: float, rng: np.random.Generator
-    ) -> Iterator[Asked]:
+    ) -> Iterator[DrawnQuestion]:
         """`per_thing` questions about each thing."""
 
 
@@ -168,8 +168,8 @@ def write_world(
                 encoded = base64.b64encode(png.getvalue())
                 rows.write(b"%d\t%s\n" % (picture.image_id, encoded))
             album = _Album(subject, pictures)
-            for asked in subject.ask(things, questions_each, two_image_share, rng):
-                sample = _make_sample(asked, split, album, rng)
+            for drawn in subject.ask(things, questions_each, two_image_share, rng):
+                sample = _make_sample(drawn, split, album, rng)
                 samples[sample["Guid"]] = sample
     (folder / "imgs.lineidx").write_text("".join(f"{offset}\n" for offset in offsets))
     (folder / "WebQA_train_val.json").write_text(json.dumps(samples))
@@ -295,10 +295,10 @@ def _make_pictures(
 
 
 def _make_sample(
-    asked: Asked, split: Split, album: _Album[T], rng: np.random.Generator
+    drawn: DrawnQuestion, split: Split, album: _Album[T], rng: np.random.Generator
 ) -> dict[str, Any]:
     """A WebQA sample: the pictures that answer, and hard negatives of both kinds."""
-    gold = [album.by_name[name][view] for name, view in asked.gold]
+    gold = [album.by_name[name][view] for name, view in drawn.gold]
     gold_ids = {picture.image_id for picture in gold}
     negatives: dict[int, _Picture[T]] = {}
     for picture in gold:
@@ -313,13 +313,13 @@ def _make_sample(
         for lookalike in [*twin_first[:3], *rng.permutation(np.array(lookalikes, object))[:3]]:
             negatives[lookalike.image_id] = lookalike
     hard = [picture for image_id, picture in negatives.items() if image_id not in gold_ids]
-    guid = checksum(f"{split} {asked.question}".encode())[:32]
+    guid = checksum(f"{split} {drawn.question}".encode())[:32]
     return {
-        "Q": f'"{asked.question}"',  # WebQA's own strings carry quotation marks
-        "A": [f'"{asked.answer}"'],
+        "Q": f'"{drawn.question}"',  # WebQA's own strings carry quotation marks
+        "A": [f'"{drawn.answer}"'],
         "topic": gold[0].thing.kind,
         "split": split,
-        "Qcate": asked.category,
+        "Qcate": drawn.category,
         "Guid": guid,
         "img_posFacts": [picture.fact() for picture in gold],
         "img_negFacts": [picture.fact() for picture in hard[:_MAX_HARD_NEGATIVES]],
