@@ -152,7 +152,7 @@ def commands(text: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         while len(words) > 1 and re.match(r"[A-Z_]+=", words[0]):
             del words[0]
-        if not words or words[0] in ("done", "do"):
+        if not words or words[0] in ("done", "do", "export"):
             continue
         if words[0] == "for":
             values[words[1]] = words[3].rstrip(";")
@@ -191,6 +191,8 @@ def check(words: list[str]) -> None:
         assert set(filter(None, named.split(","))) <= set(extras["optional-dependencies"])
     elif Path(program).name.startswith("python"):
         assert (ROOT / arguments[0]).is_file(), arguments[0]
+    elif program.endswith(".sh"):
+        assert (ROOT / program).is_file(), program
     else:
         assert program in OTHER_PROGRAMS, program
 
