@@ -45,6 +45,7 @@ def main(
     stage: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(STAGES)}; all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the weights and the samples.")] = 0,
     places: Annotated[int, typer.Option(help="Places to train on, three pictures each.")] = 3500,
+    val_places: Annotated[int, typer.Option(help="Places to validate on.")] = 200,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     retriever_steps: int = 450,
     describe_steps: int = 500,
@@ -60,9 +61,8 @@ def main(
             raise typer.BadParameter(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
     world = work / "world"
     if not (world / "WebQA_train_val.json").exists():
-        write_world(
-            world, Places(), counts={"train": places, "val": 200}, questions_each=12, seed=seed
-        )
+        counts = {"train": places, "val": val_places}
+        write_world(world, Places(), counts=counts, questions_each=12, seed=seed)
     train, val = TrainingSet.read(world, "train"), TrainingSet.read(world, "val")
     logger.info("train: %d questions, %d pictures", len(train.questions), len(train.captions))
 

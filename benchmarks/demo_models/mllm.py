@@ -229,6 +229,7 @@ def evaluate(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     data: TrainingSet,
+    tasks: Sequence[Task] = (DESCRIBE, RELEVANCE, ANSWER),
     *,
     num_batches: int = 4,
     seed: int = 0,
@@ -236,7 +237,7 @@ def evaluate(
     """The share of answers that are right in every token, by task (teacher forced)."""
     rng = np.random.default_rng(seed)
     shares = {}
-    for task in (DESCRIBE, RELEVANCE, ANSWER):
+    for task in tasks:
         right = total = 0
         for _ in range(num_batches):
             groups = [task.draw(data, rng) for _ in range(task.batch_size)]

@@ -49,7 +49,7 @@ def optimise(
         if step % 50 == 0 or step == steps:
             seconds = time.perf_counter() - started
             logger.info("%s step %d/%d loss %.4f (%.0f s)", name, step, steps, running, seconds)
-        if report is not None and (step % 250 == 0 or step == steps):
+        if report is not None and step % 250 == 0:
             model.eval()
             report()
             model.train()

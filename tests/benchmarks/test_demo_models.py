@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from demo_models.__main__ import main
-from demo_models.mllm import ANSWER, DESCRIBE, RELEVANCE, Task, encode, new_mllm, train_mllm
+from demo_models.mllm import (
+    ANSWER,
+    DESCRIBE,
+    RELEVANCE,
+    Task,
+    encode,
+    evaluate,
+    new_mllm,
+    train_mllm,
+)
 from demo_models.parts import END, train_tokenizer
 from demo_models.retriever import train_retriever
 from demo_models.training_set import Group, TrainingSet, relevance_group
@@ -95,7 +104,8 @@ def test_every_stage_runs_and_its_folders_load(tmp_path: Path) -> None:
     main(
         out=tmp_path / "assets",
         work=tmp_path / "work",
-        places=20,
+        places=8,
+        val_places=4,
         retriever_steps=2,
         describe_steps=2,
         base_steps=2,
@@ -131,3 +141,4 @@ def test_a_few_steps_lower_the_loss(
         student, tokenizer, data, [task], steps=16, seed=0, name="test", validation=data,
     )  # fmt: skip
     assert loss_of(student) < before / 2
+    assert 0 < evaluate(student, tokenizer, data, [task])["relevance_group"] <= 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +280,7 @@ def test_tensorboard(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Pat
 # --- killed, and taken up again -----------------------------------------------------------------
 
 
-def command(model: Path, world: Path, out: Path, **changed: Any) -> list[str]:
+def generator_flags(model: Path, world: Path, out: Path, **changed: Any) -> list[str]:
     settings = {
         "model": model,
         "data": world,
@@ -295,8 +297,7 @@ def command(model: Path, world: Path, out: Path, **changed: Any) -> list[str]:
         "report_to": "none",
         **changed,
     }
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "ragvl.cli", "train", "generator", *flags]
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
 
 
 # `ragvl train` in a process that dies between two checkpoints
@@ -317,16 +318,15 @@ app()
 def test_a_killed_run_goes_on_with_the_same_loss_curve(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
-    model = tiny_model("llava")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(model, small_world, whole), check=True, capture_output=True)
-    flags = command(model, small_world, broken)[3:]
-    killed = subprocess.run([sys.executable, "-c", DYING_AT_STEP_7, *flags], capture_output=True)
+    flags = partial(generator_flags, tiny_model("llava"), small_world, max_steps=12)
+    run("generator", flags(whole))
+    command = [sys.executable, "-c", DYING_AT_STEP_7, "train", "generator", *flags(broken)]
+    killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (broken / "checkpoint-5" / "trainer_state.json").exists()
-    resumed = command(model, small_world, broken, resume_from_checkpoint="last")
-    subprocess.run(resumed, check=True, capture_output=True)
-    assert len(curve(whole)) == 30
+    run("generator", flags(broken, resume_from_checkpoint="last"))
+    assert len(curve(whole)) == 12
     assert curve(broken) == curve(whole)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
@@ -342,36 +342,36 @@ app()
 """
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole weights", "weights cut short"])
 def test_a_run_killed_while_it_saves_is_done_again(
-    cut: bool, tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = {"max_steps": 2, "save_strategy": "no", "resume_from_checkpoint": "last"}
-
-    def flags(out: Path, **changed: Any) -> list[str]:
-        found = command(tiny_model("llava"), small_world, out, **settings | changed)
-        return found[found.index("train") :]
-
-    outcome = subprocess.run([sys.executable, "-c", DYING, *flags(broken)], capture_output=True)
+    flags = partial(generator_flags, tiny_model("llava"), small_world, **settings)
+    command = [sys.executable, "-c", DYING, "train", "generator", *flags(killed)]
+    outcome = subprocess.run(command, capture_output=True)
     assert outcome.returncode == -signal.SIGKILL, outcome.stderr
-    weights = broken / "model.safetensors"
-    assert (broken / "config.json").exists() and weights.exists(), "the test's premise"
-    assert not (broken / "processor_config.json").exists()
-    if cut:
-        weights.write_bytes(weights.read_bytes()[:1000])
-    assert not is_finished(broken)
+    assert (killed / "config.json").exists(), "the test's premise"
+    assert not (killed / "processor_config.json").exists()
+    run("generator", flags(whole))
+    assert is_finished(whole)
+    expected = (whole / "model.safetensors").read_bytes()
 
-    left = contents(broken)
-    for changed in ({"resume_from_checkpoint": "null"}, {"noise.timestep": 300}):
-        with pytest.raises(ResumeError):  # not asked to go on; another run
-            run("generator", flags(broken, **changed)[2:])
-        assert contents(broken) == left
-    for out in (whole, broken):
-        run("generator", flags(out)[2:])
-        assert is_finished(out)
-    assert weights.read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert MLLM.from_pretrained(broken, device="cpu").architecture == "llava"
+    for name, size in (("whole weights", None), ("weights cut short", 1000)):
+        broken = shutil.copytree(killed, tmp_path / name)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+        assert not is_finished(broken)
+        left = contents(broken)
+        # Not to be resumed; another run
+        for changed in ({"resume_from_checkpoint": "null"}, {"noise.timestep": 300}):
+            with pytest.raises(ResumeError):
+                run("generator", flags(broken, **changed))
+            assert contents(broken) == left
+        run("generator", flags(broken))
+        assert is_finished(broken)
+        assert weights.read_bytes() == expected
+        assert MLLM.from_pretrained(broken, device="cpu").architecture == "llava"
 
 
 def test_a_checkpoint_that_was_broken_off_is_passed_over(
@@ -501,52 +501,54 @@ def test_a_folder_with_a_model_is_never_overwritten(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sharing", [[], ["--fsdp", "true", "--fsdp_config", "fsdp"]], ids=["ddp", "fsdp"]
-)
 def test_two_processes_train_as_one_does(
-    sharing: list[str], tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
     """Answers of one length: then the mean over both processes' batches is that over one."""
-    model = tiny_model("llava")
-    one, two = tmp_path / "one", tmp_path / "two"
     ranking = tmp_path / "ranking.jsonl"
-    source = WebQA(small_world, split="train")
     lines = [
         {"question": q.text, "document": document, "answer": answer}
-        for q in source.questions
+        for q in WebQA(small_world, split="train").questions
         for answer, document in (("Yes", q.gold[0]), ("No", q.negatives[0]))
     ]
     ranking.write_text("\n".join(map(json.dumps, lines)))
 
-    def flags(out: Path, batch_size: int) -> list[str]:
-        whole = command(
-            model, small_world, out, max_steps=6, save_steps=6,
-            per_device_train_batch_size=batch_size, ranking=ranking, eval_ranking=ranking,
-        )  # fmt: skip
-        found = whole[whole.index("generator") + 1 :]
-        for name in ("--noise.data_level", "--noise.token_level"):
-            del found[found.index(name) : found.index(name) + 2]
-        return ["train", "reranker", *found, "--eval_strategy", "steps", "--eval_steps", "6"]
+    def train_with(processes: int, out: Path, *sharing: str) -> None:
+        settings = {
+            "model": tiny_model("llava"), "data": small_world, "output_dir": out,
+            "max_steps": 3, "save_steps": 3, "learning_rate": 1e-3, "logging_steps": 1,
+            "per_device_train_batch_size": 4 // processes, "ranking": ranking,
+            "eval_ranking": ranking, "eval_strategy": "steps", "eval_steps": 3,
+            "use_cpu": "true", "disable_tqdm": "true", "report_to": "none",
+        }  # fmt: skip
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29431",
+        ]
+        command = [sys.executable, *(launcher if processes == 2 else []), "-m", "ragvl.cli"]
+        command += ["train", "reranker", *(f"--{k}={v}" for k, v in settings.items()), *sharing]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        outcome = subprocess.run(command, capture_output=True, env=environment, text=True)
+        assert outcome.returncode == 0, outcome.stderr[-3000:]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-m", "ragvl.cli", *flags(one, 4)],
-        check=True, capture_output=True, env=environment,
-    )  # fmt: skip
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launched += ["--master_port", "29431", "-m", "ragvl.cli", *flags(two, 2), *sharing]
-    outcome = subprocess.run(launched, capture_output=True, env=environment, text=True)
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert len(curve(one)) == 6
-    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
-    accuracies = [
-        [entry["eval_accuracy"] for entry in history(folder) if "eval_accuracy" in entry]
-        for folder in (one, two)
-    ]
-    assert len(accuracies[0]) == 1
-    assert accuracies[1] == accuracies[0]
-    assert MLLM.from_pretrained(two, device="cpu").architecture == "llava"
+    one = tmp_path / "one"
+    train_with(1, one)
+    assert len(curve(one)) == 3
+    (accuracy,) = accuracies(one)
+    for name, sharing in (("ddp", ()), ("fsdp", ("--fsdp=true", "--fsdp_config=fsdp"))):
+        two = tmp_path / name
+        train_with(2, two, *sharing)
+        assert curve(two) == pytest.approx(curve(one), rel=1e-4), name
+        assert accuracies(two) == [accuracy], name
+        assert MLLM.from_pretrained(two, device="cpu").architecture == "llava"
+
+
+def accuracies(folder: Path) -> list[float]:
+    return [entry["eval_accuracy"] for entry in history(folder) if "eval_accuracy" in entry]
 
 
 # --- bad input ----------------------------------------------------------------------------------
