@@ -29,9 +29,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             f"device={quoted(device)} is unknown: expected auto, cpu, cuda, cuda:1, ..."
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={str(device)!r} was asked for, but torch sees no CUDA device here"
-        )
+        raise ValueError(f"device={str(device)!r} is requested, but torch sees no CUDA device here")
     try:
         torch.empty(0, device=resolved).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -57,8 +55,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`; copied to a GPU through pinned memory, without waiting for it."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    """`x` on `device`; from the CPU to a GPU through pinned memory, so that the host goes on."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
@@ -128,5 +128,5 @@ def float32_precision(device: torch.device) -> list[str]:
         parts = backends["cuda"].matmul, backends["cudnn"].conv
     else:
         parts = backends["mkldnn"].matmul, backends["mkldnn"].conv
-    found = (part.fp32_precision for part in parts)
-    return ["ieee" if precision == "none" else precision for precision in found]
+    precisions = (part.fp32_precision for part in parts)
+    return ["ieee" if precision == "none" else precision for precision in precisions]

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ragvl.runtime import to_device
+
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
@@ -115,7 +117,7 @@ def placed(
 ) -> dict[str, Tensor]:
     """A batch on `device`, its floating tensors in `dtype`."""
     return {
-        name: x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+        name: to_device(x, device).to(dtype if x.is_floating_point() else x.dtype)
         for name, x in batch.items()
     }
 

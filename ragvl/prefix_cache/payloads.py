@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ragvl.mllm import Features, ImageInputs, Prefilled, Prompt
 from ragvl.prefix_cache.record import PrefixRecord
+from ragvl.runtime import to_device
 
 Kind = Literal["kv", "features"]
 
@@ -81,7 +82,7 @@ def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Fea
         if group == "image":
             images[path] = x
         elif group == "features":
-            features[path] = x.to(device)
+            features[path] = to_device(x, device)
     if not features:  # a model would compute the prefix of a prompt without a picture
         raise UnusableRecordError("its record has no visual tokens")
     image = ImageInputs(images, expansion, int(record.info["num_image_tokens"]))

@@ -19,7 +19,7 @@ class Transfer:
 
     A GPU copies at full speed, and without holding up the host, only from and to pinned memory, of
     which a machine should lock little. So tensors go through it a few layers at a time, and while
-    one piece is on its way the host copies another. That is done on a stream of its own, beside the
+    one piece is on the bus the host copies another. That is done on a stream of its own, beside the
     work of other calls.
 
     Args:

@@ -200,7 +200,7 @@ class ChunkRunner:
         """Compiles kernels, and captures the graphs that the first questions will need on a GPU.
 
         Args:
-            pages: of the prefixes that will be asked about.
+            pages: of a prefix that questions will come about.
             suffix_length: tokens of a suffix whose question has none.
         """
         if not self._on_gpu:

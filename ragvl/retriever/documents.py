@@ -1,4 +1,4 @@
-"""Vectors of a data set's documents, those that cannot be read left out."""
+"""Vectors of a data set's documents, without what cannot be read."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def readable(source: QuestionSet, documents: Sequence[Document]) -> list[Documen
     Raises:
         DataError: one cannot be, and the data set is strict.
     """
-    found = []
+    readable = []
     for document in documents:
         try:
             document.load()
         except ImageError as error:
             source.problems.add("broken picture", str(error))
         else:
-            found.append(document)
-    return found
+            readable.append(document)
+    return readable

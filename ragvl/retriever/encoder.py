@@ -279,17 +279,17 @@ def check_encoder(path: str | Path) -> None:
 
 def _find(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Path:
     """The folder of a dual encoder's files."""
-    found = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
-    if found.adapters is not None:
+    checkpoint = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+    if checkpoint.adapters is not None:
         raise UnsupportedModelError(
             f"{shown(path)} is a folder of adapters: merge them into their model first, with "
             "PEFT's merge_and_unload()"
         )
-    with naming(found.folder / CONFIG, "configuration"):
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
+    with naming(checkpoint.folder / CONFIG, "configuration"):
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
         if type(config) in MODEL_MAPPING:  # other code comes with the checkpoint
             _check_towers(MODEL_MAPPING[type(config)], config.model_type)
-    return found.folder
+    return checkpoint.folder
 
 
 def _check_towers(model: object, kind: str) -> None:

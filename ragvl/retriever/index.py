@@ -423,16 +423,16 @@ def _read_faiss(path: Path, *, like: Any) -> Any:
     # No array of the file is larger than the file, whatever its head says
     with _array_limit.of(path.stat().st_size):
         try:
-            found = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+            loaded = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         except (RuntimeError, MemoryError) as error:
             raise IndexFileError(f"{shown(path)} cannot be read: {reason(error)}") from error
-    if type(found) is not type(like) or found.metric_type != like.metric_type:
+    if type(loaded) is not type(like) or loaded.metric_type != like.metric_type:
         raise IndexFileError(f"{shown(path)} is no index of this kind; build it again")
     if hasattr(like, "index"):  # within the map from labels
-        inner, expected = (faiss.downcast_index(index.index) for index in (found, like))
+        inner, expected = (faiss.downcast_index(index.index) for index in (loaded, like))
         if type(inner) is not type(expected):
             raise IndexFileError(f"{shown(path)} is no index of this kind; build it again")
-    return found
+    return loaded
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ class IndexMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class RetrievedDocument:
-    """A document that was found.
+    """A retrieved document.
 
     Attributes:
         id: its id in the retriever.
@@ -57,7 +57,7 @@ class Retriever:
 
     Example:
         >>> retriever = Retriever(DualEncoder.from_pretrained(path), ["cat.jpg", "dog.jpg"])
-        >>> [found.id for found in retriever.retrieve("a cat", k=1)]
+        >>> [item.id for item in retriever.retrieve("a cat", k=1)]
         ['cat.jpg']
     """
 
@@ -141,10 +141,10 @@ class Retriever:
         """
         if not self._documents:
             raise ValueError("the retriever holds no documents; add some first")
-        found = self.index.search(self.encoder.encode_texts(queries), k)
+        results = self.index.search(self.encoder.encode_texts(queries), k)
         return [
             [RetrievedDocument(id, self._documents[id], score) for id, score in hits]
-            for hits in found
+            for hits in results
         ]
 
     def save(self, folder: str | Path) -> None:
@@ -169,7 +169,7 @@ class Retriever:
         Args:
             folder: where it was saved.
             encoder: the encoder that built it.
-            documents: those whose pictures live in memory, found by id (or by their picture and
+            documents: those whose pictures live in memory, looked up by id (or by their picture and
                 caption where they had none). Others in it replace what was saved.
             device: where to search; see `VectorIndex`.
 
@@ -255,18 +255,18 @@ def _saved_documents(path: Path) -> list[_SavedDocument]:
     Raises:
         IndexFileError: a line is none, or an id is there twice.
     """
-    found = []
+    every = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                found.append(_SavedDocument.of(line))
+                every.append(_SavedDocument.of(line))
             except (ValueError, RecursionError) as error:
                 raise IndexFileError(f"{shown(path)}, line {number}: {reason(error)}") from error
     try:
-        check_ids([saved.id for saved in found])
+        check_ids([saved.id for saved in every])
     except ValueError as error:
         raise IndexFileError(f"{shown(path)}: {reason(error)}") from error
-    return found
+    return every
 
 
 def _read_documents(path: Path, given: dict[str, Document]) -> dict[str, Document]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ragvl.mllm import KvLayout
 from ragvl.ops import prefix_attention
+from ragvl.prefix_cache import CachedPrefix
 from ragvl.prefix_cache.pages import (
     PAGE_TOKENS,
     PagePool,
@@ -125,3 +126,40 @@ def test_load_refuses_what_another_pool_held() -> None:
     ):
         with pytest.raises(ValueError, match=r"keys|key_scales"):
             other.load(pages, copies)
+
+
+@pytest.mark.parametrize("compression", [None, "int8"])
+def test_pieces_make_up_the_whole(compression: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, other = PagePool(LAYOUT, 8, CPU, compression), PagePool(LAYOUT, 8, CPU, compression)
+    fill(pool, [5, 0, 3], 37)
+    whole = pool.read([5, 0, 3])
+    monkeypatch.setattr("ragvl.prefix_cache.transfer._PIECE_BYTES", 1)  # a layer at a time
+    other.load([1, 7, 2], pool.read([5, 0, 3]))
+    again = other.read([1, 7, 2])
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compression", [None, "int8"])
+def test_on_a_gpu_streams_wait_for_each_other(compression: str | None) -> None:
+    gpu = torch.device("cuda")
+    on_cpu, pool = PagePool(LAYOUT, 8, CPU, compression), PagePool(LAYOUT, 8, gpu, compression)
+    pages = [5, 0, 3]
+    write = pool.writer([pages], [37])
+    fill(on_cpu, pages, 37)
+    expected = on_cpu.read(pages)
+    layers = [(keys.to(gpu), values.to(gpu)) for keys, values in random_kv(37)]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(50_000_000)  # what is read must come after what is queued
+    for layer, (keys, values) in enumerate(layers):
+        write(layer, keys, values)
+    copies = pool.read(pages)
+    assert all(torch.equal(copies[name], expected[name]) for name in expected)
+
+    prefix = CachedPrefix("a", list(range(37)), "", 37, [6, 1, 2], pool.load([6, 1, 2], copies))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        prefix.wait()
+        again = pool.read([6, 1, 2])
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    prefix.finish()
+    assert prefix.ready is None

@@ -35,7 +35,7 @@ def unit(features: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestAgainstTransformers:
-    """The plain way: the checkpoint's own processor and the model's forward, one item at a time."""
+    """Plainly, by the checkpoint's own processor and the model's forward, one item at a time."""
 
     @torch.inference_mode()
     def test_images_and_texts(self, family, checkpoints, encoders, pictures):
@@ -100,8 +100,8 @@ class TestTexts:
     def test_threads(self, encoder):
         expected = encoder.encode_texts(TEXTS)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: encoder.encode_texts([TEXTS[i % 5]]), range(100)))
-        for i, vectors in enumerate(found):
+            results = list(pool.map(lambda i: encoder.encode_texts([TEXTS[i % 5]]), range(100)))
+        for i, vectors in enumerate(results):
             np.testing.assert_allclose(vectors[0], expected[i % 5], atol=TOLERANCE)
 
 

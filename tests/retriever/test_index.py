@@ -43,7 +43,7 @@ def best(vectors: np.ndarray, ids: list[str], query: np.ndarray, k: int) -> list
     return [ids[i] for i in np.argsort(-(vectors @ query))[:k]]
 
 
-# (depth, bound): of the true best ten, the share among the first `depth` found is at least `bound`.
+# (depth, bound): of the true best ten, the share among the first `depth` results is at least `bound`.
 # Measured on the data below: 1.000, 1.000 and 0.996. Codes of 4 bytes for 16 dimensions blur the
 # order within a cluster (0.63 at depth 10), which a reranker puts right.
 RECALL = {"exact": (10, 1.0), "hnsw": (10, 0.99), "ivfpq": (40, 0.95)}
@@ -52,10 +52,10 @@ RECALL = {"exact": (10, 1.0), "hnsw": (10, 0.99), "ivfpq": (40, 0.95)}
 def recall(
     index: VectorIndex, vectors: np.ndarray, ids: list[str], queries: np.ndarray, depth: int
 ) -> float:
-    found = index.search(queries, depth)
+    results = index.search(queries, depth)
     hits = [
         len({id for id, _ in row} & set(best(vectors, ids, query, 10)))
-        for row, query in zip(found, queries, strict=True)
+        for row, query in zip(results, queries, strict=True)
     ]
     return sum(hits) / (10 * len(queries))
 
@@ -92,8 +92,8 @@ class TestSearch:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_vector_finds_itself(self, kind, clustered, saved):
         vectors, _ = clustered
-        found = VectorIndex.load(saved[kind]).search(vectors[::500], 10)
-        hits = [f"v{500 * i}" in dict(row) for i, row in enumerate(found)]
+        results = VectorIndex.load(saved[kind]).search(vectors[::500], 10)
+        hits = [f"v{500 * i}" in dict(row) for i, row in enumerate(results)]
         assert np.mean(hits) >= 0.95
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -123,8 +123,8 @@ class TestSearch:
         index.remove(["v1", "v2"])
         expected = [index.search(query[None], 5)[0] for query in queries]
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda query: index.search(query[None], 5)[0], queries))
-        assert found == expected
+            results = list(pool.map(lambda query: index.search(query[None], 5)[0], queries))
+        assert results == expected
 
     def test_bad_arguments(self, saved):
         index = VectorIndex.load(saved["exact"])
@@ -203,8 +203,8 @@ class TestRemove:
         kept = [f"v{i}" for i in np.flatnonzero(~gone)]
         assert index.ids == kept
         assert len(index) == len(kept)
-        found = {id for row in index.search(queries, 100) for id, _ in row}
-        assert found <= set(kept)
+        results = {id for row in index.search(queries, 100) for id, _ in row}
+        assert results <= set(kept)
         depth, bound = RECALL[kind]
         assert recall(index, vectors[~gone], kept, queries, depth) >= bound
         (row,) = index.search(queries[:1], 10_000)
@@ -219,9 +219,9 @@ class TestRemove:
         index.remove(["v7"])
         index.add(["v7"], vectors[8:9])  # another vector under the same id
         assert index.ids[-1] == "v7"
-        found = dict(index.search(vectors[8:9], 10)[0])
-        assert {"v7", "v8"} <= found.keys()
-        assert found["v7"] == pytest.approx(found["v8"])
+        results = dict(index.search(vectors[8:9], 10)[0])
+        assert {"v7", "v8"} <= results.keys()
+        assert results["v7"] == pytest.approx(results["v8"])
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_all(self, kind, clustered, saved):
@@ -267,10 +267,10 @@ class TestRemove:
                 for id in old:
                     del expected[id]
             query = rng.normal(size=4).astype(np.float32)
-            found = index.search(query[None], 20)[0]
+            results = index.search(query[None], 20)[0]
             assert index.ids == list(expected)
-            assert {id for id, _ in found} == expected.keys()
-            for id, score in found:
+            assert {id for id, _ in results} == expected.keys()
+            for id, score in results:
                 assert score == pytest.approx(float(expected[id] @ query), abs=1e-5)
 
 
@@ -287,9 +287,9 @@ class TestSaveAndLoad:
         assert again.search(queries, 10) == index.search(queries, 10)
         again.add(["new"], vectors[:1])
         again.remove(["v100"])
-        found = dict(again.search(vectors[:1], 10)[0])
-        assert "new" in found
-        assert not found.keys() & set(names(101))
+        results = dict(again.search(vectors[:1], 10)[0])
+        assert "new" in results
+        assert not results.keys() & set(names(101))
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_empty(self, kind, tmp_path):

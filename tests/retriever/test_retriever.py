@@ -43,15 +43,17 @@ class TestRetrieve:
     def test_equals_brute_force(self, kind, encoder, documents):
         retriever = Retriever(encoder, documents, kind=kind)
         scores = encoder.encode_texts(TEXTS) @ encoder.encode_images(documents).T
-        for query, row, found in zip(
+        for query, row, hits in zip(
             TEXTS, scores, retriever.retrieve_batch(TEXTS, k=4), strict=True
         ):
             order = np.argsort(-row)[:4]
-            assert [item.id for item in found] == [f"d{i}" for i in order]
-            assert all(item.document is documents[i] for item, i in zip(found, order, strict=True))
-            np.testing.assert_allclose([item.score for item in found], row[order], atol=2e-6)
+            assert [hit.id for hit in hits] == [f"d{i}" for i in order]
+            assert all(
+                item.document is documents[i] for item, i in zip(results, order, strict=True)
+            )
+            np.testing.assert_allclose([hit.score for hit in hits], row[order], atol=2e-6)
             alone = retriever.retrieve(query, k=4)
-            assert [item.id for item in alone] == [item.id for item in found]
+            assert [hit.id for hit in alone] == [hit.id for hit in hits]
 
     def test_k_past_the_end(self, encoder, documents):
         assert len(Retriever(encoder, documents).retrieve("a")) == 7
@@ -159,7 +161,7 @@ class TestAddAndRemove:
     def test_remove(self, encoder, documents):
         retriever = Retriever(encoder, documents)
         retriever.remove(["d1", "d4"])
-        assert {found.id for found in retriever.retrieve("a")} == {"d0", "d2", "d3", "d5", "d6"}
+        assert {item.id for item in retriever.retrieve("a")} == {"d0", "d2", "d3", "d5", "d6"}
         with pytest.raises(ValueError, match="'d4'"):
             retriever.remove(["d0", "d4"])
         assert len(retriever) == len(retriever.index) == 5
@@ -180,8 +182,8 @@ class TestSaveAndLoad:
             fields = (document.id, document.caption, document.path)
             assert fields == (id, original.caption, original.path)
         for text in TEXTS:
-            found = [(item.id, item.score) for item in again.retrieve(text)]
-            assert found == [(item.id, item.score) for item in retriever.retrieve(text)]
+            results = [(item.id, item.score) for item in again.retrieve(text)]
+            assert results == [(item.id, item.score) for item in retriever.retrieve(text)]
         again.add([documents[3]])
         assert len(again.retrieve("a")) == 7
 
@@ -212,8 +214,8 @@ class TestSaveAndLoad:
         again = Retriever.load(tmp_path, encoder, documents=in_memory)
         assert list(again.documents) == list(retriever.documents)
         assert again.documents["m"] is in_memory[0]
-        found = [item.id for item in again.retrieve("a")]
-        assert found == [item.id for item in retriever.retrieve("a")]
+        results = [item.id for item in again.retrieve("a")]
+        assert results == [item.id for item in retriever.retrieve("a")]
 
     def test_documents_that_are_not_in_the_index(self, encoder, documents, tmp_path):
         Retriever(encoder, documents[:2]).save(tmp_path)
