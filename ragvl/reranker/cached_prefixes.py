@@ -15,8 +15,9 @@ from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, Prompting, encode_document, too_long
 from ragvl.prefix_cache import CachedPrefix, PrefixCache, PrefixSupply
 from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.chunks import ChunkRunner, Suffix
+from ragvl.reranker.chunks import Suffix
 from ragvl.reranker.prompts import Prompts, shared_length
+from ragvl.reranker.runner import ChunkRunner
 from ragvl.reranker.scorer import OnError, skip
 from ragvl.reranker.whole_prompts import WholePrompts
 

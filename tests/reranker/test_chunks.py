@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import CachedPrefix, PagePool
 from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.chunks import Chunk, ChunkRunner, Shape, Suffix
+from ragvl.reranker.chunks import Chunk, Shape, Suffix
+from ragvl.reranker.graphs import Graphs
+from ragvl.reranker.runner import ChunkRunner
 
 
 def suffix(index: int, length: int, *, prefix: int = 20, dropped: int = 0) -> Suffix:
@@ -60,20 +62,20 @@ def test_a_chunk_says_which_rows_are_whose() -> None:
     assert dtypes == {"input_ids": torch.int64, "page_table": torch.int32}
 
 
-class Graphs:
-    """In the place of `_Graph`: raises what is given, in turn, then captures."""
+def fail(*errors: Exception) -> Callable[..., str]:
+    """In the place of a capture: raises what is given, in turn, then captures."""
+    coming = iter(errors)
 
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-
-    def __call__(self, *_: object) -> str:
-        if not self.errors:
+    def capture(*_: object) -> str:
+        error = next(coming, None)
+        if error is None:
             return "a graph"
-        error = self.errors.pop(0)
         try:
             raise error.__context__ or error
         except Exception:
             raise error  # noqa: B904 - as the end of a capture does, that fails for its own reason
+
+    return capture
 
 
 def during(error: Exception) -> Exception:
@@ -89,36 +91,41 @@ OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     "error", [OUT, during(OUT), MemoryError(), RuntimeError("CUDA error: out of memory")]
 )
 def test_memory_that_runs_out_is_not_taken_for_a_model_that_cannot_be_captured(
-    error: Exception, runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = Shape(32, 1, 2, 3)
-    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
+    graphs, shape = Graphs(torch.device("cpu"), "llava"), Shape(32, 1, 2, 3)
+    monkeypatch.setattr(graphs, "_capture", fail(error))
     with pytest.raises(type(error)):
-        runner._capture(shape)
+        graphs.of(shape, last_rows)
     # where other graphs hold memory they go, and it is tried once more
-    monkeypatch.setattr(runner, "_graphs", {Shape(1, 1, 1, 1): lambda _: torch.zeros(1)})
-    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(error))
-    assert runner._capture(shape) == "a graph"
-    assert runner._graphs == {}
+    monkeypatch.setattr(graphs, "_runs", {Shape(1, 1, 1, 1): last_rows})
+    monkeypatch.setattr(graphs, "_capture", fail(error))
+    assert graphs.of(shape, last_rows) == "a graph"
+    assert list(graphs._runs) == [shape]
+
+
+def last_rows(chunk: Chunk) -> torch.Tensor:
+    return chunk.last_rows
 
 
 def test_a_model_that_cannot_be_captured_runs_without(
-    runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs(RuntimeError("no such luck")))
+    graphs = Graphs(torch.device("cpu"), "llava")
+    monkeypatch.setattr(graphs, "_capture", fail(RuntimeError("no such luck")))
     chunk = Chunk.pack([suffix(0, 3, prefix=0, dropped=0)], Shape(32, 1, 2, 3))
-    monkeypatch.setattr(runner, "_relevance", lambda chunk: chunk.last_rows)
-    assert runner._capture(chunk.shape)(chunk).tolist() == [2]
-    assert "cannot be captured as a CUDA graph and runs without: no such luck" in caplog.text
+    assert graphs.of(chunk.shape, last_rows)(chunk).tolist() == [2]
+    assert "llava cannot be captured as a CUDA graph and runs without: no such" in caplog.text
 
 
 def test_graphs_are_captured_ahead_for_questions_of_usual_length(
     runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_graphs", {})
+    graphs = runner._graphs
     runner.prepare(19, 20)  # there are none on a CPU
-    assert runner._graphs == {}
+    assert graphs._runs == {}
     monkeypatch.setattr(runner, "_on_gpu", True)
-    monkeypatch.setattr("ragvl.reranker.chunks._Graph", Graphs())
+    monkeypatch.setattr(graphs, "_capture", fail())
     runner.prepare(19, 20)
-    assert [shape[2:] for shape in runner._graphs] == [(32, 32), (32, 64)]
+    assert [shape[2:] for shape in graphs._runs] == [(32, 32), (32, 64)]
+    graphs._runs.clear()

@@ -1,0 +1,98 @@
+"""Chunks on a GPU: each shape is captured as a CUDA graph, and run in one launch."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ragvl.messages import reason
+from ragvl.reranker.chunks import Chunk, Shape
+from ragvl.runtime import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[Chunk], Tensor]
+
+_WARM_UPS = 2  # libraries and Triton set themselves up in the first runs
+
+
+class Graphs:
+    """A run for each shape of chunk. Not thread-safe.
+
+    Args:
+        device: the GPU.
+        architecture: the model's, for messages.
+    """
+
+    def __init__(self, device: torch.device, architecture: str) -> None:
+        self._device = device
+        self._architecture = architecture
+        self._runs: dict[Shape, Run] = {}
+        # One graph runs at a time, and its result is read before the next: they share their memory
+        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._reported = False
+
+    def of(self, shape: Shape, relevance: Run) -> Run:
+        """What takes a chunk of this shape to its relevance (B,) float32 on the CPU.
+
+        Args:
+            shape: the shape.
+            relevance: computes the same on the GPU.
+        """
+        if shape not in self._runs:
+            self._runs[shape] = self._captured(shape, relevance)
+        return self._runs[shape]
+
+    def _captured(self, shape: Shape, relevance: Run) -> Run:
+        """A run in one launch; one by one where the model cannot be captured.
+
+        A graph keeps the memory of its activations. Where there is none for another one, the
+        earlier go, and it is tried once more.
+        """
+        try:
+            return self._capture(shape, relevance)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                if not self._runs:
+                    raise
+                logger.warning("CUDA graphs are captured again: memory ran out (%s)", reason(error))
+                self._runs.clear()
+            else:
+                return self._uncaptured(relevance, error)
+        # Outside of the handler: the error's traceback holds the tensors of the failed capture
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._captured(shape, relevance)
+
+    def _capture(self, shape: Shape, relevance: Run) -> Run:
+        inputs = Chunk(shape, self._device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                relevance(inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            result = relevance(inputs)
+
+        def replay(chunk: Chunk) -> Tensor:
+            inputs.copy_(chunk)
+            graph.replay()
+            return result.cpu()
+
+        return replay
+
+    def _uncaptured(self, relevance: Run, error: Exception) -> Run:
+        if not self._reported:
+            self._reported = True
+            logger.warning(
+                "%s cannot be captured as a CUDA graph and runs without: %s",
+                self._architecture,
+                reason(error),
+            )
+        return lambda chunk: relevance(chunk.to(self._device)).cpu()

@@ -1,0 +1,127 @@
+"""Runs packed suffixes over their cached prefixes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ragvl.forks import fork_safe
+from ragvl.mllm import MLLM
+from ragvl.ops.backends import on_device
+from ragvl.prefix_cache import PagePool
+from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.chunks import Chunk, Shape, Suffix
+from ragvl.reranker.graphs import Graphs
+
+# A matrix product gives a row the same bits whatever stands beside it, if it has whole blocks of
+# so many rows; a product with a single row takes another path.
+_BLOCK_ROWS = 32
+# More rows gain nothing on a CPU and leave its caches. On a GPU every chunk has this shape, room
+# for 20 candidates of 32 tokens, or with `deterministic=False` as many blocks as it needs.
+_CPU_ROWS = 1024
+_GPU_ROWS = 640
+_QUESTION_TOKENS = range(4, 41)  # of the questions that graphs are captured ahead for
+
+
+class ChunkRunner:
+    """Runs chunks: the decoder over the suffixes, then the head.
+
+    Args:
+        mllm: the model.
+        head: reads relevance.
+        pool: where the prefixes lie.
+        deterministic: see `CachedPrefixes`.
+    """
+
+    def __init__(
+        self, mllm: MLLM, head: AnswerHead, pool: PagePool, *, deterministic: bool
+    ) -> None:
+        self._mllm = mllm
+        self._head = head
+        self._pool = pool
+        self._on_gpu = mllm.device.type == "cuda"
+        self._max_rows = _GPU_ROWS if self._on_gpu else _CPU_ROWS
+        if self._on_gpu and deterministic:
+            self._row_step = _GPU_ROWS
+        else:
+            # Each of torch's threads gets whole rows too, or its share would end within a vector
+            self._row_step = math.lcm(_BLOCK_ROWS, 1 if self._on_gpu else torch.get_num_threads())
+        self._graphs = Graphs(mllm.device, mllm.architecture)
+        self._lock = fork_safe(threading.Lock())
+
+    def chunks(
+        self, suffixes: Sequence[Suffix], batch_size: int | None
+    ) -> Iterator[Sequence[Suffix]]:
+        """`suffixes`, in order, cut where a chunk is full."""
+        max_size = _BLOCK_ROWS if batch_size is None else min(batch_size, _BLOCK_ROWS)
+        start = rows = 0
+        for end, suffix in enumerate(suffixes):
+            length = len(suffix.input_ids)
+            if end > start and (rows + length > self._max_rows or end - start == max_size):
+                yield suffixes[start:end]
+                start, rows = end, 0
+            rows += length
+        if start < len(suffixes):
+            yield suffixes[start:]
+
+    @torch.inference_mode()
+    def __call__(self, suffixes: Sequence[Suffix]) -> Tensor:
+        """(B,) float32 on the CPU: the relevance of each suffix's prompt."""
+        shape = self._shape(
+            sum(len(suffix.input_ids) for suffix in suffixes),
+            max(len(suffix.prefix.pages) for suffix in suffixes),
+            max(len(suffix.input_ids) for suffix in suffixes),
+        )
+        if not self._on_gpu:
+            return self._relevance(Chunk.pack(suffixes, shape))[: len(suffixes)]
+        chunk = Chunk.pack(suffixes, shape, pinned=True)
+        with self._lock, on_device(self._mllm.device):
+            for suffix in suffixes:
+                suffix.prefix.wait()
+            return self._graphs.of(shape, self._relevance)(chunk)[: len(suffixes)]
+
+    @torch.inference_mode()
+    def prepare(self, pages: int, suffix_length: int) -> None:
+        """Compiles kernels, and captures the graphs that the first questions will need on a GPU.
+
+        Args:
+            pages: of a prefix that questions will come about.
+            suffix_length: tokens of a suffix whose question has none.
+        """
+        if not self._on_gpu:
+            return
+        lengths = {_power_of_two(suffix_length + tokens) for tokens in _QUESTION_TOKENS}
+        with self._lock, on_device(self._mllm.device):
+            for longest in sorted(lengths):
+                self._graphs.of(self._shape(self._max_rows, pages, longest), self._relevance)
+
+    def _shape(self, rows: int, pages: int, longest: int) -> Shape:
+        if self._on_gpu:  # a graph for each shape: powers of two keep them few, and change no bit
+            pages, longest = _power_of_two(pages), _power_of_two(longest)
+        return Shape(_round_up(rows, self._row_step), _BLOCK_ROWS, pages, longest)
+
+    def _relevance(self, chunk: Chunk) -> Tensor:
+        """(B,) float32 on the model's device."""
+        prefixes = self._pool.batches(
+            chunk.page_table,
+            chunk.prefix_lengths,
+            chunk.suffix_starts,
+            chunk.suffix_lengths,
+            chunk.shape.longest,
+        )
+        hidden = self._mllm.decoder.extend(
+            chunk.input_ids, chunk.position_ids, chunk.last_rows, prefixes
+        )
+        return self._head.relevance(hidden, torch.arange(len(hidden), device=hidden.device))
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
