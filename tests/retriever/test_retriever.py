@@ -48,10 +48,9 @@ class TestRetrieve:
         ):
             order = np.argsort(-row)[:4]
             assert [hit.id for hit in hits] == [f"d{i}" for i in order]
-            assert all(
-                item.document is documents[i] for item, i in zip(results, order, strict=True)
-            )
-            np.testing.assert_allclose([hit.score for hit in hits], row[order], atol=2e-6)
+            assert all(hit.document is documents[i] for hit, i in zip(hits, order, strict=True))
+            scored = [hit.score for hit in hits]
+            np.testing.assert_allclose(scored, row[order], atol=2e-6)
             alone = retriever.retrieve(query, k=4)
             assert [hit.id for hit in alone] == [hit.id for hit in hits]
 
