@@ -36,14 +36,14 @@ std::vector<Isa> available_isas() {
 
 Isa chosen_isa() {
   const std::vector<Isa> isas = available_isas();
-  const char* wanted = std::getenv("RAGVL_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return isas.back();
+  const char* requested = std::getenv("RAGVL_CPU_ISA");
+  if (requested == nullptr || *requested == '\0') return isas.back();
   std::string names;
   for (Isa isa : isas) {
-    if (std::string(wanted) == isa_name(isa)) return isa;
+    if (std::string(requested) == isa_name(isa)) return isa;
     names += std::string(names.empty() ? "" : ", ") + isa_name(isa);
   }
-  throw std::invalid_argument("RAGVL_CPU_ISA=" + std::string(wanted) +
+  throw std::invalid_argument("RAGVL_CPU_ISA=" + std::string(requested) +
                               " is not available on this CPU; available: " + names);
 }
 

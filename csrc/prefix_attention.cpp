@@ -160,13 +160,13 @@ template <int64_t rows>
   }
 }
 
-// Memory that is needed next: no hardware foresees on which page. Asked for all at once, most of it
-// would be refused, so each panel asks for a few lines.
+// Memory that is needed next: no hardware foresees on which page. Of lines prefetched all at once
+// most would be dropped, so each panel prefetches a few.
 struct Lookahead {
   std::vector<const void*> lines;
   int64_t next = 0, end = 0, share = 0;
 
-  void ask() {
+  void prefetch() {
     for (const int64_t stop = std::min(next + share, end); next < stop; ++next) {
       __builtin_prefetch(lines[next], 0, 2);
     }
@@ -181,7 +181,7 @@ void attend(const PrefixAttentionParams& p, const Chunk& chunk, const Block& blo
   const int64_t size = round_up(chunk.size, panel_size);
   alignas(64) Scores scores[rows];
   for (int64_t key = 0; key < size; key += panel_size) {
-    ahead.ask();
+    ahead.prefetch();
     score_panel<rows>(chunk, key, block.queries, p.dim, scores);
   }
 
@@ -213,7 +213,7 @@ void attend(const PrefixAttentionParams& p, const Chunk& chunk, const Block& blo
   }
 
   for (int64_t column = 0; column < padded_dim; column += panel_size) {
-    ahead.ask();
+    ahead.prefetch();
     value_panel<rows>(chunk, column, scores, factors, padded_dim, block.outs);
   }
 }

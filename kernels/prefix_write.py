@@ -72,7 +72,7 @@ def _prefix_write_fwd_kernel(
         tl.store(key_scales + slot, scales)
         values, scales = _compressed(values)
         tl.store(value_scales + slot, scales)
-    # Keys are transposed on their way, so that neighbouring threads write neighbouring tokens
+    # Keys are transposed, so that neighbouring threads write neighbouring tokens
     key_at = page_head * (DIM * PAGE_SIZE) + dim[:, None] * PAGE_SIZE + slot_in_page[None, :]
     tl.store(
         key_pages + key_at, tl.trans(keys), tl.broadcast_to((dim < DIM)[:, None], key_at.shape)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 @triton.jit
 def _weighted_softmax_fwd_kernel(
-    logits,  # [N, V] float32; becomes the gradient where WANTS_SLOPES
+    logits,  # [N, V] float32; becomes the gradient where NEEDS_SLOPES
     row_stride,
     label,  # [N]
     weights,  # [N]
     losses,  # [N] out: weight times cross-entropy
     vocabulary,  # V
-    WANTS_SLOPES: tl.constexpr,
+    NEEDS_SLOPES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -39,7 +39,7 @@ def _weighted_softmax_fwd_kernel(
     log_sum = highest + tl.log(tl.sum(total * tl.exp(base - highest), 0))
 
     tl.store(losses + row, weight * (log_sum - tl.load(logits + own)))
-    if WANTS_SLOPES:
+    if NEEDS_SLOPES:
         for start in range(0, vocabulary, BLOCK_SIZE):
             inside = start + columns < vocabulary
             z = tl.load(logits + start + columns, inside, other=0.0)
@@ -48,9 +48,9 @@ def _weighted_softmax_fwd_kernel(
 
 
 def weighted_softmax_fwd(
-    logits: Tensor, label: Tensor, weights: Tensor, losses: Tensor, wants_slopes: bool
+    logits: Tensor, label: Tensor, weights: Tensor, losses: Tensor, needs_slopes: bool
 ) -> None:
-    """Writes `losses` (N,), and the gradient in the place of `logits` (N, V) if it is wanted."""
+    """Writes `losses` (N,), and the gradient in the place of `logits` (N, V) if it is needed."""
     num_rows, vocabulary = logits.shape
     if num_rows == 0:
         return
@@ -62,7 +62,7 @@ def weighted_softmax_fwd(
         weights.contiguous(),
         losses,
         vocabulary,
-        WANTS_SLOPES=wants_slopes,
+        NEEDS_SLOPES=needs_slopes,
         BLOCK_SIZE=block_size,
         num_warps=8,
     )

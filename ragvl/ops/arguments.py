@@ -36,8 +36,8 @@ def check_tensor(
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{name} must be {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
     matches = tensor.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == size
-        for wanted, size in zip(shape, tensor.shape, strict=True)
+        isinstance(expected, str) or expected == size
+        for expected, size in zip(shape, tensor.shape, strict=True)
     )
     if not matches:
         expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")

@@ -1,8 +1,8 @@
 """Which backend an operation runs with, and why: two tables, one question for each backend.
 
 `backend="auto"` takes the first backend of `_PREFERENCE` that the operation has and that is
-present; the environment variable `RAGVL_BACKEND` replaces "auto" from outside. A backend asked for
-by name is used or refused, never replaced by another.
+present; the environment variable `RAGVL_BACKEND` replaces "auto" from outside. A backend that is
+named is used or refused, never replaced by another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run here; the message says what to do."""
+    """A backend that was named cannot run here; the message says what to do."""
 
 
 def choose(

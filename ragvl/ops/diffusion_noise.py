@@ -1,7 +1,7 @@
 """diffusion_noise: diffusion's forward process on marked rows, with a stream that can be replayed.
 
 Noise-injected training sees each picture twice, clean and noised. One pass writes the noised copy:
-marked rows noised, the others as they are, random numbers drawn on the way.
+marked rows noised, the others as they are, random numbers drawn as they are used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def diffusion_noise(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or number; both seed and noise (timesteps in a GPU's
             tensor cannot be read without waiting: there, one outside of 0 to 999 gives NaN).
-        BackendUnavailableError: the backend asked for by name is not available here.
+        BackendUnavailableError: the backend named is not available here.
 
     Source: RagVL, arXiv 2407.21439, section 3.3 and its release; Philox is Salmon et al., "Parallel
     random numbers: as easy as 1, 2, 3", 2011.

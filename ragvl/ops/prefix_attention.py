@@ -1,8 +1,8 @@
 """prefix_attention: suffixes attend to prefixes that lie in pages, without a copy of a prefix.
 
-Reranking asks one question of many candidates. A candidate's prefix (its image and caption) has
-been through the decoder before; its keys and values are kept in pages of fixed size. The question's
-tokens, the suffix, attend to them where they lie, and to themselves.
+Reranking compares one question with many candidates. A candidate's prefix (its image and caption)
+has been through the decoder before; its keys and values are kept in pages of fixed size. The
+question's tokens, the suffix, attend to them where they lie, and to themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PrefixBatch:
         suffix_lengths: (B,) int32; 0 for a candidate that only fills up a batch.
         max_suffix_length: no suffix is longer. A number on the host: a kernel's launch depends on
             it and must not wait for a GPU.
-        last_only: only each suffix's last token asks.
+        last_only: only each suffix's last token has a query.
         key_scales: (P, G, T) float32 for int8 pages: key = page's number * scale.
         value_scales: (P, G, T) float32, likewise.
     """
@@ -146,7 +146,7 @@ def prefix_attention_reference(
             continue
         pages = table[: -(-cached // page_size)]
         suffix = slice(start, start + length)
-        asking = slice(b, b + 1) if prefix.last_only else suffix
+        queried = slice(b, b + 1) if prefix.last_only else suffix
         # (G, D, tokens) and (G, tokens, D)
         past_keys = _page_values(prefix.key_pages, prefix.key_scales, pages, -2, dtype)
         past_keys = past_keys.permute(1, 2, 0, 3).flatten(2)[..., :cached]
@@ -154,8 +154,8 @@ def prefix_attention_reference(
         past_values = past_values.transpose(0, 1).flatten(1, 2)[:, :cached]
         keys = torch.cat([past_keys, k[suffix].to(dtype).permute(1, 2, 0)], dim=2)
         values = torch.cat([past_values, v[suffix].to(dtype).transpose(0, 1)], dim=1)
-        # (G, H / G, asking, D)
-        queries = q[asking].to(dtype).unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+        # (G, H / G, queried, D)
+        queries = q[queried].to(dtype).unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
 
         position = torch.arange(cached + length, device=q.device)
         own = position[-queries.shape[2] :, None]
@@ -164,7 +164,7 @@ def prefix_attention_reference(
             seen &= position > own - sliding_window
         scores = scale * (queries @ keys[:, None])
         result = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values[:, None]
-        out[asking] = result.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
+        out[queried] = result.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
     return out
 
 
@@ -196,8 +196,8 @@ def _check(
     batch = prefix.page_table.shape[0]
     for name in ("prefix_lengths", "suffix_starts", "suffix_lengths"):
         check_tensor(name, getattr(prefix, name), shape=(batch,), dtypes=int32, device=device)
-    asking = batch if prefix.last_only else rows
-    check_tensor("q", q, shape=(asking, "H", dim), dtypes=(dtype,), device=device)
+    num_queries = batch if prefix.last_only else rows
+    check_tensor("q", q, shape=(num_queries, "H", dim), dtypes=(dtype,), device=device)
     if q.shape[1] == 0 or q.shape[1] % kv_heads:
         raise ValueError(f"q's {q.shape[1]} heads must be a multiple of the {kv_heads} heads of k")
 

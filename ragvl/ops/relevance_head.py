@@ -90,7 +90,7 @@ def relevance_head(
         ValueError: a wrong shape, device or number; an index outside `hidden` (on a GPU it cannot
             be seen without waiting: the kernels give NaN for that prompt, and the reference fails
             as torch's own indexing does).
-        BackendUnavailableError: the backend asked for by name is not available here.
+        BackendUnavailableError: the backend named is not available here.
 
     Source: RagVL, arXiv 2407.21439, equation 1; computed as the release does, at the last position.
 

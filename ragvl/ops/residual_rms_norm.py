@@ -39,7 +39,7 @@ def residual_rms_norm(
     Equivalent to `summed = residual + x; normed = norm(summed)` with an RMS norm module of Hugging
     Face. `summed` is rounded to x's dtype first, as it is there; all else is in float32 (float64
     for float64) and rounded once. NaN in a row gives NaN in that row alone. With every backend but
-    the reference a row's result is bitwise the same in any batch. There is no gradient: asking for
+    the reference a row's result is bitwise the same in any batch. There is no gradient: computing
     one raises RuntimeError; `residual_rms_norm_reference` has one.
 
     Args:

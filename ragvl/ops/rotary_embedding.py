@@ -32,7 +32,7 @@ def rotary_embedding(
     Equivalent to `apply_rotary_pos_emb(q, k, cos, sin)` of Hugging Face's LLaMA, Qwen and Gemma
     files. All arithmetic is in float32 (float64 for float64) and rounded once. With every backend
     but the reference a position's result is bitwise the same in any batch. There is no gradient:
-    asking for one raises RuntimeError; `rotary_embedding_reference` has one.
+    computing one raises RuntimeError; `rotary_embedding_reference` has one.
 
     Args:
         q: (B, H, T, D) float32, bfloat16, float16 or (reference only) float64; D is even. Heads

@@ -72,7 +72,7 @@ def visual_weighted_cross_entropy(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or number; a label that is not in the vocabulary.
         RuntimeError: a CUDA graph is being captured: it would hold one batch's count of labels.
-        BackendUnavailableError: the backend asked for by name is not available here.
+        BackendUnavailableError: the backend named is not available here.
 
     Source: RagVL, arXiv 2407.21439, equation 5; CAL, arXiv 2405.17871, whose label's column is
     taken here and column 0 in RagVL's release.
@@ -94,13 +94,13 @@ def visual_weighted_cross_entropy(
                 window=window,
                 ignore_index=ignore_index,
             )
-        wants = [
+        needs = [
             torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
             for tensor in (hidden, head_weight, head_bias)
         ]
         low, high = map(float, clamp)
         return _visual_weighted_cross_entropy(
-            *tensors, head_bias, low, high, window, ignore_index, *wants, name
+            *tensors, head_bias, low, high, window, ignore_index, *needs, name
         )[0]
 
 
@@ -199,15 +199,15 @@ def _visual_weighted_cross_entropy(
     high: float,
     window: int,
     ignore_index: int,
-    wants_hidden: bool,
-    wants_weight: bool,
-    wants_bias: bool,
+    needs_hidden: bool,
+    needs_weight: bool,
+    needs_bias: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, and its gradients with respect to hidden, weight and bias, empty if not wanted."""
+    """The loss, and its gradients with respect to hidden, weight and bias, empty if not needed."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     grad_hidden, grad_weight, grad_bias = _empty_gradients(
-        hidden, head_weight, wants_hidden, wants_weight, wants_bias
+        hidden, head_weight, needs_hidden, needs_weight, needs_bias
     )
     sequence, position = (labels != ignore_index).nonzero(as_tuple=True)
     label = labels[sequence, position]
@@ -231,19 +231,19 @@ def _visual_weighted_cross_entropy(
             logits += head_bias
         with on_device(hidden.device):
             losses, slopes = _SOFTMAX[backend](
-                logits, label[chunk], weights[chunk], wants_hidden or wants_weight or wants_bias
+                logits, label[chunk], weights[chunk], needs_hidden or needs_weight or needs_bias
             )
         loss += losses
         if slopes is None:
             continue
         slopes = slopes.to(hidden.dtype)
-        if wants_hidden:
+        if needs_hidden:
             grad_hidden[sequence[chunk], position[chunk]] = slopes @ head_weight
-        if wants_weight:
+        if needs_weight:
             _add_product(total_weight, slopes.T, rows[chunk])
-        if wants_bias:
+        if needs_bias:
             grad_bias += slopes.sum(0, dtype=dtype)
-    if wants_weight and total_weight is not grad_weight:
+    if needs_weight and total_weight is not grad_weight:
         grad_weight.copy_(total_weight)
     return loss, grad_hidden, grad_weight, grad_bias.to(hidden.dtype)
 
@@ -258,14 +258,14 @@ def _(
 
 
 def _empty_gradients(
-    hidden: Tensor, head_weight: Tensor, wants_hidden: bool, wants_weight: bool, wants_bias: bool
+    hidden: Tensor, head_weight: Tensor, needs_hidden: bool, needs_weight: bool, needs_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros where a gradient is wanted; the bias's in the dtype that it is summed in."""
+    """Zeros where a gradient is needed; the bias's in the dtype that it is summed in."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    bias_shape = head_weight.shape[:1] if wants_bias else (0,)
+    bias_shape = head_weight.shape[:1] if needs_bias else (0,)
     return (
-        hidden.new_zeros(hidden.shape if wants_hidden else (0,)),
-        hidden.new_zeros(head_weight.shape if wants_weight else (0,)),
+        hidden.new_zeros(hidden.shape if needs_hidden else (0,)),
+        hidden.new_zeros(head_weight.shape if needs_weight else (0,)),
         hidden.new_zeros(bias_shape, dtype=dtype),
     )
 
@@ -288,7 +288,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.wants = inputs[-4:-1]
+    ctx.needs = inputs[-4:-1]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -296,8 +296,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     # In place: the head's gradient may be as large as the head
     scaled = [
-        saved.mul_(grad) if wants else None
-        for saved, wants in zip(ctx.saved_tensors, ctx.wants, strict=True)
+        saved.mul_(grad) if needed else None
+        for saved, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
     ]
     hidden, weight, bias = scaled
     return hidden, None, weight, None, bias, *[None] * 8
@@ -307,7 +307,7 @@ _visual_weighted_cross_entropy.register_autograd(_backward, setup_context=_setup
 
 
 def _softmax_torch(
-    logits: Tensor, label: Tensor, weights: Tensor, wants_slopes: bool
+    logits: Tensor, label: Tensor, weights: Tensor, needs_slopes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The sum of weights times losses, and its gradient with respect to the logits."""
     picked = logits.gather(1, label[:, None])[:, 0]
@@ -315,21 +315,21 @@ def _softmax_torch(
     logits.sub_(top).exp_()  # in place: a chunk's logits are what this operation holds
     total = logits.sum(1)
     loss = torch.dot(total.log() + top[:, 0] - picked, weights)
-    if not wants_slopes:
+    if not needs_slopes:
         return loss, None
     logits.mul_((weights / total)[:, None])
     return loss, logits.scatter_add_(1, label[:, None], -weights[:, None])
 
 
 def _softmax_triton(
-    logits: Tensor, label: Tensor, weights: Tensor, wants_slopes: bool
+    logits: Tensor, label: Tensor, weights: Tensor, needs_slopes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """kernels/visual_weighted_cross_entropy.py, imported where it is used: Triton is optional."""
     from ragvl.kernels.visual_weighted_cross_entropy import weighted_softmax_fwd
 
     losses = torch.empty_like(weights)
-    weighted_softmax_fwd(logits, label, weights, losses, wants_slopes)
-    return losses.sum(), logits if wants_slopes else None
+    weighted_softmax_fwd(logits, label, weights, losses, needs_slopes)
+    return losses.sum(), logits if needs_slopes else None
 
 
 _SOFTMAX = {"cpu": _softmax_torch, "triton": _softmax_triton}

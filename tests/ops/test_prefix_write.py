@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import doctest
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from gpu_code import compile_for_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -346,35 +346,22 @@ def test_kernels_refuse_float64():
         prefix_write(**inputs, backend="cpu")
 
 
-_COMPILE_FOR_A_GPU = """
-import sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ragvl.kernels.prefix_write import _prefix_write_fwd_kernel as kernel
-
-dtype, pages = sys.argv[1:]
-signature = dict.fromkeys(kernel.arg_names, "constexpr")
-for name in ("k", "v"):
-    signature |= {name: dtype, f"{name}_batch_stride": "i64", f"{name}_head_stride": "i32"}
-    signature |= {f"{name}_token_stride": "i32"}
-signature |= {"key_pages": pages, "value_pages": pages, "page_table": "*i32"}
-signature |= {"table_width": "i32", "prefix_lengths": "*i32"}
-constants = {"KV_HEADS": 2, "DIM": 80, "PAGE_SIZE": 48, "BLOCK_TOKENS": 16, "BLOCK_DIM": 128}
-if pages == dtype:
-    constants |= {"key_scales": None, "value_scales": None}
-else:
-    signature |= {"key_scales": "*fp32", "value_scales": "*fp32"}
-source = ASTSource(kernel, signature, constexprs=constants)
-assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
-"""
-
-
-@pytest.mark.parametrize(("dtype", "pages"), [("*bf16", "*bf16"), ("*fp16", "*i8")])
-def test_the_triton_kernel_compiles_for_a_gpu(dtype, pages, monkeypatch):
-    # The interpreter accepts what the compiler does not; compiling needs no GPU.
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    subprocess.run([sys.executable, "-c", _COMPILE_FOR_A_GPU, dtype, pages], check=True)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_triton_kernel_compiles_for_a_gpu(compressed):
+    strides = "k_head_stride k_token_stride v_head_stride v_token_stride"
+    types = {
+        "k v": "*bf16",
+        "key_pages value_pages": "*i8" if compressed else "*bf16",
+        "k_batch_stride v_batch_stride": "i64",
+        f"table_width {strides}": "i32",
+        "page_table prefix_lengths": "*i32",
+    }
+    sizes = {"KV_HEADS": 2, "DIM": 80, "PAGE_SIZE": 48, "BLOCK_TOKENS": 16, "BLOCK_DIM": 128}
+    if compressed:
+        types["key_scales value_scales"] = "*fp32"
+    else:
+        sizes |= {"key_scales": None, "value_scales": None}
+    compile_for_a_gpu("prefix_write", types, sizes)
 
 
 @pytest.mark.gpu
