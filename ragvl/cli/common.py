@@ -74,18 +74,6 @@ def check_settings(
             model_folder(path)
 
 
-def check_models(*readers: str | None, encoder: str | None = None) -> None:
-    """All models of a command, before the first is loaded; those of a hub are downloaded."""
-    from ragvl.mllm import check_reader
-    from ragvl.retriever import check_encoder
-
-    if encoder is not None:
-        check_encoder(encoder)
-    for path in readers:
-        if path is not None:
-            check_reader(path)
-
-
 def template_variables(text: str | None) -> dict[str, Any] | None:
     """Variables of a chat template, from JSON.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ragvl.generator import Generator
-from ragvl.reranker import Reranker
-from ragvl.retriever import DualEncoder
+from ragvl.mllm import check_reader
+from ragvl.reranker import Reranker, SavedThresholds
+from ragvl.retriever import DualEncoder, check_encoder
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,54 @@ class Models:
     encoder: DualEncoder
     reranker: Reranker
     generator: Generator | None = None
+
+    @classmethod
+    def load(
+        cls,
+        encoder: str,
+        reranker: str,
+        generator: str | None = None,
+        *,
+        template: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        caption_tokens: int | None = None,
+        date: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Models:
+        """Loads the models, all of which are checked before the first is loaded.
+
+        Args:
+            encoder: the retriever's model: a hub id or a folder.
+            reranker: the reranker's; thresholds that its folder holds for the template come along.
+            generator: the generator's.
+            template: the reranker's prompt.
+            device: of all three.
+            dtype: of reranker and generator.
+            caption_tokens: of a caption, in their prompts.
+            date: what their chat templates take for today.
+            chat_template_kwargs: variables of the reranker's chat template.
+
+        Raises:
+            ValueError, OSError: a model is not there, not whole, or of another kind.
+        """
+        check_encoder(encoder)
+        for path in filter(None, (reranker, generator)):
+            check_reader(path)
+        common: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "caption_tokens": caption_tokens,
+            "date": date,
+        }
+        return cls(
+            DualEncoder.from_pretrained(encoder, device=device),
+            Reranker.from_pretrained(
+                reranker,
+                template=template,
+                thresholds=SavedThresholds.of_model(reranker, template),
+                chat_template_kwargs=chat_template_kwargs,
+                **common,
+            ),
+            None if generator is None else Generator.from_pretrained(generator, **common),
+        )

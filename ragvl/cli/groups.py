@@ -1,0 +1,103 @@
+"""Options that several commands take together, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from ragvl.cli import options
+from ragvl.cli.common import check_settings, template_variables
+
+if TYPE_CHECKING:
+    from ragvl.data.questions import QuestionSet
+    from ragvl.evaluation.models import Models
+
+Command = Callable[..., None]
+
+
+def takes(group: type) -> Callable[[Command], Command]:
+    """A command whose first parameter is a group of options: its fields, then the command's own."""
+
+    def decorate(command: Command) -> Command:
+        shared = list(inspect.signature(group, eval_str=True).parameters.values())
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        # By keyword, since an option that must be given may follow one that need not
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            command(group(**{one.name: values.pop(one.name) for one in shared}), **values)
+
+        # What typer reads
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Data and models, for the commands that retrieve and rerank a whole data set."""
+
+    source: options.Source
+    encoder: options.Encoder
+    reranker: options.Reranker
+    split: options.Split = None
+    images: options.Images = None
+    protocol: options.Protocol = None
+    template: options.Template = None
+    candidates: options.Candidates = 20
+    top_k: options.TopK = None
+    skip: options.Skip = 0
+    questions: options.Questions = None
+    caption_tokens: options.CaptionTokens = None
+    date: options.Date = None
+    chat_template_kwargs: options.ChatTemplateKwargs = None
+    strict: options.Strict = False
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    progress: options.Progress = True
+
+    def check(self, generator: str | None = None) -> None:
+        """Refuses at once what is wrong, before data are read or models are looked for."""
+        check_settings(
+            self.encoder,
+            self.reranker,
+            generator,
+            device=self.device,
+            dtype=self.dtype,
+            date=self.date,
+        )
+        template_variables(self.chat_template_kwargs)
+
+    def open_questions(self) -> QuestionSet:
+        """The data set."""
+        from ragvl.data.formats import open_questions
+
+        return open_questions(
+            self.source,
+            split=self.split,
+            images=self.images,
+            protocol=self.protocol,
+            strict=self.strict,
+        )
+
+    def load_models(self, template: str, generator: str | None = None) -> Models:
+        """The models, the reranker with a template and the thresholds saved for it."""
+        from ragvl.evaluation.models import Models
+
+        return Models.load(
+            self.encoder,
+            self.reranker,
+            generator,
+            template=template,
+            device=self.device,
+            dtype=self.dtype,
+            caption_tokens=self.caption_tokens,
+            date=self.date,
+            chat_template_kwargs=template_variables(self.chat_template_kwargs),
+        )
