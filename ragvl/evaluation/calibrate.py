@@ -80,7 +80,7 @@ def calibrate(
         except ThresholdError as error:
             refused[name] = str(error)
     saved = SavedThresholds(
-        model=models.reranker.weights,
+        model=models.reranker.weights_name,
         template=models.reranker.template_name,
         prompts=models.reranker.prompts_name,
         encoder=models.encoder.fingerprint,

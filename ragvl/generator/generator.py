@@ -81,7 +81,7 @@ class Generator:
         return name_of(
             "generator",
             mllm.fingerprint,
-            mllm.environment,
+            mllm.environment_name,
             prompts,
             self.caption_tokens,
             settings,
@@ -152,7 +152,7 @@ class Generator:
                     for index in range(start, min(start + batch_size, len(queries)))
                 ]
                 answers += self.mllm.generate(prompts, max_new_tokens=max_new_tokens)
-        return [answer.strip() for answer in answers]
+        return answers
 
     def _encode(
         self,

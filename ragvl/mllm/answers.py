@@ -1,4 +1,4 @@
-"""Which token means Yes and which means No, found from the tokenizer."""
+"""Which token means Yes and which means No, by the tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class AnswerTokenError(ValueError):
-    """The tokenizer cannot spell the answers so that their first tokens tell them apart."""
+    """The tokenizer cannot spell the answers with different first tokens."""
 
 
 def answer_token_ids(
@@ -32,8 +32,8 @@ def answer_token_ids(
     firsts: dict[int, str] = {}
     for word in words:
         texts = [prompt, f"{prompt}{between}{word}", f"{between}{word}"]
-        asked, whole, alone = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ids = continuation(asked, whole, alone)
+        prompt_ids, whole, alone = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = continuation(prompt_ids, whole, alone)
         # White space before a word may be a token of its own
         first = next((token for token in ids if tokenizer.decode([token]).strip()), None)
         if first is None or first == tokenizer.unk_token_id:

@@ -258,7 +258,7 @@ class Chat:
     ) -> tuple[str, int] | None:
         """The prompt, and where in it `open_field` is, which may hold anything.
 
-        None where only rendering tells what the chat template makes of the fields.
+        None where only rendering shows what the chat template makes of the fields.
         """
         if form.prompt is None:
             return None
@@ -417,8 +417,8 @@ class Chat:
             except ValueError:
                 continue
             start, _, rest = whole.partition(self._thought_probe)
-            between, found, _ = rest.partition(self._answer_probe)
-            if start == prompt and found:
+            between, answer_probe, _ = rest.partition(self._answer_probe)
+            if start == prompt and answer_probe:
                 return between
         return None
 

@@ -17,7 +17,7 @@ from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
 
 # What Llama 3's own templates write where they know no date
 DEFAULT_DATE = date(2024, 7, 26)
-# Two days without a common part: what is written on both in the same way depends on no day
+# Two days without a common part: what is written alike on both depends on no day
 _OTHER_DATES = (date(2001, 2, 3), DEFAULT_DATE)
 _OURS = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 
@@ -163,15 +163,15 @@ def template_text(processor: ProcessorMixin) -> str | None:
     Raises:
         UnsupportedModelError: there are several, and none is the default.
     """
-    found = processor.chat_template or processor.tokenizer.chat_template
-    if isinstance(found, Mapping):
-        if "default" not in found:
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, Mapping):
+        if "default" not in template:
             raise UnsupportedModelError(
                 "none of the checkpoint's chat templates is called 'default': "
-                f"{shown(', '.join(found))}"
+                f"{shown(', '.join(template))}"
             )
-        found = found["default"]
-    return found or None
+        template = template["default"]
+    return template or None
 
 
 def resolve_date(value: date | str | None) -> date:

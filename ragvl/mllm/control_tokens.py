@@ -92,7 +92,7 @@ class ControlTokens:
         check_characters(text)
         before, after = before[-self._reach :], after[: self._reach]
         if not self._by_ids and not self._pattern.search(before + text + after):
-            return text  # nearly always, and asked for each prompt
+            return text  # nearly always, and this runs for each prompt
         for _ in range(_MAX_PASSES):
             begin, end = len(before), len(before) + len(text)
             spelled = [

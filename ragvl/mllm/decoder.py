@@ -35,7 +35,7 @@ _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
 
 
 # What the forward pass that is under way in this thread is for, and where the norm's hook leaves
-# the hidden states that were asked for. A pass touches no other model than its own.
+# the requested hidden states. A pass touches no other model than its own.
 _pass: ContextVar[_Prefill | _Extend | None] = ContextVar("pass", default=None)
 _captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
 
@@ -263,7 +263,7 @@ def _hook(module: nn.Module, function: Callable[..., Any], *, with_kwargs: bool 
 def _before_norm(_norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Takes the norm's input, and leaves the norm one row to work on."""
     captured = _captured.get()
-    if captured is None or captured:  # not asked for, or there already
+    if captured is None or captured:  # not requested, or there already
         return None
     captured.append(args[0])
     return (args[0][:1, :1], *args[1:])
@@ -312,9 +312,9 @@ def _wrap_attention(config: Any) -> None:
     ) -> tuple[Tensor, Tensor | None]:
         run = _pass.get()
         if run is not None:
-            found = run.attend(module, query, key, value, options)
-            if found is not None:
-                return found, None
+            output = run.attend(module, query, key, value, options)
+            if output is not None:
+                return output, None
         # Each modelling file has an eager attention of its own, under this name
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(usual, eager)

@@ -162,8 +162,8 @@ def rounding(dtype: torch.dtype) -> float:
 def same(result: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Whether two computations agree: `||result - expected|| <= tolerance * ||expected||`.
 
-    Values that are NaN or infinite in `expected` are left out: bad weights are not told apart
-    from bad code here.
+    Values that are NaN or infinite in `expected` are left out: bad weights look like bad
+    code here.
     """
     finite = expected.isfinite()
     error = (result.float() - expected.float())[finite].norm()

@@ -62,12 +62,12 @@ def check_reader(path: str | Path, *, trust_remote_code: bool = False) -> None:
         OSError: see `find_checkpoint`.
         UnsupportedModelError: it is another model, or damaged.
     """
-    found = find_checkpoint(path, trust_remote_code=trust_remote_code)
-    _load_config(found, {"trust_remote_code": trust_remote_code})
+    checkpoint = find_checkpoint(path, trust_remote_code=trust_remote_code)
+    _load_config(checkpoint, {"trust_remote_code": trust_remote_code})
 
 
 def load_processor(
-    found: Checkpoint, settings: Mapping[str, Any], *, trust_remote_code: bool
+    checkpoint: Checkpoint, settings: Mapping[str, Any], *, trust_remote_code: bool
 ) -> tuple[ProcessorMixin, PretrainedConfig]:
     """A checkpoint's processor, with `settings` in force, and its configuration.
 
@@ -77,12 +77,12 @@ def load_processor(
         ValueError: a setting is unknown or would have no effect.
     """
     code = {"trust_remote_code": trust_remote_code}
-    config = _load_config(found, code)
-    return _load_processor(found, config, code, settings), config
+    config = _load_config(checkpoint, code)
+    return _load_processor(checkpoint, config, code, settings), config
 
 
 def load_model(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     config: PretrainedConfig,
     *,
     dtype: torch.dtype,
@@ -101,11 +101,11 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model = load_weights(AutoModelForImageTextToText, found.folder, config=config, **options)
-    if found.adapters is not None:
-        model = _with_adapters(model, found.adapters)
+    model = load_weights(AutoModelForImageTextToText, checkpoint.folder, config=config, **options)
+    if checkpoint.adapters is not None:
+        model = _with_adapters(model, checkpoint.adapters)
     # What a checkpoint that is trained from this one calls its base
-    model.name_or_path = model.config.name_or_path = found.name
+    model.name_or_path = model.config.name_or_path = checkpoint.name
     return model.eval()
 
 
@@ -231,8 +231,8 @@ def _layer_counts(settings: object) -> Iterator[int]:
             yield from _layer_counts(value)
 
 
-def _load_config(found: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:
-    file = found.folder / CONFIG
+def _load_config(checkpoint: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:
+    file = checkpoint.folder / CONFIG
     settings = read_json(file)
     model_type = settings.get("model_type")
     trusted = code["trust_remote_code"]
@@ -242,10 +242,10 @@ def _load_config(found: Checkpoint, code: dict[str, Any]) -> PretrainedConfig:
             "trust_remote_code=True if you have read it and trust it"
         )
     with naming(file, "configuration"):
-        config = AutoConfig.from_pretrained(str(found.folder), **code)
+        config = AutoConfig.from_pretrained(str(checkpoint.folder), **code)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trusted:
         raise UnsupportedModelError(
-            f"{shown(found.folder)} holds a {quoted(config.model_type)} model, which does not "
+            f"{shown(checkpoint.folder)} holds a {quoted(config.model_type)} model, which does not "
             "read pictures and write text; ragvl needs an image-text-to-text model such as LLaVA, "
             "Qwen-VL or InternVL"
         )
@@ -289,7 +289,7 @@ def _with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _load_processor(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     config: PretrainedConfig,
     code: dict[str, Any],
     settings: Mapping[str, Any],
@@ -298,7 +298,7 @@ def _load_processor(
 
     That half needs torchvision, and nothing here uses it.
     """
-    folder = found.processor_folder
+    folder = checkpoint.processor_folder
     with naming(folder, "processor"):
         saved, _ = ProcessorMixin.get_processor_dict(str(folder))
         processor_class = getattr(transformers, saved.get("processor_class", ""), None)

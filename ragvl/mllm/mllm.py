@@ -64,7 +64,7 @@ class MLLM:
         architecture: the `model_type` of the model's configuration, for display.
 
     Raises:
-        UnsupportedModelError: the model is built in a way that would give wrong scores here.
+        UnsupportedModelError: the model is built so that it would give wrong scores here.
     """
 
     @default_torch_context
@@ -155,7 +155,7 @@ class MLLM:
                 has no such model.
             OSError: the hub does not let this user in, or a file cannot be read.
             UnsupportedModelError: a file is damaged, or it is no image-text-to-text model,
-                incomplete, or built in a way that ragvl does not understand.
+                incomplete, or built as ragvl does not understand.
             ValueError: an unknown device, dtype, attention or `layers`, or a processor setting that
                 is unknown or would have no effect; `date` is none, or the chat template does not
                 read what `chat_template_kwargs` name.
@@ -229,9 +229,9 @@ class MLLM:
         """Names what the model is: every byte of its weights, and every setting.
 
         These are all parameters and buffers, the adapters in use, the dtype, the configuration, the
-        processor, the tokenizer and the chat template. The weights are read once, when it is first
-        asked for, and again when something tells that they have changed; what tells is looked at
-        each time (see `Watch`), and what was taken from the model is taken from it anew then.
+        processor, the tokenizer and the chat template. The weights are read when it is
+        first needed, and again when they have changed, which is looked at each time (see
+        `Watch`); what was taken from the model is taken from it anew then.
 
         Raises:
             UnnamedWeightsError: a weight's values cannot be read; the message names it.
@@ -255,7 +255,7 @@ class MLLM:
     def release_weights(self) -> None:
         """Holds on to no weight by itself, so that moving the model frees where they were.
 
-        They are read again when `fingerprint` is asked for the next time.
+        They are read again when `fingerprint` is needed the next time.
         """
         self._watch.release()
 
@@ -275,7 +275,7 @@ class MLLM:
         )
 
     @property
-    def environment(self) -> str:
+    def environment_name(self) -> str:
         """Names what the model is computed with, as far as it changes bits.
 
         This is the attention implementation of each of its parts, the kind of device, the precision
@@ -448,7 +448,7 @@ class MLLM:
             if same(ours, expected[list(token_ids)], rounding(self.dtype)):
                 return
         raise UnsupportedModelError(
-            f"{type(self.model).__name__} computes its logits in a way of its own, not as "
+            f"{type(self.model).__name__} computes its logits otherwise than as "
             "head(norm(hidden)) with a scale or a softcap"
         )
 

@@ -191,7 +191,7 @@ def _check_limits(image_processor: BaseImageProcessor, settings: Mapping[str, An
 
 
 def _pixels_made(image_processor: BaseImageProcessor, pixels: int) -> int | None:
-    """To how many a square picture of so many is resized; None where it is not told."""
+    """To how many a square picture of so many is resized; None where it does not report that."""
     side = math.isqrt(max(pixels, 1024))
     output = image_processor(images=[Image.new("RGB", (side, side))], return_tensors="pt")
     grid = output.get("image_grid_thw")

@@ -59,7 +59,7 @@ class Prompting(Chat):
             counts only where the model names none: it is often what somebody's training was cut at.
 
     Raises:
-        UnsupportedModelError: the processor is built in a way that would give wrong prompts here.
+        UnsupportedModelError: the processor is built so that it would give wrong prompts here.
         ValueError: see `Chat`.
     """
 
@@ -183,7 +183,7 @@ class Prompting(Chat):
     def answer_token_ids(self, *words: str) -> list[list[int]]:
         """For each word, the id of the token with which it starts as an answer, in a list.
 
-        Of the spellings that a tokenizer tells apart, such as "Yes" and " Yes", it is the one that
+        Of the spellings that are different tokens, such as "Yes" and " Yes", it is the one that
         comes after the prompt by the chat template, and the one that training teaches. No two words
         share one.
 
@@ -281,7 +281,7 @@ class Prompting(Chat):
     def _lacks_bos(self, text: str) -> bool:
         """Whether the tokenizer is to add its special tokens; some templates write the first.
 
-        Hugging Face's apply_chat_template decides it in the same way.
+        Hugging Face's apply_chat_template decides it alike.
         """
         bos = self.tokenizer.bos_token
         return bos is None or not text.startswith(bos)

@@ -119,7 +119,7 @@ class Reranker(CrossEncoderDialect):
         )
         self.caption_tokens = checked_caption_tokens(caption_tokens)
         if thresholds is not None:
-            thresholds.check_model(self.weights, self.template.name, self.prompts_name)
+            thresholds.check_model(self.weights_name, self.template.name, self.prompts_name)
         self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
         self._share: tuple[str, float] | None = None
@@ -367,7 +367,7 @@ class Reranker(CrossEncoderDialect):
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
 
     @property
-    def weights(self) -> str:
+    def weights_name(self) -> str:
         """Names the model's weights in their dtype, whatever library loads them."""
         return self.mllm.weights_name
 
@@ -386,7 +386,7 @@ class Reranker(CrossEncoderDialect):
         """Names all that its scores depend on, the pairs apart."""
         mllm, compression = self.mllm, self.prefix_cache.compression
         return name_of(
-            "reranker", mllm.fingerprint, mllm.environment, self.prompts_name, compression
+            "reranker", mllm.fingerprint, mllm.environment_name, self.prompts_name, compression
         )
 
     @property
@@ -433,7 +433,7 @@ class Reranker(CrossEncoderDialect):
     def _scorer(self) -> Scorer:
         mllm = self.mllm
         # Prefixes that were computed together have other bits
-        name = name_of("model", mllm.fingerprint, mllm.environment, self._deterministic)
+        name = name_of("model", mllm.fingerprint, mllm.environment_name, self._deterministic)
         made = self._made
         if made is None or made[0] != name:  # the first time, or after a change of the model
             made = self._made = name, self._make_scorer(name)

@@ -114,10 +114,10 @@ class RankingSettings:
 
 def recipes() -> dict[str, str]:
     """The recipes that come with ragvl: what each is for, by name."""
-    found = sorted((path for path in _RECIPES.iterdir()), key=lambda path: path.name)
+    paths = sorted(_RECIPES.iterdir(), key=lambda path: path.name)
     return {
         path.name.removesuffix(".yaml"): path.read_text().splitlines()[0].removeprefix("# ")
-        for path in found
+        for path in paths
         if path.name.endswith(".yaml")
     }
 
@@ -230,12 +230,12 @@ def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:
 
 def _by_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings under the names that transformers does not warn of, where it has those."""
-    found = dict(values)
+    renamed = dict(values)
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
-        if new in found and found[new] is None:
-            found[new], found[old] = found[old], None
-    return found
+        if new in renamed and renamed[new] is None:
+            renamed[new], renamed[old] = renamed[old], None
+    return renamed
 
 
 def _parser(stage: Stage, *, exits: bool = True) -> ArgumentParser:
@@ -268,15 +268,15 @@ def _parser(stage: Stage, *, exits: bool = True) -> ArgumentParser:
 
 def _with_shipped_files(flags: Sequence[str]) -> list[str]:
     """The flags, with a recipe's path for its name."""
-    found: list[str] = []
+    expanded: list[str] = []
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--config" and value:
             flag = f"--config={_config(value)}"
-        elif found and found[-1] == "--config":
+        elif expanded and expanded[-1] == "--config":
             flag = str(_config(flag))
-        found.append(flag)
-    return found
+        expanded.append(flag)
+    return expanded
 
 
 def _config(value: str) -> Any:
@@ -320,16 +320,16 @@ def _ranking_examples(
             caption_tokens=settings.caption_tokens,
         )
 
-    found = examples(ranking.ranking, settings.split)
+    training = examples(ranking.ranking, settings.split)
     if ranking.eval_ranking is None:
-        return found, None
-    return found, examples(ranking.eval_ranking, settings.eval_split or settings.split)
+        return training, None
+    return training, examples(ranking.eval_ranking, settings.eval_split or settings.split)
 
 
 def _answer_examples(
     prompting: Prompting, settings: RunSettings, noise: NoiseSettings, seed: int
 ) -> tuple[Dataset[Example], Dataset[Example] | None]:
-    found = AnswerExamples(
+    training = AnswerExamples(
         _open(settings, settings.split),
         prompting,
         num_pictures=noise.data_level,
@@ -338,9 +338,9 @@ def _answer_examples(
         caption_tokens=settings.caption_tokens,
     )
     if settings.eval_split is None:
-        return found, None
+        return training, None
     evaluated = _open(settings, settings.eval_split)
-    return found, AnswerExamples(evaluated, prompting, caption_tokens=settings.caption_tokens)
+    return training, AnswerExamples(evaluated, prompting, caption_tokens=settings.caption_tokens)
 
 
 def _open(settings: RunSettings, split: str | None) -> QuestionSet:

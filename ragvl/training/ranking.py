@@ -42,7 +42,7 @@ class RankingSample:
         question: its text.
         document: the document's id.
         answer: "Yes" or "No".
-        caption: the document's caption, for people who read the file; training asks the data set.
+        caption: the document's caption, for people who read the file; training reads the data set.
         rank: where the retriever had it, from 1; None for a gold picture beyond the depth.
         question_id: the question's id.
     """
@@ -141,10 +141,10 @@ def ranking_samples(
             f"{min(strangers)!r}: it was made from another data set or split"
         )
     rng = np.random.default_rng(seed)
-    asked = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
-    starts = range(0, len(asked), batch_size)
+    answerable = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
+    starts = range(0, len(answerable), batch_size)
     for start in ProgressBar(starts, desc="rank", unit="batch", disable=not progress):
-        batch = asked[start : start + batch_size]
+        batch = answerable[start : start + batch_size]
         most_gold = max(len(question.gold) for question in batch)
         vectors = encoder.encode_texts([question.text for question in batch])
         for question, hits in zip(batch, index.search(vectors, depth + most_gold), strict=True):

@@ -31,7 +31,7 @@ _STATE_FILE = "trainer_state.json"
 
 
 class ResumeError(ValueError):
-    """The folder holds another run, or one that was not asked to go on; nothing is overwritten."""
+    """The folder holds another run, or one that is not to be resumed; nothing is overwritten."""
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -104,7 +104,7 @@ def train(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether `train` saved the folder's model to the end; files alone do not tell."""
+    """Whether `train` saved the folder's model to the end; files alone do not show it."""
     return bool(_noted_run(folder).get("finished"))
 
 
@@ -181,7 +181,7 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example]) -> None:
-    """What can be told before the first step."""
+    """What can be checked before the first step."""
     if not len(examples):  # type: ignore[arg-type]
         raise ValueError("no examples to train on")
     num_rows = mllm.model.get_output_embeddings().weight.shape[0]
@@ -212,9 +212,9 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
         ResumeError: it is another's.
     """
     folder = Path(str(arguments.output_dir))
-    asked = arguments.resume_from_checkpoint
+    resume_from = arguments.resume_from_checkpoint
     has_weights = any(folder.glob("*.safetensors"))
-    if asked in (None, "", False):
+    if resume_from in (None, "", False):
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last or has_weights:
             raise ResumeError(
@@ -222,7 +222,7 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
                 "resume_from_checkpoint='last', or take another output_dir"
             )
         checkpoint = None
-    elif asked in ("last", "True", "true", True):
+    elif resume_from in ("last", "True", "true", True):
         checkpoint = _last_whole_checkpoint(folder)
         if checkpoint is not None:
             _check_run(folder, run)
@@ -232,7 +232,7 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
                 raise ResumeError(f"{folder} holds a model and no checkpoint to go on from")
             _check_run(folder, run)
     else:
-        checkpoint = str(asked)
+        checkpoint = str(resume_from)
         _check_run(Path(checkpoint).parent, run)
     if checkpoint is not None:
         _check_weights(Path(checkpoint))
@@ -255,8 +255,10 @@ def _check_weights(checkpoint: Path) -> None:
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
     """Passes over one whose saving was broken off: Trainer writes its state last."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
-    return next((str(path) for path in found if _step_of(path) >= 0 and _has_state(path)), None)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    return next(
+        (str(path) for path in checkpoints if _step_of(path) >= 0 and _has_state(path)), None
+    )
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -285,15 +287,15 @@ def _note_run(folder: Path, run: dict[str, Any], *, finished: bool) -> None:
 
 
 def _check_run(folder: Path, run: dict[str, Any]) -> None:
-    found = _noted_run(folder)
-    if not found:
+    noted = _noted_run(folder)
+    if not noted:
         raise ResumeError(
             f"{folder / _RUN_FILE} is missing or broken, so it is not known what the checkpoint is "
             "of"
         )
     for name, wanted in run.items():
-        if found.get(name) != wanted:
+        if noted.get(name) != wanted:
             raise ResumeError(
-                f"{folder} was trained with another {name}: {found.get(name)} there, "
+                f"{folder} was trained with another {name}: {noted.get(name)} there, "
                 f"{wanted} here; nothing was changed"
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ragvl.weights.names import UnnamedWeightsError
 
 _PLAIN = (bool, int, float, str)
-_IDLE_FIELDS = {"name_or_path", "training"}  # where it came from; and see `MLLM.environment`
+_IDLE_FIELDS = {"name_or_path", "training"}  # where it came from; and see `MLLM.environment_name`
 _KNOWN_CODE = {"accelerate", "peft", "ragvl", "torch", "transformers"}
 
 

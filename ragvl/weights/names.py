@@ -130,8 +130,8 @@ def _hash_all(tensors: Mapping[int, Tensor]) -> dict[int, list[bytes]]:
     jobs = [job for key, tensor in tensors.items() for job in _jobs(key, tensor)]
     hashes: dict[int, list[bytes]] = {key: [] for key in tensors}
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for (key, *_), found in zip(jobs, pool.map(_hash, jobs), strict=True):
-            hashes[key] += found
+        for (key, *_), piece_hashes in zip(jobs, pool.map(_hash, jobs), strict=True):
+            hashes[key] += piece_hashes
     return hashes
 
 

@@ -133,7 +133,7 @@ class _Snapshot:
         self.saved, self.computed = map(_Tensors, model_tensors(model))
 
     def is_current(self) -> bool:
-        """Whether all is as it was, so far as a quick look can tell."""
+        """Whether all is as it was, so far as a quick look can see."""
         return (
             _same(self._held, _values(self._tables))
             and _same(self._settings, self._look_at_settings())
@@ -167,7 +167,7 @@ class _Snapshot:
 
 
 class _Tensors:
-    """Named tensors, and what tells, without reading them, that they were written to."""
+    """Named tensors, and what shows, without reading them, that they were written to."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         self._named = named
@@ -185,7 +185,7 @@ class _Tensors:
         return weights_name(self._named)
 
     def are_current(self) -> bool:
-        """Whether nothing tells that they were written to."""
+        """Whether nothing shows that they were written to."""
         return self._marks == self._look() and all(
             torch.equal(torch.cat(views), sample)
             for views, sample in zip(self._views, self._samples, strict=True)

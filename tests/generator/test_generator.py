@@ -82,16 +82,16 @@ def test_what_does_not_fit_is_named(tiny_model: Callable[[str], Path]) -> None:
         generator.answer("Why?", [strip])
 
 
-def test_captions_are_cut_where_asked(
+def test_captions_are_cut_where_requested(
     tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     generator = Generator.from_pretrained(tiny_model("qwen2_vl"), device="cpu", caption_tokens=5)
     long = Document(picture(1), caption="A mill in Velmora " * 500, id="long")
     cut = Document(long.image, caption=CaptionLimit(generator.mllm.prompting, 5)(long.caption))
-    found = generator.answer_batch(["Why?"] * 2, [[long, cut], [long]], max_new_tokens=6)
+    answers = generator.answer_batch(["Why?"] * 2, [[long, cut], [long]], max_new_tokens=6)
     assert "1 captions were cut, the first that of document 'long'" in caplog.text
     plain = Generator(generator.mllm)
-    assert found == plain.answer_batch(["Why?"] * 2, [[cut, cut], [cut]], max_new_tokens=6)
+    assert answers == plain.answer_batch(["Why?"] * 2, [[cut, cut], [cut]], max_new_tokens=6)
     with pytest.raises(ValueError, match="caption_tokens=-1"):
         Generator(generator.mllm, caption_tokens=-1)
 

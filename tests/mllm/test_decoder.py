@@ -107,7 +107,7 @@ def test_a_prefix_comes_back_from_its_visual_tokens(
     halves = Halves(mllm, [prompt], [split])
     before = halves.pool.read(halves.pages[0])
     blind = [
-        # only that there are pixels is still asked
+        # the model only checks that there are pixels
         type(image)(
             {n: x[:0] if x.is_floating_point() else x for n, x in image.tensors.items()},
             image.expansion,

@@ -156,5 +156,5 @@ def test_softcap_is_the_one_the_model_obeys(tiny_model):
 def test_logits_computed_in_another_way_are_refused(tiny_model):
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
     mllm.model.lm_head.register_forward_hook(lambda _module, _args, output: output * 2)
-    with pytest.raises(UnsupportedModelError, match="computes its logits in a way of its own"):
+    with pytest.raises(UnsupportedModelError, match="computes its logits otherwise"):
         MLLM(mllm.model, mllm.prompting.processor)

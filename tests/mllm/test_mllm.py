@@ -172,7 +172,7 @@ def test_an_empty_batch_is_refused(tiny_mllm):
 
 
 @ALL
-def test_ragged_batch_scores_as_the_plain_way(architecture, tiny_mllm):
+def test_ragged_batch_scores_as_computed_plainly(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     texts, prompts = encode(mllm, CASES)
@@ -201,7 +201,7 @@ def test_the_picture_and_the_text_matter(architecture, tiny_mllm):
 
 
 @EIGHT
-def test_batch_mixing_numbers_of_pictures_scores_as_the_plain_way(architecture, tiny_mllm):
+def test_batch_mixing_numbers_of_pictures_scores_as_computed_plainly(architecture, tiny_mllm):
     mllm = tiny_mllm(architecture)
     yes, no = mllm.prompting.answer_token_ids("Yes", "No")
     images = [image for image, _, _ in CASES]
@@ -360,8 +360,8 @@ def test_pictures_on_a_gpu_are_the_same_bits(
     on_gpu = MLLM.from_pretrained(tiny_model(architecture), device="cuda", dtype="float32")
     for image, _, _ in CASES:
         expected = on_cpu.prompting.encode_image(image).tensors
-        found = on_gpu.prompting.encode_image(image).tensors
-        assert all(torch.equal(expected[name], found[name].cpu()) for name in expected)
+        actual = on_gpu.prompting.encode_image(image).tensors
+        assert all(torch.equal(expected[name], actual[name].cpu()) for name in expected)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -65,9 +65,9 @@ def test_limits_are_in_force_under_both_names(architecture, old, copied):
         size = {"shortest_edge": low * TOKEN, "longest_edge": high * TOKEN}
         pixels = {"min_pixels": low * TOKEN, "max_pixels": high * TOKEN}
         for picture in (BIG, SMALL):
-            found = num_tokens(folder, picture, size=size)
-            assert low <= found <= high
-            assert num_tokens(folder, picture, **pixels) == found
+            made = num_tokens(folder, picture, size=size)
+            assert low <= made <= high
+            assert num_tokens(folder, picture, **pixels) == made
     assert num_tokens(folder, max_pixels=8 * TOKEN) <= 8
 
 

@@ -204,13 +204,13 @@ def test_the_precision_of_float32_products_is_part_of_the_environment(
     tiny_mllm: Callable[[str], MLLM],
 ) -> None:
     mllm, part = tiny_mllm(TINY), torch.backends.mkldnn.matmul
-    before, usual = mllm.environment, part.fp32_precision
+    before, usual = mllm.environment_name, part.fp32_precision
     part.fp32_precision = "bf16"
     try:
-        assert mllm.environment != before
+        assert mllm.environment_name != before
     finally:
         part.fp32_precision = usual
-    assert mllm.environment == before
+    assert mllm.environment_name == before
 
 
 def test_another_attention_is_set(own: Path) -> None:
@@ -230,7 +230,7 @@ def test_adapters_on_the_head_are_refused(own: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
     reranker.mllm.model.add_adapter(lora)
     for _ in range(2):
-        with pytest.raises(UnsupportedModelError, match="logits in a way of its own"):
+        with pytest.raises(UnsupportedModelError, match="logits otherwise than as"):
             scores(reranker)
 
 
@@ -282,7 +282,7 @@ def test_no_checkpoint_takes_anothers_prefixes_thresholds_or_journals(
     CHANGES[change](own)
     changed = Reranker(load(own), prefix_cache=cache())
     assert torch.equal(scores(changed), scores(Reranker(load(own), prefix_cache=None)))
-    names = [(r.fingerprint, r.weights, r.mllm.fingerprint) for r in (first, changed)]
+    names = [(r.fingerprint, r.weights_name, r.mllm.fingerprint) for r in (first, changed)]
     assert not set(names[0]) & set(names[1])
 
 
@@ -290,7 +290,7 @@ def test_attention_dtype_and_library_are_part_of_a_prefixs_name(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sdpa, eager = (load(own, attn_implementation=name) for name in ("sdpa", "eager"))
-    assert sdpa.environment != eager.environment
+    assert sdpa.environment_name != eager.environment_name
     assert sdpa.fingerprint == eager.fingerprint
     before, weights = Reranker(sdpa).fingerprint, sdpa.weights_name
     monkeypatch.setattr("ragvl.mllm.mllm.library_versions", lambda: {"torch": "another"})
@@ -302,7 +302,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
     program = (
         "import sys\nfrom ragvl import Reranker\n"
         "reranker = Reranker.from_pretrained(sys.argv[1], device='cpu', dtype='float32')\n"
-        "print('names', reranker.fingerprint, reranker.weights, reranker.prompts_name)"
+        "print('names', reranker.fingerprint, reranker.weights_name, reranker.prompts_name)"
     )
     result = [
         subprocess.run(
@@ -315,7 +315,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
         for seed in ("1", "2")
     ]
     reranker = Reranker(load(own))
-    here = [reranker.fingerprint, reranker.weights, reranker.prompts_name]
+    here = [reranker.fingerprint, reranker.weights_name, reranker.prompts_name]
     assert result == [here, here]
 
 
@@ -339,7 +339,7 @@ def test_prompts_are_known_by_what_they_say(tiny_mllm: Callable[[str], MLLM]) ->
     assert compressed.prompts_name == rerankers[0].prompts_name
     assert compressed.fingerprint != rerankers[0].fingerprint
     own = SavedThresholds(
-        model=rerankers[0].weights,
+        model=rerankers[0].weights_name,
         template="mine",
         prompts=rerankers[0].prompts_name,
         encoder="e",

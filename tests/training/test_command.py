@@ -39,10 +39,10 @@ def test_of_a_file_and_flags_the_later_one_counts(tmp_path: Path) -> None:
         "learning_rate: 1e-4\nnoise:\n  token_level: pixels\n  timestep: 300\nlora:\n  rank: 8\n"
     )
     file = ["--config", str(path)]
-    found = parsed("generator", [*file, "--noise.timestep", "700"])
-    assert found.learning_rate == 1e-4
-    assert (found.noise.token_level, found.noise.timestep) == ("pixels", 700)
-    assert found.lora.rank == 8
+    plan = parsed("generator", [*file, "--noise.timestep", "700"])
+    assert plan.learning_rate == 1e-4
+    assert (plan.noise.token_level, plan.noise.timestep) == ("pixels", 700)
+    assert plan.lora.rank == 8
     assert parsed("generator", ["--noise.timestep", "700", *file]).noise.timestep == 300
     assert parsed("generator", [f"--config={path}"]).noise.timestep == 300
 
@@ -135,11 +135,11 @@ def test_files_are_checked_before_the_model_is_loaded(
 
 def test_a_plan_has_every_setting() -> None:
     needed = ["--model=m", "--data=d", "--output_dir=o"]
-    found = command.plan("generator", ["--config=tiny-generator", *needed, "--seed=3"])
-    assert found.noise == ARMS["both"], "the paper's method"
-    assert found.values["noise.timestep"] == 500
-    assert (found.values["learning_rate"], found.values["share"]) == (3e-4, 1.0)
-    assert (found.arguments.seed, found.ranking) == (3, None)
+    plan = command.plan("generator", ["--config=tiny-generator", *needed, "--seed=3"])
+    assert plan.noise == ARMS["both"], "the paper's method"
+    assert plan.values["noise.timestep"] == 500
+    assert (plan.values["learning_rate"], plan.values["share"]) == (3e-4, 1.0)
+    assert (plan.arguments.seed, plan.ranking) == (3, None)
     assert command.plan("generator", [*needed, "--eval_split=val"]).arguments.do_eval
 
 
@@ -150,20 +150,20 @@ def test_a_plan_has_every_setting() -> None:
 def test_a_recipe_has_the_papers_numbers(name: str) -> None:
     """Of RagVL's README: epochs and the batch of 16 (on four GPUs); the rest of its scripts."""
     stage = "reranker" if "reranker" in name else "generator"
-    found = parsed(stage, ["--config", name])
+    plan = parsed(stage, ["--config", name])
     internvl = "internvl2" in name
-    assert found.per_device_train_batch_size * found.gradient_accumulation_steps * 4 == 16
-    assert found.num_train_epochs == (1 if internvl else 2)
-    assert found.learning_rate == (4e-5 if internvl else 2e-4)
-    assert found.weight_decay == (0.01 if internvl else 0)
-    assert (found.lora.rank, found.lora.alpha) == ((16, 32) if internvl else (128, 256))
-    assert (found.lr_scheduler_type, found.warmup_steps) == ("cosine", 0.03)
-    assert found.bf16 and found.gradient_checkpointing and found.freeze_vision
-    assert found.dtype == "bfloat16"
+    assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps * 4 == 16
+    assert plan.num_train_epochs == (1 if internvl else 2)
+    assert plan.learning_rate == (4e-5 if internvl else 2e-4)
+    assert plan.weight_decay == (0.01 if internvl else 0)
+    assert (plan.lora.rank, plan.lora.alpha) == ((16, 32) if internvl else (128, 256))
+    assert (plan.lr_scheduler_type, plan.warmup_steps) == ("cosine", 0.03)
+    assert plan.bf16 and plan.gradient_checkpointing and plan.freeze_vision
+    assert plan.dtype == "bfloat16"
     if stage == "generator":
-        assert found.noise.data_level == 2
-        assert found.noise.timestep == 500
-        assert found.noise.token_level == ("tokens" if internvl else "pixels")
+        assert plan.noise.data_level == 2
+        assert plan.noise.timestep == 500
+        assert plan.noise.token_level == ("tokens" if internvl else "pixels")
 
 
 def test_recipes_are_listed_with_their_purpose() -> None:

@@ -81,8 +81,8 @@ def test_without_noise_it_is_plain_cross_entropy(
     loss = mllm.model(**batch).loss
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     weight = mllm.model.get_output_embeddings().weight
-    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
-    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+    actual, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
+    assert (actual - wanted).norm() < 1e-4 * wanted.norm()
 
 
 def test_a_models_scale_of_logits_counts(
@@ -169,8 +169,8 @@ def test_noise_on_visual_tokens(
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() != pytest.approx(weighted(logits, None, batch["labels"]).item(), rel=1e-4)
     weight = model.get_output_embeddings().weight
-    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
-    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+    actual, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, expected))
+    assert (actual - wanted).norm() < 1e-4 * wanted.norm()
 
 
 def test_noise_on_pixels(fresh: Callable[[str], MLLM], questions: WebQA) -> None:
@@ -396,8 +396,8 @@ def test_kinds_of_noise_are_of_one_strength(timestep: int) -> None:
         kind: _noised(x, NoiseSettings(token_level="tokens", kind=kind, timestep=timestep))
         for kind in ("diffusion", "gaussian", "drop")
     }
-    means = {kind: found.mean().item() for kind, found in noised.items()}
-    spreads = {kind: found.std().item() for kind, found in noised.items()}
+    means = {kind: values.mean().item() for kind, values in noised.items()}
+    spreads = {kind: values.std().item() for kind, values in noised.items()}
     assert means["gaussian"] == pytest.approx(2.0, abs=0.05)
     assert means["diffusion"] == pytest.approx(2.0 * kept**0.5, abs=0.05)
     for kind in ("diffusion", "gaussian"):

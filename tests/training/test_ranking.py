@@ -50,16 +50,16 @@ def test_yes_is_gold_and_no_is_a_near_miss(
         by_question.setdefault(sample.question_id, []).append(sample)
     assert list(by_question) == [q.id for q in questions.questions]
     for question in questions.questions:
-        found = by_question[question.id]
-        yes = [s.document for s in found if s.answer == "Yes"]
-        no = [s.document for s in found if s.answer == "No"]
+        own_samples = by_question[question.id]
+        yes = [s.document for s in own_samples if s.answer == "Yes"]
+        no = [s.document for s in own_samples if s.answer == "No"]
         assert tuple(yes) == question.gold
         assert len(no) == 2 * len(yes)
         order = [hit.id for hit in retriever.retrieve(question.text, k=100)]
         misses = [id for id in order if id not in question.gold][:4]
         assert len(set(no)) == len(no)
         assert set(no) <= set(misses)
-        for sample in found:
+        for sample in own_samples:
             assert sample.question == question.text
             assert sample.caption == questions.document(sample.document).caption
             if sample.rank is not None:
@@ -118,30 +118,30 @@ def test_the_data_sets_own_negatives(
     questions: WebQA, encoder: DualEncoder, index: VectorIndex
 ) -> None:
     def negatives(share: float, seed: int = 0) -> dict[str | None, list[str]]:
-        found: dict[str | None, list[str]] = {}
+        drawn: dict[str | None, list[str]] = {}
         samples = ranking_samples(
             questions, encoder, index, negatives_per_positive=2, labelled_share=share, seed=seed
         )
         for sample in samples:
             if sample.answer == "No":
-                found.setdefault(sample.question_id, []).append(sample.document)
-        return found
+                drawn.setdefault(sample.question_id, []).append(sample.document)
+        return drawn
 
-    asked = {question.id: question for question in questions.questions}
-    for id, found in negatives(1.0).items():
-        own = asked[str(id)].negatives
-        assert len(found) == len(set(found)) == 2 * len(asked[str(id)].gold)
-        assert len(set(found) & set(own)) == min(len(found), len(own))
+    answerable = {question.id: question for question in questions.questions}
+    for id, drawn in negatives(1.0).items():
+        own = answerable[str(id)].negatives
+        assert len(drawn) == len(set(drawn)) == 2 * len(answerable[str(id)].gold)
+        assert len(set(drawn) & set(own)) == min(len(drawn), len(own))
 
     def share_of_own(share: float) -> float:
         own = total = 0
         for seed in range(10):
-            for id, found in negatives(share, seed).items():
-                own += len(set(found) & set(asked[str(id)].negatives))
-                total += len(found)
+            for id, drawn in negatives(share, seed).items():
+                own += len(set(drawn) & set(answerable[str(id)].negatives))
+                total += len(drawn)
         return own / total
 
-    # Those that the retriever finds as well come on top of the share asked for.
+    # What the retriever finds as well comes on top of the share.
     by_chance = share_of_own(0.0)
     assert by_chance < 0.9
     assert share_of_own(0.5) > by_chance + 0.5 * (1 - by_chance) - 0.15
@@ -246,8 +246,8 @@ def test_a_broken_picture_costs_its_own_samples(tmp_path: Path, encoder: DualEnc
     assert source.problems.counts == {"broken picture": 1}
     samples = list(ranking_samples(source, encoder, index))
     assert lost not in {sample.document for sample in samples}
-    asked = {q.id for q in source.questions if lost not in q.gold}
-    assert {sample.question_id for sample in samples} == asked
+    answerable = {q.id for q in source.questions if lost not in q.gold}
+    assert {sample.question_id for sample in samples} == answerable
 
 
 def test_a_broken_picture_is_left_out_and_counted(small_world: Path, tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ def test_batches_are_the_same_after_pickling(
         expected = collate([examples[0], examples[1]])
         written = pickle.dumps((Subset(examples, range(2)), collate))
         some, collate = pickle.loads(written)
-        found = collate([some[0], some[1]])
-        assert found.keys() == expected.keys()
-        assert all(found[name].equal(tensor) for name, tensor in expected.items())
+        batch = collate([some[0], some[1]])
+        assert batch.keys() == expected.keys()
+        assert all(batch[name].equal(tensor) for name, tensor in expected.items())
         assert len(written) < 1 << 20, "no weights"
 
 
