@@ -141,10 +141,10 @@ class Chat:
         filled = self._filled(form, fields)
         return self._rendered(form, system_turn, fields) if filled is None else filled[0]
 
-    def frame(
+    def text_before(
         self, template: str, name: str, /, *, system_turn: str | None = None, **fields: str
-    ) -> tuple[str, str]:
-        """What stands before and after the field `name` in `render`'s prompts, whatever it holds.
+    ) -> str:
+        """What stands before the field `name` in `render`'s prompts, whatever the field holds.
 
         Args:
             template: as of `render`.
@@ -157,15 +157,13 @@ class Chat:
         filled = self._filled(form, {**fields, name: ""}, open_field=name)
         if filled is not None:
             whole, at = filled
-            return whole[:at], whole[at:]
+            return whole[:at]
         words = _unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
         first, second = (
             self.render(template, system_turn=system_turn, **{**fields, name: word})
             for word in words
         )
-        start = common_prefix_length(first, second)
-        end = common_prefix_length(first[start:][::-1], second[start:][::-1])
-        return first[:start], first[len(first) - end :]
+        return first[: common_prefix_length(first, second)]
 
     def escape(self, text: str, before: str = "", after: str = "") -> str:
         """`text` with a space in every control token that it spells.

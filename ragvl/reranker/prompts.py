@@ -67,10 +67,9 @@ class Prompts:
                 that a tokenizer takes.
         """
         template, caption = self._form(document)
-        before, _ = self._prompting.frame(
+        return self._prompting.text_before(
             template.text, "query", system_turn=template.system_turn, caption=caption
         )
-        return before
 
     def tokens(self, parts: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
         """The token ids of the prompts of (query, document, its picture's expansion)."""

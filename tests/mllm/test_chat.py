@@ -85,12 +85,12 @@ def test_no_word_of_the_chat_template_shifts_the_cut(
         )
     )
     template, caption = "<image>{caption}: {query}?", f"a {word}"
-    before, after = mllm.prompting.frame(template, "query", caption=caption)
+    before = mllm.prompting.text_before(template, "query", caption=caption)
     assert before.startswith(f"<|im_start|>system\nHeed the {word}.")
     assert before.endswith(f"<|vision_end|>a {word}: ")
     for query in ("mill", word):
         prompt = mllm.prompting.render(template, caption=caption, query=query)
-        assert prompt == f"{before}{query}{after}"
+        assert prompt.startswith(f"{before}{query}")
         text = template.replace("<image>", mllm.prompting.image_placeholder)
         assert prompt == by_hugging_face(mllm, text.format(caption=caption, query=query))
 
@@ -119,7 +119,7 @@ def test_a_prompt_is_what_the_chat_template_makes_of_the_whole_turn(
     for template, a, b in fields:
         text = template.replace("<image>", mllm.prompting.image_placeholder).format(a=a, b=b)
         assert mllm.prompting.render(template, a=a, b=b) == by_hugging_face(mllm, text)
-        before, _ = mllm.prompting.frame(template, "b", a=a)
+        before = mllm.prompting.text_before(template, "b", a=a)
         assert before.startswith("<|im_start|>system")
 
 

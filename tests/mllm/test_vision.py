@@ -22,7 +22,7 @@ class Base:
         wrap_image_features(self)
         wrap_image_features(self)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> Any:
+    def get_image_features(self, pixel_values: torch.Tensor) -> Any:  # noqa: ARG002
         self.runs += 1
         return self.output
 
