@@ -82,11 +82,11 @@ def test_gradients_come_from_the_layers_own_code(tiny_model: Callable[[str], Pat
 
 def test_the_last_adapter_made_of_a_model_decides(tiny_model: Callable[[str], Path]) -> None:
     fused = load(tiny_model("llava"), "fused")
-    scores, environment = Reranker(fused).score(pairs()), fused.environment
+    scores, environment = Reranker(fused).score(pairs()), fused.environment_name
     eager = MLLM(fused.model, fused.prompting.processor)
     assert code_in_force(fused.decoder.layers) == "eager"
     assert not any("forward" in vars(layer) for layer in fused.decoder.layers)
-    assert eager.environment == fused.environment != environment
+    assert eager.environment_name == fused.environment_name != environment
     assert not torch.equal(Reranker(eager).score(pairs()), scores)
 
 

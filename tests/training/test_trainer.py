@@ -78,10 +78,10 @@ def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_pa
         save_strategy="steps", save_steps=40,
     )  # fmt: skip
     train(mllm, figures, examples, noise=ARMS["token"], eval_examples=examples)
-    found = [entry for entry in history(tmp_path) if "eval_loss" in entry]
-    assert [entry["step"] for entry in found] == [20, 40]
-    assert found[-1]["eval_accuracy"] == 1
-    assert found[-1]["eval_loss"] < 0.1
+    evaluations = [entry for entry in history(tmp_path) if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [20, 40]
+    assert evaluations[-1]["eval_accuracy"] == 1
+    assert evaluations[-1]["eval_loss"] < 0.1
     # and the saved model writes those answers
     saved = MLLM.from_pretrained(tmp_path, device="cpu")
     for example in examples:
