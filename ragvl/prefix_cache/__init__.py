@@ -1,4 +1,4 @@
-"""What was computed for documents' prefixes, kept for later queries."""
+"""Documents' prefixes: whether they may be reused, what computes them, and where they are kept."""
 
 from __future__ import annotations
 

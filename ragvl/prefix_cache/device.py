@@ -43,7 +43,7 @@ class PrefixCacheBusyError(RuntimeError):
 
 
 class LeaseFullError(Exception):
-    """There is no room for one more prefix beside those that the lease holds: end it first."""
+    """There is no room for one more prefix in this lease: end it first."""
 
 
 @dataclass(eq=False)

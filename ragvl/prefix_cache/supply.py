@@ -200,7 +200,7 @@ class PrefixSupply:
                 except (ImageError, PromptTooLongError, PrefixTooLargeError) as error:
                     call.refuse(error)
                 else:
-                    assert item.key is not None
+                    assert item.key is not None  # else its prompt() has raised
                     call.lacking[item.key] = prompt, [item.wanted]
             call.group.popleft()
 
@@ -255,10 +255,9 @@ class PrefixSupply:
         if expanded.count(image_token) != input_ids.count(image_token):
             raise UnusableRecordError("its record has other visual tokens than it says")
         try:
-            self._device.check_fits(len(input_ids))
+            (pages,) = self._device.reserve([len(input_ids)], lease)
         except PrefixTooLargeError:
             raise UnusableRecordError("it is larger than the device tier") from None
-        (pages,) = self._device.reserve([len(input_ids)], lease)
         try:
             if kind_of(record) == "kv":
                 ready = self.pool.load(pages, record.tensors)

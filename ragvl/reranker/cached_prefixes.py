@@ -67,7 +67,7 @@ class DocumentPrefixes:
 
 
 class _WantedDocument:
-    """A document on its way to its prefix; see `ragvl.prefix_cache.Wanted`.
+    """A document whose prefix is wanted; see `ragvl.prefix_cache.Wanted`.
 
     Attributes:
         document: the document.
