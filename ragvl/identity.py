@@ -1,8 +1,8 @@
 """Names of content: two things have the same name only if they are the same, to the last byte.
 
-A *name* is of a kind and made by `name_of`, a SHA-256 in hexadecimal; a model's that covers all
-that its results depend on is its *fingerprint*; one that something is kept under is a *key*. A
-*checksum* only says that a file holds what was written to it.
+A *name* is a SHA-256 in hexadecimal, made by `name_of` for something of a kind. A model's
+*fingerprint* names all that its results depend on, a picture's *digest* its content, and a *key* is
+what something is kept under. A *checksum* only says that a file holds what was written to it.
 """
 
 from __future__ import annotations
@@ -128,6 +128,11 @@ def pixels_name(size: tuple[int, int], pixels: bytes) -> str:
     return name_of("pixels", size, hashlib.sha256(pixels).digest())
 
 
+def document_name(caption: str | None, picture_name: str) -> str:
+    """The name of a document, by its caption and the name of its picture."""
+    return name_of("document", caption, picture_name)
+
+
 def file_bytes_name(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> str:
     """The name of a file's bytes: see `bytes_name`.
 
@@ -149,7 +154,7 @@ def file_bytes_name(path: str | os.PathLike[str], *, max_bytes: int | None = Non
     return _settled_name(path, max_bytes, *_marks(status))
 
 
-def file_marks(path: str | os.PathLike[str]) -> str:
+def file_version_name(path: str | os.PathLike[str]) -> str:
     """A name that changes whenever the file is changed, replaced or moved; it is not read.
 
     Works for a file that is not there.

@@ -12,7 +12,7 @@ from ragvl.ablation.grid import UNTRAINED, AblationSettings, Problems, Run
 from ragvl.data.formats import Purpose, open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.questions import QuestionSet
-from ragvl.identity import file_bytes_name, file_marks, name_of
+from ragvl.identity import file_bytes_name, file_version_name, name_of
 from ragvl.training.command import Plan, RunSettings
 
 # Settings of a run that its result does not depend on
@@ -71,11 +71,11 @@ def plan_jobs(settings: AblationSettings, test_name: str, work: Path) -> list[Jo
     return jobs
 
 
-def data_fingerprint(path: Path, source: QuestionSet) -> str:
+def data_name(path: Path, source: QuestionSet) -> str:
     """Names the content of a data set.
 
     Its annotations are read; of its pictures, and of files as large as imgs.tsv, what
-    `identity.file_marks` takes.
+    `identity.file_version_name` takes.
 
     Args:
         path: what `source` was opened from.
@@ -103,7 +103,7 @@ def _picture_files(source: QuestionSet) -> Iterator[Path]:
 def _file_name(file: Path) -> str:
     size = file.stat().st_size
     is_read = file.suffix in _READ_WHOLE and size <= _READ_WHOLE_BYTES
-    return file_bytes_name(file) if is_read else file_marks(file)
+    return file_bytes_name(file) if is_read else file_version_name(file)
 
 
 class _Ingredients:
@@ -132,7 +132,7 @@ class _Ingredients:
 
     @staticmethod
     def _data_of(path: Path, split: str | None, purpose: Purpose) -> str:
-        return data_fingerprint(path, open_questions(path, split=split, purpose=purpose))
+        return data_name(path, open_questions(path, split=split, purpose=purpose))
 
 
 def _values(plan: Plan) -> str:

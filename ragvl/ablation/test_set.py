@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.ablation.grid import AblationSettings
-from ragvl.ablation.jobs import data_fingerprint
+from ragvl.ablation.jobs import data_name
 from ragvl.ablation.robustness import TEST_NOISE, accuracy_by_condition
 from ragvl.data.formats import open_questions
 from ragvl.data.questions import Question, QuestionSet
@@ -70,7 +70,7 @@ class TestSet:
         name = name_of(
             "test",
             test.model_dump_json(),
-            data_fingerprint(test.data, source),
+            data_name(test.data, source),
             encoder and encoder.fingerprint,
             words,
             dict(TEST_NOISE),

@@ -11,7 +11,7 @@ from typing import Literal
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.problems import Problems, no_use
-from ragvl.identity import file_marks, name_of
+from ragvl.identity import document_name, file_version_name
 from ragvl.messages import shown
 
 logger = logging.getLogger(__name__)
@@ -91,17 +91,17 @@ class QuestionSet(ABC):
             ImageError: its picture cannot be read.
         """
 
-    def document_key(self, document_id: str) -> str:
+    def document_name(self, document_id: str) -> str:
         """Names a document's content: another after its caption or its picture's file changed.
 
-        No picture is decoded or read; see `identity.file_marks`.
+        No picture is decoded or read; see `identity.file_version_name`.
 
         Raises:
             KeyError: there is none of that id.
         """
         document = self.document(document_id)
-        picture = document.digest() if document.path is None else file_marks(document.path)
-        return content_key(document.caption, picture)
+        picture = document.digest() if document.path is None else file_version_name(document.path)
+        return document_name(document.caption, picture)
 
     @property
     def gold(self) -> dict[str, tuple[str, ...]]:
@@ -146,8 +146,3 @@ class QuestionSet(ABC):
             raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
             logger.warning("%s: %s", shown(self.name), self.problems)
-
-
-def content_key(caption: str | None, picture: str) -> str:
-    """Names a document by its caption and what names its picture."""
-    return name_of("document", caption, picture)

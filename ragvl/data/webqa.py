@@ -23,7 +23,7 @@ from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import Problems, brief
-from ragvl.data.questions import Pool, Question, QuestionSet, content_key
+from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, parsed
 from ragvl.data.validation import (
     CaptionTable,
@@ -34,7 +34,7 @@ from ragvl.data.validation import (
     pictures_are_there,
 )
 from ragvl.files import open_regular, write_text
-from ragvl.identity import file_marks
+from ragvl.identity import document_name, file_version_name
 from ragvl.messages import reason
 
 _ROWS_PER_SHARD = 10_000_000  # an image's row in imgs.tsv is its id modulo this
@@ -54,7 +54,7 @@ class ImageRows:
 
     def __init__(self, folder: Path, problems: Problems) -> None:
         self._path = existing(folder / ROWS, _BESIDE)
-        self._version = file_marks(self._path)
+        self._version = file_version_name(self._path)
         self._size = self._path.stat().st_size
         if not self._size:
             problems.add("empty file", place(self._path))
@@ -319,9 +319,9 @@ class WebQA(QuestionSet):
             image=self._images[document_id], caption=self._captions[document_id], id=document_id
         )
 
-    def document_key(self, document_id: str) -> str:
+    def document_name(self, document_id: str) -> str:
         """Names a document's content, without reading its row; see `QuestionSet`."""
-        return content_key(self._captions[document_id], self._images.version(document_id))
+        return document_name(self._captions[document_id], self._images.version(document_id))
 
 
 def write_submission(path: str | Path, answered: Iterable[tuple[str, Iterable[str], str]]) -> None:

@@ -70,7 +70,7 @@ class Answers:
         self, source: QuestionSet, generator: Generator, folder: Path, *, max_new_tokens: int
     ) -> None:
         self._source = source
-        self._document_key = cache(source.document_key)  # needed for every question
+        self._document_name = cache(source.document_name)  # needed for every question
         self._generator = generator
         self._max_new_tokens = max_new_tokens
         name = name_of("answers", generator.fingerprint, max_new_tokens)
@@ -135,7 +135,7 @@ class Answers:
             return [answer for one in wanted for answer in self._answer([one])]
 
     def _key(self, question: Question, document_ids: Sequence[str]) -> str:
-        return name_of("asked", question.text, *map(self._document_key, document_ids))
+        return name_of("asked", question.text, *map(self._document_name, document_ids))
 
 
 def answer_from(

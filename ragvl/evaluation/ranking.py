@@ -181,7 +181,7 @@ class Relevances:
 
     def __init__(self, source: QuestionSet, reranker: Reranker, folder: Path) -> None:
         self._source = source
-        self._document_key = cache(source.document_key)  # needed for every pair
+        self._document_name = cache(source.document_name)  # needed for every pair
         self._reranker = reranker
         self._journal: Journal[str] = Journal(
             folder / f"relevance-{reranker.fingerprint}.jsonl", is_value=_is_relevance
@@ -235,7 +235,7 @@ class Relevances:
         return [next(scores) if id in documents else math.nan for _, id in pairs]
 
     def _key(self, question: Question, document_id: str) -> str:
-        return name_of("pair", question.text, self._document_key(document_id))
+        return name_of("pair", question.text, self._document_name(document_id))
 
 
 def _is_relevance(value: object) -> bool:

@@ -43,7 +43,7 @@ def embed_documents(
         starts, desc="embed", unit="block", disable=not progress or len(starts) < 2
     ):
         wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
-        keys = [source.document_key(id) for id in wanted]
+        keys = [source.document_name(id) for id in wanted]
         dtype = str(encoder.model.dtype)
         name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
         path = folder / f"vectors-{name}.safetensors"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.questions import content_key
+from ragvl.identity import document_name
 from ragvl.messages import reason, shown
 from ragvl.retriever.encoder import DualEncoder
 from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
@@ -223,7 +223,7 @@ def _id_of(document: Document) -> str:
         return document.id
     if document.path is not None:
         return document.path
-    return content_key(document.caption, document.digest())[:_ID_LENGTH]
+    return document_name(document.caption, document.digest())[:_ID_LENGTH]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from ragvl.ablation.ablate import ablate
 from ragvl.ablation.grid import AblationSettings
-from ragvl.ablation.jobs import data_fingerprint
+from ragvl.ablation.jobs import data_name
 from ragvl.ablation.plots import ablation_plot
 from ragvl.ablation.result import AblationResult, ArmResult, FailedRun, MeasureSummary
 from ragvl.ablation.summary import summarise, summarise_measure
@@ -228,7 +228,7 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
     lines.write_text(json.dumps({**one, "captions": ["c"], "gold": ["pictures/a.png"]}) + "\n")
 
     def name() -> str:
-        return data_fingerprint(lines, open_questions(lines))
+        return data_name(lines, open_questions(lines))
 
     first = name()
     lines.touch()

@@ -270,11 +270,11 @@ def test_pictures_are_found_in_the_archives_folders(folder: str, tmp_path: Path)
 
 def test_a_documents_key_changes_with_its_file(tmp_path: Path) -> None:
     dataset = captions(tmp_path, "1.jpg,ok")
-    before = dataset.document_key("1.jpg")
-    assert captions(tmp_path, "1.jpg,other").document_key("1.jpg") != before  # written again
+    before = dataset.document_name("1.jpg")
+    assert captions(tmp_path, "1.jpg,other").document_name("1.jpg") != before  # written again
     write_picture(tmp_path / "1.jpg", "blue")
-    changed = dataset.document_key("1.jpg")
+    changed = dataset.document_name("1.jpg")
     assert changed != before
-    assert changed == dataset.document_key("1.jpg")
+    assert changed == dataset.document_name("1.jpg")
     (tmp_path / "1.jpg").unlink()
-    assert dataset.document_key("1.jpg") not in (before, changed)
+    assert dataset.document_name("1.jpg") not in (before, changed)

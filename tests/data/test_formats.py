@@ -134,7 +134,7 @@ def test_a_check_takes_the_pictures_folder_and_the_protocol(tmp_path: Path) -> N
         check_questions(tmp_path / "own.jsonl", images=tmp_path)
 
 
-def test_document_keys_tell_files_of_one_name_apart(tmp_path: Path) -> None:
+def test_document_names_tell_files_of_one_name_apart(tmp_path: Path) -> None:
     opened = []
     for folder in ("a", "b"):
         write_picture(tmp_path / folder / "1.png")
@@ -143,4 +143,4 @@ def test_document_keys_tell_files_of_one_name_apart(tmp_path: Path) -> None:
         opened.append(open_questions(tmp_path / folder))
     first, second = opened
     assert first.name == second.name
-    assert first.document_key("1.png") != second.document_key("1.png")
+    assert first.document_name("1.png") != second.document_name("1.png")

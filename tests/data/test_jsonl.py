@@ -225,11 +225,11 @@ def test_a_line_may_name_many_images(file: Path) -> None:
 
 def test_a_documents_key_changes_with_its_caption_and_its_file(file: Path) -> None:
     dataset = JsonlQuestions(write(file, [line()]))
-    keys = [dataset.document_key(id) for id in ("a.png", "b.png")]
+    keys = [dataset.document_name(id) for id in ("a.png", "b.png")]
     write_picture(file.parent / "b.png", "blue")
     edited = JsonlQuestions(write(file, [line(captions=["Edited", None])]))
-    assert {edited.document_key(id) for id in ("a.png", "b.png")}.isdisjoint(keys)
-    assert edited.document_key("a.png") == edited.document_key("a.png")
+    assert {edited.document_name(id) for id in ("a.png", "b.png")}.isdisjoint(keys)
+    assert edited.document_name("a.png") == edited.document_name("a.png")
 
 
 @settings(max_examples=60)

@@ -198,9 +198,9 @@ def test_a_name_that_is_too_long_is_a_missing_picture(tmp_path: Path) -> None:
 
 def test_a_documents_key_changes_with_its_title_and_its_file(tmp_path: Path) -> None:
     folder = write_mmqa(tmp_path, [mmqa_question()])
-    keys = [MultimodalQA(folder).document_key(id) for id in ("p0", "p1")]
+    keys = [MultimodalQA(folder).document_name(id) for id in ("p0", "p1")]
     pictures = [mmqa_picture("p0", title="Edited"), mmqa_picture("p1")]
     write_mmqa(tmp_path, [mmqa_question()], pictures)
     (folder / "final_dataset_images" / "p1.png").write_bytes(b"another")
     edited = MultimodalQA(folder)
-    assert {edited.document_key(id) for id in ("p0", "p1")}.isdisjoint(keys)
+    assert {edited.document_name(id) for id in ("p0", "p1")}.isdisjoint(keys)

@@ -400,15 +400,15 @@ def test_a_missing_gold_picture_is_noted_for_each_question(tmp_path: Path) -> No
 def test_a_documents_key_changes_with_its_caption_and_its_file(tmp_path: Path) -> None:
     folder = write_webqa(tmp_path, {"a": webqa_sample()})
     before = WebQA(folder, split="test")
-    keys = [before.document_key(id) for id in before.document_ids()]
+    keys = [before.document_name(id) for id in before.document_ids()]
     assert len(set(keys)) == 2
-    assert keys == [WebQA(folder, split="test").document_key(id) for id in before.document_ids()]
+    assert keys == [WebQA(folder, split="test").document_name(id) for id in before.document_ids()]
     sample = webqa_sample(img_posFacts=[webqa_fact(30000000) | {"caption": "edited"}])
     (folder / "WebQA_train_val.json").write_text(json.dumps({"a": sample}))
     edited = WebQA(folder, split="test")
-    assert edited.document_key("30000000") != keys[0]
-    assert edited.document_key("30000001") == keys[1]
+    assert edited.document_name("30000000") != keys[0]
+    assert edited.document_name("30000001") == keys[1]
     os.utime(folder / "imgs.tsv", (0, 0))
-    assert WebQA(folder, split="test").document_key("30000001") != keys[1]
+    assert WebQA(folder, split="test").document_name("30000001") != keys[1]
     with pytest.raises(KeyError):
-        edited.document_key("30000007")
+        edited.document_name("30000007")

@@ -89,7 +89,7 @@ def test_every_data_set_is_pickled(questions: WebQA, tmp_path: Path) -> None:
         assert again.questions == source.questions
         for id in source.document_ids():
             assert again.document(id).digest() == source.document(id).digest()
-            assert again.document_key(id) == source.document_key(id)
+            assert again.document_name(id) == source.document_name(id)
 
 
 TRAIN = """
