@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.json_file import read_json_entries
-from ragvl.data.problems import DataError, Problems, brief, no_use, quoted
+from ragvl.data.problems import DataError, Problems, brief, brief_quoted, no_use
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
 from ragvl.data.schemas import String, StringOrNumber, Text, parsed, plain_path
 from ragvl.data.validation import is_of_another_split, pictures_are_there
@@ -126,7 +126,7 @@ class Captions(QuestionSet):
     def document(self, document_id: str) -> Document:
         """One picture, without a caption, since that would be the query; see `QuestionSet`."""
         if document_id not in self._pictures:
-            raise KeyError(f"{self.name} has no picture {quoted(document_id)}")
+            raise KeyError(f"{self.name} has no picture {brief_quoted(document_id)}")
         return Document(self._folder / document_id, id=document_id)
 
     def searches(self, pool: Pool = "full") -> list[Search]:
@@ -243,7 +243,7 @@ def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
         where = f"{place(file)}: image {number}"
         image = parsed(_CocoImage.model_validate, entry, "broken sample", where, problems)
         if image is not None and image.id in pictures:
-            problems.add("duplicate id", f"{where}: {quoted(image.id)}")
+            problems.add("duplicate id", f"{where}: {brief_quoted(image.id)}")
         elif image is not None:
             pictures[image.id] = plain_path(image.file_name)
     for number, entry in read_json_entries(file, problems, key="annotations"):
@@ -252,7 +252,9 @@ def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
         if caption is None:
             continue
         if caption.image_id not in pictures:
-            problems.add("broken caption", f"{where}: there is no image {quoted(caption.image_id)}")
+            problems.add(
+                "broken caption", f"{where}: there is no image {brief_quoted(caption.image_id)}"
+            )
         elif text := caption.caption.strip():
             yield _Caption(pictures[caption.image_id], text, where)
         else:
@@ -270,7 +272,7 @@ def _read_lines(file: Path, problems: Problems) -> Iterator[_Caption]:
         where = place(file, number)
         fields = _fields(line)
         if fields is None:
-            problems.add("broken line", f"{where} is not image,caption: {quoted(line)}")
+            problems.add("broken line", f"{where} is not image,caption: {brief_quoted(line)}")
         elif not fields[1]:
             problems.add("empty caption", f"{where}: {brief(fields[0])}")
         elif fields in seen:

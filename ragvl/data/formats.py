@@ -9,7 +9,7 @@ from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
 from ragvl.data.files import is_file, place
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, MultimodalQA
-from ragvl.data.problems import quoted
+from ragvl.data.problems import brief_quoted
 from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import ROWS, WebQA
 from ragvl.messages import shown
@@ -78,7 +78,7 @@ def open_questions(
         return MultimodalQA(path, split=chosen("dev"), images=images, strict=strict)
     if images is not None:
         raise ValueError(
-            f"images={quoted(images)}: {place(path)} says itself where its pictures are"
+            f"images={brief_quoted(images)}: {place(path)} says itself where its pictures are"
         )
     if is_file(path / ROWS):
         return WebQA(path, split=chosen("val"), strict=strict)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragvl.data.document import Document
 from ragvl.data.files import Listings, existing, place, read_lines
-from ragvl.data.problems import Problems, quoted
+from ragvl.data.problems import Problems, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed
 from ragvl.data.validation import (
@@ -97,7 +97,7 @@ class JsonlQuestions(QuestionSet):
             if line is None:
                 continue
             if line.id in seen:
-                self.problems.add("duplicate id", f"{where}: {quoted(line.id)}")
+                self.problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
                 continue
             seen.add(line.id)
             self._add(line, where)
@@ -106,7 +106,7 @@ class JsonlQuestions(QuestionSet):
     def _add(self, line: QuestionLine, where: str) -> None:
         gold = each_once(line.gold, where, self.problems)
         if strangers := [image for image in gold if image not in line.images]:
-            message = f"{where}: {quoted(strangers[0])} is none of the line's images"
+            message = f"{where}: {brief_quoted(strangers[0])} is none of the line's images"
             self.problems.add("gold not among images", message)
             return
         missing = self._pictures.missing(line.images, where)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from ragvl.data.document import Document
 from ragvl.data.files import existing, is_file, place, read_json_lines
-from ragvl.data.problems import Problems, brief, quoted
+from ragvl.data.problems import Problems, brief, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, Text, parsed
 from ragvl.data.validation import Pictures, each_once, given_answers, pictures_are_there
@@ -128,7 +128,7 @@ class MultimodalQA(QuestionSet):
         listed = each_once(line.metadata.image_doc_ids, where, self.problems)
         gold = each_once(line.gold, where, self.problems)
         if strangers := [id for id in gold if id not in listed]:
-            message = f"{where}: {quoted(strangers[0])} is none of its image_doc_ids"
+            message = f"{where}: {brief_quoted(strangers[0])} is none of its image_doc_ids"
             self.problems.add("gold not among images", message)
             return
         if not gold and "supporting_context" in line.model_fields_set:

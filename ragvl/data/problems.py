@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ragvl import messages
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 
 _NAMED = 20  # problems of a kind that are kept in words; the others are counted
 _NAME_SHOWN = 60  # characters of a name
@@ -81,6 +80,6 @@ def brief(name: object) -> str:
     return shown(name, _NAME_SHOWN)
 
 
-def quoted(name: object) -> str:
+def brief_quoted(name: object) -> str:
     """`brief` in quotation marks."""
-    return messages.quoted(name, _NAME_SHOWN)
+    return quoted(name, _NAME_SHOWN)

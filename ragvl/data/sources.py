@@ -15,7 +15,7 @@ from ragvl.data.document import Document
 from ragvl.data.files import is_file, place, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
-from ragvl.data.problems import DataError, Problems, quoted
+from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.questions import QuestionSet
 from ragvl.data.schemas import String, Text, parsed
 from ragvl.messages import reason
@@ -118,7 +118,7 @@ class Documents:
                 continue
             path = self._source.parent / line.image
             if line.id is not None and line.id in seen:
-                problems.add("duplicate id", f"{where}: {quoted(line.id)}")
+                problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
             elif not is_file(path):
                 problems.add("missing picture", f"{where}: {place(path)}")
             else:

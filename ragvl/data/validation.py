@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from ragvl.data.problems import Problems, quoted
+from ragvl.data.problems import Problems, brief_quoted
 
 
 def each_once(ids: Sequence[str], where: str, problems: Problems) -> tuple[str, ...]:
     """The ids without repetitions, which are noted."""
     unique = tuple(dict.fromkeys(ids))
     if len(unique) < len(ids):
-        problems.add("named twice", f"{where}: {quoted(Counter(ids).most_common(1)[0][0])}")
+        problems.add("named twice", f"{where}: {brief_quoted(Counter(ids).most_common(1)[0][0])}")
     return unique
 
 
@@ -32,7 +32,7 @@ def pictures_are_there(
     lost = [id for id in gold if id in missing]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        problems.add("gold picture missing", f"{where}: {quoted(lost[0])}{more}")
+        problems.add("gold picture missing", f"{where}: {brief_quoted(lost[0])}{more}")
     return not lost
 
 
@@ -46,7 +46,7 @@ def is_of_another_split(
     if own == split:
         return False
     if own not in known:
-        named = quoted(own) if isinstance(own, str) else type(own).__name__
+        named = brief_quoted(own) if isinstance(own, str) else type(own).__name__
         problems.add("unknown split", f"{where}: {named} is none of {', '.join(known)}")
     return True
 
@@ -84,7 +84,7 @@ class CaptionTable:
         if caption and not kept:
             self._captions[id] = caption
         elif caption and caption != kept:
-            message = f"{where}: {quoted(id)} had another caption before, which is kept"
+            message = f"{where}: {brief_quoted(id)} had another caption before, which is kept"
             self._problems.add("two captions", message)
 
     def __getitem__(self, id: str) -> str | None:

@@ -26,7 +26,7 @@ from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.jsonl import QuestionLine
-from ragvl.data.problems import DataError, Problems, quoted
+from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.schemas import parsed
 from ragvl.data.sources import Documents
 from ragvl.files import UnusableFileError
@@ -136,7 +136,7 @@ def test_a_message_holds_little_of_a_file(tmp_path: Path) -> None:
     name = "x" * 500 + "\x1b]0;owned\x07"
     problems = Problems()
     assert parsed(QuestionLine.model_validate, {name: 1}, "broken line", "here", problems) is None
-    problems.add("missing picture", f"{place(tmp_path / name, 3)}: {quoted(name)}")
+    problems.add("missing picture", f"{place(tmp_path / name, 3)}: {brief_quoted(name)}")
     problems.add("other", name * 10)
     for messages in problems.messages.values():
         for message in messages:
