@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,59 +70,22 @@ def overhead(
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
     with command_work("overhead"):
         check_writable(json_file)
-        from ragvl.data.formats import open_questions
-        from ragvl.data.synthetic import Places, write_world
-        from ragvl.doctor import machine, versions
-        from ragvl.mllm import MLLM
-        from ragvl.profiling.overhead import reranking_overhead, training_overhead
-        from ragvl.training.adapters import LoraSettings
+        from ragvl.evaluation.result import to_json
+        from ragvl.profiling.measure import measure_overhead, print_overhead
 
         check_settings(model, device=device, dtype=dtype)
-        figures = {}
-        with TemporaryDirectory() as drawn:
-            if source is None:
-                source, split = write_world(drawn, Places(), counts={"train": 20}, seed=0), "train"
-            data_set = open_questions(source, split=split, purpose="train")
-            mllm = MLLM.from_pretrained(model, device=device, dtype=dtype)
-            if only != "train":
-                figures["rerank"] = reranking_overhead(
-                    mllm, data_set, num_candidates=candidates, rounds=rounds
-                )
-            if only != "rerank":  # last, since it changes the weights
-                figures["train"] = training_overhead(
-                    mllm,
-                    data_set,
-                    batch_size=batch_size,
-                    lora=LoraSettings(rank=lora_rank),
-                    gradient_checkpointing=gradient_checkpointing,
-                    rounds=rounds,
-                )
-    measured = {
-        "model": model,
-        "data": data_set.name,
-        "rounds": rounds,
-        "num_candidates": candidates,
-        "batch_size": batch_size,
-    }
-    record = {**measured, **figures, "machine": machine(), "versions": versions()}
-    if json_is_out(json_file, record):
-        return
-    for stage, unit in (("rerank", "ms a query"), ("train", "ms a step")):
-        if stage in figures:
-            _print_overhead(figures[stage], unit)
-
-
-def _print_overhead(figures: dict[str, dict[str, Any]], unit: str) -> None:
-    first = next(iter(figures))
-    what = "reranking" if unit == "ms a query" else "noise"
-    columns = (what, unit, f"against {first}", "peak MiB")
-    rows = [
-        (
-            name,
-            f"{figure['ms']['median']:.1f}",
-            f"{1 / figure['speedup']['median']:.2f}x",
-            "?" if figure["peak_mib"] is None else f"{figure['peak_mib']:.0f}",
+        result = measure_overhead(
+            model,
+            source,
+            split,
+            only=only,
+            num_candidates=candidates,
+            batch_size=batch_size,
+            lora_rank=lora_rank,
+            gradient_checkpointing=gradient_checkpointing,
+            rounds=rounds,
+            device=device,
+            dtype=dtype,
         )
-        for name, figure in figures.items()
-    ]
-    print_table(columns, rows, numbers=columns[1:])
+    if not json_is_out(json_file, to_json(result)):
+        print_overhead(result)

@@ -15,7 +15,7 @@ from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
-from ragvl.profiling.timing import compare, peak_mib, time_in_turn
+from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
 from ragvl.reranker import Reranker, resolve_template
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.prompts import Prompts
@@ -23,6 +23,29 @@ from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.training.adapters import LoraSettings, trainable
 from ragvl.training.examples import AnswerExamples, Collator
 from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
+
+
+class RerankingCost(Timing):
+    """What a method of reranking takes.
+
+    `peak_mib` is above what is held between queries, None where the system does not report it;
+    `difference` is the largest between a relevance and the serial one.
+    """
+
+    peak_mib: float | None
+    difference: float
+
+
+class TrainingCost(Timing):
+    """What a training step takes.
+
+    `tokens` is the batch's size, padding included; `peak_mib` is above the model, its gradients and
+    the optimizer's state, None where the system does not report it.
+    """
+
+    tokens: int
+    peak_mib: float | None
+
 
 OVERHEAD_ARMS: dict[str, NoiseSettings] = {
     **ARMS,
@@ -32,23 +55,21 @@ OVERHEAD_ARMS: dict[str, NoiseSettings] = {
 
 def reranking_overhead(
     mllm: MLLM, source: QuestionSet, *, num_candidates: int = 20, rounds: int = 5
-) -> dict[str, dict[str, Any]]:
-    """Time and memory of reranking one question's candidates, way by way.
+) -> dict[str, RerankingCost]:
+    """Time and memory of reranking one question's candidates, method by method.
 
     "serial" runs each whole prompt by itself, "batched" all of them at once; "cold" caches prefixes
-    of documents never seen before, "warm" finds them cached. Ways take turns, each round with
+    of documents never seen before, "warm" has them cached. Methods take turns, each round with
     another question. Of a model whose prefixes cannot be reused, only the first two.
 
     Args:
         mllm: the reranker's model, on the device to measure.
         source: its first documents are the candidates of its first questions.
         num_candidates: how many.
-        rounds: timed queries of each way, at least two.
+        rounds: timed queries of each method, at least two.
 
     Returns:
-        By way: `ms` and `speedup` over "serial", as spreads over rounds; `peak_mib` above what is
-        held between queries, None where the system does not tell; `difference`, the largest between
-        a relevance and the serial one.
+        By method, with speedups over "serial".
 
     Raises:
         ValueError: the data set has no documents, or fewer than two rounds.
@@ -70,30 +91,32 @@ def reranking_overhead(
             scores[list(indices)] = relevance
         return scores
 
-    ways: dict[str, Callable[[str], Tensor]] = {
+    methods: dict[str, Callable[[str], Tensor]] = {
         "serial": lambda text: score_whole(text, 1),
         "batched": lambda text: score_whole(text, len(documents)),
     }
     if reuse_problem(mllm) is None:
         for name, cache in (("cold", None), ("warm", "auto")):
             reranker = Reranker(mllm, template=template, prefix_cache=cache)
-            ways[name] = partial(_score_all, reranker, documents)
+            methods[name] = partial(_score_all, reranker, documents)
             if cache is not None:
                 reranker.warm(documents, progress=False)
     differences = {
-        name: float((way(texts[0]) - ways["serial"](texts[0])).abs().max())
-        for name, way in ways.items()
+        name: float((method(texts[0]) - methods["serial"](texts[0])).abs().max())
+        for name, method in methods.items()
     }
-    asked = {name: itertools.cycle(texts) for name in ways}
-    calls = {name: partial(_ask_next, way, asked[name]) for name, way in ways.items()}
+    calls = {
+        name: partial(_score_next, method, itertools.cycle(texts))
+        for name, method in methods.items()
+    }
     samples = time_in_turn(calls, rounds=rounds, device=mllm.device)
     return {
         name: {
-            **figures,
+            **timing,
             "peak_mib": peak_mib(calls[name], mllm.device),
             "difference": differences[name],
         }
-        for name, figures in compare(samples, "serial").items()
+        for name, timing in compare(samples, "serial").items()
     }
 
 
@@ -101,8 +124,8 @@ def _score_all(reranker: Reranker, documents: Sequence[Document], text: str) -> 
     return reranker.score([(text, document) for document in documents], progress=False)
 
 
-def _ask_next(way: Callable[[str], Tensor], texts: Iterator[str]) -> Tensor:
-    return way(next(texts))
+def _score_next(method: Callable[[str], Tensor], texts: Iterator[str]) -> Tensor:
+    return method(next(texts))
 
 
 def training_overhead(
@@ -114,7 +137,7 @@ def training_overhead(
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
     rounds: int = 5,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TrainingCost]:
     """Time and memory of a generator's training step with each kind of noise, on the same model.
 
     A step is forward, backward and AdamW's update; batches are made ahead. Arms take turns, so that
@@ -131,9 +154,7 @@ def training_overhead(
         rounds: timed steps of each arm, at least two.
 
     Returns:
-        By arm: `ms` and `speedup` over the first arm, as spreads over rounds; `tokens`, the batch's
-        size in tokens, padding included; `peak_mib` above the model, its gradients and the
-        optimizer's state, None where the system does not tell.
+        By arm, with speedups over the first one.
     """
     collate = Collator(mllm)
     batches = {}
@@ -163,7 +184,7 @@ def step_overhead(
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
     rounds: int = 5,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TrainingCost]:
     """`training_overhead` on batches that are given, one for each arm."""
     model: Any = trainable(mllm, lora or LoraSettings(), freeze_vision=True)
     device = mllm.device
@@ -192,6 +213,6 @@ def step_overhead(
         model.eval()
         uninstall_loss(mllm)
     return {
-        name: {**figures, "tokens": placed[name]["input_ids"].numel(), "peak_mib": peaks[name]}
-        for name, figures in compare(samples, next(iter(arms))).items()
+        name: {**timing, "tokens": placed[name]["input_ids"].numel(), "peak_mib": peaks[name]}
+        for name, timing in compare(samples, next(iter(arms))).items()
     }

@@ -8,13 +8,29 @@ import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 
-def spread(samples: list[float]) -> dict[str, float]:
-    """Median, interquartile range, lowest and highest of at least two samples."""
+class Spread(TypedDict):
+    """Median, interquartile range, lowest and highest of samples."""
+
+    median: float
+    iqr: float
+    min: float
+    max: float
+
+
+class Timing(TypedDict):
+    """A method's milliseconds and its speedup over a baseline, over rounds."""
+
+    ms: Spread
+    speedup: Spread
+
+
+def spread(samples: list[float]) -> Spread:
+    """The spread of at least two samples."""
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     return {"median": median, "iqr": high - low, "min": min(samples), "max": max(samples)}
 
@@ -65,8 +81,8 @@ def time_in_turn(
     return samples
 
 
-def compare(samples: dict[str, list[float]], baseline: str) -> dict[str, dict[str, Any]]:
-    """For each method its milliseconds and its speedup over `baseline`, as spreads over rounds."""
+def compare(samples: dict[str, list[float]], baseline: str) -> dict[str, Timing]:
+    """For each method its milliseconds and its speedup over `baseline`."""
     return {
         name: {
             "ms": spread(times),

@@ -30,7 +30,7 @@ def test_every_arm_takes_steps(
 ) -> None:
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
     before = mllm.fingerprint
-    figures = training_overhead(
+    costs = training_overhead(
         mllm,
         WebQA(world, split="train"),
         batch_size=2,
@@ -38,36 +38,36 @@ def test_every_arm_takes_steps(
         gradient_checkpointing=checkpointing,
         rounds=2,
     )
-    assert list(figures) == list(OVERHEAD_ARMS)
-    assert figures["plain"]["speedup"]["median"] == 1
-    assert figures["both"]["tokens"] > 1.4 * figures["plain"]["tokens"], "a picture more each"
-    assert figures["token"]["tokens"] == figures["plain"]["tokens"]
-    assert all(found["ms"]["min"] > 0 for found in figures.values())
+    assert list(costs) == list(OVERHEAD_ARMS)
+    assert costs["plain"]["speedup"]["median"] == 1
+    assert costs["both"]["tokens"] > 1.4 * costs["plain"]["tokens"], "a picture more each"
+    assert costs["token"]["tokens"] == costs["plain"]["tokens"]
+    assert all(cost["ms"]["min"] > 0 for cost in costs.values())
     assert mllm.fingerprint != before, "it trained"
     assert "forward" not in vars(mllm.model)
 
 
 @pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])
-def test_every_way_of_reranking_gives_the_same_scores(
+def test_every_method_of_reranking_gives_the_same_scores(
     architecture: str, tiny_mllm: Callable[[str], MLLM], world: Path
 ) -> None:
     source = WebQA(world, split="train")
     with work_clock():
-        figures = reranking_overhead(tiny_mllm(architecture), source, num_candidates=6, rounds=2)
-    assert list(figures) == ["serial", "batched", "cold", "warm"]
-    assert all(found["difference"] <= 1e-5 for found in figures.values())
-    assert figures["serial"]["speedup"]["median"] == 1
-    assert figures["warm"]["ms"]["median"] < figures["cold"]["ms"]["median"]
+        costs = reranking_overhead(tiny_mllm(architecture), source, num_candidates=6, rounds=2)
+    assert list(costs) == ["serial", "batched", "cold", "warm"]
+    assert all(cost["difference"] <= 1e-5 for cost in costs.values())
+    assert costs["serial"]["speedup"]["median"] == 1
+    assert costs["warm"]["ms"]["median"] < costs["cold"]["ms"]["median"]
     with pytest.raises(ValueError, match="rounds=1"):
         reranking_overhead(tiny_mllm(architecture), source, rounds=1)
 
 
-def test_of_a_model_without_reusable_prefixes_the_plain_ways_are_measured(
+def test_of_a_model_without_reusable_prefixes_the_plain_methods_are_measured(
     tiny_mllm: Callable[[str], MLLM], world: Path
 ) -> None:
     source = WebQA(world, split="train")
-    figures = reranking_overhead(tiny_mllm("paligemma"), source, num_candidates=3, rounds=2)
-    assert list(figures) == ["serial", "batched"]
+    costs = reranking_overhead(tiny_mllm("paligemma"), source, num_candidates=3, rounds=2)
+    assert list(costs) == ["serial", "batched"]
 
 
 def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_pat
     assert outcome.exit_code == 0, outcome.output
     for name in (*OVERHEAD_ARMS, "serial", "warm"):
         assert f"\n{name}\t" in outcome.output
-    figures = json.loads(path.read_text())
-    assert figures["train"].keys() == OVERHEAD_ARMS.keys()
-    assert list(figures["rerank"]) == ["serial", "batched", "cold", "warm"]
+    record = json.loads(path.read_text())
+    assert record["train"].keys() == OVERHEAD_ARMS.keys()
+    assert list(record["rerank"]) == ["serial", "batched", "cold", "warm"]
     only = [*command, "--device", "cpu", "--only", "rerank", "--json", str(path)]
     assert CliRunner().invoke(app, only).exit_code == 0
     record = json.loads(path.read_text())
