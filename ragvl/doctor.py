@@ -1,4 +1,4 @@
-"""What ragvl found on this machine: versions, devices, and each operation's backend."""
+"""What ragvl has on this machine: versions, devices, and each operation's backend."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _PACKAGES = {
 
 def versions() -> dict[str, str]:
     """The version of Python and of each package that matters, or "not installed"."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for purpose, names in _PACKAGES.items():
-        found[purpose] = "not installed"
+        installed[purpose] = "not installed"
         for name in names:
             try:
                 version = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 continue
-            found[purpose] = version if name == purpose else f"{version} ({name})"
-    return found
+            installed[purpose] = version if name == purpose else f"{version} ({name})"
+    return installed
 
 
 def machine() -> dict[str, str]:
     """The processor and the GPUs, and what the compiled kernels use of them."""
-    found = {
+    facts = {
         "cpu": _cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
@@ -48,19 +48,19 @@ def machine() -> dict[str, str]:
     try:
         kernels = compiled()
     except BackendUnavailableError as error:
-        found["cpu kernels"] = found["cuda kernels"] = str(error)
+        facts["cpu kernels"] = facts["cuda kernels"] = str(error)
     else:
         try:
-            found["cpu kernels"] = kernels.cpu_isa()
+            facts["cpu kernels"] = kernels.cpu_isa()
         except ValueError as error:  # RAGVL_CPU_ISA names what this CPU lacks
-            found["cpu kernels"] = str(error)
+            facts["cpu kernels"] = str(error)
         architectures = kernels.cuda_architectures
-        found["cuda kernels"] = f"for {architectures}" if architectures else "not compiled"
-    found["bfloat16 on the cpu"] = _cpu_bfloat16()
-    found["cuda in torch"] = torch.version.cuda or "none (a CPU build of torch)"
+        facts["cuda kernels"] = f"for {architectures}" if architectures else "not compiled"
+    facts["bfloat16 on the cpu"] = _cpu_bfloat16()
+    facts["cuda in torch"] = torch.version.cuda or "none (a CPU build of torch)"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    found["gpu"] = ", ".join(gpus) or "none"
-    return found
+    facts["gpu"] = ", ".join(gpus) or "none"
+    return facts
 
 
 def examine() -> dict[str, Any]:

@@ -282,18 +282,18 @@ def test_data_draw_writes_what_the_other_commands_read(tmp_path: Path) -> None:
     outcome = invoke("draw", str(tmp_path / "w"), "--test", "4", "--val", "2", "--questions", "3")
     assert outcome.exit_code == 0, outcome.output
     assert "6 places" in outcome.output
-    told = invoke("check", str(tmp_path / "w"), "--split", "test").output
-    assert 4 < int(told.split()[0]) <= 12  # the same may be asked twice
-    assert "12 documents, 0 problems" in told
+    report = invoke("check", str(tmp_path / "w"), "--split", "test").output
+    assert 4 < int(report.split()[0]) <= 12  # two may be the same
+    assert "12 documents, 0 problems" in report
     outcome = invoke("draw", str(tmp_path / "c"), "--subject", "charts", "--test", "4")
     assert "4 charts" in outcome.output
     assert ", profit: " in (tmp_path / "c" / "descriptions.json").read_text()
     outcome = invoke("draw", str(tmp_path / "k"), "--test", "4", "--captions")
     assert "12 usable questions" in invoke("check", str(tmp_path / "k" / "captions.json")).output
-    for wrong, told in (((), "nothing to draw"), (("--test", "3"), "not even")):
+    for wrong, message in (((), "nothing to draw"), (("--test", "3"), "not even")):
         outcome = invoke("draw", str(tmp_path / "wrong"), *wrong)
         assert outcome.exit_code == 1
-        assert told in outcome.output
+        assert message in outcome.output
     assert not (tmp_path / "wrong").exists()
 
 

@@ -17,13 +17,13 @@ def _wide_and_as_installed(monkeypatch):
 
 
 def test_versions_name_what_is_and_what_is_not_installed():
-    found = versions()
-    assert found["torch"] == importlib.metadata.version("torch")
-    assert found["faiss"].endswith(("(faiss-cpu)", "(faiss-gpu)"))
+    installed = versions()
+    assert installed["torch"] == importlib.metadata.version("torch")
+    assert installed["faiss"].endswith(("(faiss-cpu)", "(faiss-gpu)"))
     try:
-        assert found["flash-attn"] == importlib.metadata.version("flash-attn")
+        assert installed["flash-attn"] == importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
-        assert found["flash-attn"] == "not installed"
+        assert installed["flash-attn"] == "not installed"
 
 
 def test_machine_names_the_instruction_set_and_the_cuda_build(monkeypatch):

@@ -50,7 +50,7 @@ _NAMED_RUNS = 3  # in a message about several
 
 
 class TestSettings(BaseModel):
-    """What the trained models are asked.
+    """What the trained models are tested on.
 
     Attributes:
         data: a data set; see `open_questions`.
@@ -81,7 +81,7 @@ class AblationSettings(BaseModel):
         settings: flags of `ragvl train`, for every run.
         arms: what each changes, by name; the first is what the others are compared with.
         seeds: each arm is trained with each.
-        test: what the trained models are asked.
+        test: what the trained models are tested on.
         untrained: evaluate the model that all start from as well.
         keep_models: do not delete a model once it is evaluated.
     """
@@ -161,7 +161,7 @@ class AblationSettings(BaseModel):
                 yield Run(name, changes, seed)
 
     def flags(self, run: Run, folder: Path) -> list[str]:
-        """What `ragvl train` is told for a run that goes into `folder`."""
+        """Flags of `ragvl train` for a run that goes into `folder`."""
         flags = {"report_to": "none", **self.settings, **run.changes}
         flags |= {"seed": run.seed, "output_dir": folder, "resume_from_checkpoint": "last"}
         # A recipe goes first: of two settings the later one counts
@@ -174,14 +174,14 @@ class AblationSettings(BaseModel):
         Raises:
             ValueError: the settings of a run cannot be used; the message names each such run.
         """
-        found, problems = [], Problems()
+        planned, problems = [], Problems()
         for run in self.runs():
             try:
-                found.append((run, plan(self.stage, self.flags(run, Path("unused")))))
+                planned.append((run, plan(self.stage, self.flags(run, Path("unused")))))
             except ValueError as error:
                 problems.add(run, error)
         self.refuse(problems)
-        return found
+        return planned
 
     def refuse(self, problems: Problems) -> None:
         """Ends with what is wrong, if anything is.
@@ -216,7 +216,7 @@ class Run:
 
 
 class Problems:
-    """What is wrong with which runs; runs with the same problem are told of together."""
+    """What is wrong with which runs; runs with the same problem are named together."""
 
     def __init__(self) -> None:
         self._runs: dict[str, list[Run]] = {}
@@ -259,17 +259,17 @@ class _Loader(yaml.SafeLoader):
 def _load(path: Path) -> Any:
     try:
         with open_regular(path, max_bytes=_MAX_BYTES) as file:
-            found = yaml.load(file.read().decode("utf-8"), _Loader)
+            content = yaml.load(file.read().decode("utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(
             f"{path} is not YAML that can be used: {reason(error, MAX_ERROR)}"
         ) from error
-    if not isinstance(found, dict):
-        what = "it is empty" if found is None else f"it is a {type(found).__name__}"
+    if not isinstance(content, dict):
+        what = "it is empty" if content is None else f"it is a {type(content).__name__}"
         raise ValueError(f"{path}: {what}; expected keys stage, settings, arms, seeds and test")
-    return found
+    return content
 
 
 def _refuse_elsewhere(settings: Iterable[str]) -> None:

@@ -53,7 +53,8 @@ JsonFile = Annotated[
 ]
 
 Split = Annotated[
-    str | None, typer.Option(help="Which; what results are usually told of if not given.")
+    str | None,
+    typer.Option(help="Which; if not given, the one that results are usually of."),
 ]
 
 Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
@@ -80,7 +81,7 @@ Skip = Annotated[int, typer.Option(min=0, help="Leave out so many questions, the
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]
 Model = Annotated[str, typer.Option(help="A hub id or a folder.")]
-Preset = Annotated[str, typer.Option(help="What the checkpoint is asked.")]
+Preset = Annotated[str, typer.Option(help="How the checkpoint is prompted.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 

@@ -98,17 +98,17 @@ def webqa_accuracy(answer: str, accepted: Sequence[str], category: str) -> float
     """
     if not accepted:
         return 0.0
-    found, wanted = _webqa_words(answer), _webqa_words(accepted[0])
+    given, wanted = _webqa_words(answer), _webqa_words(accepted[0])
     if category == "number":
-        found, wanted = _numbers(found), _numbers(wanted)
+        given, wanted = _numbers(given), _numbers(wanted)
     elif (domain := _DOMAINS.get(category)) and domain.intersection(wanted):
-        found, wanted = list(domain.intersection(found)), list(domain.intersection(wanted))
-    same = sum((Counter(found) & Counter(wanted)).values())
+        given, wanted = list(domain.intersection(given)), list(domain.intersection(wanted))
+    same = sum((Counter(given) & Counter(wanted)).values())
     if not same:
         return 0.0
     recall = same / len(wanted)
     if category in (*_DOMAINS, "number"):
-        precision = same / len(found)
+        precision = same / len(given)
         return 2 * precision * recall / (precision + recall)
     return recall
 
@@ -175,42 +175,42 @@ def multimodalqa_em(answer: str, accepted: Sequence[str]) -> float:
         answer: what was answered; cut at commas where `accepted` has several parts.
         accepted: the parts of the one answer; 0 if there are none.
     """
-    found, wanted = _parts(answer, accepted)
-    same = {text for text, _ in found} == {text for text, _ in wanted}
-    return float(bool(wanted) and same and len(found) == len(wanted))
+    given, wanted = _parts(answer, accepted)
+    same = {text for text, _ in given} == {text for text, _ in wanted}
+    return float(bool(wanted) and same and len(given) == len(wanted))
 
 
 def multimodalqa_f1(answer: str, accepted: Sequence[str]) -> float:
     """F1 of the words of each part, for the best match of parts; see `multimodalqa_em`."""
     from scipy.optimize import linear_sum_assignment
 
-    found, wanted = _parts(answer, accepted)
+    given, wanted = _parts(answer, accepted)
     if not wanted:
         return 0.0
-    scores = np.array([[_bag_f1(have, want) for _, have in found] for _, want in wanted])
+    scores = np.array([[_bag_f1(have, want) for _, have in given] for _, want in wanted])
     rows, columns = linear_sum_assignment(-scores)
-    return round(float(scores[rows, columns].sum()) / max(len(found), len(wanted)), 2)
+    return round(float(scores[rows, columns].sum()) / max(len(given), len(wanted)), 2)
 
 
 def _parts(
     answer: str, accepted: Sequence[str]
 ) -> tuple[list[tuple[str, frozenset[str]]], list[tuple[str, frozenset[str]]]]:
     """Normalised text and bag of words of each part of the answer and of the reference."""
-    given = [part for part in answer.split(",") if part.strip()] if len(accepted) > 1 else []
-    found, wanted = (
-        [_drop_normalised(part) for part in given or [answer]],
+    pieces = [part for part in answer.split(",") if part.strip()] if len(accepted) > 1 else []
+    given, wanted = (
+        [_drop_normalised(part) for part in pieces or [answer]],
         list(map(_drop_normalised, accepted)),
     )
-    return [(t, frozenset(t.split())) for t in found], [(t, frozenset(t.split())) for t in wanted]
+    return [(t, frozenset(t.split())) for t in given], [(t, frozenset(t.split())) for t in wanted]
 
 
-def _bag_f1(found: frozenset[str], wanted: frozenset[str]) -> float:
+def _bag_f1(given: frozenset[str], wanted: frozenset[str]) -> float:
     """0 where the reference has numbers and the answer none of them."""
     numbers = set(filter(_is_number, wanted))
-    if numbers and not numbers.intersection(found):
+    if numbers and not numbers.intersection(given):
         return 0.0
-    same = len(found & wanted)
-    precision = same / len(found) if found else 1.0
+    same = len(given & wanted)
+    precision = same / len(given) if given else 1.0
     recall = same / len(wanted) if wanted else 1.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 

@@ -167,8 +167,8 @@ def precision_threshold(
     top_k = max(map(len, recalls.relevance))
     scores = np.full((num_questions, top_k), -1.0)
     is_gold = np.zeros((num_questions, top_k), bool)
-    for row, (found, hits) in enumerate(zip(recalls.relevance, recalls.is_gold, strict=True)):
-        scores[row, : len(found)], is_gold[row, : len(found)] = found, hits
+    for row, (relevance, hits) in enumerate(zip(recalls.relevance, recalls.is_gold, strict=True)):
+        scores[row, : len(relevance)], is_gold[row, : len(hits)] = relevance, hits
     groups = np.arange(num_questions) if recalls.groups is None else np.array(recalls.groups)
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(sizes))

@@ -1,4 +1,4 @@
-"""How well documents are found, each figure with its 95 % interval.
+"""How well documents are retrieved and ranked, each figure with its 95 % interval.
 
 Every figure here is a ratio of two sums over questions, as the paper counts: recall@k is gold
 documents found over gold documents there are, so that a question with two of them weighs twice. The

@@ -31,7 +31,7 @@ def pool_result(
     answers: Mapping[str, AnswerFigures],
     estimated_otherwise: Sequence[str],
 ) -> PoolResult:
-    """How well a pool's documents were retrieved, reranked, kept and told apart.
+    """How well a pool's documents were retrieved, reranked, kept and separated.
 
     Args:
         rankings: of every question; where no gold document is known, a ranking counts for nothing.

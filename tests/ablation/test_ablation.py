@@ -200,7 +200,7 @@ def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path)
     mllm.model.get_output_embeddings().weight.data[0, 0] += 1
     mllm.model.save_pretrained(base)
     assert again(settings, work) == 2
-    # what is asked
+    # what it is tested on
     settings["test"] = {"data": str(data), "split": "test", "num_questions": 3, "max_new_tokens": 4}
     assert again(settings, work) == 2
     write_world(data, Places(), counts={"train": 8, "test": 4}, seed=5)

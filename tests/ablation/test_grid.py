@@ -87,9 +87,9 @@ def test_the_papers_method_and_the_releases_are_arms(tmp_path: Path) -> None:
 
 
 def test_the_grids_of_the_benchmarks_can_be_read() -> None:
-    found = list((Path(__file__).parents[2] / "benchmarks" / "ablations").glob("*.yaml"))
-    assert len(found) >= 2
-    for path in found:
+    shipped = list((Path(__file__).parents[2] / "benchmarks" / "ablations").glob("*.yaml"))
+    assert len(shipped) >= 2
+    for path in shipped:
         assert AblationSettings.read(path)
 
 
@@ -197,5 +197,5 @@ def test_wrong_encodings_and_missing_files(tmp_path: Path) -> None:
 
 def test_anchors_are_not_keys_there_twice(tmp_path: Path) -> None:
     arms = "arms:\n  plain: &a {share: 0.5}\n  other: {<<: *a, share: 0.1}"
-    found = read(tmp_path, yaml.safe_dump(grid(arms={})).replace("arms: {}", arms))
-    assert found.arms == {"plain": {"share": 0.5}, "other": {"share": 0.1}}
+    settings = read(tmp_path, yaml.safe_dump(grid(arms={})).replace("arms: {}", arms))
+    assert settings.arms == {"plain": {"share": 0.5}, "other": {"share": 0.1}}

@@ -30,14 +30,14 @@ def test_adaptive_is_where_the_densities_cross() -> None:
     """Of two normal densities of one width that is midway; of two widths, a root of a quadratic."""
     rng = np.random.default_rng(0)
     correct, erroneous = rng.normal(3, 1, 20_000), rng.normal(-1, 1, 30_000)
-    found = adaptive_threshold(recalls(expit(correct), expit(erroneous)))
-    assert found == pytest.approx(expit(1.0), abs=0.02)
+    threshold = adaptive_threshold(recalls(expit(correct), expit(erroneous)))
+    assert threshold == pytest.approx(expit(1.0), abs=0.02)
     wide = rng.normal(-1, 2, 30_000)
     # log densities equal: (x-3)^2 / 2 = (x+1)^2 / 8 + log 2
     roots = np.roots([3 / 8, -3.25, 9 / 2 - 1 / 8 - np.log(2)])
     (crossing,) = [root for root in roots if -1 < root < 3]
-    found = adaptive_threshold(recalls(expit(correct), expit(wide)))
-    assert found == pytest.approx(expit(crossing), abs=0.03)
+    threshold = adaptive_threshold(recalls(expit(correct), expit(wide)))
+    assert threshold == pytest.approx(expit(crossing), abs=0.03)
 
 
 @pytest.mark.parametrize(("far", "width"), [(8, 0.3), (8, 1.0), (12, 0.5)])
@@ -45,8 +45,8 @@ def test_adaptive_of_recalls_that_lie_far_apart(far: float, width: float) -> Non
     """Between them both densities are 0 in floating point; the crossing is midway all the same."""
     rng = np.random.default_rng(5)
     correct, erroneous = rng.normal(far, width, 300), rng.normal(-far, width, 300)
-    found = adaptive_threshold(recalls(expit(correct), expit(erroneous)))
-    assert abs(np.log(found / (1 - found))) < 0.15 * far
+    threshold = adaptive_threshold(recalls(expit(correct), expit(erroneous)))
+    assert abs(np.log(threshold / (1 - threshold))) < 0.15 * far
 
 
 def test_f1_is_highest_at_the_threshold() -> None:
@@ -54,14 +54,14 @@ def test_f1_is_highest_at_the_threshold() -> None:
     gold = rng.random((300, 2)) < 0.4
     scores = expit(rng.normal(np.where(gold, 1.5, -1.5), 1.5))
     num_gold = gold.sum(1) + (rng.random(300) < 0.2)  # some were not among the recalls
-    found = f1_threshold(Recalls(scores.tolist(), gold.tolist(), num_gold.tolist()))
+    threshold = f1_threshold(Recalls(scores.tolist(), gold.tolist(), num_gold.tolist()))
 
     def f1(threshold: float) -> float:
         kept = scores >= threshold
         return 2 * (kept & gold).sum() / (kept.sum() + num_gold.sum())
 
-    assert f1(found) == max(f1(score) for score in scores.ravel())
-    assert found not in scores  # between two recalls, so that rounding does not decide
+    assert f1(threshold) == max(f1(score) for score in scores.ravel())
+    assert threshold not in scores  # between two recalls, so that rounding does not decide
 
 
 def population(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ def population(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 def test_the_promised_precision_is_kept_as_often_as_promised() -> None:
     rng = np.random.default_rng(2)
     many_scores, many_gold = population(rng, 400_000)
-    trials, broken, found = 300, 0, []
+    trials, broken, thresholds = 300, 0, []
     for _ in range(trials):
         scores, gold = population(rng, 400)
         dev = Recalls(scores.tolist(), gold.tolist(), [2] * 400)
@@ -83,17 +83,17 @@ def test_the_promised_precision_is_kept_as_often_as_promised() -> None:
             threshold = precision_threshold(dev, 0.8)
         except ThresholdError:
             continue
-        found.append(threshold)
+        thresholds.append(threshold)
         broken += many_gold[many_scores >= threshold].mean() < 0.8
     assert broken <= 0.1 * trials
-    assert len(found) > 0.9 * trials  # it does not promise by refusing
-    kept = (many_scores >= np.median(found)).mean()
+    assert len(thresholds) > 0.9 * trials  # it does not promise by refusing
+    kept = (many_scores >= np.median(thresholds)).mean()
     assert kept > 0.25  # nor by keeping next to nothing
     # no better than the truth allows: some lower threshold would break the promise
     lowest = min(
         t for t in expit(np.arange(-6, 12, 0.5)) if many_gold[many_scores >= t].mean() > 0.8
     )
-    assert np.median(found) >= lowest
+    assert np.median(thresholds) >= lowest
 
 
 @pytest.mark.parametrize(("pictures", "each"), [(60, 5), (100, 5), (30, 10), (200, 1)])

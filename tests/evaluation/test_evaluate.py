@@ -129,11 +129,11 @@ def counting(models: Models) -> Models:
 def test_each_documents_prefix_is_built_once(source: WebQA, models: Models) -> None:
     own = counting(models)
     settings = replace(SETTINGS, num_timed=0)
-    found = evaluate(source, own, settings, progress=False)
+    evaluated = evaluate(source, own, settings, progress=False)
     assert isinstance(own.reranker, _Counting)
     pairs = {
         (ranking.question.id, c.id)
-        for rankings in found.rankings.values()
+        for rankings in evaluated.rankings.values()
         for ranking in rankings
         for c in ranking.retrieved
     }
@@ -154,9 +154,9 @@ def test_an_evaluation_that_was_broken_off_goes_on(
     settings = replace(SETTINGS, num_timed=0)
     with pytest.raises(KeyboardInterrupt):
         evaluate(source, broken, settings, work=tmp_path, progress=False)
-    found = evaluate(source, whole, settings, work=tmp_path, progress=False)
+    evaluated = evaluate(source, whole, settings, work=tmp_path, progress=False)
     for pool in ("full", "gold"):
-        assert found.rankings[pool] == evaluation.rankings[pool]  # type: ignore[index]
+        assert evaluated.rankings[pool] == evaluation.rankings[pool]  # type: ignore[index]
     assert 0 < whole.reranker.pairs < broken.reranker.pairs + whole.reranker.pairs
     again = counting(models)
     # another threshold, another top_k: nothing new is scored
@@ -230,9 +230,9 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     assert "f1" in saved.values
     calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     settings = replace(SETTINGS, thresholds=("f1", "natural"), num_timed=0)
-    found = evaluate(source, calibrated, settings, progress=False)
-    assert found.result.thresholds == {"f1": saved.values["f1"], "natural": 0.5}
-    assert found.result.estimated_on == EstimatedOn(
+    evaluated = evaluate(source, calibrated, settings, progress=False)
+    assert evaluated.result.thresholds == {"f1": saved.values["f1"], "natural": 0.5}
+    assert evaluated.result.estimated_on == EstimatedOn(
         data=dev.name,
         pool="full",
         num_candidates=8,
@@ -241,11 +241,11 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
         refused=saved.refused,
     )
     # a promise of precision is about the conditions it was estimated under
-    differing = {name: pool.estimated_otherwise for name, pool in found.result.pools.items()}
+    differing = {name: pool.estimated_otherwise for name, pool in evaluated.result.pools.items()}
     assert differing == {"full": [], "gold": ["pool"]}
     other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
-    found = evaluate(source, calibrated, other, progress=False)
-    assert found.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]
+    evaluated = evaluate(source, calibrated, other, progress=False)
+    assert evaluated.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
         evaluate(source, models, settings, progress=False)
     with pytest.raises(ThresholdError, match="none to estimate"):
@@ -273,8 +273,8 @@ def test_no_question_is_judged_by_its_own_threshold(
     parted = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     with pytest.raises(ThresholdError, match="1 of its questions are asked"):
         evaluate(dev, parted, replace(settings, skip=29), progress=False)
-    found = evaluate(dev, parted, replace(settings, skip=30), progress=False)
-    assert found.result.num_questions == len(dev.questions) - 30
+    evaluated = evaluate(dev, parted, replace(settings, skip=30), progress=False)
+    assert evaluated.result.num_questions == len(dev.questions) - 30
     namesake = tmp_path / places.name
     others = WebQA(write_world(namesake, Places(), counts={"val": 4}, seed=5), split="val")
     assert others.name == dev.name
@@ -328,13 +328,13 @@ def test_data_that_have_changed_are_computed_again(
     for line in lines:
         line["question"] = "Is it a castle?"
     own.write_text("\n".join(map(json.dumps, lines)))
-    asked = check(own)
-    assert asked.rankings != before.rankings
+    reworded = check(own)
+    assert reworded.rankings != before.rankings
     for line in lines:
         line["captions"] = ["A picture"] * len(line["images"])
     own.write_text("\n".join(map(json.dumps, lines)))
     captioned = check(own)
-    assert captioned.rankings != asked.rankings
+    assert captioned.rankings != reworded.rankings
     for picture in own.parent.glob("*.png"):
         write_picture(picture, color="white")
         os.utime(picture, (1, 1))
@@ -357,11 +357,11 @@ def test_a_broken_gold_picture_leaves_its_question_out_every_time(
     problems = {"broken picture": 1, "gold picture broken": asking}
     for _ in range(2):  # the second time from what was kept
         source = JsonlQuestions(own)
-        found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
-        assert found.result.num_questions == len(lines) - asking
-        assert found.result.problems == problems
+        evaluated = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
+        assert evaluated.result.num_questions == len(lines) - asking
+        assert evaluated.result.problems == problems
         images = {name for line in lines for name in line["images"]}
-        assert found.result.pools["full"].num_documents == len(images) - 1
+        assert evaluated.result.pools["full"].num_documents == len(images) - 1
         with pytest.raises(DataError, match="broken picture"):
             evaluate(
                 JsonlQuestions(own, strict=True),
@@ -446,18 +446,18 @@ def test_a_prompt_that_is_too_long_is_counted_and_named(
     own.write_text("\n".join(map(json.dumps, lines)))
     for _ in range(2):
         source = JsonlQuestions(own)
-        found = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
-        candidates = len(found.rankings["full"][2].retrieved)
-        assert all(math.isnan(c.relevance) for c in found.rankings["full"][2].retrieved)
-        assert found.result.problems == {
+        evaluated = evaluate(source, models, QUICK, work=tmp_path / "work", progress=False)
+        candidates = len(evaluated.rankings["full"][2].retrieved)
+        assert all(math.isnan(c.relevance) for c in evaluated.rankings["full"][2].retrieved)
+        assert evaluated.result.problems == {
             "pair that cannot be scored": candidates,
             "question that cannot be answered": 1,
         }
         named = "\n".join(source.problems.lines())
         assert named.count(repr(lines[2]["id"])) == candidates + 1
-        answers = found.answers["full", "gold"]
+        answers = evaluated.answers["full", "gold"]
         assert answers[2] == "" and all(answers[:2] + answers[3:])
-    assert json.dumps(to_json(found.result), allow_nan=False)
+    assert json.dumps(to_json(evaluated.result), allow_nan=False)
     with pytest.raises(DataError, match="cannot be scored"):
         evaluate(JsonlQuestions(own, strict=True), models, QUICK, progress=False)
 
@@ -489,16 +489,16 @@ def test_captions_are_searched_for_by_the_same_command(
     captions = Captions(write_karpathy(tmp_path / "dataset_drawn.json", images))
     reranker = Reranker(models.reranker.mllm, template="retrieval")
     own = replace(models, reranker=reranker, generator=None)
-    found = evaluate(captions, own, replace(SETTINGS, pools=("full",)), progress=False)
-    assert found.result.settings.top_k == 1
-    pool = found.result.pools["full"]
+    evaluated = evaluate(captions, own, replace(SETTINGS, pools=("full",)), progress=False)
+    assert evaluated.result.settings.top_k == 1
+    pool = evaluated.result.pools["full"]
     assert pool.answers == {}
     assert set(pool.reranked) >= {"recall@1", "recall@5", "recall@10"}
-    ranking = found.rankings["full"][0]
+    ranking = evaluated.rankings["full"][0]
     assert "Is the image relevant to the caption?" in reranker.prompt(
         "x", captions.document(ranking.retrieved[0].id)
     )
-    write_report(found, tmp_path / "report.html")
+    write_report(evaluated, tmp_path / "report.html")
     assert "Recall before and after" in (tmp_path / "report.html").read_text()
 
 
@@ -507,16 +507,16 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
         write_picture(tmp_path / name)
     line = {"id": "q", "question": "What color is it?", "images": ["a.png", "b.png"]}
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
-    found = evaluate(
+    evaluated = evaluate(
         JsonlQuestions(tmp_path / "own.jsonl"),
         models,
         replace(SETTINGS, pools=("full",), num_timed=1),
         progress=False,
     )
-    assert "reranked" not in to_json(found.result)["pools"]["full"]
-    assert len(found.answers["full", "natural"]) == 1
-    assert next(iter(found.submission()))[0] == "q"
-    write_report(found, tmp_path / "report.html")
+    assert "reranked" not in to_json(evaluated.result)["pools"]["full"]
+    assert len(evaluated.answers["full", "natural"]) == 1
+    assert next(iter(evaluated.submission()))[0] == "q"
+    write_report(evaluated, tmp_path / "report.html")
 
 
 def test_answers_are_shown_where_no_gold_is_known(
@@ -524,21 +524,21 @@ def test_answers_are_shown_where_no_gold_is_known(
 ) -> None:
     lines = [json.loads(line) | {"gold": []} for line in own.read_text().splitlines()]
     own.write_text("\n".join(map(json.dumps, lines)))
-    found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
-    accuracy = found.result.pools["full"].answers["natural"].measures["accuracy"].value
+    evaluated = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+    accuracy = evaluated.result.pools["full"].answers["natural"].measures["accuracy"].value
     page = own.with_suffix(".html")
-    write_report(found, page)
+    write_report(evaluated, page)
     assert "answers: accuracy" in page.read_text()
-    print_figures(found.result)
+    print_figures(evaluated.result)
     assert f"{100 * accuracy:.1f}" in capsys.readouterr().out
 
 
 def test_a_submission_needs_answers(own: Path, models: Models) -> None:
     lines = [json.loads(line) | {"answer": []} for line in own.read_text().splitlines()]
     own.write_text("\n".join(map(json.dumps, lines)))
-    found = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
+    evaluated = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
     with pytest.raises(ValueError, match="questions with known answers"):
-        next(iter(found.submission()))
+        next(iter(evaluated.submission()))
 
 
 def test_bad_settings_are_refused() -> None:

@@ -15,19 +15,19 @@ from ragvl.files import UnusableFileError
 
 def test_values_come_back_and_only_missing_ones_are_computed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "journal.jsonl"
-    asked: list[list[tuple[str, int]]] = []
+    calls: list[list[tuple[str, int]]] = []
 
     def compute(keys: list[tuple[str, int]]) -> list[float]:
-        asked.append(keys)
+        calls.append(keys)
         return [math.nan if number == 3 else number / 7 for _, number in keys]
 
     keys = [("ä", number) for number in range(5)]
     first: Journal[tuple[str, int]] = Journal(path)
     first.fill([*keys, keys[0]], compute, block=2, title="", progress=False)
-    assert asked == [keys[:2], keys[2:4], keys[4:]]
+    assert calls == [keys[:2], keys[2:4], keys[4:]]
     again: Journal[tuple[str, int]] = Journal(path)
     again.fill([("b", 1), *keys], compute, block=2, title="", progress=False)
-    assert asked[3:] == [[("b", 1)]]
+    assert calls[3:] == [[("b", 1)]]
     assert again["ä", 4] == 4 / 7  # to the last bit
     assert math.isnan(again["ä", 3])
     assert len(list(again)) == 6
@@ -115,11 +115,11 @@ def test_values_of_another_kind_are_not_believed(tmp_path: Path) -> None:
 
 def test_what_could_not_be_computed_is_tried_again_another_time(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    found = iter([[0.5, math.nan], [0.25]])
+    computed = iter([[0.5, math.nan], [0.25]])
     for expected in (math.nan, 0.25):
         journal: Journal[str] = Journal(path, is_value=is_share)
-        journal.fill("ab", lambda _: next(found), block=9, title="", progress=False)
-        journal.fill("ab", lambda _: next(found), block=9, title="", progress=False)
+        journal.fill("ab", lambda _: next(computed), block=9, title="", progress=False)
+        journal.fill("ab", lambda _: next(computed), block=9, title="", progress=False)
         assert journal["a"] == 0.5
         assert journal["b"] == pytest.approx(expected, nan_ok=True)
 

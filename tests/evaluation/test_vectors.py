@@ -23,9 +23,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_vectors_come_back(path: Path) -> None:
-    found = load_vectors(path, 3, [*VECTORS, "d"])
-    assert list(found) == list(VECTORS)
-    assert all(np.array_equal(found[id], VECTORS[id]) for id in VECTORS)
+    loaded = load_vectors(path, 3, [*VECTORS, "d"])
+    assert list(loaded) == list(VECTORS)
+    assert all(np.array_equal(loaded[id], VECTORS[id]) for id in VECTORS)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     save_vectors(path, {}, 3)
     assert load_vectors(path, 3, "abc") == {}
@@ -38,12 +38,12 @@ def test_any_byte_that_is_another_is_noticed(path: Path) -> None:
         changed[place] ^= 1
         path.write_bytes(changed)
         try:  # a name in the head that nobody reads may be another one
-            found = load_vectors(path, 3, list(VECTORS))
+            loaded = load_vectors(path, 3, list(VECTORS))
         except VectorsFileError as error:
             assert str(path) in str(error)
         else:
-            assert list(found) == list(VECTORS)
-            assert all(np.array_equal(found[id], VECTORS[id]) for id in VECTORS)
+            assert list(loaded) == list(VECTORS)
+            assert all(np.array_equal(loaded[id], VECTORS[id]) for id in VECTORS)
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(VectorsFileError):
