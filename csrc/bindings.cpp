@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "diffusion_noise.h"
@@ -43,18 +42,13 @@ void read(py::handle value, T*& to) {
   to = reinterpret_cast<T*>(value.cast<Address>());
 }
 
-// (address, elements from row to row, elements from head to head)
-void read(py::handle value, HeadsView& to) {
-  const auto [address, row_stride, head_stride] =
-      value.cast<std::tuple<Address, int64_t, int64_t>>();
-  to = {reinterpret_cast<void*>(address), row_stride, head_stride};
-}
-
-// (address, elements from prefix to prefix, from head to head, from token to token)
-void read(py::handle value, TokensView& to) {
-  const auto [address, prefix_stride, head_stride, token_stride] =
-      value.cast<std::tuple<Address, int64_t, int64_t, int64_t>>();
-  to = {reinterpret_cast<void*>(address), prefix_stride, head_stride, token_stride};
+// (address, stride of each dimension but the last)
+template <int N>
+void read(py::handle value, View<N>& to) {
+  const auto fields = value.cast<py::tuple>();
+  if (fields.size() != N + 1) throw py::type_error("a view needs an address and its strides");
+  to.data = reinterpret_cast<void*>(fields[0].cast<Address>());
+  for (int i = 0; i < N; ++i) to.stride[i] = fields[i + 1].cast<int64_t>();
 }
 
 void read(py::handle value, DType& to) {

@@ -107,11 +107,6 @@ struct Block {
 
 using Scores = float[chunk_size];  // of one row
 
-template <class T>
-const T* head(const HeadsView& view, int64_t row, int64_t head) {
-  return static_cast<const T*>(view.data) + row * view.row_stride + head * view.head_stride;
-}
-
 // sums[r] += sum over i < depth of factors[r * row_step + i * step] * (lines of i)
 template <int64_t row_step, int64_t step, int64_t rows>
 inline void add_products(Vector (&sums)[rows][2], const float* factors, const float* left,
@@ -284,7 +279,7 @@ class Worker {
     const float factor = p.scale * 1.44269504f;  // log2(e): e^x is 2^(log2(e) x)
     for (int64_t r = 0; r < num_rows; ++r) {
       rows[r] = Row{prefix_length + first_token + r / group};
-      const T* query = head<T>(p.q, query_row(r), query_head(r));
+      const T* query = at<T>(p.q, query_row(r), query_head(r));
       float* to = queries.data() + r / block_size * max_rows * p.dim + r % block_size;
       for (int64_t i = 0; i < p.dim; ++i) to[i * max_rows] = to_float(query[i]) * factor;
     }
@@ -390,8 +385,8 @@ class Worker {
     for (int64_t t = 0; t < chunk_tiles; ++t) chunk.tiles[t] = {keys_copy(t), values_copy(t)};
     for (int64_t n = 0; n < size; ++n) {
       const int64_t row = p.suffix_starts[candidate] + first + n;
-      const T* key = head<T>(p.k, row, kv_head);
-      const T* value = head<T>(p.v, row, kv_head);
+      const T* key = at<T>(p.k, row, kv_head);
+      const T* value = at<T>(p.v, row, kv_head);
       float* key_copy = keys_copy(n / tile_size) + n % tile_size;
       float* value_copy = values_copy(n / tile_size) + n % tile_size * padded_dim;
       for (int64_t i = 0; i < p.dim; ++i) {

@@ -10,18 +10,11 @@
 
 namespace ragvl {
 
-// Rows or heads of q, k or v: a head's elements are contiguous.
-struct HeadsView {
-  const void* data;
-  int64_t row_stride;   // elements from one row to the next
-  int64_t head_stride;  // elements from one head to the next
-};
-
 // The caller has checked everything (ragvl/ops/prefix_attention.py), the tables' values too.
 #define RAGVL_PREFIX_ATTENTION_FIELDS(F)                                                           \
-  F(HeadsView, q)             /* [rows, heads, dim], or [batch, heads, dim] with last_only */      \
-  F(HeadsView, k)             /* [rows, kv_heads, dim] */                                          \
-  F(HeadsView, v)             /* [rows, kv_heads, dim] */                                          \
+  F(View<2>, q)               /* [rows, heads, dim], or [batch, heads, dim] with last_only */      \
+  F(View<2>, k)               /* [rows, kv_heads, dim] */                                          \
+  F(View<2>, v)               /* [rows, kv_heads, dim] */                                          \
   F(const void*, key_pages)   /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
   F(const void*, value_pages) /* [pages, kv_heads, page_size, dim] of the same */                  \
   F(const float*, key_scales) /* [pages, kv_heads, page_size], or null */                          \

@@ -91,9 +91,8 @@ template <class T>
 void one_page(const PrefixWriteParams& p, int64_t prefix, int64_t place, int64_t head) {
   const int64_t first = place * p.page_size;
   const int64_t size = std::min(p.page_size, p.prefix_lengths[prefix] - first);
-  const auto tokens = [&](const TokensView& x) {
-    const T* data = static_cast<const T*>(x.data) + prefix * x.prefix_stride + head * x.head_stride;
-    return Tokens<T>{data + first * x.token_stride, x.token_stride, size};
+  const auto tokens = [&](const View<3>& x) {
+    return Tokens<T>{at<T>(x, prefix, head, first), x.stride[2], size};
   };
   const int64_t page = p.page_table[prefix * p.table_width + place];
   const int64_t token = (page * p.kv_heads + head) * p.page_size;

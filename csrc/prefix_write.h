@@ -10,18 +10,10 @@
 
 namespace ragvl {
 
-// Keys or values of a batch: a head's elements are contiguous.
-struct TokensView {
-  const void* data;
-  int64_t prefix_stride;  // elements from one prefix to the next
-  int64_t head_stride;    // elements from one head to the next
-  int64_t token_stride;   // elements from one token to the next
-};
-
 // The caller has checked everything (ragvl/ops/prefix_write.py), the tables' values too.
 #define RAGVL_PREFIX_WRITE_FIELDS(F)                                                           \
-  F(TokensView, k)        /* [batch, kv_heads, tokens, dim] */                                 \
-  F(TokensView, v)        /* [batch, kv_heads, tokens, dim] */                                 \
+  F(View<3>, k)           /* [batch, kv_heads, tokens, dim] */                                 \
+  F(View<3>, v)           /* [batch, kv_heads, tokens, dim] */                                 \
   F(void*, key_pages)     /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
   F(void*, value_pages)   /* [pages, kv_heads, page_size, dim] of the same */                  \
   F(float*, key_scales)   /* [pages, kv_heads, page_size], or null */                          \

@@ -22,18 +22,16 @@ void rotate(const T* x, int64_t head_stride, const T* cos, const T* sin, int64_t
 
 template <class T>
 void all_positions(const RotaryEmbeddingParams& p, int threads) {
-  const T* q = static_cast<const T*>(p.q);
-  const T* k = static_cast<const T*>(p.k);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t position = 0; position < p.batch * p.length; ++position) {
     const int64_t item = position / p.length, token = position % p.length;
     const int64_t angle = item * p.angle_stride + token * p.dim;
     const T* cos = static_cast<const T*>(p.cos) + angle;
     const T* sin = static_cast<const T*>(p.sin) + angle;
-    rotate(q + item * p.q_item_stride + token * p.q_token_stride, p.q_head_stride, cos, sin,
-           p.heads, p.dim, static_cast<T*>(p.q_out) + position * p.heads * p.dim);
-    rotate(k + item * p.k_item_stride + token * p.k_token_stride, p.k_head_stride, cos, sin,
-           p.kv_heads, p.dim, static_cast<T*>(p.k_out) + position * p.kv_heads * p.dim);
+    rotate(at<T>(p.q, item, 0, token), p.q.stride[1], cos, sin, p.heads, p.dim,
+           static_cast<T*>(p.q_out) + position * p.heads * p.dim);
+    rotate(at<T>(p.k, item, 0, token), p.k.stride[1], cos, sin, p.kv_heads, p.dim,
+           static_cast<T*>(p.k_out) + position * p.kv_heads * p.dim);
   }
 }
 

@@ -12,14 +12,8 @@ namespace ragvl {
 
 // All of `dtype`; the elements of a head lie side by side. The caller has checked everything.
 #define RAGVL_ROTARY_EMBEDDING_FIELDS(F)                                           \
-  F(const void*, q)         /* [batch, heads, length, dim] */                      \
-  F(int64_t, q_item_stride) /* elements from one item of the batch to the next */  \
-  F(int64_t, q_head_stride)                                                        \
-  F(int64_t, q_token_stride)                                                       \
-  F(const void*, k) /* [batch, kv_heads, length, dim] */                           \
-  F(int64_t, k_item_stride)                                                        \
-  F(int64_t, k_head_stride)                                                        \
-  F(int64_t, k_token_stride)                                                       \
+  F(View<3>, q)            /* [batch, heads, length, dim] */                       \
+  F(View<3>, k)            /* [batch, kv_heads, length, dim] */                    \
   F(const void*, cos)      /* [batch, length, dim] */                              \
   F(const void*, sin)      /* [batch, length, dim] */                              \
   F(int64_t, angle_stride) /* of cos and sin, from item to item; 0 if it is one */ \

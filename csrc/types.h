@@ -14,6 +14,13 @@ namespace ragvl {
 
 enum class DType { float32, bfloat16, float16 };
 
+// A tensor of N + 1 dimensions, of which the last is contiguous.
+template <int N>
+struct View {
+  const void* data;
+  int64_t stride[N];  // elements from one place of a dimension to the next
+};
+
 // Unnamed on purpose, here and around every function that a kernel header defines: the CPU kernels
 // are compiled once per instruction set, and of equal inline functions the linker keeps just one.
 // Were that the AVX-512 one, the baseline kernels would crash on an older CPU.
@@ -75,6 +82,15 @@ RAGVL_HD inline void from_float(float value, Float16* to) {
     bits = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   }
   to->bits = static_cast<uint16_t>(bits | sign);
+}
+
+// Where the elements with these indices of the first dimensions begin.
+template <class T, int N, class... Indices>
+const T* at(const View<N>& view, Indices... indices) {
+  const T* pointer = static_cast<const T*>(view.data);
+  int dimension = 0;
+  ((pointer += indices * view.stride[dimension++]), ...);
+  return pointer;
 }
 
 // f(T{}) with the type T that `dtype` names.

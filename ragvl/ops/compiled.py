@@ -18,8 +18,9 @@ def run_compiled(
         device: where its tensors are.
         threads: how many at most, of a CPU; None for as many as torch uses.
         fields: those of the params struct in csrc/<operation>.h. Tensors and dtypes are passed as
-            such; None stands for a tensor that is absent. They are alive here until the launch,
-            copies that a caller made for the call among them.
+            they are, None for a tensor that is absent. They are alive here until the launch, copies
+            made for the call among them. A `View` is what `view` returns; its tensor is the
+            caller's to keep.
     """
     values = {name: _value(field) for name, field in fields.items()}
     if device.type == "cpu":
@@ -29,6 +30,11 @@ def run_compiled(
     else:
         stream = torch.cuda.current_stream(device).cuda_stream
         getattr(compiled(), f"{operation}_cuda")(stream, **values)
+
+
+def view(tensor: Tensor) -> tuple[int, ...]:
+    """A field of type `View`: the address, and the strides of all dimensions but the last."""
+    return tensor.data_ptr(), *tensor.stride()[:-1]
 
 
 def _value(field: object) -> object:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ragvl.ops.arguments import check_tensor, inference_only
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
-from ragvl.ops.compiled import run_compiled
+from ragvl.ops.compiled import run_compiled, view
 
 
 @dataclass(frozen=True)
@@ -341,9 +341,9 @@ def _compiled(
         "prefix_attention",
         q.device,
         threads=batch * kv_heads,
-        q=(q.data_ptr(), *q.stride()[:2]),
-        k=(k.data_ptr(), *k.stride()[:2]),
-        v=(v.data_ptr(), *v.stride()[:2]),
+        q=view(q),
+        k=view(k),
+        v=view(v),
         key_pages=prefix.key_pages,
         value_pages=prefix.value_pages,
         key_scales=prefix.key_scales,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ragvl.ops.arguments import check_tensor
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
-from ragvl.ops.compiled import run_compiled
+from ragvl.ops.compiled import run_compiled, view
 
 _LARGEST = 127  # of a compressed number
 _WRITTEN = "key_pages", "value_pages", "key_scales", "value_scales"
@@ -220,12 +220,11 @@ def _reference(a: Arguments) -> None:
 def _compiled(a: Arguments) -> None:
     """csrc/prefix_write.cpp."""
     (batch, kv_heads, _, dim), (_, table_width) = a.k.shape, a.page_table.shape
-    strided = {name: (x.data_ptr(), *x.stride()[:3]) for name, x in (("k", a.k), ("v", a.v))}
     run_compiled(
         "prefix_write",
         a.k.device,
         threads=batch * table_width * kv_heads,
-        **{**a._asdict(), **strided},
+        **{**a._asdict(), "k": view(a.k), "v": view(a.v)},
         batch=batch,
         kv_heads=kv_heads,
         dim=dim,

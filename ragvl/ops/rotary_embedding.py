@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragvl.ops.arguments import check_tensor, inference_only
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
-from ragvl.ops.compiled import run_compiled
+from ragvl.ops.compiled import run_compiled, view
 
 # Under this many numbers a second thread costs more than it saves.
 _WORK_PER_THREAD = 1 << 15
@@ -134,14 +134,8 @@ def _compiled(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_o
         "rotary_embedding",
         q.device,
         threads=(q.numel() + k.numel()) // _WORK_PER_THREAD,
-        q=q,
-        q_item_stride=q.stride(0),
-        q_head_stride=q.stride(1),
-        q_token_stride=q.stride(2),
-        k=k,
-        k_item_stride=k.stride(0),
-        k_head_stride=k.stride(1),
-        k_token_stride=k.stride(2),
+        q=view(q),
+        k=view(k),
         cos=cos,
         sin=sin,
         angle_stride=cos.stride(0),

@@ -414,7 +414,7 @@ def test_memory_layouts(backend, device, change):
 
 BITWISE_CASES = [
     Case((60, 130, 17, 64, 0), (9, 30, 16, 3, 20), 2, 2, 64),
-    Case((60, 130, 17, 64, 0), (9, 30, 16, 3, 20), 7, 1, 24, window=25),
+    Case((60, 130, 17, 64, 0), (9, 20, 16, 3, 5), 4, 1, 24, window=25),
     Case((60, 70, 17), (9, 10, 16), 4, 2, 32, dtype=torch.bfloat16),
     Case((60, 70, 17), (9, 10, 16), 4, 2, 32, int8=True),
 ]
@@ -446,8 +446,8 @@ def test_a_row_has_the_same_bits_in_any_batch(backend, device, case):
     for one, rows in zip(mine, together, strict=True):
         _assert_same_bits(_rows_of_each(case, [one], **where, seed=1), [rows])
     _assert_same_bits(_rows_of_each(case, mine[::-1], **where, seed=2), together[::-1])
-    among_others = _rows_of_each(case, [*others, *mine, *others], **where, seed=3)
-    _assert_same_bits(among_others[len(others) : -len(others)], together)
+    among_others = _rows_of_each(case, [others[0], *mine, others[1]], **where, seed=3)
+    _assert_same_bits(among_others[1:-1], together)
     if device == "cpu" or case.dtype == torch.float32:  # else in blocks of another size
         lasts = _rows_of_each(replace(case, last_only=True), mine, **where, seed=4)
         _assert_same_bits(lasts, [rows[-1:] for rows in together])
@@ -721,32 +721,20 @@ def test_kernels_refuse_float64():
 # The interpreter accepts what the compiler does not; compiling needs no GPU. In a process of its
 # own, since here TRITON_INTERPRET is set.
 _COMPILE_FOR_A_GPU = """
-import sys
 from prefix_attention_code import Variant, compiled, multiplies_with
-dtype, pages, dim, last_only, architecture = sys.argv[1:]
-variant = Variant(dtype, pages, int(dim), bool(int(last_only)), sliding_window=pages == "int8")
-print(multiplies_with(compiled(variant, architecture=int(architecture))))
+wide = Variant("bfloat16", "bfloat16", 128)
+small = Variant("float16", "int8", 80, sliding_window=True)
+last = Variant("bfloat16", "bfloat16", 128, last_only=True)
+for variant, architecture in ((wide, 90), (small, 90), (last, 90), (small, 80)):
+    print(multiplies_with(compiled(variant, architecture=architecture)))
 """
 
 
-@pytest.mark.parametrize(
-    ("dtype", "pages", "dim", "last_only", "architecture", "instruction"),
-    [
-        ("bfloat16", "bfloat16", 128, 0, 90, "wgmma"),
-        ("bfloat16", "bfloat16", 64, 0, 90, "wgmma"),
-        ("float16", "int8", 80, 0, 90, "wgmma"),
-        ("bfloat16", "bfloat16", 128, 1, 90, "mma.sync"),
-        ("bfloat16", "int8", 128, 0, 80, "mma.sync"),
-    ],
-)
-def test_the_triton_kernel_compiles_for_a_gpu(
-    dtype, pages, dim, last_only, architecture, instruction, monkeypatch
-):
+def test_the_triton_kernel_compiles_for_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    arguments = map(str, (dtype, pages, dim, last_only, architecture))
-    command = [sys.executable, "-c", _COMPILE_FOR_A_GPU, *arguments]
+    command = [sys.executable, "-c", _COMPILE_FOR_A_GPU]
     run = subprocess.run(command, check=True, cwd=BENCHMARKS, capture_output=True, text=True)
-    assert run.stdout.split() == [instruction]
+    assert run.stdout.split() == ["wgmma", "wgmma", "mma.sync", "mma.sync"]
 
 
 @pytest.mark.gpu
