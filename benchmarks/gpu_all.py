@@ -87,6 +87,7 @@ def parts(*, on_gpu: bool) -> tuple[Part, ...]:
             script("gpu_tests", "ops", 400),
             script("gpu_rerank", "tiny", 200),
             script("gpu_ops", None, 200),
+            script("gpu_rerank", "layers", 200),
             script("gpu_rerank", "tiers", 200),
             script("gpu_train", "tiny", 200),
         )
@@ -98,6 +99,7 @@ def parts(*, on_gpu: bool) -> tuple[Part, ...]:
         script("gpu_ops", None, 120),
         script("gpu_rerank", "qwen2.5-vl-3b:256", 120),
         script("gpu_rerank", "internvl2-2b:256", 120),
+        script("gpu_rerank", "layers", 120),
         script("gpu_rerank", "tiers", 90),
         script("gpu_train", "internvl2-1b", 120),
         script("gpu_tests", "architectures", 120),

@@ -23,6 +23,7 @@ import tables
 import torch
 import typer
 from bench_fast_rerank import BASELINE, measure_model
+from bench_layers import measure_layers
 from bench_prefix_cache import measure_tiers
 from gpu import Clocks, goal, run_parts
 from models import build_model
@@ -45,7 +46,8 @@ MODELS = (
     *("qwen3-vl-2b", "llava-1.5-13b"),
 )
 TIERED = "internvl2-2b"
-PARTS = ("tiers", *MODELS)  # tiers:llava-1.5-7b for another model than TIERED
+LAYERED = ("internvl2-1b", "internvl2-2b")
+PARTS = ("tiers", "layers", *MODELS)  # tiers:llava-1.5-7b for another model than TIERED
 NUM_DOCUMENTS = 20
 KNOWN_SHARES = (0.0, 0.5, 0.9, 1.0)
 QUERIES_TOGETHER = 50  # of the throughput
@@ -264,6 +266,19 @@ def tier_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     return goals
 
 
+def layer_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """That each kind of layers is in force, with the scores of eager ones."""
+    goals = []
+    for model in result["models"]:
+        bound = 1e-5 if model["dtype"] == "float32" else 5e-2
+        for layers, kind in model["kinds"].items():
+            of = f"{model['model']}, {layers} layers"
+            goals.append(goal(of, "in force", float(kind["in_force"] == layers), at_least=1))
+            gap = kind["score_difference"]
+            goals.append(goal(of, "largest difference to eager scores", gap, at_most=bound))
+    return goals
+
+
 def measured_models(results: Results) -> list[Result]:
     """Results of the models that were measured on a GPU, some at one number of image tokens."""
     stems = [f"gpu_rerank_{name}" for name in MODELS]
@@ -321,7 +336,8 @@ def _row(case: Result) -> list[str]:
 
 def goals_table(results: Results) -> str:
     """What reranking promises on a GPU, right and fast, and whether it keeps it."""
-    others = ("gpu_tests_sizes", "gpu_tests_sizes_internvl2-1b", "gpu_rerank_tiers")
+    stems = ("tests_sizes", "tests_sizes_internvl2-1b", "rerank_tiers", "rerank_layers")
+    others = [f"gpu_{stem}" for stem in stems]
     return tables.goals([*map(results.get, others), *measured_models(results)])
 
 
@@ -368,6 +384,18 @@ def run(part: str, device: torch.device, seconds: float, *, brief: bool = False)
             rounds=(3 if is_large or brief else 9) if on_gpu else 2,
         )
         return {**result, "goals": tier_goals(result)}
+    if name == "layers":
+        rounds = (15 if brief else 50) if on_gpu else 2
+        models = (only,) if only else LAYERED if on_gpu else ("tiny",)
+        result = {
+            "rounds": rounds,
+            "num_documents": NUM_DOCUMENTS,
+            "models": [
+                measure_layers(model, device, num_documents=NUM_DOCUMENTS, rounds=rounds)
+                for model in models
+            ],
+        }
+        return {**result, "goals": layer_goals(result)}
     shape = SHAPES[name]
     sizes = image_tokens(shape) if on_gpu else (shape.image_tokens,)
     result = measure(
@@ -395,7 +423,7 @@ def main(
     transformers_logging.disable_progress_bar()
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
-    parts = part or (PARTS if on_gpu else ("tiers", "tiny", "tiny-qwen3-vl"))
+    parts = part or (PARTS if on_gpu else ("tiers", "layers", "tiny", "tiny-qwen3-vl"))
     run_parts(
         "gpu_rerank",
         parts,

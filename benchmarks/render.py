@@ -20,6 +20,7 @@ from typing import Annotated
 import bench_diffusion_noise
 import bench_evaluate
 import bench_fast_rerank
+import bench_layers
 import bench_prefix_attention
 import bench_prefix_bookkeeping
 import bench_prefix_cache
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_rerank": gpu_rerank.speed_table,
     "gpu_rerank_goals": gpu_rerank.goals_table,
     "gpu_rerank_tiers": gpu_rerank.tiers_table,
+    "layers": bench_layers.layers_table,
     "prefix_cache_costs": bench_prefix_cache.costs_table,
     "prefix_cache_bookkeeping": bench_prefix_bookkeeping.bookkeeping_table,
     "prefix_cache_bytes": bench_prefix_cache.bytes_table,

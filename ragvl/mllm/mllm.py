@@ -148,7 +148,7 @@ class MLLM:
                 within rounding the same: "eager", Hugging Face's own code; "fused", two operations
                 of ragvl's; "compiled", what `torch.compile` makes of them. A score's bits are as
                 independent of its batch with each. Which is the fastest on a GPU is measured by
-                `benchmarks/gpu_rerank.py --layers`.
+                `make bench-gpu-rerank PARTS=layers`.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
