@@ -35,13 +35,16 @@ _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
 
 
 # What the forward pass that is under way in this thread is for, and where the norm's hook leaves
-# the requested hidden states. A pass touches no other model than its own.
+# the requested hidden states. Hooks get no argument of ours, and other threads may run the model.
 _pass: ContextVar[_Prefill | _Extend | None] = ContextVar("pass", default=None)
 _captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
 
 
 class _Finished(Exception):
-    """Leaves a forward pass of which all that is needed has been computed."""
+    """Leaves a forward pass of which all that is needed has been computed.
+
+    Hugging Face's layers have no other exit: what comes after would be computed for nothing.
+    """
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,7 @@ def _hook(module: nn.Module, function: Callable[..., Any], *, with_kwargs: bool 
 
 
 def _before_norm(_norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Takes the norm's input, and leaves the norm one row to work on."""
+    """Takes the norm's input, and leaves the norm one row to work on: nobody reads its output."""
     captured = _captured.get()
     if captured is None or captured:  # not requested, or there already
         return None
@@ -279,7 +282,12 @@ def _before_decoder(_decoder: nn.Module, _args: Any, kwargs: dict[str, Any]) -> 
 def _before_last_layer(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Keys and values of every row first; then the layer runs on the last tokens alone."""
+    """Keys and values of every row first; then the layer runs on the last tokens alone.
+
+    A layer makes queries, keys and values of one input, so it is called twice: here with all rows,
+    up to its attention, which leaves keys and values in `collected`; then by the model with what
+    this returns, where its attention takes those. Its own call in here comes to this hook again.
+    """
     run = _pass.get()
     if not isinstance(run, _Extend) or layer is not run.last_layer:
         return None
