@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from ragvl.identity import UnnamedContentError, name_of
 _PIECE_BYTES = 64 * 2**20  # hashed by one thread at a time; part of how names are made
 _MAX_THREADS = 16
 _MAX_DEPTH = 8  # of what a tensor subclass holds
+
+Hashes = list[bytes]  # of a tensor's pieces, in order
 
 
 class UnnamedWeightsError(TypeError):
@@ -36,34 +37,26 @@ def weights_name(weights: Mapping[str, Tensor]) -> str:
         UnnamedWeightsError: a tensor has no values that can be read, such as one on the "meta"
             device, or is of a kind that is not known here; the message names it.
     """
-    leaves: dict[int, Tensor] = {}
+    plain: dict[int, tuple[Tensor, Hashes]] = {}
 
-    def note(tensor: Tensor) -> _Leaf:
-        leaves[id(tensor)] = tensor
-        return _Leaf(id(tensor))
+    def hashes_of(tensor: Tensor) -> Hashes:
+        return plain.setdefault(id(tensor), (tensor, []))[1]
 
-    described = {name: _described(name, tensor, note) for name, tensor in weights.items()}
-    hashes = _hash_all(leaves)
-    return name_of("weights", _resolved(described, hashes))
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    """Stands for a plain tensor's hash in the description of a weight."""
-
-    tensor: int
+    described = {name: _described(name, tensor, hashes_of) for name, tensor in weights.items()}
+    _hash_all(plain.values())  # fills the lists that stand in the descriptions
+    return name_of("weights", described)
 
 
-def _described(name: str, value: Any, note: Callable[[Tensor], _Leaf], depth: int = 0) -> Any:
-    """What `name_of` takes, with a leaf for each plain tensor."""
+def _described(name: str, value: Any, hashes_of: Callable[[Tensor], Hashes], depth: int = 0) -> Any:
+    """What `name_of` takes, with the hashes of each plain tensor in it."""
     if depth > _MAX_DEPTH:
         raise UnnamedWeightsError(f"weight {name!r} holds objects nested too deeply to be named")
 
     def inner(part: Any) -> Any:
-        return _described(name, part, note, depth + 1)
+        return _described(name, part, hashes_of, depth + 1)
 
     if isinstance(value, Tensor):
-        return _described_tensor(name, value, note, inner)
+        return _described_tensor(name, value, hashes_of, inner)
     if isinstance(value, torch.dtype | torch.layout | torch.device | torch.memory_format):
         return str(value)
     if isinstance(value, nn.Module):  # bitsandbytes' weights know the layer that they are in
@@ -85,7 +78,7 @@ def _described(name: str, value: Any, note: Callable[[Tensor], _Leaf], depth: in
 
 
 def _described_tensor(
-    name: str, tensor: Tensor, note: Callable[[Tensor], _Leaf], inner: Callable[[Any], Any]
+    name: str, tensor: Tensor, hashes_of: Callable[[Tensor], Hashes], inner: Callable[[Any], Any]
 ) -> Any:
     if nn.parameter.is_lazy(tensor):
         raise UnnamedWeightsError(f"weight {name!r} has no values yet")
@@ -93,7 +86,7 @@ def _described_tensor(
     shape = (str(tensor.dtype), tuple(tensor.shape))
     if kind in (Tensor, nn.Parameter, nn.Buffer):
         _check_readable(name, tensor)
-        return ["tensor", *shape, note(tensor)]
+        return ["tensor", *shape, hashes_of(tensor)]
     # A subclass, such as torchao's int8: what it is made of
     if hasattr(tensor, "__tensor_flatten__"):
         names, context = tensor.__tensor_flatten__()
@@ -115,39 +108,29 @@ def _check_readable(name: str, tensor: Tensor) -> None:
         raise UnnamedWeightsError(f"weight {name!r} is a {what} tensor: convert it to a plain one")
 
 
-def _resolved(described: Any, hashes: Mapping[int, list[bytes]]) -> Any:
-    if isinstance(described, _Leaf):
-        return hashes[described.tensor]
-    if isinstance(described, list | tuple):
-        return [_resolved(part, hashes) for part in described]
-    if isinstance(described, dict):
-        return {name: _resolved(part, hashes) for name, part in described.items()}
-    return described
-
-
-def _hash_all(tensors: Mapping[int, Tensor]) -> dict[int, list[bytes]]:
-    """The hashes of each tensor's pieces, in order."""
-    jobs = [job for key, tensor in tensors.items() for job in _jobs(key, tensor)]
-    hashes: dict[int, list[bytes]] = {key: [] for key in tensors}
+def _hash_all(tensors: Iterable[tuple[Tensor, Hashes]]) -> None:
+    """Adds the hashes of each tensor's pieces to its list, in order."""
+    jobs = [(part, hashes) for tensor, hashes in tensors for part in _parts(tensor)]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for (key, *_), piece_hashes in zip(jobs, pool.map(_hash, jobs), strict=True):
-            hashes[key] += piece_hashes
-    return hashes
+        for (_, hashes), done in zip(
+            jobs, pool.map(_hash, [part for part, _ in jobs]), strict=True
+        ):
+            hashes += done
 
 
-def _jobs(key: int, tensor: Tensor) -> Iterator[tuple[int, Tensor, range]]:
+def _parts(tensor: Tensor) -> Iterator[tuple[Tensor, range]]:
     """What a thread does at a time: a tensor, and where the pieces of it begin that are meant."""
     length = _piece_length(tensor)
     starts = range(0, max(tensor.numel(), 1), length)
     if tensor.is_contiguous():
         for start in starts:
-            yield key, tensor, range(start, start + 1, length)
+            yield tensor, range(start, start + 1, length)
     else:  # its values are put in order first, so one thread takes it all
-        yield key, tensor, starts
+        yield tensor, starts
 
 
-def _hash(job: tuple[int, Tensor, range]) -> list[bytes]:
-    _, tensor, starts = job
+def _hash(part: tuple[Tensor, range]) -> Hashes:
+    tensor, starts = part
     flat = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg().reshape(-1)
     length = _piece_length(tensor)
     pieces = (flat[start : start + length].cpu() for start in starts)
