@@ -181,12 +181,6 @@ class DeviceTier:
         """What is reserved, and has not been written to, so that the system still lends it out."""
         return (self.pool.size - self._touched) * self.page_bytes
 
-    @property
-    @_step
-    def used_pages(self) -> int:
-        """How many pages live leases keep; those of idle prefixes are not among them."""
-        return self.pool.size - len(self._free) - self._idle_pages
-
     # --- leases ---------------------------------------------------------------------------------
 
     def lease(self) -> Lease:

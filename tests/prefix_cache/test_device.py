@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from interrupts import Interrupt
-from prefix_cache.tools import Child
+from prefix_cache.tools import Child, used_pages
 
 from ragvl.mllm import KvLayout
 from ragvl.prefix_cache import (
@@ -41,7 +41,7 @@ def put(tier: DeviceTier, lease: Lease, key: str, num_pages: int = 1) -> CachedP
 
 def check(tier: DeviceTier, *, used: int = 0) -> None:
     """Every page is free or one prefix's, and so many are in use."""
-    assert tier.used_pages == used
+    assert used_pages(tier) == used
     held = [n for entry in tier._entries.values() for n in entry.pages]
     assert sorted(held + tier._free) == list(range(tier.pool.size))
     assert tier.stats.bytes == len(held) * PAGE_BYTES
@@ -181,7 +181,7 @@ def test_a_forked_child_is_rid_of_other_threads_leases_and_locks() -> None:
     assert ready.wait(60)
 
     def child() -> int:
-        used = tier.used_pages
+        used = used_pages(tier)
         with tier.lease() as lease:
             put(tier, lease, "b", 4)
         check(tier)

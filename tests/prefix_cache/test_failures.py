@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from prefix_cache.test_memory import GIB, UNIFIED, Machine
-from prefix_cache.tools import kept_keys
+from prefix_cache.tools import kept_keys, used_pages
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data import images
@@ -67,9 +67,9 @@ def small_cache(mllm: MLLM, folder: Path, **options: Any) -> PrefixCache:
     return PrefixCache(3 * one, host_bytes="64MiB", folder=folder, keep="kv", **options)
 
 
-def used_pages(cache: PrefixCache) -> int:
+def pages_in_use(cache: PrefixCache) -> int:
     assert cache._device is not None
-    return cache._device.used_pages
+    return used_pages(cache._device)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -117,7 +117,7 @@ def test_no_page_is_lost_to_an_error(
             with pytest.raises(error):
                 for _ in range(2):
                     reranker.score(pairs())
-    assert used_pages(cache) == 0
+    assert pages_in_use(cache) == 0
     assert torch.equal(reranker.score(pairs()), expected)
 
 
@@ -144,7 +144,7 @@ def test_no_page_is_lost_to_an_alarm_at_any_time(
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-            assert used_pages(cache) == 0
+            assert pages_in_use(cache) == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -204,7 +204,7 @@ def test_a_forked_child_scores_new_and_known_documents(
     holder.start()
     assert held.wait(60)
     try:
-        scores, used = in_fork(lambda: (reranker.score(pairs()), used_pages(cache)))
+        scores, used = in_fork(lambda: (reranker.score(pairs()), pages_in_use(cache)))
     finally:
         done.set()
         holder.join()

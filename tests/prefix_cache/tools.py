@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ragvl.prefix_cache import DiskTier, HostTier, PrefixRecord
+from ragvl.prefix_cache import DeviceTier, DiskTier, HostTier, PrefixRecord
 
 
 def key(number: int) -> str:
@@ -31,6 +31,12 @@ def kept_keys(tier: HostTier | DiskTier) -> list[str]:
     if isinstance(tier, HostTier):
         return list(tier._records)
     return [entry.path.stem for entry in tier._entries()]
+
+
+def used_pages(tier: DeviceTier) -> int:
+    """How many pages live leases keep, those of idle prefixes not counted."""
+    with tier.lease():  # whose first step mends what an earlier one left half done
+        return tier.pool.size - len(tier._free) - tier._idle_pages
 
 
 def same(a: PrefixRecord, b: PrefixRecord) -> bool:
