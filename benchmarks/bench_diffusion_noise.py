@@ -44,14 +44,14 @@ def methods(
         noised[marked] = signal * visual + scale * torch.randn_like(visual)
         return noised
 
-    found: dict[str, Method] = {BASELINE: eager, "copy alone": x.clone}
+    calls: dict[str, Method] = {BASELINE: eager, "copy alone": x.clone}
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def fused(backend: str = backend) -> Tensor:
             return diffusion_noise(x, marked, seed=1, backend=backend)
 
-        found[backend] = fused
-    return found
+        calls[backend] = fused
+    return calls
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

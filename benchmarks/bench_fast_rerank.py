@@ -1,4 +1,4 @@
-"""fast_rerank against other ways to score the same candidates with the same model, on the CPU.
+"""fast_rerank against other methods to score the same candidates with the same model, on the CPU.
 
 Every method reads the same JPEG files and sees the same prompts, with a new question each round.
 Only warm ones keep something from one call to the next: the documents' prefixes. The run fails if
@@ -159,10 +159,10 @@ def measure_model(
             case = _measure_case(methods, questions[: rounds + 1], documents, device, dtype)
             coming = iter(questions[rounds + 1 :])
             percentiles = {
-                f"{way}_ms": _percentiles_ms(
-                    methods[f"fast_rerank_{way}"], list(islice(coming, calls)), documents, device
+                f"{state}_ms": _percentiles_ms(
+                    methods[f"fast_rerank_{state}"], list(islice(coming, calls)), documents, device
                 )
-                for way, calls in (("warm", warm_calls), ("cold", cold_calls))
+                for state, calls in (("warm", warm_calls), ("cold", cold_calls))
                 if calls
             }
             if evicted := warm.prefix_cache.statistics()["device"].evictions:

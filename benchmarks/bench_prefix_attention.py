@@ -38,7 +38,7 @@ def methods(
 ) -> dict[str, Method]:
     """What to compare, by name; each gives the packed suffixes' rows, (S, H, D).
 
-    With `ragged=0` there is nothing to pad, and torch's attention is also asked without a mask.
+    With `ragged=0` there is nothing to pad, and torch's attention also runs without a mask.
     """
     decoder = SHAPES[model].decoder
     heads, kv_heads, dim = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
@@ -111,15 +111,15 @@ def methods(
     ]
 
     def one_by_one() -> Tensor:
-        found = [
+        outputs = [
             F.scaled_dot_product_attention(
                 query[None], keys, values, own_mask, scale=scale, enable_gqa=True
             )
             for query, (keys, values, own_mask) in zip(by_candidate(q), alone, strict=True)
         ]
-        return torch.cat(found).transpose(1, 2).flatten(0, 1)
+        return torch.cat(outputs).transpose(1, 2).flatten(0, 1)
 
-    found: dict[str, Method] = {
+    calls: dict[str, Method] = {
         BASELINE: stock_cache,
         "sdpa, already concatenated": lambda: sdpa(*whole),
         "sdpa, already concatenated, one by one": one_by_one,
@@ -133,14 +133,14 @@ def methods(
             )
             return out.transpose(1, 2).flatten(0, 1)
 
-        found["sdpa, no padding"] = unpadded
+        calls["sdpa, no padding"] = unpadded
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def paged(backend: str = backend) -> Tensor:
             return prefix_attention(q, k, v, batch, scale=scale, backend=backend)
 
-        found[backend] = paged
-    return found
+        calls[backend] = paged
+    return calls
 
 
 def prefix_lengths(shortest: int, ragged: int = RAGGED) -> list[int]:

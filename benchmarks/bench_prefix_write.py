@@ -65,15 +65,15 @@ def methods(
             target.index_copy_(0, targets, paged.mT if name == "key" else paged)
         return key_pages
 
-    found: dict[str, Method] = {BASELINE: eager}
+    calls: dict[str, Method] = {BASELINE: eager}
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def fused(backend: str = backend) -> Tensor:
             prefix_write(k, v, key_pages, value_pages, table, lengths, **scales, backend=backend)
             return key_pages
 
-        found[backend] = fused
-    return found
+        calls[backend] = fused
+    return calls
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

@@ -34,7 +34,7 @@ def methods(
     device: torch.device,
     vocabulary_size: int = VOCABULARY,
 ) -> dict[str, Method]:
-    """What to compare, by name: the ways without the operation, then each backend that is here.
+    """What to compare, by name: the methods without the operation, then each backend that is here.
 
     With a `vocabulary_size` of 0 the product with the vocabulary, which is large, is left out.
     """
@@ -60,16 +60,16 @@ def methods(
     def two_rows() -> Tensor:
         return (normed() @ head_rows.T).float().softmax(-1)[:, 0]
 
-    found: dict[str, Method] = {"eager, two rows": two_rows}
+    calls: dict[str, Method] = {"eager, two rows": two_rows}
     if vocabulary_size:
-        found = {BASELINE: vocabulary_product} | found
+        calls = {BASELINE: vocabulary_product} | calls
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def fused(backend: str = backend) -> Tensor:
             return relevance_head(hidden, last_index, *parameters, backend=backend)[1]
 
-        found[backend] = fused
-    return found
+        calls[backend] = fused
+    return calls
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

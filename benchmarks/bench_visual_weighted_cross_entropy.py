@@ -80,7 +80,7 @@ def methods(size: Size, labelled: str, head: str, device: torch.device) -> dict[
         torch.autograd.grad(value, wanted)
         return value.detach()
 
-    found: dict[str, Method] = {BASELINE: partial(with_gradients, eager_loss)}
+    calls: dict[str, Method] = {BASELINE: partial(with_gradients, eager_loss)}
     for backend in backends_to_measure(OPERATION, device, size.dtype):
 
         def fused(backend: str = backend) -> Tensor:
@@ -88,11 +88,11 @@ def methods(size: Size, labelled: str, head: str, device: torch.device) -> dict[
                 hidden, hidden_noisy, weight, labels, backend=backend
             )
 
-        found[backend] = partial(with_gradients, fused)
+        calls[backend] = partial(with_gradients, fused)
     liger = _liger(hidden, weight, labels)
     if liger is not None:
-        found["liger, unweighted, one branch"] = partial(with_gradients, liger)
-    return found
+        calls["liger, unweighted, one branch"] = partial(with_gradients, liger)
+    return calls
 
 
 def _liger(hidden: Tensor, weight: Tensor, labels: Tensor) -> Callable[[], Tensor] | None:

@@ -21,7 +21,7 @@ BUILD = ROOT / "build"  # for what no document quotes
 
 def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends of `operation` here, less Triton's interpreter, which is for tests."""
-    found = []
+    available = []
     for backend in OPERATIONS[operation]:
         if backend == "triton" and device.type == "cpu":
             continue
@@ -29,8 +29,8 @@ def backends_to_measure(operation: str, device: torch.device, dtype: torch.dtype
             choose(operation, backend, device, dtype)
         except BackendUnavailableError:
             continue
-        found.append(backend)
-    return found
+        available.append(backend)
+    return available
 
 
 def save(

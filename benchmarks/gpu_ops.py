@@ -1,4 +1,4 @@
-"""Every operation on a GPU, timed against other ways and against what the hardware reaches.
+"""Every operation on a GPU, timed against other methods and against what the hardware reaches.
 
     make bench-gpu-ops                            # builds, then runs this
     python benchmarks/gpu_ops.py --device cpu     # a small size, to see that it runs

@@ -1,4 +1,4 @@
-"""What the benchmarks ask: questions of any length, and documents with pictures and captions."""
+"""The benchmarks' workload: questions of any length, and documents with pictures and captions."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _PICTURE_SIZE = (560, 560)
 def questions(count: int, num_words: int) -> list[str]:
     """So many different questions of `num_words` words, the same ones each time.
 
-    In one round a question is asked once, so that no method can profit from having seen it.
+    In one round a question comes once, so that no method can profit from having seen it.
     """
     rng = random.Random(num_words)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[f"What {' '.join(rng.choices(WORDS, k=num_words - 1))}?"] = None
-    return list(found)
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[f"What {' '.join(rng.choices(WORDS, k=num_words - 1))}?"] = None
+    return list(drawn)
 
 
 def fitting_questions(

@@ -1,7 +1,7 @@
-"""Other ways to score the same prompts, for comparison; our own code.
+"""Other methods to score the same prompts, for comparison; our own code.
 
 Each is a class with `score(query, documents) -> list[float]`. It runs a stock model (the
-CrossEncoder loads its own) and takes from a `Reranker` only what is asked and where: the prompt's
+CrossEncoder loads its own) and takes from a `Reranker` only the input: the prompt's
 text, the answers' token ids, the checkpoint's processor, the device and the dtype.
 """
 

@@ -9,8 +9,8 @@ from bench_prefix_attention import BASELINE, methods
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-internvl"])  # without and with grouped queries
 def test_every_method_gives_the_same_rows(model: str) -> None:
-    found = methods(model, 40, torch.float32, torch.device("cpu"))
-    assert {BASELINE, "reference", "cpu"} < found.keys()
-    expected = found["reference"]()
-    for method in found.values():
+    calls = methods(model, 40, torch.float32, torch.device("cpu"))
+    assert {BASELINE, "reference", "cpu"} < calls.keys()
+    expected = calls["reference"]()
+    for method in calls.values():
         torch.testing.assert_close(method(), expected, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# Of the project's own dependencies, those that such a machine lacks
+# The project's own dependencies that such a machine lacks
 _WITHOUT = """
 import sys
 

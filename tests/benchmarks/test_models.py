@@ -1,4 +1,4 @@
-"""The models have the published sizes, and pictures and questions the tokens asked for."""
+"""The models have the published sizes, and pictures and questions the requested tokens."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_as_many_parameters_as_the_published_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny")])
-def test_pictures_and_questions_are_as_long_as_asked_for(name: str, tmp_path: Path) -> None:
+def test_pictures_and_questions_are_as_long_as_requested(name: str, tmp_path: Path) -> None:
     write_model(tmp_path, SHAPES[name], image_tokens=36)
     reranker = Reranker.from_pretrained(tmp_path)
     documents = write_documents(tmp_path, 3)
     assert {reranker.mllm.prompting.encode_image(d.load()).num_tokens for d in documents} == {36}
-    asked = fitting_questions(reranker, documents[0], 50, 60)
-    assert len(set(asked)) == 50
-    lengths = {len(reranker.split_prompt(question, documents[0])[1]) for question in asked}
+    chosen = fitting_questions(reranker, documents[0], 50, 60)
+    assert len(set(chosen)) == 50
+    lengths = {len(reranker.split_prompt(question, documents[0])[1]) for question in chosen}
     assert lengths == {60}
 
 

@@ -1,4 +1,4 @@
-"""The counts are those that torch counts while the models run."""
+"""The counts are what torch counts while the models run."""
 
 from __future__ import annotations
 
