@@ -75,7 +75,7 @@ def measure_operation(
 
     Args:
         operation: its name.
-        cases: what distinguishes one from another, under the same names in each; goes into the JSON.
+        cases: what distinguishes them, under the same names in each; goes into the JSON.
         methods: what to compare in a case, by name.
         baseline: the method that speed is against.
         rounds: samples of each method.

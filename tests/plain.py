@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ragvl import Document, Reranker
 from ragvl.mllm import MLLM
 
 Images = Image.Image | Sequence[Image.Image]  # a prompt's pictures; one may stand by itself
@@ -52,3 +54,25 @@ def plain_relevance(
     """The probability of Yes against No: the softmax over their two logits, as published."""
     (yes,), (no,) = yes_token_ids, no_token_ids
     return plain_logits(mllm, images, prompt)[[yes, no]].softmax(0)[0].item()
+
+
+def plain_scores(reranker: Reranker, pairs: Sequence[tuple[str, Document]]) -> Tensor:
+    """(pairs,): the relevance of each pair by itself, on the reranker's own prompts."""
+    return torch.tensor(
+        [
+            plain_relevance(
+                reranker.mllm,
+                document.load(),
+                reranker.prompt(query, document),
+                reranker.yes_token_ids,
+                reranker.no_token_ids,
+            )
+            for query, document in pairs
+        ]
+    )
+
+
+def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    """A picture of noise, another one for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(noise)

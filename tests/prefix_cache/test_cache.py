@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from plain import picture
 from prefix_cache.tools import kept_keys
 from tiny_models import ARCHITECTURES
 from torch import nn
@@ -24,11 +23,6 @@ from ragvl.mllm import MLLM, Prompting
 from ragvl.prefix_cache import DiskTier
 
 QUERIES = ["What color is the roof?", "Where is it?"]
-
-
-def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
-    return Image.fromarray(noise)
 
 
 def documents(count: int = 4) -> list[Document]:

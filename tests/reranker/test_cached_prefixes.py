@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from plain import plain_relevance
+from plain import picture, plain_scores
 from tiny_models import ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Reranker
@@ -31,11 +30,6 @@ QUERIES = [
     "東京の塔はどこですか 🗼",
     "Which of the two has more windows, the one by the sea or the other? " * 3,
 ]
-
-
-def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
-    return Image.fromarray(noise)
 
 
 def ragged_documents() -> list[Document]:
@@ -72,17 +66,10 @@ def test_cold_warm_and_plain_are_the_same(
     reranker = Reranker(mllm)
     documents = ragged_documents()
     pairs = [(query, document) for query in QUERIES for document in documents]
-    expected = [
-        plain_relevance(
-            mllm,
-            document.load(),
-            reranker.prompt(query, document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for query, document in pairs
-    ]
-    assert np.ptp(expected) > 1e-3, "the inputs must give different scores to prove anything"
+    expected = plain_scores(reranker, pairs)
+    assert np.ptp(expected.numpy()) > 1e-3, (
+        "the inputs must give different scores to prove anything"
+    )
     cold = reranker.score(pairs)
     np.testing.assert_allclose(cold.numpy(), expected, atol=1e-5, rtol=0)
     assert held(reranker)[1] > 0
@@ -367,16 +354,7 @@ def test_a_model_whose_prefix_sees_its_suffix_falls_back_with_one_warning(
         "prompts are scored whole, nothing is cached: paligemma: what it computes for a prompt's "
         "beginning depends on what comes after"
     ]
-    expected = [
-        plain_relevance(
-            reranker.mllm,
-            document.load(),
-            reranker.prompt(query, document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for query, document in pairs
-    ]
+    expected = plain_scores(reranker, pairs)
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="nothing to warm: paligemma"):
         reranker.warm(documents)
@@ -393,16 +371,7 @@ def test_a_template_with_the_query_first_falls_back_with_one_warning(
         reranker.score([(QUERIES[1], document) for document in documents])
     assert len(caplog.records) == 1
     assert "the template puts the query before the picture" in caplog.text
-    expected = [
-        plain_relevance(
-            mllm,
-            document.load(),
-            reranker.prompt(QUERIES[0], document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for document in documents
-    ]
+    expected = plain_scores(reranker, [(QUERIES[0], document) for document in documents])
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from plain import plain_relevance
+from plain import plain_scores
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,20 +36,6 @@ PAIRS = [("What color is the roof?", document) for document in documents()]
 
 def scores(reranker: Reranker) -> Tensor:
     return reranker.score(PAIRS, progress=False)
-
-
-def plain_scores(reranker: Reranker) -> Tensor:
-    expected = [
-        plain_relevance(
-            reranker.mllm,
-            document.load(),
-            reranker.prompt(query, document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for query, document in PAIRS
-    ]
-    return torch.tensor(expected)
 
 
 def load(folder: Path, **options: str) -> MLLM:
@@ -87,7 +73,7 @@ def test_adapters_that_are_added_disabled_and_switched(own: Path) -> None:
     for step, as_before in steps:
         step()
         result = scores(reranker)
-        torch.testing.assert_close(result, plain_scores(reranker), rtol=0, atol=1e-5)
+        torch.testing.assert_close(result, plain_scores(reranker, PAIRS), rtol=0, atol=1e-5)
         assert torch.allclose(result, before, rtol=0, atol=1e-6) is as_before
         seen.append(result)
     assert torch.equal(seen[1], seen[5]), "the first adapter again"
@@ -107,7 +93,7 @@ def test_hooks_are_on_the_modules_that_are_there_now(own: Path, wrapped: str) ->
             attention = decoder.layers[-1].self_attn
             attention.q_proj = nn.Linear(*attention.q_proj.weight.T.shape, bias=False)
     result = scores(reranker)
-    torch.testing.assert_close(result, plain_scores(reranker), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result, plain_scores(reranker, PAIRS), rtol=0, atol=1e-5)
     assert not torch.allclose(result, before, rtol=0, atol=1e-5)
 
 
@@ -146,7 +132,7 @@ def test_modules_that_are_set_otherwise(change: str, own: Path) -> None:
     reranker = Reranker(load(own))
     before, name = scores(reranker), reranker.mllm.fingerprint
     MODULES[change](reranker.mllm.model.get_decoder())
-    expected = plain_scores(reranker)
+    expected = plain_scores(reranker, PAIRS)
     assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
     torch.testing.assert_close(scores(reranker), expected, rtol=0, atol=1e-5)
     assert reranker.mllm.fingerprint != name
@@ -171,7 +157,7 @@ def test_a_processors_size_that_is_edited_in_place(own: Path) -> None:
     reranker = Reranker(load(own))
     before = scores(reranker)
     reranker.mllm.prompting.processor.image_processor.size.shortest_edge *= 2
-    expected = plain_scores(reranker)
+    expected = plain_scores(reranker, PAIRS)
     assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
     torch.testing.assert_close(scores(reranker), expected, rtol=0, atol=1e-5)
 
@@ -182,7 +168,7 @@ def test_prefixes_made_with_dropout_are_not_kept_for_a_model_at_rest(own: Path) 
     for module in model.get_decoder().modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
-    before = plain_scores(reranker)
+    before = plain_scores(reranker, PAIRS)
     assert reranker.mllm.fingerprint
     model.train()
     assert not torch.allclose(scores(reranker), before, rtol=0, atol=1e-4)

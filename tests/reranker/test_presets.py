@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from plain import plain_relevance
+from plain import plain_scores
 
 from ragvl import Document, Reranker
 from ragvl.reranker import PRESETS, Preset, PromptTemplate
@@ -50,16 +50,7 @@ def test_scores_equal_plain_scoring_on_the_presets_prompt(
     # the one that asks the query first cannot reuse anything, and says so once
     whole = [record for record in caplog.records if "scored whole" in record.getMessage()]
     assert len(whole) == (name == "qwen3-vl-reranker")
-    expected = [
-        plain_relevance(
-            reranker.mllm,
-            document.load(),
-            reranker.prompt(QUERY, document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for document in documents()
-    ]
+    expected = plain_scores(reranker, [(QUERY, document) for document in documents()])
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plain import plain_relevance
+from plain import picture, plain_scores
 from tiny_models import ARCHITECTURES
 
 from ragvl import Document, RankedDocument, Reranker, fast_rerank
@@ -21,11 +21,6 @@ from ragvl.reranker import PromptTemplate
 
 QUERY = "What color is the roof?"
 TINY = ARCHITECTURES[0]
-
-
-def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
-    return Image.fromarray(noise)
 
 
 def ragged_pairs() -> list[tuple[str, Document]]:
@@ -52,22 +47,9 @@ def tiny_reranker(tiny_model: Callable[[str], Path]) -> Reranker:
     return Reranker.from_pretrained(tiny_model(TINY), device="cpu", dtype="float32")
 
 
-def plain_scores(reranker: Reranker, pairs: list[tuple[str, Document]]) -> list[float]:
-    return [
-        plain_relevance(
-            reranker.mllm,
-            document.load(),
-            reranker.prompt(query, document),
-            reranker.yes_token_ids,
-            reranker.no_token_ids,
-        )
-        for query, document in pairs
-    ]
-
-
 def test_scores_equal_plain_scoring_at_any_batch_size_and_in_any_order(reranker: Reranker) -> None:
     pairs = ragged_pairs()
-    expected = np.array(plain_scores(reranker, pairs))
+    expected = plain_scores(reranker, pairs).numpy()
     assert np.ptp(expected) > 1e-3, "the inputs must give different scores to prove anything"
     order = np.random.default_rng(0).permutation(len(pairs))
     for batch_size in (1, 3, 32, None):
