@@ -90,6 +90,7 @@ def whole_file(path: str | os.PathLike[str], *, draft: Path | None = None) -> It
 
     What stood in `path` stays until then, and for good if the block raises; whoever reads it, also
     after a power failure, sees the old content or the new.
+    For files of our own: a device or a link that a user names as output would be replaced, too.
 
     Args:
         path: the file; its folder is made if it is not there.

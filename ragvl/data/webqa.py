@@ -33,7 +33,7 @@ from ragvl.data.validation import (
     is_of_another_split,
     pictures_are_there,
 )
-from ragvl.files import open_regular, write_text
+from ragvl.files import open_regular
 from ragvl.identity import document_name, file_version_name
 from ragvl.messages import reason
 
@@ -335,4 +335,4 @@ def write_submission(path: str | Path, answered: Iterable[tuple[str, Iterable[st
         guid: {"sources": [int(id) if _NUMBER.fullmatch(id) else id for id in sources], "answer": a}
         for guid, sources, a in answered
     }
-    write_text(path, json.dumps(entries, ensure_ascii=False))
+    Path(path).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
