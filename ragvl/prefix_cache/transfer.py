@@ -72,8 +72,8 @@ class Transfer:
 def _pieces(copies: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """A few layers of each pair at a time."""
     for source, target in copies:
-        smaller = min(source[0].nbytes, target[0].nbytes)
-        step = max(1, _PIECE_BYTES // max(1, smaller))
+        smaller = min(source.nbytes, target.nbytes)  # of the two, the one that holds no other pages
+        step = max(1, _PIECE_BYTES * len(source) // max(1, smaller))
         yield from zip(source.split(step), target.split(step), strict=True)
 
 
