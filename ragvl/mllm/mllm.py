@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import SizeDict
@@ -21,7 +20,6 @@ from ragvl.checkpoints import find_checkpoint
 from ragvl.files import expand_user
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import shown
-from ragvl.mllm.chat import IMAGE
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
 from ragvl.mllm.head import Head, rounding, same
@@ -100,7 +98,7 @@ class MLLM:
         self.decoder = Decoder(self.model, self.head.norm_module)
         self.__dict__.pop("kv_layout", None)
         self._check_logits()
-        replace_code(self.decoder.layers, self._layers, self._hidden_states_of_a_picture)
+        replace_code(self.decoder.layers, self._layers, self._probed)
 
     @classmethod
     @default_torch_context
@@ -426,10 +424,8 @@ class MLLM:
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.render("Yes or No?"))
 
-    def _hidden_states_of_a_picture(self) -> Tensor:
-        image = self.prompting.encode_image(Image.new("RGB", (64, 48), (200, 120, 40)))
-        prompt = self.prompting.render(f"{IMAGE}\nYes or No?")
-        return self.hidden_states([self.prompting.encode_prompt(prompt, [image])])
+    def _probed(self) -> Tensor:
+        return self.hidden_states([self.prompting.probe_prompt()])
 
     @torch.no_grad()
     def _check_logits(self) -> None:

@@ -170,6 +170,11 @@ class Prompting(Chat):
             )
         return Prompt(input_ids, tuple(images))
 
+    def probe_prompt(self) -> Prompt:
+        """A small prompt with a picture, to try a model with."""
+        prompt = self.render(f"{IMAGE}\nIs it a mill?")
+        return self.encode_prompt(prompt, [self.encode_image(probe_image())])
+
     def encode_answer(self, prompt: str, answer: str) -> list[int]:
         """The tokens to come after a rendered prompt: the answer, and the mark that ends its turn.
 

@@ -6,7 +6,6 @@ import torch
 
 from ragvl.mllm import MLLM, Prompt, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
-from ragvl.mllm.inputs import probe_image
 from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_turn
 from ragvl.torch_context import default_torch_context
 
@@ -15,9 +14,7 @@ from ragvl.torch_context import default_torch_context
 @torch.inference_mode()
 def reuse_problem(mllm: MLLM) -> str | None:
     """Why a prefix cannot be computed once and kept, or None where it can."""
-    prompting = mllm.prompting
-    image = prompting.encode_image(probe_image())
-    prompt = prompting.encode_prompt(prompting.render("<image>\nIs it a mill?"), [image])
+    prompt = mllm.prompting.probe_prompt()
     if _prefix_sees_suffix(mllm, prompt):
         return "what it computes for a prompt's beginning depends on what comes after"
     try:
