@@ -32,23 +32,29 @@ def pairs() -> list[tuple[str, Document]]:
     return [(query, document) for query in _QUERIES for document in documents]
 
 
-def load(folder: Path, layers: LayerCode, dtype: str = "float32") -> MLLM:
-    return MLLM.from_pretrained(folder, device="cpu", dtype=dtype, layers=layers)
+def load(folder: Path, layers: LayerCode, dtype: str = "float32", *, device: str = "cpu") -> MLLM:
+    return MLLM.from_pretrained(folder, device=device, dtype=dtype, layers=layers)
 
 
-@pytest.mark.parametrize(
-    ("layers", "architecture"),
-    [*(("fused", name) for name in ARCHITECTURES), ("compiled", "qwen3_vl")],
-)
+_ON_CPU = [*(("fused", name, "cpu") for name in ARCHITECTURES), ("compiled", "qwen3_vl", "cpu")]
+_ON_GPU = [
+    pytest.param(layers, name, "cuda", marks=pytest.mark.gpu)  # in CUDA graphs
+    for layers in ("fused", "compiled")
+    for name in ("qwen3_vl", "gemma3")
+]
+
+
+@pytest.mark.parametrize(("layers", "architecture", "device"), [*_ON_CPU, *_ON_GPU])
 def test_scores_are_those_of_eager_layers_and_independent_of_company(
     layers: LayerCode,
     architecture: str,
+    device: str,
     tiny_model: Callable[[str], Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tiny_model(architecture)
-    expected = Reranker(load(folder, "eager")).score(pairs())
-    mllm = load(folder, layers)
+    expected = Reranker(load(folder, "eager", device=device)).score(pairs())
+    mllm = load(folder, layers, device=device)
     assert code_in_force(mllm.decoder.layers) == layers
     assert "layers=" not in caplog.text
     cached = Reranker(mllm)
