@@ -12,6 +12,7 @@ from PIL import Image
 from plain import plain_scores
 
 from ragvl import Document, Reranker
+from ragvl.mllm import MLLM
 from ragvl.reranker import PRESETS, Preset, PromptTemplate
 
 QUERY = "What color is the roof?"
@@ -105,7 +106,8 @@ def test_a_preset_of_ones_own(tiny_model: Callable[[str], Path]) -> None:
         reranker_of("ragvll", tiny_model("llava"))
 
 
-def test_a_system_turn_needs_a_model_with_turns(tiny_model: Callable[[str], Path]) -> None:
-    reranker = reranker_of("qwen3-vl-reranker", tiny_model("paligemma"))
+def test_a_system_turn_needs_a_model_with_turns(tiny_mllm: Callable[[str], MLLM]) -> None:
+    template = PRESETS["qwen3-vl-reranker"].template
+    reranker = Reranker(tiny_mllm("paligemma"), template=template)
     with pytest.raises(ValueError, match="system turn and this model knows no turns"):
         reranker.prompt(QUERY, documents()[0])

@@ -204,6 +204,23 @@ def test_bfloat16(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) 
     assert curves["bfloat16 adapters"] == pytest.approx(curves["float32 adapters"], rel=2e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_a_gpu_changes_a_loss_curve_less_than_a_seed_does(
+    bf16: bool, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    def losses(seed: int, **where: bool) -> torch.Tensor:
+        mllm, folder = fresh(), tmp_path / f"{seed} {where}"
+        settings = arguments(folder, max_steps=20, learning_rate=1e-3, seed=seed, **where)
+        train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
+        return torch.tensor(curve(folder))
+
+    on_cpu = losses(0)
+    between_seeds = (losses(1) - on_cpu).abs().mean()
+    on_gpu = losses(0, use_cpu=False, bf16=bf16)
+    assert (on_gpu - on_cpu).abs().mean() < between_seeds
+
+
 def test_examples_made_ahead_by_workers(
     fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
