@@ -471,3 +471,15 @@ def test_on_a_gpu_with_graphs(
     assert torch.equal(alone, cold)
     loose = Reranker(reranker.mllm, prefix_cache="64MiB", deterministic=False)
     torch.testing.assert_close(loose.score(pairs), cold, atol=tolerance, rtol=0)
+
+
+@pytest.mark.gpu
+def test_warming_captures_what_a_question_runs(tiny_model: Callable[[str], Path]) -> None:
+    reranker = Reranker.from_pretrained(tiny_model("llava"), device="cuda")
+    documents = ragged_documents()
+    reranker.warm(documents, progress=False)
+    runs = reranker._scorer._run._graphs._runs  # type: ignore[attr-defined]
+    captured = set(runs)
+    query = "Is there a mill beside the river on this picture?"
+    reranker.score([(query, document) for document in documents])
+    assert set(runs) == captured != set()
