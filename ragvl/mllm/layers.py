@@ -204,8 +204,8 @@ class _Norm:
 
     def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """The sum, and its norm."""
-        weight = self._module.weight
-        return residual_rms_norm(x, residual, weight, eps=self._form.eps, offset=self._form.offset)
+        form = self._form
+        return self._norm(x, residual, self._module.weight, eps=form.eps, offset=form.offset)
 
 
 class _Layer:

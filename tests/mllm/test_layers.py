@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_models import ARCHITECTURES
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ragvl import Document, Reranker
@@ -58,7 +59,11 @@ def test_scores_are_those_of_eager_layers_and_independent_of_company(
     assert code_in_force(mllm.decoder.layers) == layers
     assert "layers=" not in caplog.text
     cached = Reranker(mllm)
-    scores = cached.score(pairs())
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        scores = cached.score(pairs())
+    operators = {event.key for event in run.key_averages()}
+    for operation in ("residual_rms_norm", "rotary_embedding"):
+        assert (f"ragvl::{operation}" in operators) == (layers == "fused")
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
     assert torch.equal(torch.cat([cached.score([pair]) for pair in pairs()]), scores)
     assert torch.equal(Reranker(mllm, prefix_cache=None).score(pairs()[::-1]).flip(0), scores)
