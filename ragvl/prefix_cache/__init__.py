@@ -13,12 +13,13 @@ from ragvl.prefix_cache.device import (
     PrefixTooLargeError,
 )
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier, TierStatistics
+from ragvl.prefix_cache.host import HostTier
 from ragvl.prefix_cache.memory import available_bytes
 from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, num_pages, page_table, pages_in_turn
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.reuse import reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
+from ragvl.prefix_cache.statistics import TierStatistics
 from ragvl.prefix_cache.supply import PrefixSupply, Wanted
 
 __all__ = [

@@ -13,10 +13,11 @@ from ragvl.forks import fork_safe
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache.device import DeviceTier
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier, TierStatistics
+from ragvl.prefix_cache.host import HostTier
 from ragvl.prefix_cache.memory import Budget, device_budget, reservations
 from ragvl.prefix_cache.pages import PAGE_TOKENS, Compression, PagePool, page_bytes
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
+from ragvl.prefix_cache.statistics import TierStatistics
 from ragvl.prefix_cache.tiers import LowerTiers
 
 # How much larger than the device tier a record may be: visual tokens of a decoder with few heads

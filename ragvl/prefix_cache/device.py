@@ -24,9 +24,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from ragvl.forks import fork_safe, renew_in_children
-from ragvl.prefix_cache.host import TierStatistics
 from ragvl.prefix_cache.pages import PagePool, num_pages
 from ragvl.prefix_cache.sizes import format_bytes
+from ragvl.prefix_cache.statistics import TierStatistics
 
 logger = logging.getLogger(__name__)
 

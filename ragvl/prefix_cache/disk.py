@@ -29,8 +29,8 @@ from typing import NamedTuple
 from ragvl.files import flush, open_regular, whole_file
 from ragvl.forks import fork_safe
 from ragvl.messages import reason, shown
-from ragvl.prefix_cache.host import TierStatistics
 from ragvl.prefix_cache.record import DamagedRecordError, PrefixRecord, encode_record, read_record
+from ragvl.prefix_cache.statistics import TierStatistics
 
 logger = logging.getLogger(__name__)
 

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from ragvl.forks import fork_safe
 from ragvl.prefix_cache.record import PrefixRecord
-
-
-@dataclass
-class TierStatistics:
-    """What has happened in a tier since it was made.
-
-    Attributes:
-        hits: how often `get` returned a record.
-        misses: how often it did not.
-        bytes: held now.
-        evictions: records that were removed to make room.
-        errors: damaged files and failures of the disk.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes: int = 0
-    evictions: int = 0
-    errors: int = 0
+from ragvl.prefix_cache.statistics import TierStatistics
 
 
 class HostTier:

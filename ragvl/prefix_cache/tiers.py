@@ -12,10 +12,11 @@ from ragvl.messages import reason
 from ragvl.mllm import Prefilled, Prompt
 from ragvl.prefix_cache.device import CachedPrefix
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier, TierStatistics
+from ragvl.prefix_cache.host import HostTier
 from ragvl.prefix_cache.pages import PagePool
 from ragvl.prefix_cache.payloads import Kind, UnusableRecordError, features_record, kv_record
 from ragvl.prefix_cache.record import PrefixRecord, are_finite
+from ragvl.prefix_cache.statistics import TierStatistics
 
 logger = logging.getLogger(__name__)
 
