@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, StringConstraints
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import DataError, Problems, brief, brief_quoted, no_use
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
+from ragvl.data.reading import existing, is_file, place, read_lines
 from ragvl.data.schemas import String, StringOrNumber, Text, parsed, plain_path
 from ragvl.data.validation import is_of_another_split, pictures_are_there
 from ragvl.files import open_regular

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
-from ragvl.data.files import is_file, place
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, MultimodalQA
 from ragvl.data.problems import brief_quoted
 from ragvl.data.questions import QuestionSet
+from ragvl.data.reading import is_file, place
 from ragvl.data.webqa import ROWS, WebQA
 from ragvl.messages import shown
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ragvl.data.files import BYTE_ORDER_MARK, is_utf16, is_whole, place
 from ragvl.data.problems import Problems, brief
+from ragvl.data.reading import BYTE_ORDER_MARK, is_utf16, is_whole, place
 from ragvl.files import open_regular
 
 _CHUNK = 2**20  # bytes that are read at a time, at least

@@ -19,13 +19,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragvl.data.document import Document
-from ragvl.data.files import Listings, existing, place, read_lines
 from ragvl.data.problems import Problems, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.reading import Listings, existing, place, read_lines
 from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed
 from ragvl.data.validation import (
     CaptionTable,
-    Pictures,
+    MissingPictures,
     each_once,
     given_answers,
     pictures_are_there,
@@ -85,7 +85,7 @@ class JsonlQuestions(QuestionSet):
         self.problems = Problems(strict)
         self._folder = path.parent
         self._listings = Listings()
-        self._pictures = Pictures(self._why_missing, self.problems)
+        self._missing = MissingPictures(self._why_missing, self.problems)
         self._captions = CaptionTable(self.problems)
         self._gold: dict[str, None] = {}  # ordered set
         self.questions: list[Question] = []
@@ -109,7 +109,7 @@ class JsonlQuestions(QuestionSet):
             message = f"{where}: {brief_quoted(strangers[0])} is none of the line's images"
             self.problems.add("gold not among images", message)
             return
-        missing = self._pictures.missing(line.images, where)
+        missing = self._missing.among(line.images, where)
         if not pictures_are_there(gold, missing, where, self.problems):
             return
         answers = line.answers

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, place, read_json_lines
 from ragvl.data.problems import Problems, brief, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.reading import existing, is_file, place, read_json_lines
 from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, Text, parsed
-from ragvl.data.validation import Pictures, each_once, given_answers, pictures_are_there
+from ragvl.data.validation import MissingPictures, each_once, given_answers, pictures_are_there
 
 PICTURES = "MMQA_images.jsonl.gz"
 
@@ -93,7 +93,7 @@ class MultimodalQA(QuestionSet):
         self.name = f"MultimodalQA, {split}"
         self.problems = Problems(strict)
         self._listed = self._read_pictures(pictures)
-        self._pictures = Pictures(self._why_missing, self.problems)
+        self._missing = MissingPictures(self._why_missing, self.problems)
         self._ids: dict[str, None] = {}  # ordered set
         self._gold: dict[str, None] = {}
         self.questions: list[Question] = []
@@ -133,7 +133,7 @@ class MultimodalQA(QuestionSet):
             return
         if not gold and "supporting_context" in line.model_fields_set:
             self.problems.add("no gold picture", f"{where}: supporting_context has no image")
-        missing = self._pictures.missing(listed, where)
+        missing = self._missing.among(listed, where)
         if not pictures_are_there(gold, missing, where, self.problems):
             return
         there = [id for id in listed if id not in missing]

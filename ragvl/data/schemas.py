@@ -15,8 +15,8 @@ from pydantic import (
     ValidationError,
 )
 
-from ragvl.data.files import is_whole
 from ragvl.data.problems import Problems
+from ragvl.data.reading import is_whole
 from ragvl.messages import validation_reason
 
 Layout = TypeVar("Layout", bound=BaseModel)

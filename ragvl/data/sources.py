@@ -12,11 +12,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from ragvl.data.document import Document
-from ragvl.data.files import is_file, place, read_json_lines
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
 from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.questions import QuestionSet
+from ragvl.data.reading import is_file, place, read_json_lines
 from ragvl.data.schemas import String, Text, parsed
 from ragvl.messages import reason
 

@@ -51,7 +51,7 @@ def is_of_another_split(
     return True
 
 
-class Pictures:
+class MissingPictures:
     """Which documents have a picture; each is looked for once, and noted once if it has none."""
 
     def __init__(self, why_missing: Callable[[str], str | None], problems: Problems) -> None:
@@ -60,8 +60,8 @@ class Pictures:
         self._problems = problems
         self._is_there: dict[str, bool] = {}
 
-    def missing(self, ids: Collection[str], where: str) -> set[str]:
-        """Those of the ids that have none."""
+    def among(self, ids: Collection[str], where: str) -> set[str]:
+        """The ids of documents that have none."""
         for id in ids:
             if id not in self._is_there:
                 why = self._why_missing(id)

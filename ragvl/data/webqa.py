@@ -19,15 +19,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, StringConstraints
 
 from ragvl.data.document import Document
-from ragvl.data.files import existing, is_file, place, read_lines
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import Problems, brief
 from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.reading import existing, is_file, place, read_lines
 from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, parsed
 from ragvl.data.validation import (
     CaptionTable,
-    Pictures,
+    MissingPictures,
     each_once,
     given_answers,
     is_of_another_split,
@@ -245,7 +245,7 @@ class WebQA(QuestionSet):
         self.problems = Problems(strict)
         self.questions: list[Question] = []
         self._images = ImageRows(folder, self.problems)
-        self._pictures = Pictures(self._why_missing, self.problems)
+        self._missing = MissingPictures(self._why_missing, self.problems)
         self._captions = CaptionTable(self.problems)
         self._gold: dict[str, None] = {}  # ordered set
         seen: set[str] = set()
@@ -291,7 +291,7 @@ class WebQA(QuestionSet):
         where: str,
     ) -> None:
         ids = dict.fromkeys(fact.image_id for fact in facts)
-        missing = self._pictures.missing(ids, where)
+        missing = self._missing.among(ids, where)
         if not pictures_are_there(gold, missing, where, self.problems):
             return
         for fact in facts:

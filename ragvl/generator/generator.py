@@ -25,7 +25,7 @@ from ragvl.mllm import (
     too_long,
 )
 from ragvl.progress import ProgressBar
-from ragvl.reranker.inputs import as_documents, checked_query, refuse_one_document
+from ragvl.reranker.arguments import as_documents, checked_query, refuse_one_document
 from ragvl.reranker.prompts import check_caption
 from ragvl.torch_context import default_torch_context
 from ragvl.workers import Workers, ahead

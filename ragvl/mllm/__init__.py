@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ragvl.mllm.answers import AnswerTokenError
+from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import KvLayout, Prefilled, WriteKv
 from ragvl.mllm.documents import encode_document, too_long
-from ragvl.mllm.head import FinalNorm
 from ragvl.mllm.inputs import (
     ImageInputs,
     Prompt,
@@ -26,7 +25,6 @@ __all__ = [
     "AnswerTokenError",
     "CaptionLimit",
     "Features",
-    "FinalNorm",
     "ImageInputs",
     "KvLayout",
     "Prefilled",

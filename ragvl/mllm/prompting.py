@@ -18,7 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ragvl.data.images import count_kept_pixels
 from ragvl.messages import reason
-from ragvl.mllm.answers import answer_token_ids, continuation
+from ragvl.mllm.answer_tokens import answer_token_ids, continuation
 from ragvl.mllm.chat import IMAGE, Chat
 from ragvl.mllm.inputs import (
     ImageInputs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragvl.reranker.inputs import checked_request
+from ragvl.reranker.arguments import checked_request
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.reranker import Reranker

@@ -8,7 +8,7 @@ from itertools import chain
 from ragvl.data.document import Document
 from ragvl.messages import shown
 from ragvl.mllm import Prompt, Prompting, encode_document
-from ragvl.mllm.answers import named_token_ids
+from ragvl.mllm.answer_tokens import named_token_ids
 from ragvl.mllm.inputs import probe_image
 from ragvl.reranker.prompts import Prompts
 

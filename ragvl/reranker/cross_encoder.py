@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ragvl.messages import quoted
 from ragvl.mllm import MLLM
-from ragvl.reranker.inputs import is_single_pair, listed_pairs
+from ragvl.reranker.arguments import is_single_pair, listed_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 How a query travels:
 
-    Reranker        checks what it is given (inputs.py), and passes (query, document) pairs to a
+    Reranker        checks what it is given (arguments.py), and passes (query, document) pairs to a
                     Scorer. That is WholePrompts where no prefix can be reused, else
     CachedPrefixes  which names each document's prefix,
     PrefixSupply    takes the prefixes from device, host or disk, or computes them, and holds as
@@ -36,9 +36,7 @@ from ragvl.prefix_cache import PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.answers import check_answers, check_share, probe_prompt, resolve_answers
-from ragvl.reranker.cached_prefixes import CachedPrefixes
-from ragvl.reranker.cross_encoder import CrossEncoderDialect, check_keywords
-from ragvl.reranker.inputs import (
+from ragvl.reranker.arguments import (
     as_document,
     as_documents,
     check_on_error,
@@ -47,6 +45,8 @@ from ragvl.reranker.inputs import (
     listed_documents,
     refuse_one_document,
 )
+from ragvl.reranker.cached_prefixes import CachedPrefixes
+from ragvl.reranker.cross_encoder import CrossEncoderDialect, check_keywords
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, WarmReport

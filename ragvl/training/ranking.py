@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ragvl.arguments import checked_count
-from ragvl.data.files import place, read_lines
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
+from ragvl.data.reading import place, read_lines
 from ragvl.files import whole_file
 from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar

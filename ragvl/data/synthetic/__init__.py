@@ -6,14 +6,12 @@ from typing import Any
 
 from ragvl.data.synthetic.charts import Charts
 from ragvl.data.synthetic.places import Places
-from ragvl.data.synthetic.world import SPLITS, Split, Subject, split_of, write_captions, write_world
+from ragvl.data.synthetic.world import Split, Subject, split_of, write_captions, write_world
 
 SUBJECTS: dict[str, Subject[Any]] = {"places": Places(), "charts": Charts()}
 
 __all__ = [
-    "SPLITS",
     "SUBJECTS",
-    "Charts",
     "Places",
     "Split",
     "Subject",

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ragvl.mllm import AnswerTokenError
-from ragvl.mllm.answers import answer_token_ids, named_token_ids
+from ragvl.mllm.answer_tokens import answer_token_ids, named_token_ids
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

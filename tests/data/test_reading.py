@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ragvl.data import files, json_file
+from ragvl.data import json_file, reading
 from ragvl.data.captions import Captions
 from ragvl.data.checking import check_questions
-from ragvl.data.files import Listings, existing, is_file, place, read_json_lines, read_lines
 from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.jsonl import QuestionLine
 from ragvl.data.problems import DataError, Problems, brief_quoted
+from ragvl.data.reading import Listings, existing, is_file, place, read_json_lines, read_lines
 from ragvl.data.schemas import parsed
 from ragvl.data.sources import Documents
 from ragvl.files import UnusableFileError
@@ -53,7 +53,7 @@ def entries_of(path: Path, content: bytes, key: str | None = None) -> tuple[list
 def test_a_cut_within_a_line_that_is_too_long_is_a_truncated_file(
     kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_MAX_LINE", 1000)
+    monkeypatch.setattr(reading, "_MAX_LINE", 1000)
     noise = random.Random(0).randbytes(20_000).hex().encode()
     packed = gzip.compress(LINE + noise + b"\n" + LINE)
     lines, problems = lines_of(tmp_path / "x.gz", packed[:kept])
@@ -64,7 +64,7 @@ def test_a_cut_within_a_line_that_is_too_long_is_a_truncated_file(
 def test_lines_of_the_limit_are_read_and_longer_ones_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_MAX_LINE", 10)
+    monkeypatch.setattr(reading, "_MAX_LINE", 10)
     content = b"a" * 9 + b"\n" + b"b" * 10 + b"\n" + b"c" * 25 + b"\nshort\n" + b"d" * 30
     lines, problems = lines_of(tmp_path / "x", content)
     assert lines == ["a" * 9, "short"]
@@ -106,7 +106,7 @@ def test_whether_a_file_is_there_is_never_an_error(tmp_path: Path) -> None:
 def test_listings_say_what_asking_for_each_file_says(
     names: int, are_exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_NAMES_ARE_EXACT", are_exact)
+    monkeypatch.setattr(reading, "_NAMES_ARE_EXACT", are_exact)
     for name in ("a.png", "deep/b.png", "deep/c.png", "other/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
