@@ -48,6 +48,10 @@ format: $(VENV)/.dev ## Format every source file
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
 	$(BIN)/python benchmarks/bench_relevance_head.py
 	$(BIN)/python benchmarks/bench_prefix_attention.py
+	$(BIN)/python benchmarks/bench_prefix_write.py
+	$(BIN)/python benchmarks/bench_residual_rms_norm.py
+	$(BIN)/python benchmarks/bench_rotary_embedding.py
+	$(BIN)/python benchmarks/bench_layers.py
 	$(BIN)/python benchmarks/bench_diffusion_noise.py
 	$(BIN)/python benchmarks/bench_visual_weighted_cross_entropy.py
 	$(BIN)/python benchmarks/bench_training_step.py
