@@ -10,7 +10,7 @@ import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import check_settings, check_writable, command_work, json_is_out
-from ragvl.files import check_writable_folder
+from ragvl.files import check_writable_folder, write_text
 from ragvl.output import json_text, print_json, print_table, say
 
 
@@ -34,10 +34,10 @@ def ablate(
 
         check_writable_folder(out)
         result = run(AblationSettings.read(config), out / "runs", report=say)
-        (out / "ablation.json").write_text(json_text(to_json(result)))
+        write_text(out / "ablation.json", json_text(to_json(result)))
         head, *rows = table(result)
-        (out / "ablation.md").write_text(markdown([head, *rows]), encoding="utf-8")
-        (out / "ablation.svg").write_text(ablation_plot(result), encoding="utf-8")
+        write_text(out / "ablation.md", markdown([head, *rows]))
+        write_text(out / "ablation.svg", ablation_plot(result))
     if as_json:
         print_json(to_json(result))
     else:
