@@ -14,6 +14,7 @@ from ragvl.cli.common import check_settings, template_variables
 if TYPE_CHECKING:
     from ragvl.data.questions import QuestionSet
     from ragvl.evaluation.models import Models
+    from ragvl.reranker import Reranker
 
 Command = Callable[..., None]
 
@@ -37,6 +38,32 @@ def takes(group: type) -> Callable[[Command], Command]:
         return run
 
     return decorate
+
+
+@dataclass(frozen=True)
+class RerankerOptions:
+    """A reranker, for the commands that need nothing else."""
+
+    model: options.Model
+    preset: options.Preset = "ragvl"
+    date: options.Date = None
+    chat_template_kwargs: options.ChatTemplateKwargs = None
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+
+    def load(self, **settings: Any) -> Reranker:
+        """The reranker; `settings` are others of `Reranker.from_pretrained`."""
+        from ragvl.reranker import Reranker
+
+        return Reranker.from_pretrained(
+            self.model,
+            preset=self.preset,
+            device=self.device,
+            dtype=self.dtype,
+            date=self.date,
+            chat_template_kwargs=template_variables(self.chat_template_kwargs),
+            **settings,
+        )
 
 
 @dataclass(frozen=True)

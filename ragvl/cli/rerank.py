@@ -14,46 +14,36 @@ from ragvl.cli.common import (
     command_work,
     parse_threshold,
     problem_figures,
-    template_variables,
 )
+from ragvl.cli.groups import RerankerOptions, takes
 from ragvl.messages import shown
 from ragvl.output import print_json, print_table, say
 
 
+@takes(RerankerOptions)
 def rerank(
+    chosen: RerankerOptions,
     query: Annotated[str, typer.Argument(help="The question.")],
     images: Annotated[list[str], typer.Argument(help="The pictures: files, or data: URLs.")],
-    model: options.Model,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
     threshold: Annotated[
         str, typer.Option(help="From what relevance a picture is kept: a number, or a saved name.")
     ] = "natural",
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    preset: options.Preset = "ragvl",
     cache: Annotated[
         Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
     ] = None,
-    date: options.Date = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Order pictures by their relevance to a question."""
     with command_work("rerank"):
         from ragvl.prefix_cache import PrefixCache
-        from ragvl.reranker import Reranker, checked_request
+        from ragvl.reranker import checked_request
 
         limit = parse_threshold(threshold)
         documents = checked_request(query, images, top_k, limit)
-        reranker = Reranker.from_pretrained(
-            model,
-            preset=preset,
-            device=device,
-            dtype=dtype,
+        reranker = chosen.load(
             threshold=limit,
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
-            date=date,
-            chat_template_kwargs=template_variables(chat_template_kwargs),
         )
         ranked = reranker.rank(query, documents, top_k=top_k)
     if as_json:
@@ -84,13 +74,13 @@ def _shown_picture(image: str) -> str:
     return shown(image) if image[:5].lower() == "data:" else image
 
 
+@takes(RerankerOptions)
 def warm(
+    chosen: RerankerOptions,
     source: Annotated[
         Path, typer.Argument(help="A folder of pictures, a data set, or a JSONL file.")
     ],
-    model: options.Model,
     cache: Annotated[Path, typer.Option(help="The cache's folder.")],
-    preset: options.Preset = "ragvl",
     template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
     keep: Annotated[
         Literal["auto", "kv", "features"],
@@ -103,11 +93,7 @@ def warm(
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     caption_tokens: options.CaptionTokens = None,
-    date: options.Date = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
     strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Compute documents' prefixes ahead of the queries, into a cache on disk.
@@ -119,23 +105,14 @@ def warm(
     with command_work("warm"):
         from ragvl.data.sources import Documents
         from ragvl.prefix_cache import PrefixCache, format_bytes
-        from ragvl.reranker import Reranker
 
-        check_settings(model, device=device, dtype=dtype)
+        check_settings(chosen.model, device=chosen.device, dtype=chosen.dtype)
         documents = Documents(source, split=split, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
         )
-        reranker = Reranker.from_pretrained(
-            model,
-            preset=preset,
-            template=template,
-            device=device,
-            dtype=dtype,
-            prefix_cache=prefix_cache,
-            caption_tokens=caption_tokens,
-            date=date,
-            chat_template_kwargs=template_variables(chat_template_kwargs),
+        reranker = chosen.load(
+            template=template, prefix_cache=prefix_cache, caption_tokens=caption_tokens
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
     for line in documents.problems.lines():
