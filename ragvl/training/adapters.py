@@ -67,7 +67,7 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
-class AdaptedLayers:
+class LayersToAdapt:
     """Full names of layers.
 
     Attributes:
@@ -83,10 +83,10 @@ def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
     """`mllm.model` with gradients where it is to train, wrapped by PEFT if there are adapters.
 
     Raises:
-        ValueError: see `adapted_layers`.
+        ValueError: see `layers_to_adapt`.
     """
     model = mllm.model
-    adapted = adapted_layers(mllm, lora, freeze_vision=freeze_vision) if lora.rank else None
+    adapted = layers_to_adapt(mllm, lora, freeze_vision=freeze_vision) if lora.rank else None
     frozen = _vision(model) if freeze_vision else set()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter not in frozen)
@@ -102,7 +102,7 @@ def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
     return get_peft_model(model, config)
 
 
-def adapted_layers(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> AdaptedLayers:
+def layers_to_adapt(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> LayersToAdapt:
     """The layers that `lora.target_modules` names, of which frozen ones are left out.
 
     So are the head, whose weights the loss reads as they are, and layers that share their weights
@@ -118,13 +118,13 @@ def adapted_layers(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Ad
         if names <= barred.keys():
             raise ValueError(_of_no_use(setting, names, layers, barred))
         matching |= names
-    return AdaptedLayers(
+    return LayersToAdapt(
         [name for name in layers if name in matching and name not in barred],
         {name: why for name, why in barred.items() if name in matching},
     )
 
 
-def _log(model: PreTrainedModel, adapted: AdaptedLayers, *, freeze_vision: bool) -> None:
+def _log(model: PreTrainedModel, adapted: LayersToAdapt, *, freeze_vision: bool) -> None:
     logger.info("%d layers get adapters", len(adapted.targets))
     by_reason: dict[str, list[str]] = {}
     for name, why in adapted.left_out.items():

@@ -27,7 +27,7 @@ from ragvl.files import check_regular, check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.mllm import MLLM, Prompting, check_reader
 from ragvl.reranker.templates import TEMPLATES
-from ragvl.training.adapters import LoraSettings, adapted_layers
+from ragvl.training.adapters import LoraSettings, layers_to_adapt
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import NoiseSettings
 from ragvl.training.ranking import read_ranking
@@ -167,7 +167,7 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     _check_files(planned)
     mllm = settings.load_model()
     if planned.lora.rank:  # before the data are read, which may take long
-        adapted_layers(mllm, planned.lora, freeze_vision=settings.freeze_vision)
+        layers_to_adapt(mllm, planned.lora, freeze_vision=settings.freeze_vision)
     if settings.caption_tokens is not None:
         logger.warning("caption_tokens=%d: longer captions are cut", settings.caption_tokens)
     if planned.ranking is not None:

@@ -22,7 +22,7 @@ from ragvl.model_files import (
     check_weights,
     weight_files,
 )
-from ragvl.training.adapters import LoraSettings, adapted_layers, trainable
+from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 
@@ -82,7 +82,7 @@ def train(
     noise, lora = noise or NoiseSettings(), lora or LoraSettings()
     _check(mllm, arguments, examples)
     if lora.rank:
-        adapted_layers(mllm, lora, freeze_vision=freeze_vision)  # refuses what matches nothing
+        layers_to_adapt(mllm, lora, freeze_vision=freeze_vision)  # refuses what matches nothing
     run = {
         "model": mllm.fingerprint,
         "examples": len(examples),  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
 from ragvl.training import command
-from ragvl.training.adapters import LoraSettings, adapted_layers, trainable
+from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import AnswerExamples
 from ragvl.training.trainer import TrainingDivergedError, train
 
@@ -49,7 +49,7 @@ def test_a_frozen_tower_has_no_adapters(architecture: str, fresh: Callable[[str]
     decoder = in_decoder(mllm)
     for target_modules in (None, "all-linear", EVERYWHERE, ".*", ["q_proj", "v_proj"]):
         lora = LoraSettings(rank=2, target_modules=target_modules)
-        targets = adapted_layers(mllm, lora, freeze_vision=True).targets
+        targets = layers_to_adapt(mllm, lora, freeze_vision=True).targets
         model = trainable(mllm, lora, freeze_vision=True)
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert own.isdisjoint(learning.values()), "adapters, and no weight of the model"
