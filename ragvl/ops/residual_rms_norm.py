@@ -75,6 +75,7 @@ def residual_rms_norm_reference(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
+    *,
     eps: float = 1e-6,
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ def _residual_rms_norm(
     """
     name, _ = choose("residual_rms_norm", backend, x.device, x.dtype)
     if name == "reference":
-        summed, normed = residual_rms_norm_reference(x, residual, weight, eps, offset)
+        summed, normed = residual_rms_norm_reference(x, residual, weight, eps=eps, offset=offset)
         return (x.new_empty(0) if residual is None else summed.contiguous()), normed.contiguous()
     rows = x.contiguous()
     summed, normed = _empty_outputs(x, residual)
