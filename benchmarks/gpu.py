@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import threading
@@ -30,6 +31,13 @@ def captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
         for call in calls:
             call()
     return graph
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what models that are gone have held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class Clocks:

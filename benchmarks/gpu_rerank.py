@@ -11,7 +11,6 @@ Each part writes a JSON of its own. Needs no network; sentence-transformers for 
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import typer
 from bench_fast_rerank import BASELINE, measure_model
 from bench_layers import measure_layers
 from bench_prefix_cache import measure_tiers
-from gpu import Clocks, goal, run_parts
+from gpu import Clocks, free_memory, goal, run_parts
 from models import build_model
 from rich.console import Console
 from roofline import Peaks, measure_peaks
@@ -114,14 +113,14 @@ def measure(
                     warm_calls=warm_calls,
                     cold_calls=cold_calls,
                 )
-                _free(device)
+                free_memory(device)
                 mllm = _build(name, count, device, dtype)
                 throughput.append({"image_tokens": count, **_throughput(mllm, rounds)})
                 profiles.append({"image_tokens": count, **_profile(mllm)})
                 del mllm
             except torch.cuda.OutOfMemoryError as error:
                 left_out.append(f"{count} image tokens: {error}".partition(". ")[0])
-            _free(device)
+            free_memory(device)
     return {
         "model": name,
         "num_documents": NUM_DOCUMENTS,
@@ -141,13 +140,6 @@ def _build(name: str, tokens: int | None, device: torch.device, dtype: torch.dty
     if tokens is not None:
         shape = replace(shape, image_tokens=tokens)
     return MLLM(*build_model(shape, device=device, dtype=dtype))
-
-
-def _free(device: torch.device) -> None:
-    """Gives back what models that are gone have held."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _throughput(mllm: MLLM, rounds: int) -> dict[str, Any]:

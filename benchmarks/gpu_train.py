@@ -10,7 +10,6 @@ a JSON of its own.
 
 from __future__ import annotations
 
-import gc
 import math
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Annotated, Any
 import tables
 import torch
 import typer
-from gpu import Clocks, goal, run_parts
+from gpu import Clocks, free_memory, goal, run_parts
 from models import build_model
 from rich.console import Console
 from shapes import SHAPES
@@ -92,7 +91,7 @@ def measure(
             except torch.cuda.OutOfMemoryError as error:
                 left_out.append(f"{labelled} labelled: {error}".partition(". ")[0])
             del mllm
-            _free(device)
+            free_memory(device)
         largest = _largest(name, device, dtype, num_tokens, most, started, seconds)
     return {
         "model": name,
@@ -139,12 +138,6 @@ def _sequence(mllm: MLLM, documents: Sequence[Document], words: int) -> dict[str
     return Collator(mllm)([Example(prompt, documents, "red")])
 
 
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _largest(
     name: str,
     device: torch.device,
@@ -168,7 +161,7 @@ def _largest(
         sizes[arm] = largest_fitting(partial(_fits, model, batch, device), most)
         uninstall_loss(mllm)
         del mllm, model
-        _free(device)
+        free_memory(device)
     return sizes
 
 
@@ -193,7 +186,7 @@ def _fits(model: Any, batch: Mapping[str, Tensor], device: torch.device, size: i
     finally:
         model.zero_grad(set_to_none=True)
         rows = {}
-        _free(device)
+        free_memory(device)
     return True
 
 
