@@ -362,7 +362,7 @@ def _best(case: dict[str, Any]) -> dict[str, Any]:
 def speed_table(results: Results) -> str:
     """Every operation on a GPU: time, share of the hardware's limit, the fastest other method."""
     result = results.get("gpu_ops")
-    header = ["operation", "case", "torch", "another way", "Triton", "CUDA", "of the limit"]
+    header = ["operation", "case", "torch", "another method", "Triton", "CUDA", "of the limit"]
     if result is None:
         return unmeasured(header, names=2)
 

@@ -87,7 +87,7 @@ def documents_kept(results: Results) -> str:
         f"{estimated_on.pool} pool: for the other one no precision is promised."
     )
     for name, why in estimated_on.refused.items():
-        note += f" `{name}` was asked for and refused: {why}."
+        note += f" `{name}` was requested and refused: {why}."
     header = ["pool", "kept", "relevance from", "precision", "recall", "F1", "answers right"]
     return table(header, rows, note)
 
@@ -207,10 +207,10 @@ def overhead(results: Results) -> str:
         for name, row in result.get(stage, {}).items()
     ]
     return table(
-        ["way", "time", "memory"],
+        ["method", "time", "memory"],
         rows,
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores, float32; a query against "
-        f"the first way, a step against plain fine-tuning.",
+        f"the first method, a step against plain fine-tuning.",
     )
 
 
