@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ragvl.forks import fork_safe
 from ragvl.messages import reason
 from ragvl.reranker.chunks import Chunk, Shape
 from ragvl.runtime import is_out_of_memory
@@ -18,6 +21,8 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Chunk], Tensor]
 
 _WARM_UPS = 2  # libraries and Triton set themselves up in the first runs
+
+_capturing = fork_safe(threading.Lock())  # torch captures one graph of a process at a time
 
 
 class Graphs:
@@ -32,8 +37,9 @@ class Graphs:
         self._device = device
         self._architecture = architecture
         self._runs: dict[Shape, Run] = {}
-        # One graph runs at a time, and its result is read before the next: they share their memory
-        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # One graph runs at a time, and its result is read before the next: they share the memory of
+        # the first, for as long as that lives: torch refuses to use it after.
+        self._first: torch.cuda.CUDAGraph | None = None
         self._reported = False
 
     def of(self, shape: Shape, relevance: Run) -> Run:
@@ -46,6 +52,14 @@ class Graphs:
         if shape not in self._runs:
             self._runs[shape] = self._captured(shape, relevance)
         return self._runs[shape]
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Where graphs are captured.
+
+        Torch's own is one for all devices, on that of the first capture: work on another is missed.
+        """
+        return torch.cuda.Stream(self._device)
 
     def _captured(self, shape: Shape, relevance: Run) -> Run:
         """A run in one launch; one by one where the model cannot be captured.
@@ -61,6 +75,7 @@ class Graphs:
                     raise
                 logger.warning("CUDA graphs are captured again: memory ran out (%s)", reason(error))
                 self._runs.clear()
+                self._first = None
             else:
                 return self._uncaptured(relevance, error)
         # Outside of the handler: the error's traceback holds the tensors of the failed capture
@@ -70,15 +85,19 @@ class Graphs:
 
     def _capture(self, shape: Shape, relevance: Run) -> Run:
         inputs = Chunk(shape, self._device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 relevance(inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        memory = None if self._first is None else self._first.pool()
+        with (
+            _capturing,
+            torch.cuda.graph(graph, memory, self._stream, capture_error_mode="thread_local"),
+        ):
             result = relevance(inputs)
+        self._first = self._first or graph
 
         def replay(chunk: Chunk) -> Tensor:
             inputs.copy_(chunk)
