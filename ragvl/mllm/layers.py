@@ -11,7 +11,7 @@ models, can compute them in fewer passes:
   that torch stops compiling, which changes bits in the middle of a run.
 
 No model code is forked: a replacement stands in the `forward` attribute of a module, and passes
-calls that record gradients on to the module's own.
+calls that record gradients, or that run under autocast, on to the module's own.
 """
 
 from __future__ import annotations
@@ -132,8 +132,7 @@ class _ReplacedCode:
             for module in layer.modules()
             if (form := norm_form(module)) is not None and form.kind == "rms"
         }
-        for norm_module, norm in norms.items():
-            self._replace(norm_module, norm)
+        norms = {module: norm for module, norm in norms.items() if self._replace(module, norm)}
         known = [layer for layer in layers if _is_known(layer, norms)]
         for layer in set(layers) - set(known):
             self.left.add(f"the residual connections of {type(layer).__name__}")
@@ -151,12 +150,14 @@ class _ReplacedCode:
             else:
                 self.left.add(f"the rotary embedding of {type(attention).__name__}")
 
-    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> bool:
+        """Puts `forward` into a module, but where somebody else has put another."""
         if "forward" in vars(module):
             self.left.add(f"{type(module).__name__}, whose code is replaced already")
-            return
+            return False
         setattr(module, "forward", forward)  # noqa: B010 (a method, to mypy)
         self._replaced.append((module, forward))
+        return True
 
 
 def _compiled_operations() -> _Operations:
@@ -198,7 +199,7 @@ class _Norm:
         self._own = module.forward
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if _is_for_own_code(hidden):
             return self._own(hidden)
         return self.add(hidden, None)[1]
 
@@ -218,6 +219,8 @@ class _Layer:
 
     def __init__(self, layer: Any, norms: dict[nn.Module, _Norm], following: _Norm | None) -> None:
         self._own = layer.forward
+        self._parts = layer._modules
+        self._known_parts = dict(self._parts)
         self._attention, self._mlp = layer.self_attn, layer.mlp
         self._before_attention = norms[layer.input_layernorm]
         self._following = following
@@ -231,7 +234,8 @@ class _Layer:
             self._after_attention = self._after_mlp = None
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or torch.is_grad_enabled():
+        is_known = self._parts == self._known_parts  # adapters may have replaced one since
+        if args or not is_known or _is_for_own_code(hidden_states):
             return self._own(hidden_states, *args, **kwargs)
         norm, normed = getattr(hidden_states, _NORMED, (None, None))
         if norm is not self._before_attention:
@@ -259,10 +263,15 @@ class _Mlp:
         self._own = module.forward
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if _is_for_own_code(hidden):
             return self._own(hidden)
         mlp = self._module
         return mlp.down_proj(self._gate(mlp.act_fn, mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+
+
+def _is_for_own_code(x: Tensor) -> bool:
+    """Whether a call on `x` records gradients, or mixes dtypes as autocast does."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
 
 
 def _is_known(layer: nn.Module, norms: dict[nn.Module, _Norm]) -> bool:
@@ -288,7 +297,7 @@ def _rotary_forward(
         return None
 
     def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return (own if torch.is_grad_enabled() else rotary)(q, k, cos, sin)
+        return (own if _is_for_own_code(q) else rotary)(q, k, cos, sin)
 
     copy = FunctionType(
         forward.__code__,

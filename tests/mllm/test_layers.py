@@ -91,6 +91,31 @@ def test_gradients_come_from_the_layers_own_code(tiny_model: Callable[[str], Pat
     assert torch.equal(eager, fused)
 
 
+def _logits(mllm: MLLM) -> Tensor:
+    prompt = mllm.prompting.encode_prompt(mllm.prompting.render("Yes or No?"))
+    with torch.no_grad():
+        return mllm.model(**mllm.model_inputs([prompt])).logits
+
+
+def test_autocast_runs_the_layers_own_code(tiny_model: Callable[[str], Path]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        eager, fused = (_logits(load(tiny_model("llava"), layers)) for layers in ("eager", "fused"))
+    assert torch.equal(eager, fused)
+
+
+@pytest.mark.parametrize("part", ["mlp", "input_layernorm"])
+def test_a_part_replaced_after_loading_is_the_one_that_runs(
+    part: str, tiny_model: Callable[[str], Path]
+) -> None:
+    eager, fused = (load(tiny_model("llava"), layers) for layers in ("eager", "fused"))
+    before = _logits(eager)
+    for mllm in (eager, fused):
+        first, second = mllm.decoder.layers
+        setattr(first, part, getattr(second, part))
+    assert (_logits(eager) - before).abs().max() > 1e-2
+    torch.testing.assert_close(_logits(fused), _logits(eager), rtol=0, atol=1e-4)
+
+
 def test_the_last_adapter_made_of_a_model_decides(tiny_model: Callable[[str], Path]) -> None:
     fused = load(tiny_model("llava"), "fused")
     scores, environment = Reranker(fused).score(pairs()), fused.environment_name
