@@ -169,7 +169,7 @@ def _compiled_operations() -> _Operations:
         # As a list of rows, so that all shapes are one to the compiler
         rows = (-1, x.shape[-1])
         other = None if residual is None else residual.reshape(rows)
-        summed, normed = compiled_norm(x.reshape(rows), other, weight, eps, offset)
+        summed, normed = compiled_norm(x.reshape(rows), other, weight, eps=eps, offset=offset)
         return (x if residual is None else summed.view(x.shape)), normed.view(x.shape)
 
     return _Operations(norm, _compiled(rotary_embedding_reference), _compiled(_gated))
