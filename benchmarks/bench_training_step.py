@@ -22,7 +22,7 @@ from tables import Result, Results, mib, table
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
-from ragvl.profiling.overhead import training_overhead
+from ragvl.profiling.costs import training_overhead
 from ragvl.training.adapters import LoraSettings
 
 MODELS = ["mid", "mid-internvl"]

@@ -33,7 +33,7 @@ from workload import WORDS, write_documents
 from ragvl import Document
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM
-from ragvl.profiling.overhead import OVERHEAD_ARMS, step_overhead
+from ragvl.profiling.costs import OVERHEAD_ARMS, step_overhead
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.training.adapters import LoraSettings, trainable
 from ragvl.training.examples import IGNORE, Collator, Example

@@ -71,7 +71,7 @@ def overhead(
     with command_work("overhead"):
         check_writable(json_file)
         from ragvl.evaluation.result import to_json
-        from ragvl.profiling.measure import measure_overhead, print_overhead
+        from ragvl.profiling.overhead import measure_overhead, print_overhead
 
         check_settings(model, device=device, dtype=dtype)
         result = measure_overhead(

@@ -1,218 +1,138 @@
-"""What reranking adds to a query, and noise to a training step: time and peak memory."""
+"""What `ragvl overhead` measures of a model, and the schema of its `--json`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from ragvl.data.document import Document
-from ragvl.data.questions import QuestionSet
+from ragvl.data.formats import open_questions
+from ragvl.data.synthetic import Places, write_world
+from ragvl.doctor import machine, versions
+from ragvl.evaluation.result import ABSENT
 from ragvl.mllm import MLLM
-from ragvl.prefix_cache import reuse_problem
-from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
-from ragvl.reranker import Reranker, resolve_template
-from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.whole_prompts import WholePrompts
-from ragvl.training.adapters import LoraSettings, trainable
-from ragvl.training.examples import AnswerExamples, Collator
-from ragvl.training.noise import ARMS, NoiseSettings, install_loss, uninstall_loss
+from ragvl.output import print_table
+from ragvl.profiling.costs import (
+    RerankingCost,
+    TrainingCost,
+    reranking_overhead,
+    training_overhead,
+)
+from ragvl.training.adapters import LoraSettings
 
 
-class RerankingCost(Timing):
-    """What a method of reranking takes.
+@dataclass(frozen=True, kw_only=True)
+class OverheadResult:
+    """What reranking adds to a query, and noise to a training step.
 
-    `peak_mib` is above what is held between queries, None where the system does not report it;
-    `difference` is the largest between a relevance and the serial one.
+    Attributes:
+        model: a hub id or a folder.
+        data: the data set's name.
+        rounds: timed queries and steps of each kind.
+        num_candidates: documents a query.
+        batch_size: examples in a training step.
+        rerank: by method; absent if it was not measured.
+        train: by kind of noise; absent if it was not measured.
+        machine: the processor and the GPUs.
+        versions: of the packages that matter.
     """
 
-    peak_mib: float | None
-    difference: float
+    model: str
+    data: str
+    rounds: int
+    num_candidates: int
+    batch_size: int
+    rerank: dict[str, RerankingCost] = field(default_factory=dict, metadata=ABSENT)
+    train: dict[str, TrainingCost] = field(default_factory=dict, metadata=ABSENT)
+    machine: dict[str, str]
+    versions: dict[str, str]
 
 
-class TrainingCost(Timing):
-    """What a training step takes.
-
-    `tokens` is the batch's size, padding included; `peak_mib` is above the model, its gradients and
-    the optimizer's state, None where the system does not report it.
-    """
-
-    tokens: int
-    peak_mib: float | None
-
-
-OVERHEAD_ARMS: dict[str, NoiseSettings] = {
-    **ARMS,
-    "token, pixels": replace(ARMS["token"], token_level="pixels"),
-}
-
-
-def reranking_overhead(
-    mllm: MLLM, source: QuestionSet, *, num_candidates: int = 20, rounds: int = 5
-) -> dict[str, RerankingCost]:
-    """Time and memory of reranking one question's candidates, method by method.
-
-    "serial" runs each whole prompt by itself, "batched" all of them at once; "cold" caches prefixes
-    of documents never seen before, "warm" has them cached. Methods take turns, each round with
-    another question. Of a model whose prefixes cannot be reused, only the first two.
-
-    Args:
-        mllm: the reranker's model, on the device to measure.
-        source: its first documents are the candidates of its first questions.
-        num_candidates: how many.
-        rounds: timed queries of each method, at least two.
-
-    Returns:
-        By method, with speedups over "serial".
-
-    Raises:
-        ValueError: the data set has no documents, or fewer than two rounds.
-    """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}: expected at least 2")
-    template = resolve_template(source.template)
-    documents = list(source.documents(ids=source.document_ids()[:num_candidates]))
-    if not documents:
-        raise ValueError(f"{source.name} has no documents to rerank")
-    texts = [question.text for question in source.questions]
-    head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
-    whole = WholePrompts(mllm, Prompts(mllm.prompting, template), head)
-
-    def score_whole(text: str, batch_size: int) -> Tensor:
-        scores = torch.empty(len(documents))
-        pairs = [(text, document) for document in documents]
-        for indices, relevance in whole.score(pairs, batch_size, "raise"):
-            scores[list(indices)] = relevance
-        return scores
-
-    methods: dict[str, Callable[[str], Tensor]] = {
-        "serial": lambda text: score_whole(text, 1),
-        "batched": lambda text: score_whole(text, len(documents)),
-    }
-    if reuse_problem(mllm) is None:
-        for name, cache in (("cold", None), ("warm", "auto")):
-            reranker = Reranker(mllm, template=template, prefix_cache=cache)
-            methods[name] = partial(_score_all, reranker, documents)
-            if cache is not None:
-                reranker.warm(documents, progress=False)
-    differences = {
-        name: float((method(texts[0]) - methods["serial"](texts[0])).abs().max())
-        for name, method in methods.items()
-    }
-    calls = {
-        name: partial(_score_next, method, itertools.cycle(texts))
-        for name, method in methods.items()
-    }
-    samples = time_in_turn(calls, rounds=rounds, device=mllm.device)
-    return {
-        name: {
-            **timing,
-            "peak_mib": peak_mib(calls[name], mllm.device),
-            "difference": differences[name],
-        }
-        for name, timing in compare(samples, "serial").items()
-    }
-
-
-def _score_all(reranker: Reranker, documents: Sequence[Document], text: str) -> Tensor:
-    return reranker.score([(text, document) for document in documents], progress=False)
-
-
-def _score_next(method: Callable[[str], Tensor], texts: Iterator[str]) -> Tensor:
-    return method(next(texts))
-
-
-def training_overhead(
-    mllm: MLLM,
-    source: QuestionSet,
+def measure_overhead(
+    model: str,
+    source: Path | None = None,
+    split: str | None = None,
     *,
-    arms: Mapping[str, NoiseSettings] | None = None,
+    only: Literal["rerank", "train"] | None = None,
+    num_candidates: int = 20,
     batch_size: int = 4,
-    lora: LoraSettings | None = None,
+    lora_rank: int = 16,
     gradient_checkpointing: bool = False,
     rounds: int = 5,
-) -> dict[str, TrainingCost]:
-    """Time and memory of a generator's training step with each kind of noise, on the same model.
-
-    A step is forward, backward and AdamW's update; batches are made ahead. Arms take turns, so that
-    their ratio is fair on a machine that does other things as well.
+    device: str = "auto",
+    dtype: str = "auto",
+) -> OverheadResult:
+    """Measures a model's queries and training steps.
 
     Args:
-        mllm: on the device to measure; its weights are changed.
-        source: the batch is of its first questions, those with one picture if there are such.
-        arms: what is compared, by name; the first is what the others are against. None is
-            `OVERHEAD_ARMS`.
-        batch_size: examples in a step.
-        lora: adapters; None trains the decoder's weights.
+        model: a hub id or a folder.
+        source: a data set; a small one is drawn if it is None.
+        split: of it.
+        only: one of the two.
+        num_candidates: documents a query.
+        batch_size: examples in a training step.
+        lora_rank: of adapters; 0 trains all weights.
         gradient_checkpointing: compute activations again in the backward pass.
-        rounds: timed steps of each arm, at least two.
+        rounds: timed queries and steps of each kind, at least two.
+        device: where.
+        dtype: of the model.
 
-    Returns:
-        By arm, with speedups over the first one.
+    Raises:
+        ValueError, OSError: data or model cannot be used.
     """
-    collate = Collator(mllm)
-    batches = {}
-    arms = OVERHEAD_ARMS if arms is None else arms
-    for name, noise in arms.items():
-        examples = AnswerExamples(
-            source, mllm.prompting, num_pictures=noise.data_level, hard=noise.hard_negatives
-        )
-        # Those with the fewest pictures of their own, to which the data level adds the most
-        fewest = sorted(range(min(len(examples), 16 * batch_size)), key=examples.num_own_pictures)
-        batches[name] = collate([examples[fewest[i % len(fewest)]] for i in range(batch_size)])
-    return step_overhead(
-        mllm,
-        arms,
-        batches,
-        lora=lora,
-        gradient_checkpointing=gradient_checkpointing,
+    with TemporaryDirectory() as drawn:
+        if source is None:
+            source, split = write_world(drawn, Places(), counts={"train": 20}, seed=0), "train"
+        questions = open_questions(source, split=split, purpose="train")
+        mllm = MLLM.from_pretrained(model, device=device, dtype=dtype)
+        rerank: dict[str, RerankingCost] = {}
+        train: dict[str, TrainingCost] = {}
+        if only != "train":
+            rerank = reranking_overhead(
+                mllm, questions, num_candidates=num_candidates, rounds=rounds
+            )
+        if only != "rerank":  # last, since it changes the weights
+            train = training_overhead(
+                mllm,
+                questions,
+                batch_size=batch_size,
+                lora=LoraSettings(rank=lora_rank),
+                gradient_checkpointing=gradient_checkpointing,
+                rounds=rounds,
+            )
+    return OverheadResult(
+        model=model,
+        data=questions.name,
         rounds=rounds,
+        num_candidates=num_candidates,
+        batch_size=batch_size,
+        rerank=rerank,
+        train=train,
+        machine=machine(),
+        versions=versions(),
     )
 
 
-def step_overhead(
-    mllm: MLLM,
-    arms: Mapping[str, NoiseSettings],
-    batches: Mapping[str, Mapping[str, Tensor]],
-    *,
-    lora: LoraSettings | None = None,
-    gradient_checkpointing: bool = False,
-    rounds: int = 5,
-) -> dict[str, TrainingCost]:
-    """`training_overhead` on batches that are given, one for each arm."""
-    model: Any = trainable(mllm, lora or LoraSettings(), freeze_vision=True)
-    device = mllm.device
-    if gradient_checkpointing:
-        # Older versions of transformers have it by the second name, newer ones warn of that
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        next(getattr(mllm.model, name) for name in names if hasattr(mllm.model, name))()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
-    placed = {
-        name: {key: tensor.to(device) for key, tensor in batch.items()}
-        for name, batch in batches.items()
-    }
+def print_overhead(result: OverheadResult) -> None:
+    """Prints a table of queries and one of training steps."""
+    _print_costs(result.rerank, "reranking", "ms a query")
+    _print_costs(result.train, "noise", "ms a step")
 
-    def step(name: str, noise: NoiseSettings) -> None:
-        install_loss(mllm, noise)
-        model(**placed[name]).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # gradients' memory is no arm's own
 
-    steps = {name: partial(step, name, noise) for name, noise in arms.items()}
-    model.train()
-    try:
-        samples = time_in_turn(steps, rounds=rounds, device=device)
-        peaks = {name: peak_mib(steps[name], device) for name in arms}
-    finally:
-        model.eval()
-        uninstall_loss(mllm)
-    return {
-        name: {**timing, "tokens": placed[name]["input_ids"].numel(), "peak_mib": peaks[name]}
-        for name, timing in compare(samples, next(iter(arms))).items()
-    }
+def _print_costs(
+    costs: dict[str, RerankingCost] | dict[str, TrainingCost], what: str, unit: str
+) -> None:
+    if not costs:
+        return
+    columns = (what, unit, f"against {next(iter(costs))}", "peak MiB")
+    rows = [
+        (
+            name,
+            f"{cost['ms']['median']:.1f}",
+            f"{1 / cost['speedup']['median']:.2f}x",
+            "?" if cost["peak_mib"] is None else f"{cost['peak_mib']:.0f}",
+        )
+        for name, cost in costs.items()
+    ]
+    print_table(columns, rows, numbers=columns[1:])

@@ -7,7 +7,7 @@ import bench_training_step
 import common
 import pytest
 
-from ragvl.profiling.overhead import OVERHEAD_ARMS
+from ragvl.profiling.costs import OVERHEAD_ARMS
 
 
 def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from shapes import SHAPES
 from PIL import Image
 from ragvl import Document, Reranker
 from ragvl.mllm import MLLM
-from ragvl.profiling.overhead import OVERHEAD_ARMS, step_overhead
+from ragvl.profiling.costs import OVERHEAD_ARMS, step_overhead
 
 mllm = MLLM(*build_model(SHAPES["tiny"]))
 document = Document(Image.new("RGB", (64, 64)), caption="A tower.")

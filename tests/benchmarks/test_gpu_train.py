@@ -12,7 +12,7 @@ from models import build_model
 from shapes import SHAPES
 
 from ragvl.mllm import MLLM
-from ragvl.profiling.overhead import OVERHEAD_ARMS
+from ragvl.profiling.costs import OVERHEAD_ARMS
 
 CPU = torch.device("cpu")
 MACHINE = {"machine": {"device": "Some GPU"}}

@@ -14,7 +14,7 @@ from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
-from ragvl.profiling.overhead import OVERHEAD_ARMS, reranking_overhead, training_overhead
+from ragvl.profiling.costs import OVERHEAD_ARMS, reranking_overhead, training_overhead
 from ragvl.training.adapters import LoraSettings
 
 
