@@ -8,7 +8,6 @@ from pathlib import Path
 from ragvl.data.questions import Pool, QuestionSet
 from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
 from ragvl.evaluation.journal import work_folder
-from ragvl.evaluation.metrics import group_by_gold
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.ranking import answerable, rank_questions
 from ragvl.evaluation.settings import EvaluationSettings
@@ -65,14 +64,7 @@ def calibrate(
             num_candidates=settings.num_candidates,
             progress=progress,
         )[pool]
-    gold = [question.gold for question in questions]
-    tops = [ranking.recalls(top_k) for ranking in rankings]
-    recalls = Recalls(
-        relevance=[[c.relevance for c in top] for top in tops],
-        is_gold=[[c.id in ids for c in top] for top, ids in zip(tops, gold, strict=True)],
-        num_gold=[len(set(ids)) for ids in gold],
-        groups=group_by_gold(gold),
-    )
+    recalls = Recalls.of(rankings, top_k)
     values, refused = {}, {}
     for name in names:
         try:

@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import gaussian_kde
 
+from ragvl.evaluation.metrics import group_by_gold
 from ragvl.evaluation.result import RecallScores
 from ragvl.reranker import ThresholdError, resolve_threshold
+
+if TYPE_CHECKING:
+    from ragvl.evaluation.ranking import Ranking
 
 ESTIMATED = ("adaptive", "f1", "precision>=0.9")
 MIN_RECALLS = 20  # correct ones, and erroneous ones, that an estimate needs
@@ -42,6 +47,18 @@ class Recalls:
     is_gold: Sequence[Sequence[bool]]
     num_gold: Sequence[int]
     groups: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranking], top_k: int) -> Recalls:
+        """The recalls of questions whose gold documents are known."""
+        gold = [ranking.question.gold for ranking in rankings]
+        tops = [ranking.recalls(top_k) for ranking in rankings]
+        return cls(
+            relevance=[[c.relevance for c in top] for top in tops],
+            is_gold=[[c.id in ids for c in top] for top, ids in zip(tops, gold, strict=True)],
+            num_gold=[len(set(ids)) for ids in gold],
+            groups=group_by_gold(gold),
+        )
 
     def scores(self) -> RecallScores:
         """Relevance of the correct recalls, and of the erroneous ones."""

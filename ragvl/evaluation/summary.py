@@ -8,6 +8,7 @@ from dataclasses import replace
 from ragvl.data.questions import Question, QuestionSet
 from ragvl.evaluation.answering import RETRIEVED
 from ragvl.evaluation.answers import answer_metrics
+from ragvl.evaluation.estimation import Recalls
 from ragvl.evaluation.metrics import (
     group_by_gold,
     ranking_figures,
@@ -17,7 +18,7 @@ from ragvl.evaluation.metrics import (
     selection_figures,
 )
 from ragvl.evaluation.ranking import Ranking
-from ragvl.evaluation.result import AnswerFigures, PoolResult, RecallScores, Reliability
+from ragvl.evaluation.result import AnswerFigures, PoolResult, Reliability
 
 RECALL_AT = (1, 2, 5, 10, 20)
 
@@ -61,7 +62,7 @@ def pool_result(
         gain=ranking_gains(reranked, retrieved, gold, recall_at=RECALL_AT),
         kept={name: selection_figures(ids, gold) for name, ids in kept.items()},
         reliability=_reliability(known),
-        recalls=_recalls(known, top_k),
+        recalls=Recalls.of(known, top_k).scores(),
     )
 
 
@@ -98,11 +99,3 @@ def _reliability(known: Sequence[Ranking]) -> Reliability | None:
         if c.is_scored
     ]
     return reliability(*zip(*pairs, strict=True)) if pairs else None
-
-
-def _recalls(known: Sequence[Ranking], top_k: int) -> RecallScores:
-    tops = [(c.relevance, c.id in r.question.gold) for r in known for c in r.recalls(top_k)]
-    return RecallScores(
-        correct=[relevance for relevance, is_gold in tops if is_gold],
-        erroneous=[relevance for relevance, is_gold in tops if not is_gold],
-    )
