@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.cache import PrefixCache
 from ragvl.prefix_cache.device import (
     CachedPrefix,
     DeviceTier,
-    Lease,
-    LeaseFullError,
     PrefixCacheBusyError,
     PrefixTooLargeError,
 )
-from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier
 from ragvl.prefix_cache.memory import available_bytes
-from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, num_pages, page_table, pages_in_turn
-from ragvl.prefix_cache.record import PrefixRecord
+from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, page_table, pages_in_turn
 from ragvl.prefix_cache.reuse import reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
-from ragvl.prefix_cache.supply import PrefixSupply, Wanted
+from ragvl.prefix_cache.supply import PrefixSupply
 
 __all__ = [
     "PAGE_TOKENS",
     "CachedPrefix",
     "DeviceTier",
-    "DiskTier",
-    "HostTier",
-    "Lease",
-    "LeaseFullError",
     "PagePool",
-    "PrefixBuilder",
     "PrefixCache",
     "PrefixCacheBusyError",
-    "PrefixRecord",
     "PrefixSupply",
     "PrefixTooLargeError",
     "TierStatistics",
-    "Wanted",
     "available_bytes",
     "format_bytes",
-    "num_pages",
     "page_table",
     "pages_in_turn",
     "parse_bytes",

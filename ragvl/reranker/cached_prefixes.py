@@ -67,7 +67,7 @@ class DocumentPrefixes:
 
 
 class _WantedDocument:
-    """A document whose prefix is wanted; see `ragvl.prefix_cache.Wanted`.
+    """A document whose prefix is wanted; see `ragvl.prefix_cache.supply.Wanted`.
 
     Attributes:
         document: the document.

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_models import ARCHITECTURES
 
 from ragvl.mllm import MLLM, Prompt
-from ragvl.prefix_cache import PagePool, num_pages, page_table, pages_in_turn
+from ragvl.prefix_cache import PagePool, page_table, pages_in_turn
+from ragvl.prefix_cache.pages import num_pages
 
 EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
 TEMPLATE = "<image>\nImage Caption: {caption}\nQuestion: {query}\nAnswer 'Yes' or 'No'."

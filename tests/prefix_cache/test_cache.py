@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.mllm import MLLM, Prompting
-from ragvl.prefix_cache import DiskTier
+from ragvl.prefix_cache.disk import DiskTier
 
 QUERIES = ["What color is the roof?", "Where is it?"]
 

@@ -18,12 +18,11 @@ from ragvl.prefix_cache import (
     PAGE_TOKENS,
     CachedPrefix,
     DeviceTier,
-    Lease,
-    LeaseFullError,
     PagePool,
     PrefixCacheBusyError,
     PrefixTooLargeError,
 )
+from ragvl.prefix_cache.device import Lease, LeaseFullError
 
 LAYOUT = KvLayout(1, 1, 1, torch.float32)
 PAGE_BYTES = LAYOUT.bytes_per_token() * PAGE_TOKENS

@@ -20,7 +20,8 @@ import safetensors.torch
 import torch
 from prefix_cache.tools import Child, kept_keys, key, make_record, same
 
-from ragvl.prefix_cache import DiskTier, TierStatistics
+from ragvl.prefix_cache import TierStatistics
+from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.record import encode_record
 
 FILE_BYTES = sum(piece.nbytes for piece in encode_record(key(0), make_record()))

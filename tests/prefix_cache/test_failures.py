@@ -25,17 +25,12 @@ from ragvl import Document, PrefixCache, Reranker
 from ragvl.data import images
 from ragvl.mllm import MLLM
 from ragvl.mllm.decoder import Decoder
-from ragvl.prefix_cache import (
-    DiskTier,
-    HostTier,
-    PagePool,
-    PrefixBuilder,
-    PrefixRecord,
-    available_bytes,
-    pages,
-)
+from ragvl.prefix_cache import PagePool, available_bytes, pages
+from ragvl.prefix_cache.building import PrefixBuilder
+from ragvl.prefix_cache.disk import DiskTier
+from ragvl.prefix_cache.host import HostTier
 from ragvl.prefix_cache.memory import reservations
-from ragvl.prefix_cache.record import are_finite
+from ragvl.prefix_cache.record import PrefixRecord, are_finite
 from ragvl.progress import ProgressBar
 
 QUERY = "What color is the roof?"

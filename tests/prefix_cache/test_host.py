@@ -7,7 +7,8 @@ from functools import partial
 from interrupts import Interrupt
 from prefix_cache.tools import kept_keys, key, make_record, same
 
-from ragvl.prefix_cache import HostTier, TierStatistics
+from ragvl.prefix_cache import TierStatistics
+from ragvl.prefix_cache.host import HostTier
 
 
 def test_get_and_put():

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefix_cache.tools import key, make_record, same
 
-from ragvl.prefix_cache import PrefixRecord
-from ragvl.prefix_cache.record import DamagedRecordError, are_finite, encode_record, read_record
+from ragvl.prefix_cache.record import (
+    DamagedRecordError,
+    PrefixRecord,
+    are_finite,
+    encode_record,
+    read_record,
+)
 
 DTYPES = [
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),

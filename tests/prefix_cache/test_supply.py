@@ -11,8 +11,8 @@ from prefix_cache.tools import key, used_pages
 from ragvl import PrefixCache
 from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, Prompt
-from ragvl.prefix_cache import PAGE_TOKENS, PrefixSupply, num_pages
-from ragvl.prefix_cache.pages import page_bytes
+from ragvl.prefix_cache import PAGE_TOKENS, PrefixSupply
+from ragvl.prefix_cache.pages import num_pages, page_bytes
 
 
 class Picture:

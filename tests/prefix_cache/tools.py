@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from ragvl.prefix_cache import DeviceTier, DiskTier, HostTier, PrefixRecord
+from ragvl.prefix_cache import DeviceTier
+from ragvl.prefix_cache.disk import DiskTier
+from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.record import PrefixRecord
 
 
 def key(number: int) -> str:

@@ -16,7 +16,8 @@ from tiny_models import ARCHITECTURES
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, Prompt, Prompting, PromptTooLongError, WriteKv
-from ragvl.prefix_cache import PrefixBuilder, PrefixTooLargeError
+from ragvl.prefix_cache import PrefixTooLargeError
+from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.reranker import PromptTemplate
 
 TINY = "llava"
