@@ -72,7 +72,7 @@ def calibrate(
         except ThresholdError as error:
             refused[name] = str(error)
     saved = SavedThresholds(
-        model=models.reranker.weights_name,
+        model=models.reranker.weights,
         template=models.reranker.template_name,
         prompts=models.reranker.prompts_name,
         encoder=models.encoder.fingerprint,

@@ -7,7 +7,7 @@ from itertools import chain
 
 from ragvl.data.document import Document
 from ragvl.messages import shown
-from ragvl.mllm import Prompt, Prompting, encode_document
+from ragvl.mllm import Prompt, Prompting
 from ragvl.mllm.answer_tokens import named_token_ids
 from ragvl.mllm.inputs import probe_image
 from ragvl.reranker.prompts import Prompts
@@ -62,9 +62,9 @@ def resolve_answers(
 
 def probe_prompt(prompting: Prompting, prompts: Prompts) -> Prompt:
     """A prompt about a picture of one colour, to see what the model would answer."""
-    document = Document(probe_image(), caption="A mill")
-    image = encode_document(prompting, document)
-    return prompting.encode_prompt(prompts.text("Is it a mill?", document), [image])
+    picture = probe_image()  # not read as a document's, to which a limit of pixels may apply
+    text = prompts.text("Is it a mill?", Document(picture, caption="A mill"))
+    return prompting.encode_prompt(text, [prompting.encode_image(picture)])
 
 
 def check_share(

@@ -119,7 +119,7 @@ class Reranker(CrossEncoderDialect):
         )
         self.caption_tokens = checked_caption_tokens(caption_tokens)
         if thresholds is not None:
-            thresholds.check_model(self.weights_name, self.template.name, self.prompts_name)
+            thresholds.check_model(self.weights, self.template.name, self.prompts_name)
         self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
         self._share: tuple[str, float] | None = None
@@ -367,7 +367,7 @@ class Reranker(CrossEncoderDialect):
         return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
 
     @property
-    def weights_name(self) -> str:
+    def weights(self) -> str:
         """Names the model's weights in their dtype, whatever library loads them."""
         return self.mllm.weights_name
 

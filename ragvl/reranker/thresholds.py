@@ -33,7 +33,7 @@ class SavedThresholds:
     """Thresholds that were estimated for a model and its prompts, kept beside its weights.
 
     Attributes:
-        model: names the weights; see `Reranker.weights_name`.
+        model: names the weights; see `Reranker.weights`.
         template: the prompt's template.
         prompts: names its text, system turn and answers; see `Reranker.prompts_name`.
         encoder: names the retriever's weights.

@@ -268,7 +268,7 @@ def test_no_checkpoint_takes_anothers_prefixes_thresholds_or_journals(
     CHANGES[change](own)
     changed = Reranker(load(own), prefix_cache=cache())
     assert torch.equal(scores(changed), scores(Reranker(load(own), prefix_cache=None)))
-    names = [(r.fingerprint, r.weights_name, r.mllm.fingerprint) for r in (first, changed)]
+    names = [(r.fingerprint, r.weights, r.mllm.fingerprint) for r in (first, changed)]
     assert not set(names[0]) & set(names[1])
 
 
@@ -288,7 +288,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
     program = (
         "import sys\nfrom ragvl import Reranker\n"
         "reranker = Reranker.from_pretrained(sys.argv[1], device='cpu', dtype='float32')\n"
-        "print('names', reranker.fingerprint, reranker.weights_name, reranker.prompts_name)"
+        "print('names', reranker.fingerprint, reranker.weights, reranker.prompts_name)"
     )
     result = [
         subprocess.run(
@@ -301,7 +301,7 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
         for seed in ("1", "2")
     ]
     reranker = Reranker(load(own))
-    here = [reranker.fingerprint, reranker.weights_name, reranker.prompts_name]
+    here = [reranker.fingerprint, reranker.weights, reranker.prompts_name]
     assert result == [here, here]
 
 
@@ -325,7 +325,7 @@ def test_prompts_are_known_by_what_they_say(tiny_mllm: Callable[[str], MLLM]) ->
     assert compressed.prompts_name == rerankers[0].prompts_name
     assert compressed.fingerprint != rerankers[0].fingerprint
     own = SavedThresholds(
-        model=rerankers[0].weights_name,
+        model=rerankers[0].weights,
         template="mine",
         prompts=rerankers[0].prompts_name,
         encoder="e",

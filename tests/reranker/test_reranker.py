@@ -169,6 +169,16 @@ def test_a_large_picture_is_made_smaller_and_scores_much_the_same(
     assert abs(reduced[1] - whole[1]) < 0.01
 
 
+def test_a_limit_of_pixels_is_for_documents_alone(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGVL_MAX_PIXELS", "4")
+    reranker = Reranker.from_pretrained(tiny_model("llava"), device="cpu")
+    pictures = [Image.new("RGB", (2, 2)), Image.new("RGB", (3, 3))]
+    pairs = [("Red?", Document(picture)) for picture in pictures]
+    assert reranker.score(pairs, on_error="skip").isnan().tolist() == [False, True]
+
+
 def test_a_skipped_picture_is_named_once(
     tiny_reranker: Reranker, caplog: pytest.LogCaptureFixture
 ) -> None:

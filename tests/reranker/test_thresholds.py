@@ -153,7 +153,7 @@ def test_a_reranker_finds_its_thresholds_beside_its_weights(
     picture = Image.new("RGB", (32, 32), "red")
     (ranked,) = plain.rank("Is it red?", [picture])
     values = {"low": ranked.score / 2, "high": (1 + ranked.score) / 2}
-    saved = replace(SAVED, model=plain.weights_name, prompts=plain.prompts_name, values=values)
+    saved = replace(SAVED, model=plain.weights, prompts=plain.prompts_name, values=values)
     saved.save(folder / THRESHOLDS_FILE)
     for name, kept in (("low", True), ("high", False)):
         reranker = Reranker.from_pretrained(folder, device="cpu", threshold=name)
@@ -173,7 +173,7 @@ def test_thresholds_of_other_weights_or_prompts_are_refused(
 ) -> None:
     mllm = tiny_mllm("llava")
     plain = Reranker(mllm)
-    own = replace(SAVED, model=plain.weights_name, prompts=plain.prompts_name)
+    own = replace(SAVED, model=plain.weights, prompts=plain.prompts_name)
     assert Reranker(mllm, thresholds=own, threshold="adaptive").threshold == 0.25
     with pytest.raises(ThresholdError, match="other weights"):
         Reranker(mllm, thresholds=SAVED)
