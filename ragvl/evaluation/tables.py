@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult
 from ragvl.output import print_table, say
 
@@ -34,9 +32,8 @@ def print_figures(result: EvaluationResult) -> None:
         print_table(["pool", "kept", *names], rows, title=title, numbers=names)
     sizes = ", ".join(f"{pool}: {of_pool.num_documents:,}" for pool, of_pool in pools.items())
     say(f"documents in the pool: {sizes}")
-    medians = {stage: statistics.median(ms) for stage, ms in result.latency_ms.items()}
-    if medians:
-        text = ", ".join(f"{stage} {median:.1f}" for stage, median in medians.items())
+    if result.median_ms:
+        text = ", ".join(f"{stage} {ms.value:.1f}" for stage, ms in result.median_ms.items())
         say(f"ms a question, median: {text}")
 
 
