@@ -47,7 +47,14 @@ class Places:
 
     def describe(self, place: Place, view: str) -> str:
         """What a picture shows."""
-        return _describe(place, view)
+        shown = {
+            "outside": f"{place.roof_color} roof, {place.wall_color} wall, "
+            f"{place.door_shape} door, {NUMBERS[place.num_windows]} windows",
+            "inside": f"{place.carpet_color} carpet, {place.table_shape} table, "
+            f"{NUMBERS[place.num_lamps]} lamps",
+            "sign": f"{place.sign_color} sign, {place.sign_word.lower()}",
+        }
+        return f"{place.name} {place.kind} {place.setting}, {view}: {shown[view]}"
 
     def ask(
         self,
@@ -56,8 +63,17 @@ class Places:
         two_image_share: float,
         rng: np.random.Generator,
     ) -> Iterator[DrawnQuestion]:
-        """Questions of WebQA's categories."""
-        return _ask(places, per_place, two_image_share, rng)
+        """`per_place` questions about each place, of WebQA's categories."""
+        groups: dict[tuple[str, str], list[Place]] = {}
+        for place in places:
+            groups.setdefault((place.kind, place.setting), []).append(place)
+        for place in places:
+            for _ in range(per_place):
+                others = [other for other in groups[place.kind, place.setting] if other != place]
+                if rng.random() < two_image_share and others:
+                    yield _ask_about_two(place, others[rng.integers(len(others))], rng)
+                else:
+                    yield _ask_about_one(place, rng)
 
 
 def _make_place(name: str, kind: str, setting: str, rng: np.random.Generator) -> Place:
@@ -79,33 +95,6 @@ def _make_place(name: str, kind: str, setting: str, rng: np.random.Generator) ->
         sign_color=pick(tuple(COLORS)),
         sign_word=pick(WORDS),
     )
-
-
-def _describe(place: Place, view: str) -> str:
-    shown = {
-        "outside": f"{place.roof_color} roof, {place.wall_color} wall, {place.door_shape} door, "
-        f"{NUMBERS[place.num_windows]} windows",
-        "inside": f"{place.carpet_color} carpet, {place.table_shape} table, "
-        f"{NUMBERS[place.num_lamps]} lamps",
-        "sign": f"{place.sign_color} sign, {place.sign_word.lower()}",
-    }
-    return f"{place.name} {place.kind} {place.setting}, {view}: {shown[view]}"
-
-
-def _ask(
-    places: Sequence[Place], per_place: int, two_image_share: float, rng: np.random.Generator
-) -> Iterator[DrawnQuestion]:
-    """`per_place` questions about each place, of WebQA's categories."""
-    groups: dict[tuple[str, str], list[Place]] = {}
-    for place in places:
-        groups.setdefault((place.kind, place.setting), []).append(place)
-    for place in places:
-        for _ in range(per_place):
-            others = [other for other in groups[place.kind, place.setting] if other != place]
-            if rng.random() < two_image_share and others:
-                yield _ask_about_two(place, others[rng.integers(len(others))], rng)
-            else:
-                yield _ask_about_one(place, rng)
 
 
 def _ask_about_one(place: Place, rng: np.random.Generator) -> DrawnQuestion:
