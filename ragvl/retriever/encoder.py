@@ -82,9 +82,8 @@ class DualEncoder:
         plain_image_processor(image_processor)
         plain_tokenizer(tokenizer)
         tokenizer.truncation_side = "right"
-        image_processor(
-            _PROBE_PICTURE, return_tensors="pt"
-        )  # so that what fails later is a picture
+        # So that what fails later is a picture
+        image_processor(_PROBE_PICTURE, return_tensors="pt")
         saved, _ = model_tensors(model)
         self._weights_name = weights_name(saved)
         self.device = resolve_device(device)

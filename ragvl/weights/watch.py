@@ -111,9 +111,8 @@ class _Snapshot:
         self._tables: list[Mapping[Any, Any]] = []  # what must hold the same objects
         for module in self._modules:
             self._tables += (module._modules, module._forward_hooks, module._forward_pre_hooks)
-            if (
-                offloaded_weights(module) is None
-            ):  # else hooks put other tensors there in every pass
+            # Offloaded, hooks put other tensors there in every pass
+            if offloaded_weights(module) is None:
                 self._tables += (module._parameters, module._buffers)
         self._held = _values(self._tables)
         self.structure = [

@@ -1,4 +1,4 @@
-"""The benchmark's ways to attend give the same result, so that their times can be compared."""
+"""The benchmark's methods give the same result, so that their times can be compared."""
 
 from __future__ import annotations
 
