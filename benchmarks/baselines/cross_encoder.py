@@ -43,9 +43,8 @@ class CrossEncoderBaseline:
             activation_fn=nn.Sigmoid(),
         )
         self.batch_size = batch_size
-        self.escape = (
-            reranker.mllm.prompting.escape
-        )  # to CrossEncoder `<image>` in a caption is a picture
+        # To CrossEncoder `<image>` in a caption is a picture
+        self.escape = reranker.mllm.prompting.escape
 
     def score(self, query: str, documents: Sequence[Document]) -> list[float]:
         query = self.escape(query)

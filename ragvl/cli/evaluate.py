@@ -62,7 +62,7 @@ def evaluate(
         from ragvl.evaluation.evaluate import evaluate as run
         from ragvl.evaluation.report import write_report
         from ragvl.evaluation.result import read_evaluation, to_json
-        from ragvl.evaluation.settings import EvaluationSettings, distinct_pools
+        from ragvl.evaluation.settings import distinct_pools
         from ragvl.evaluation.tables import print_figures
         from ragvl.reranker import SavedThresholds, resolve_template, resolve_threshold
 
@@ -80,15 +80,11 @@ def evaluate(
         for name in names:
             resolve_threshold(name, saved)
         resolve_template(template)
-        settings = EvaluationSettings(
+        settings = chosen.settings(
             pools=distinct_pools(data_set) if pool == "both" else (pool,),
-            num_candidates=chosen.candidates,
-            top_k=chosen.top_k,
             thresholds=names,
             noise_ratio=noise_ratio,
             seed=seed,
-            skip=chosen.skip,
-            num_questions=chosen.questions,
             num_timed=timed,
             max_new_tokens=max_new_tokens,
         )
@@ -148,7 +144,6 @@ def calibrate(
         from ragvl.evaluation.calibrate import calibrate as run
         from ragvl.evaluation.estimation import ESTIMATED, check_names
         from ragvl.evaluation.plots import relevance_plot
-        from ragvl.evaluation.settings import EvaluationSettings
         from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds, resolve_template
 
         names = threshold or ESTIMATED
@@ -170,18 +165,12 @@ def calibrate(
         data_set = chosen.open_questions()
         template = chosen.template or data_set.template
         resolve_template(template)
-        settings = EvaluationSettings(
-            num_candidates=chosen.candidates,
-            top_k=chosen.top_k,
-            skip=chosen.skip,
-            num_questions=chosen.questions,
-        )
         saved, recalls = run(
             data_set,
             chosen.load_models(template),
             names=names,
             pool=pool,
-            settings=settings,
+            settings=chosen.settings(),
             work=work,
             progress=chosen.progress,
         )

@@ -14,6 +14,7 @@ from ragvl.cli.common import check_settings, template_variables
 if TYPE_CHECKING:
     from ragvl.data.questions import QuestionSet
     from ragvl.evaluation.models import Models
+    from ragvl.evaluation.settings import EvaluationSettings
     from ragvl.reranker import Reranker
 
 Command = Callable[..., None]
@@ -111,6 +112,18 @@ class EvaluationOptions:
             images=self.images,
             protocol=self.protocol,
             strict=self.strict,
+        )
+
+    def settings(self, **others: Any) -> EvaluationSettings:
+        """What is evaluated; `others` are settings that only one command has."""
+        from ragvl.evaluation.settings import EvaluationSettings
+
+        return EvaluationSettings(
+            num_candidates=self.candidates,
+            top_k=self.top_k,
+            skip=self.skip,
+            num_questions=self.questions,
+            **others,
         )
 
     def load_models(self, template: str, generator: str | None = None) -> Models:
