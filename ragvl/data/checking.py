@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions
-from ragvl.data.images import ImageError
 from ragvl.data.problems import DataError, Problems
 
 
@@ -56,9 +56,5 @@ def check_questions(
         error.problems.add("of no use", str(error))
         return CheckReport(0, 0, error.problems)
     if pictures:
-        for document in data_set.documents():
-            try:
-                document.load()
-            except ImageError as error:
-                data_set.problems.add("broken picture", str(error))
+        deque(data_set.decodable(data_set.documents()), maxlen=0)
     return CheckReport(len(data_set.questions), len(data_set.document_ids()), data_set.problems)

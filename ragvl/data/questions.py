@@ -132,6 +132,20 @@ class QuestionSet(ABC):
             except ImageError as error:
                 self.problems.add("broken picture", str(error))
 
+    def decodable(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents whose pictures can be decoded; any other is a problem, and is left out.
+
+        Raises:
+            DataError: one cannot be decoded, and `problems.strict` is set.
+        """
+        for document in documents:
+            try:
+                document.load()
+            except ImageError as error:
+                self.problems.add("broken picture", str(error))
+            else:
+                yield document
+
     def searches(self, pool: Pool = "full") -> list[Search]:
         """Which questions are searched for in which documents: usually all in all."""
         return [Search(self.questions, self.document_ids(pool))]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.questions import QuestionSet
 from ragvl.retriever.encoder import DualEncoder
@@ -30,23 +29,6 @@ def encode_documents(
     try:
         vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
     except ImageError:  # find out whose
-        documents = readable(source, documents)
+        documents = list(source.decodable(documents))
         vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
     return dict(zip([str(document.id) for document in documents], vectors, strict=True))
-
-
-def readable(source: QuestionSet, documents: Sequence[Document]) -> list[Document]:
-    """Those whose pictures can be decoded; the others are problems of `source`.
-
-    Raises:
-        DataError: one cannot be, and the data set is strict.
-    """
-    readable = []
-    for document in documents:
-        try:
-            document.load()
-        except ImageError as error:
-            source.problems.add("broken picture", str(error))
-        else:
-            readable.append(document)
-    return readable
