@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
 from shapes import SHAPES
+from tables import Results
 from torch import Tensor
 
 from ragvl.ops import prefix_write
@@ -86,6 +87,22 @@ def test_prefix_write(
     everyone = methods(*case, compression, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method]).clone()
     assert torch.equal(result, everyone["reference"]())
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against eager code."""
+    result = results["prefix_write_cpu"]
+    return speed_table(
+        result,
+        {
+            "model": "heads of",
+            "prefix": "prefix tokens",
+            "dtype": "dtype",
+            "compression": "compression",
+        },
+        ["reference", "cpu"],
+        f"Speed is against padding, indexing and copying; a layer of {result['batch']} prefixes",
+    )
 
 
 def main(

@@ -13,7 +13,8 @@ import pytest
 import torch
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
+from tables import Results
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -50,6 +51,16 @@ def test_residual_rms_norm(benchmark, method: str, case: tuple[int, int], dtype:
     everyone = methods(*case, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method])
     torch.testing.assert_close(result, everyone["reference"]())
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against a Hugging Face layer's own code."""
+    return speed_table(
+        results["residual_rms_norm_cpu"],
+        {"rows": "rows", "hidden_size": "hidden", "dtype": "dtype"},
+        ["reference", "cpu"],
+        "Speed is against the sum and `LlamaRMSNorm`, one after the other",
+    )
 
 
 def main(

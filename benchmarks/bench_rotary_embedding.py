@@ -13,8 +13,9 @@ import pytest
 import torch
 import typer
 from common import backends_to_measure
-from operation import CPU, DEVICE, DTYPES, Method, measure_operation
+from operation import CPU, DEVICE, DTYPES, Method, measure_operation, speed_table
 from shapes import SHAPES
+from tables import Results
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -58,6 +59,16 @@ def test_rotary_embedding(benchmark, method: str, case: tuple[str, int], dtype: 
     everyone = methods(*case, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method])
     torch.testing.assert_close(result, everyone["reference"](), atol=3e-2, rtol=2e-2)
+
+
+def table(results: Results) -> str:
+    """Speed of the backends against Hugging Face's function."""
+    return speed_table(
+        results["rotary_embedding_cpu"],
+        {"model": "heads of", "tokens": "tokens", "dtype": "dtype"},
+        ["reference", "cpu"],
+        "Speed is against `apply_rotary_pos_emb` of transformers",
+    )
 
 
 def main(

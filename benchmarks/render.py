@@ -24,7 +24,10 @@ import bench_layers
 import bench_prefix_attention
 import bench_prefix_bookkeeping
 import bench_prefix_cache
+import bench_prefix_write
 import bench_relevance_head
+import bench_residual_rms_norm
+import bench_rotary_embedding
 import bench_training_step
 import bench_visual_weighted_cross_entropy
 import gpu_ops
@@ -48,6 +51,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prefix_cache_tiers": bench_prefix_cache.tiers_table,
     "prefix_cache_compression": bench_prefix_cache.compression_table,
     "prefix_attention": bench_prefix_attention.table,
+    "prefix_write": bench_prefix_write.table,
+    "residual_rms_norm": bench_residual_rms_norm.table,
+    "rotary_embedding": bench_rotary_embedding.table,
     "relevance_head": bench_relevance_head.table,
     "diffusion_noise": bench_diffusion_noise.table,
     "visual_weighted_cross_entropy": bench_visual_weighted_cross_entropy.table,

@@ -145,7 +145,8 @@ class MLLM:
             layers: what computes the small operators between the products of the decoder's layers,
                 within rounding the same: "eager", Hugging Face's own code; "fused", two operations
                 of ragvl's; "compiled", what `torch.compile` makes of them. A score's bits are as
-                independent of its batch with each. Which is the fastest on a GPU is measured by
+                independent of its batch with each; with "compiled" another process may compile, and
+                so round, differently. Which is the fastest on a GPU is measured by
                 `make bench-gpu-rerank PARTS=layers`.
 
         Raises:
