@@ -8,6 +8,9 @@ from gpu_code import compile_for_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close_to_truth, assert_no_worse
+from operations import BACKENDS_WITH_CUDA as BACKENDS
+from operations import KERNELS_WITH_CUDA as KERNELS
+from operations import TRITON_DEVICE
 from torch import Tensor
 
 from ragvl import _C
@@ -19,17 +22,6 @@ from ragvl.ops.diffusion_noise import (
     philox_normals,
 )
 
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-    pytest.param("cuda", "cuda", id="cuda", marks=pytest.mark.gpu),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
 GPU_BACKENDS = ["triton", "cuda"]
 # A shape whose rows begin within a counter's four elements, spans and items, and one of whole ones
 SHAPES = [(3, 17, 192), (2, 5, 7, 33), (1, 1), (5,), (2, 9001)]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close_to_truth, assert_no_worse
+from operations import BACKENDS, HALVES, KERNELS, TRITON_DEVICE
 from torch import Tensor
 
 from ragvl import _C
@@ -23,18 +24,7 @@ from ragvl.ops import (
 )
 from ragvl.ops.prefix_attention import _prefix_attention
 
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-HALVES = [torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
@@ -578,17 +568,6 @@ def test_the_operation_refuses_a_gradient(backend, device):
     out = prefix_attention(**inputs, backend=backend)
     with pytest.raises(RuntimeError, match="prefix_attention has no gradient"):
         out.sum().backward()
-
-
-def test_the_docstrings_example():
-    import doctest
-
-    import ragvl.ops.prefix_attention  # noqa: F401
-
-    module = sys.modules["ragvl.ops.prefix_attention"]
-    results = doctest.testmod(module, extraglobs={"torch": torch})
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 def _int32(*numbers: int) -> Tensor:

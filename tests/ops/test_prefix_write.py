@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import doctest
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,22 +7,13 @@ import torch
 from gpu_code import compile_for_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import BACKENDS, KERNELS
 from torch import Tensor
 
 from ragvl import _C
 from ragvl.ops import BackendUnavailableError, prefix_write
 from ragvl.ops.prefix_write import _prefix_write
 
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
 UNTOUCHED = 77  # in pages that nobody may write to
 PAGES = "key_pages", "value_pages", "key_scales", "value_scales"
 
@@ -276,13 +265,6 @@ def test_torch_compile_keeps_it_whole():
         inputs, same = case.inputs(), case.inputs()
         assert torch.equal(compiled(0.5, **inputs), layer(0.5, **same))
         assert torch.equal(inputs["value_pages"], same["value_pages"])
-
-
-def test_the_docstrings_example():
-    module = sys.modules["ragvl.ops.prefix_write"]
-    results = doctest.testmod(module, extraglobs={"torch": torch})
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 def _int32(*numbers: int) -> Tensor:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,23 +9,13 @@ from gpu_code import compile_for_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close_to_truth, assert_no_worse
+from operations import BACKENDS_WITH_CUDA as BACKENDS
+from operations import KERNELS_WITH_CUDA as KERNELS
 from torch import Tensor
 
 from ragvl import _C
 from ragvl.ops import BackendUnavailableError, relevance_head, relevance_head_reference
 from ragvl.ops.relevance_head import _IMPLEMENTATIONS, Arguments, _relevance_head
-
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-    pytest.param("cuda", "cuda", id="cuda", marks=pytest.mark.gpu),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
 
 
 @dataclass(frozen=True)
@@ -452,17 +441,6 @@ def test_torch_compile_keeps_it_whole(backend, device):
     for batch in (2, 5):
         inputs = Case(batch, 24).inputs(device)
         torch.testing.assert_close(compiled(0.5, **inputs), rerank(0.5, **inputs))
-
-
-def test_the_docstrings_example():
-    import doctest
-
-    import ragvl.ops.relevance_head  # noqa: F401
-
-    module = sys.modules["ragvl.ops.relevance_head"]
-    results = doctest.testmod(module, extraglobs={"torch": torch})
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 class _NotATensor:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,23 +7,12 @@ import torch
 import torch.nn.functional as F
 from gpu_code import compile_for_a_gpu
 from numerics import assert_close_to_truth, assert_no_worse
+from operations import BACKENDS, HALVES, KERNELS
 from torch import Tensor
 
 from ragvl import _C
 from ragvl.ops import BackendUnavailableError, residual_rms_norm, residual_rms_norm_reference
 from ragvl.ops.residual_rms_norm import _residual_rms_norm
-
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
-HALVES = [torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
@@ -211,16 +199,6 @@ def test_only_the_reference_has_gradients():
     )
     with pytest.raises(RuntimeError, match=r"residual_rms_norm has no gradient.*_reference"):
         residual_rms_norm(**inputs)[1].sum().backward()
-
-
-def test_the_docstrings_example():
-    import doctest
-
-    results = doctest.testmod(
-        sys.modules["ragvl.ops.residual_rms_norm"], extraglobs={"torch": torch}
-    )
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,18 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from gpu_code import compile_for_a_gpu
 from numerics import assert_close_to_truth, assert_no_worse
+from operations import BACKENDS, HALVES, KERNELS
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ragvl import _C
 from ragvl.ops import BackendUnavailableError, rotary_embedding, rotary_embedding_reference
 from ragvl.ops.rotary_embedding import _rotary_embedding
-
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("triton", TRITON_DEVICE, id="triton"),
-]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
-HALVES = [torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
@@ -184,16 +172,6 @@ def test_only_the_reference_has_gradients():
     assert torch.autograd.gradcheck(rotary_embedding_reference, leaves)
     with pytest.raises(RuntimeError, match=r"rotary_embedding has no gradient.*_reference"):
         rotary_embedding(*leaves)[0].sum().backward()
-
-
-def test_the_docstrings_example():
-    import doctest
-
-    results = doctest.testmod(
-        sys.modules["ragvl.ops.rotary_embedding"], extraglobs={"torch": torch}
-    )
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from gpu_code import compile_for_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close_to_truth, assert_no_worse, relative_error
+from operations import BACKENDS, KERNELS
 from torch import Tensor
 
 from ragvl.ops import (
@@ -21,14 +22,6 @@ from ragvl.ops import (
 
 # The name in ragvl.ops is the function
 module = importlib.import_module("ragvl.ops.visual_weighted_cross_entropy")
-
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # interpreted on the CPU
-KERNELS = [pytest.param("cpu", "cpu", id="cpu"), pytest.param("triton", TRITON_DEVICE, id="triton")]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
-    pytest.param("reference", "cuda", id="reference-cuda", marks=pytest.mark.gpu),
-    *KERNELS,
-]
 
 
 @dataclass(frozen=True)
