@@ -14,20 +14,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tiny_models import eight
+from tiny_models import eight, native, tiled
 from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer
 
 __all__ = [
     "ARCHITECTURES",
+    "MORE_ARCHITECTURES",
     "build_tiny",
     "byte_level_tokenizer",
     "sentencepiece_tokenizer",
     "with_chat_template_changed",
 ]
 
-_BUILDERS = eight.BUILDERS
+_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
 ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
+# Tested by tests/reranker/test_architectures.py alone
+MORE_ARCHITECTURES = (*tiled.BUILDERS, *native.BUILDERS)
 
 
 def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:
