@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from plain import picture, plain_inputs, plain_scores
 from tiny_models import MORE_ARCHITECTURES
 
-from ragvl import Document, Reranker
+from ragvl import Document, PrefixCache, Reranker
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
 
@@ -70,6 +71,21 @@ def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
     uncached = Reranker(mllm, prefix_cache=None)
     alone = torch.cat([uncached.score([pair]) for pair in pairs[:5]])
     assert torch.equal(alone, cold[:5])
+
+
+@EACH
+def test_visual_tokens_on_disk_give_the_same_bits(
+    architecture: str,
+    tiny_mllm: Callable[[str], MLLM],
+    tmp_path: Path,
+) -> None:
+    pairs = [(QUERIES[0], document) for document in ragged_documents()[:3]]
+    scores = []
+    for _ in range(2):  # the second cache finds what the first has written
+        cache = PrefixCache("64MiB", folder=tmp_path, keep="features")
+        scores.append(Reranker(tiny_mllm(architecture), prefix_cache=cache).score(pairs))
+    assert torch.equal(*scores)
+    assert cache.statistics()["disk"].hits == len(pairs)
 
 
 @EACH

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tiny_models import eight, native, tiled
+from tiny_models import assorted, eight, native, tiled
 from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer, spread
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
     "with_chat_template_changed",
 ]
 
-_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS
+_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS | assorted.BUILDERS
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
 ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
 # Tested by tests/reranker/test_architectures.py alone
-MORE_ARCHITECTURES = (*tiled.BUILDERS, *native.BUILDERS)
+MORE_ARCHITECTURES = (*tiled.BUILDERS, *native.BUILDERS, *assorted.BUILDERS)
 
 
 def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:
