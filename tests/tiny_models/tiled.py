@@ -5,11 +5,10 @@ from __future__ import annotations
 import transformers
 from torch import nn
 
+from tiny_models.eight import llava_tokenizer
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
-    fast_tokenizer,
-    sentencepiece_tokenizer,
     square,
     text_config,
     vision_config,
@@ -26,16 +25,7 @@ MISTRAL_TEMPLATE = (
 
 
 def _llava_next() -> tuple[nn.Module, object]:
-    tokenizer = fast_tokenizer(
-        sentencepiece_tokenizer(
-            ["<unk>", "<s>", "</s>", "<pad>", "<image>"], bos="<s>", prefix_space=True
-        ),
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>"],
-    )
+    tokenizer = llava_tokenizer()
     grid = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
     config = transformers.LlavaNextConfig(
         text_config={"model_type": "mistral", **text_config(tokenizer, sliding_window=None)},
