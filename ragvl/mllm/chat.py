@@ -14,17 +14,16 @@ from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
 
-from ragvl.messages import quoted
+from ragvl.messages import quoted, reason
 from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
 from ragvl.mllm.control_tokens import ControlTokens
+from ragvl.mllm.conversation import IMAGE_PART, TEXT_OF_ALL_KINDS, Conversations, unused_words
 from ragvl.mllm.inputs import common_prefix_length
 from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
 IMAGE = "<image>"  # in ragvl's own templates, whatever a model's placeholder is
-# Shows what a chat template does to a text: changes of case, space, markup, characters, escapes
-_TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
 # What opens a thought at the end of a prompt, what ends it, and the line breaks around the end
 _THOUGHTS = (
     (re.compile(r"<((?:\w+:)?(?:think|thinking|thoughts?|reason|reasoning))>"), r"</\1>", "\n\n"),
@@ -72,6 +71,8 @@ class Chat:
         image_placeholder: what stands for one picture in this model's prompts, with the marks
             that its chat template puts around it; a picture's expansion later takes the place of
             the processor's image token within it.
+        takes_user_turns: the chat template writes what a user says. One of a reranker may write
+            messages of the roles query and document only; see `conversations`.
 
     Raises:
         UnsupportedModelError: the chat template cannot hold a picture and a text word for word, or
@@ -89,13 +90,15 @@ class Chat:
         self.processor = processor
         self._template = _chat_template(processor, chat_template_kwargs or {}, date)
         self._forms: dict[tuple[str, str | None], _Form] = {}
+        self._conversations: dict[tuple[bool, str], Conversations] = {}
         # Words to look for in what the template writes, which holds them nowhere else
-        self._probe, self._answer_probe, self._thought_probe = _unused_words(self._source, 3)
+        self._probe, self._answer_probe, self._thought_probe = unused_words(self._source, 3)
         self._end_of_thought = ""
-        if self._template is not None:
-            self._end_of_thought = self._find_end_of_thought(self._template)
+        self.takes_user_turns = True
         self.image_placeholder = self._find_placeholder()
-        written = self._turn([{"type": "image"}, {"type": "text", "text": self._probe}])
+        if self._template is not None and self.takes_user_turns:
+            self._end_of_thought = self._find_end_of_thought(self._template)
+        written = self.probe(picture=True) + self.probe(picture=False)
         self._control_tokens = ControlTokens(
             processor.tokenizer, processor.all_special_multimodal_tokens, written
         )
@@ -158,12 +161,47 @@ class Chat:
         if filled is not None:
             whole, at = filled
             return whole[:at]
-        words = _unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
+        words = unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
         first, second = (
             self.render(template, system_turn=system_turn, **{**fields, name: word})
             for word in words
         )
         return first[: common_prefix_length(first, second)]
+
+    def conversations(
+        self, *, add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> Conversations:
+        """Writes conversations of any roles, as Hugging Face's `apply_chat_template` does.
+
+        Nothing is added to what the chat template writes, and nothing set in it by default.
+
+        Args:
+            add_generation_prompt: end with the beginning of an answer.
+            variables: of the chat template; those that it does not read are passed over, and
+                `chat_template_kwargs` go before them.
+
+        Raises:
+            ValueError: the model has no chat template.
+        """
+        if self._template is None:
+            raise ValueError("this model has no chat template, so it knows no roles")
+        key = add_generation_prompt, json.dumps(dict(variables), sort_keys=True)
+        if key not in self._conversations:
+            self._conversations[key] = Conversations(
+                self._template.with_defaults(variables),
+                self._control_tokens,
+                self.processor.image_token,
+                add_generation_prompt=add_generation_prompt,
+            )
+        return self._conversations[key]
+
+    def probe(self, *, picture: bool) -> str:
+        """A small prompt, with or without a picture, by whatever the chat template takes."""
+        text = {"type": "text", "text": "Is it a mill?"}
+        if self.takes_user_turns:
+            return self._turn([{"type": "image"}, text] if picture else [text])
+        document = [IMAGE_PART] if picture else [text]
+        return self._rendered_pair("Is it a mill?", document)
 
     def escape(self, text: str, before: str = "", after: str = "") -> str:
         """`text` with a space in every control token that it spells.
@@ -196,15 +234,17 @@ class Chat:
     @property
     def _source(self) -> str:
         """All that a chat template can write of its own."""
-        if self._template is None:
-            return ""
-        template = self._template
-        return f"{template.text}{template.special_tokens}{template.kwargs}"
+        return "" if self._template is None else self._template.source
 
     def _form(self, template: str, system_turn: str | None) -> _Form:
         key = template, system_turn
         form = self._forms.get(key)
         if form is None:
+            if not self.takes_user_turns:
+                raise ValueError(
+                    "the chat template writes no user's turn: its prompts are of a query and a "
+                    "document"
+                )
             form = self._make_form(template, system_turn)
             while len(self._forms) >= _KNOWN_FORMS:
                 self._forms.pop(next(iter(self._forms)), None)
@@ -213,7 +253,7 @@ class Chat:
 
     def _make_form(self, template: str, system_turn: str | None) -> _Form:
         pieces = tuple(self._pieces(template))
-        words = _unused_words(f"{self._source}{template}{system_turn}", 2)
+        words = unused_words(f"{self._source}{template}{system_turn}", 2)
         wholes, cuts = [], []
         for word in words:
             marks = [f"{word}{'i' * i}{word}" for i in range(1, len(pieces))]
@@ -310,16 +350,21 @@ class Chat:
         prompt = self._template.render(messages, add_generation_prompt=True)
         return prompt + self._end_of_thought
 
+    def _rendered_pair(self, query: str, document: list[dict[str, str]]) -> str:
+        assert self._template is not None
+        return self._template.render(_pair(query, document), add_generation_prompt=False)
+
     @cached_property
     def _depends_on_date(self) -> bool:
         if self._template is None:
             return False
         says = _user_says(self._probe)
-        for messages in (says, [{**says[0], "role": "system"}, *says]):
+        pair = _pair(self._probe, says[0]["content"])
+        for messages in (says, [{**says[0], "role": "system"}, *says], pair):
             try:
                 if self._template.depends_on_date(messages):
                     return True
-            except ValueError:  # it takes no system turn
+            except ValueError:  # it takes no system turn, or no such roles
                 continue
         return False
 
@@ -346,9 +391,7 @@ class Chat:
         Raises:
             UnsupportedModelError: it writes something else each time.
         """
-        first, second = (
-            template.render(_user_says(self._probe), add_generation_prompt=True) for _ in range(2)
-        )
+        first, second = (self.probe(picture=False) for _ in range(2))
         if first != second:
             raise UnsupportedModelError(
                 f"the chat template writes something else each time: {quoted(first)} and "
@@ -360,7 +403,9 @@ class Chat:
                 "day to day; date='YYYY-MM-DD' sets another",
                 template.date,
             )
-        self._treatment = template.treatment(_user_says, _TEXT_OF_ALL_KINDS)
+        if not self.takes_user_turns:  # what it does with texts, `Conversations` find out
+            return
+        self._treatment = template.treatment(_user_says, TEXT_OF_ALL_KINDS)
         if self._treatment == "rewrites":
             logger.warning(
                 "the chat template does more to texts than put them in: each prompt is rendered by "
@@ -368,19 +413,47 @@ class Chat:
             )
 
     def _find_placeholder(self) -> str:
-        """What a picture before a text adds to a turn, without the white space around it."""
+        """What a picture before a text adds to a turn, without the white space around it.
+
+        Raises:
+            UnsupportedModelError: a user's turn cannot hold both, nor a query and a document a
+                text and a picture.
+        """
         text = {"type": "text", "text": self._probe}
-        alone, both = self._turn([text]), self._turn([{"type": "image"}, text])
+        image_token = self.processor.image_token
+        try:
+            alone, both = self._turn([text]), self._turn([{"type": "image"}, text])
+        except ValueError as error:
+            if self._takes_pairs():
+                return image_token
+            raise UnsupportedModelError(reason(error)) from error
         start = common_prefix_length(alone, both)
         end = common_prefix_length(alone[start:][::-1], both[start:][::-1])
         placeholder = both[start : len(both) - end].strip()
-        if placeholder.count(self.processor.image_token) != 1 or alone.count(self._probe) != 1:
-            raise UnsupportedModelError(
-                f"the chat template renders a picture and the text {self._probe!r} as {both!r}, "
-                f"and the text alone as {alone!r}: expected {self.processor.image_token!r} for "
-                "the picture, once, and the text word for word"
-            )
-        return placeholder
+        if placeholder.count(image_token) == 1 and alone.count(self._probe) == 1:
+            return placeholder
+        if self._takes_pairs():
+            return image_token
+        raise UnsupportedModelError(
+            f"the chat template renders a picture and the text {self._probe!r} as {both!r}, "
+            f"and the text alone as {alone!r}: expected {image_token!r} for the picture, once, and "
+            "the text word for word"
+        )
+
+    def _takes_pairs(self) -> bool:
+        """Whether the chat template takes a query and a document, each by its role, and no turns.
+
+        `takes_user_turns` is set by it.
+        """
+        if self._template is None:
+            return False
+        try:
+            written = self._rendered_pair(self._probe, [IMAGE_PART])
+        except ValueError:
+            return False
+        takes_pairs = written.count(self.processor.image_token) == 1 and self._probe in written
+        self.takes_user_turns = not takes_pairs
+        return takes_pairs
 
     def _find_end_of_thought(self, template: ChatTemplate) -> str:
         """What ends the thought that the generation prompt leaves open, or nothing.
@@ -438,6 +511,11 @@ def _user_says(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": text}]}]
 
 
+def _pair(query: str, document: list[dict[str, str]]) -> list[dict[str, Any]]:
+    asked = {**_user_says(query)[0], "role": "query"}
+    return [asked, {"role": "document", "content": document}]
+
+
 def _assistant_says(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
@@ -456,17 +534,6 @@ def _ends_of_open_thought(beginning: str) -> tuple[str, str] | None:
             missing = breaks[len(after) - len(after.rstrip("\n")) :]
             return end, f"{missing}{end}{breaks}"
     return None
-
-
-def _unused_words(text: str, number: int) -> list[str]:
-    """Words that `text` does not hold, without a common beginning or end."""
-    words = []
-    for word in ("Probe", "Reply", "Aside")[:number]:
-        unused = word
-        while unused in text:
-            unused += word
-        words.append(unused)
-    return words
 
 
 def _fields_at_ends(pieces: Pieces) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import jinja2
@@ -34,9 +35,10 @@ class ChatTemplate:
     Args:
         text: the template.
         special_tokens: the tokenizer's, by their names, such as `bos_token`.
-        kwargs: values for the template's own variables. `enable_thinking` is False where the
-            template reads it and it is not among them: an answer is to come at once.
+        kwargs: values for the template's own variables.
         date: what the template takes for today, a date or its ISO form; None is `DEFAULT_DATE`.
+        at_once: an answer is to come at once: `enable_thinking` is False where the template reads
+            it and it is not among `kwargs`.
 
     Attributes:
         text: the template.
@@ -55,6 +57,8 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         kwargs: Mapping[str, Any],
         date: date | str | None,
+        *,
+        at_once: bool = True,
     ) -> None:
         self.text = text
         self.special_tokens = dict(special_tokens)
@@ -70,13 +74,28 @@ class ChatTemplate:
             raise UnsupportedModelError(
                 f"the chat template is not valid: {reason(error)}"
             ) from None
-        self.kwargs = _checked(kwargs, variables - _OURS)
-        if "enable_thinking" in variables:
+        self._variables = variables - _OURS
+        self._at_once = at_once
+        self._given = _checked(kwargs, self._variables)
+        self.kwargs = dict(self._given)
+        if at_once and "enable_thinking" in variables:
             self.kwargs.setdefault("enable_thinking", False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A compiled template cannot be pickled; it is compiled again."""
-        return ChatTemplate, (self.text, self.special_tokens, self.kwargs, self.date)
+        again = partial(ChatTemplate, at_once=self._at_once)
+        return again, (self.text, self.special_tokens, self._given, self.date)
+
+    @property
+    def source(self) -> str:
+        """All that it can write of its own."""
+        return f"{self.text}{self.special_tokens}{self.kwargs}"
+
+    def with_defaults(self, kwargs: Mapping[str, Any]) -> ChatTemplate:
+        """The template as `kwargs` set it up, as far as it reads them and was not given others."""
+        known = {name: value for name, value in kwargs.items() if name in self._variables}
+        given = {**known, **self._given}
+        return ChatTemplate(self.text, self.special_tokens, given, self.date, at_once=False)
 
     def render(
         self, messages: Messages, *, add_generation_prompt: bool, on: date | None = None
@@ -113,7 +132,13 @@ class ChatTemplate:
         }
         return len(written) > 1
 
-    def treatment(self, messages: Callable[[str], Messages], text: str) -> Treatment:
+    def treatment(
+        self,
+        messages: Callable[[str], Messages],
+        text: str,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Treatment:
         """What the template does with a text in the messages.
 
         "verbatim": it writes it down, whatever it says. "trims": it takes the white space off its
@@ -122,16 +147,21 @@ class ChatTemplate:
         Args:
             messages: puts a text into a conversation.
             text: one that shows what is done to it, without white space at its ends.
+            add_generation_prompt: as of `render`.
         """
+
+        def write(text: str) -> str:
+            return self.render(messages(text), add_generation_prompt=add_generation_prompt)
+
         log = _Log()
-        written = self.render(messages(_Watched(text, log)), add_generation_prompt=True)
+        written = write(_Watched(text, log))
         if log.others or log.unwritten or written.count(text) != 1:
             return "rewrites"
         before, _, after = written.partition(text)
         # Not all is seen by watching, such as a count of words, or a trim of what was put together
         others = ["a", text * 20] if log.trimmed else ["a", text * 20, f"\n {text} \n"]
         for other in others:
-            written = self.render(messages(other), add_generation_prompt=True)
+            written = write(other)
             if written != f"{before}{other}{after}":
                 return "rewrites"
         return "trims" if log.trimmed else "verbatim"

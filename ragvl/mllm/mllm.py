@@ -424,7 +424,7 @@ class MLLM:
         return (*config_fields, *map(_plain_fields, parts))
 
     def _text_prompt(self) -> Prompt:
-        return self.prompting.encode_prompt(self.prompting.render("Yes or No?"))
+        return self.prompting.encode_prompt(self.prompting.probe(picture=False))
 
     def _probed(self) -> Tensor:
         return self.hidden_states([self.prompting.probe_prompt()])

@@ -19,7 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from ragvl.data.images import count_kept_pixels
 from ragvl.messages import reason
 from ragvl.mllm.answer_tokens import answer_token_ids, continuation
-from ragvl.mllm.chat import IMAGE, Chat
+from ragvl.mllm.chat import Chat
 from ragvl.mllm.inputs import (
     ImageInputs,
     Prompt,
@@ -172,7 +172,7 @@ class Prompting(Chat):
 
     def probe_prompt(self) -> Prompt:
         """A small prompt with a picture, to try a model with."""
-        prompt = self.render(f"{IMAGE}\nIs it a mill?")
+        prompt = self.probe(picture=True)
         return self.encode_prompt(prompt, [self.encode_image(probe_image())])
 
     def encode_answer(self, prompt: str, answer: str) -> list[int]:
@@ -293,7 +293,7 @@ class Prompting(Chat):
 
     def _check_processor(self) -> None:
         """Finds the token types the model wants, and that our ids are the processor's."""
-        text = self.render(f"{IMAGE}\n{{text}}", text="Is it a mill?")
+        text = self.probe(picture=True)
         image = probe_image()
         theirs: dict[str, Any] = self.processor(
             images=[image],

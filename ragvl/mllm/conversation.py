@@ -1,0 +1,247 @@
+"""Conversations whose texts come from outside, written by a checkpoint's own chat template.
+
+A reranker's chat template may take a query and a document as the messages of two roles, as those in
+sentence-transformers' format do. What such a template writes around their texts shows by rendering
+it with marks in their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ragvl.messages import quoted
+from ragvl.mllm.chat_template import ChatTemplate, Messages, Treatment
+from ragvl.mllm.control_tokens import ControlTokens
+from ragvl.mllm.inputs import common_prefix_length
+
+_KNOWN_FORMS = 256
+IMAGE_PART = {"type": "image", "image": "image"}  # some templates look for the key
+# Shows what a chat template does to a text: changes of case, space, markup, characters, escapes
+TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message.
+
+    Attributes:
+        role: whose it is.
+        parts: its texts, and None for each picture, in order.
+    """
+
+    role: str
+    parts: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a chat template writes around the texts of conversations of one shape.
+
+    Attributes:
+        pieces: the prompt, cut where texts stand, with the number of the text after each piece,
+            None after the last; None where the prompt must be rendered to be known.
+        trims: the template takes white space off the texts' ends.
+        num_images: how many image tokens it has.
+        lost: the numbers of the texts that it does not hold.
+        num_control_tokens: how many control tokens it has of its own.
+    """
+
+    pieces: tuple[tuple[str, int | None], ...] | None
+    trims: bool
+    num_images: int
+    lost: tuple[int, ...]
+    num_control_tokens: int
+
+
+class Conversations:
+    """Writes conversations by one chat template with one set of variables.
+
+    Args:
+        template: the chat template.
+        control_tokens: of the model's tokenizer.
+        image_token: stands for a picture in a prompt.
+        add_generation_prompt: end with the beginning of an answer.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        control_tokens: ControlTokens,
+        image_token: str,
+        *,
+        add_generation_prompt: bool,
+    ) -> None:
+        self._template = template
+        self._control_tokens = control_tokens
+        self._image_token = image_token
+        self._add_generation_prompt = add_generation_prompt
+        self._forms: dict[tuple[Turn, ...], Form] = {}
+
+    def write(self, turns: Sequence[Turn]) -> str:
+        """The prompt, with the image token for each picture; see `Chat.escape` for its texts.
+
+        Raises:
+            ValueError: the template refuses the conversation, or makes control tokens of a text.
+        """
+        form, texts = self.form(turns), _texts(turns)
+        if form.pieces is not None and self._puts_in(form, texts):
+            return self._joined(form.pieces, texts, None)
+        escaped = [self._control_tokens.escape(text) for text in texts]
+        prompt = self._render(_with_texts(turns, escaped))
+        if len(self._control_tokens.find(prompt)) != form.num_control_tokens:
+            raise ValueError(
+                "the chat template makes control tokens of the texts "
+                f"{', '.join(map(quoted, texts))}"
+            )
+        return prompt
+
+    def before(self, turns: Sequence[Turn], number: int) -> str:
+        """What the prompt begins with, whatever the text of this number says.
+
+        Args:
+            turns: the conversation; what the text says in it does not matter.
+            number: of the text, among all of the conversation's.
+
+        Raises:
+            ValueError: see `write`.
+        """
+        form, texts = self.form(turns), _texts(turns)
+        others = [*texts[:number], *texts[number + 1 :]]
+        if form.pieces is not None and self._puts_in(form, others):
+            return self._joined(form.pieces, texts, number)
+        first, second = (
+            self.write(_with_texts(turns, [*texts[:number], word, *texts[number + 1 :]]))
+            for word in unused_words(f"{self._template.source}{texts}", 2)
+        )
+        return first[: common_prefix_length(first, second)]
+
+    def form(self, turns: Sequence[Turn]) -> Form:
+        """What the template writes around the texts of conversations of this shape.
+
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        shape = _shape(turns)
+        form = self._forms.get(shape)
+        if form is None:
+            form = self._make_form(shape)
+            while len(self._forms) >= _KNOWN_FORMS:
+                self._forms.pop(next(iter(self._forms)), None)
+            self._forms[shape] = form
+        return form
+
+    def position(self, turns: Sequence[Turn], number: int) -> int | None:
+        """Where in the prompt the text of this number stands first; None if it does not."""
+        texts = _texts(turns)
+        word = unused_words(f"{self._template.source}{texts}", 1)[0]
+        prompt = self.write(_with_texts(turns, [*texts[:number], word, *texts[number + 1 :]]))
+        return prompt.index(word) if word in prompt else None
+
+    def _make_form(self, shape: tuple[Turn, ...]) -> Form:
+        count = len(_texts(shape))
+        words = unused_words(self._template.source, 2)
+        marks = [[f"{word}{'i' * i}{word}" for i in range(1, count + 1)] for word in words]
+        wholes = [self._render(_with_texts(shape, of_word)) for of_word in marks]
+        first, second = map(_cut, wholes, marks)
+        treatments = {self._treatment(shape, number) for number in range(count)}
+        return Form(
+            first if first == second and "rewrites" not in treatments else None,
+            "trims" in treatments,
+            wholes[0].count(self._image_token),
+            tuple(i for i, mark in enumerate(marks[0]) if mark not in wholes[0]),
+            len(self._control_tokens.find(wholes[0])),
+        )
+
+    def _treatment(self, shape: Sequence[Turn], number: int) -> Treatment:
+        """What the template does with the text of this number."""
+        count = len(_texts(shape))
+
+        def says(text: str) -> Messages:
+            texts = [text if i == number else "x" for i in range(count)]
+            return _messages(_with_texts(shape, texts))
+
+        return self._template.treatment(
+            says, TEXT_OF_ALL_KINDS, add_generation_prompt=self._add_generation_prompt
+        )
+
+    def _puts_in(self, form: Form, texts: Sequence[str]) -> bool:
+        """Whether the template writes these texts as they are; it may leave out an empty one."""
+        if not form.trims:
+            return all(texts)
+        escaped = map(self._control_tokens.escape, texts)
+        return all(text and text == text.strip() for text in escaped)
+
+    def _joined(
+        self,
+        pieces: Sequence[tuple[str, int | None]],
+        texts: Sequence[str],
+        open_number: int | None,
+    ) -> str:
+        """Pieces and escaped texts in turn, up to the text of `open_number`."""
+        whole = ""
+        for i, (piece, number) in enumerate(pieces):
+            whole += piece
+            if number is None or number == open_number:
+                break
+            whole += self._control_tokens.escape(texts[number], whole, pieces[i + 1][0])
+        return whole
+
+    def _render(self, turns: Sequence[Turn]) -> str:
+        return self._template.render(
+            _messages(turns), add_generation_prompt=self._add_generation_prompt
+        )
+
+
+def unused_words(text: str, number: int) -> list[str]:
+    """Words that `text` does not hold, without a common beginning or end."""
+    words = []
+    for word in ("Probe", "Reply", "Aside")[:number]:
+        unused = word
+        while unused in text:
+            unused += word
+        words.append(unused)
+    return words
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The conversation in Hugging Face's form."""
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                IMAGE_PART if part is None else {"type": "text", "text": part}
+                for part in turn.parts
+            ],
+        }
+        for turn in turns
+    ]
+
+
+def _texts(turns: Sequence[Turn]) -> list[str]:
+    return [part for turn in turns for part in turn.parts if part is not None]
+
+
+def _shape(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    return tuple(_with_texts(turns, [""] * len(_texts(turns))))
+
+
+def _with_texts(turns: Sequence[Turn], texts: Sequence[str]) -> list[Turn]:
+    coming = iter(texts)
+    return [
+        Turn(turn.role, tuple(None if part is None else next(coming) for part in turn.parts))
+        for turn in turns
+    ]
+
+
+def _cut(whole: str, marks: Sequence[str]) -> tuple[tuple[str, int | None], ...] | None:
+    """The pieces around `marks`, in whatever order; None unless each comes once."""
+    if any(whole.count(mark) != 1 for mark in marks):
+        return None
+    order = sorted(range(len(marks)), key=lambda number: whole.index(marks[number]))
+    pieces: list[tuple[str, int | None]] = []
+    for number in order:
+        piece, _, whole = whole.partition(marks[number])
+        pieces.append((piece, number))
+    return (*pieces, (whole, None))
