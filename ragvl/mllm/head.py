@@ -46,39 +46,55 @@ class FinalNorm:
         return F.layer_norm(hidden, size, self.weight, self.bias, self.eps)
 
 
-class Head:
-    """Reads a model's final norm and language-model head."""
+class Norm:
+    """The final norm inside a model.
+
+    Attributes:
+        module: the model's own.
+
+    Raises:
+        UnsupportedModelError: its decoder has none that is known.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder = model.get_decoder()
         norms = (getattr(decoder, name, None) for name in _NORM_NAMES)
-        norm = next((module for module in norms if isinstance(module, nn.Module)), None)
-        if norm is None:
+        module = next((module for module in norms if isinstance(module, nn.Module)), None)
+        if module is None:
             raise UnsupportedModelError(
                 f"the decoder {type(decoder).__name__} has no final norm under any of the names "
                 f"{', '.join(_NORM_NAMES)}"
             )
-        self.norm_module: nn.Module = norm
-        output = model.get_output_embeddings()
-        if output is None:
-            raise UnsupportedModelError(f"{type(model).__name__} has no language-model head")
+        form = norm_form(module)
+        if form is None:
+            raise UnsupportedModelError(
+                f"the final norm {type(module).__name__} is neither an RMS norm nor a layer norm"
+            )
+        self.module: nn.Module = module
+        self._form = form
+
+    def read(self) -> FinalNorm:
+        """The norm as plain numbers, with the weights it has now."""
+        return self._form.of(self.module)
+
+
+class LanguageHead:
+    """The rows of a model's language-model head, behind its final norm.
+
+    Args:
+        model: the model.
+        output: its output embeddings.
+        norm: its final norm.
+    """
+
+    def __init__(self, model: PreTrainedModel, output: nn.Module, norm: Norm) -> None:
         self._output: Any = output
+        self._norm = norm
         text_config = model.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         # Granite divides its logits by one, Cohere multiplies them by the other
         self.scale: float = getattr(text_config, "logit_scale", None) or 1.0
         self.scale /= getattr(text_config, "logits_scaling", None) or 1.0
-        form = norm_form(norm)
-        if form is None:
-            raise UnsupportedModelError(
-                f"the final norm {type(norm).__name__} is neither an RMS norm nor a layer norm"
-            )
-        self._form = form
-
-    @property
-    def final_norm(self) -> FinalNorm:
-        """The final norm, with the weights it has now."""
-        return self._form.of(self.norm_module)
 
     def rows(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The head's rows (R, D) and biases (R,), float32, any constant logit scale folded in."""
@@ -92,7 +108,7 @@ class Head:
     def logits(self, hidden: Tensor, token_ids: Sequence[int]) -> Tensor:
         """(..., R) float32 logits of `token_ids` from un-normed `hidden` (..., D)."""
         rows, bias = self.rows(token_ids)
-        logits = F.linear(self.final_norm(hidden), rows, bias)
+        logits = F.linear(self._norm.read()(hidden), rows, bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def share(self, hidden: Tensor, token_ids: Sequence[int]) -> float:

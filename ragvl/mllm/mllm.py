@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from ragvl.identity import config_content, library_versions, name_of, tokenizer_
 from ragvl.messages import shown
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
-from ragvl.mllm.head import Head, rounding, same
+from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
 from ragvl.mllm.inputs import Prompt, placed
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
@@ -59,7 +58,7 @@ class MLLM:
         model: the model, in eval mode.
         prompting: makes prompts and batches, and holds no weights.
         decoder: runs the language model in halves.
-        head: the final norm, and the language-model head.
+        norm: the decoder's final norm.
         architecture: the `model_type` of the model's configuration, for display.
 
     Raises:
@@ -95,10 +94,13 @@ class MLLM:
         self._form = self._form_now()
 
     def _take_apart(self) -> None:
-        self.head = Head(self.model)
-        self.decoder = Decoder(self.model, self.head.norm_module)
+        self.norm = Norm(self.model)
+        output = self.model.get_output_embeddings()
+        self._head = None if output is None else LanguageHead(self.model, output, self.norm)
+        self.decoder = Decoder(self.model, self.norm.module)
         self.__dict__.pop("kv_layout", None)
-        self._check_logits()
+        if self._head is not None:
+            self._check_logits()
         replace_code(self.decoder.layers, self._layers, self._probed)
 
     @classmethod
@@ -223,6 +225,34 @@ class MLLM:
     def dtype(self) -> torch.dtype:
         """The dtype of its weights."""
         return self.model.dtype
+
+    @property
+    def head(self) -> LanguageHead:
+        """The language-model head.
+
+        Raises:
+            UnsupportedModelError: it has none.
+        """
+        self.check_head()
+        assert self._head is not None
+        return self._head
+
+    def check_head(self) -> None:
+        """Refuses a model that gives no next token.
+
+        Raises:
+            UnsupportedModelError: it has no language-model head.
+        """
+        if self._head is None:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no language-model head: it gives no next token, "
+                "so it neither writes nor scores by answer words"
+            )
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        """The final norm as plain numbers, with the weights it has now."""
+        return self.norm.read()
 
     @property
     def fingerprint(self) -> str:
@@ -377,7 +407,11 @@ class MLLM:
 
         Not to be run beside another call on the same model: Qwen-VL keeps the positions of the
         batch it is generating for in the module.
+
+        Raises:
+            UnsupportedModelError: the model has no language-model head.
         """
+        self.check_head()
         batch = self.model_inputs(prompts, padding_side="left")
         saved = self.model.generation_config
         # generate() fills in from the model's own whatever a call leaves open
@@ -433,15 +467,15 @@ class MLLM:
     def _check_logits(self) -> None:
         """Makes sure that norm, head rows, scale and softcap give the model's own logits.
 
-        Whether the model obeys the scale and the softcap in its configuration shows here: Aya
-        Vision does not scale, and PaliGemma in transformers 5.17 has no softcap.
+        Whether the model obeys the softcap in its configuration shows here: PaliGemma in
+        transformers 5.17 does not.
         """
         batch = self.model_inputs([self._text_prompt()])
         expected = self.model(**batch, use_cache=False).logits[0, -1].float()
         token_ids = range(0, len(expected), max(1, len(expected) // 64))
         hidden = self.decoder.hidden_states(batch)[0, -1]
-        for scale, softcap in product((self.head.scale, 1.0), (self.head.softcap, None)):
-            self.head.scale, self.head.softcap = scale, softcap
+        for softcap in (self.head.softcap, None):
+            self.head.softcap = softcap
             ours = self.head.logits(hidden, token_ids)
             if same(ours, expected[list(token_ids)], rounding(self.dtype)):
                 return

@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES
 from torch import nn
 
 from ragvl.mllm import MLLM, UnsupportedModelError
-from ragvl.mllm.head import Head
+from ragvl.mllm.head import LanguageHead, Norm
 
 
 class Decoder(nn.Module):
@@ -68,7 +68,7 @@ NORMS = {
 def test_norm_is_recognised_by_what_it_computes(name):
     build, kind = NORMS[name]
     module = build()
-    norm = Head(Model(module)).final_norm
+    norm = Norm(Model(module)).read()
     assert norm.kind == kind
     hidden = torch.randn(5, 8) * 0.1  # small, so that eps counts
     torch.testing.assert_close(norm(hidden), module(hidden), rtol=1e-5, atol=1e-6)
@@ -79,7 +79,7 @@ def test_norm_is_recognised_by_what_it_computes(name):
 def test_norm_is_recognised_in_half_precision(name, dtype):
     build, kind = NORMS[name]
     module = build().to(dtype)
-    norm = Head(Model(module)).final_norm
+    norm = Norm(Model(module)).read()
     assert norm.kind == kind
     hidden = torch.randn(5, 8).to(dtype)
     torch.testing.assert_close(norm(hidden), module(hidden).float(), rtol=0.03, atol=0.03)
@@ -87,16 +87,16 @@ def test_norm_is_recognised_in_half_precision(name, dtype):
 
 def test_norm_follows_its_weights():
     module = nn.RMSNorm(8, eps=1e-6)
-    head = Head(Model(module))
+    norm = Norm(Model(module))
     randomised(module)
     hidden = torch.randn(3, 8)
-    torch.testing.assert_close(head.final_norm(hidden), module(hidden))
+    torch.testing.assert_close(norm.read()(hidden), module(hidden))
 
 
 def test_nan_weights_are_the_models_and_not_an_unknown_norm():
     module = nn.RMSNorm(8, eps=1e-6)
     module.weight.data[3] = float("nan")
-    assert Head(Model(module)).final_norm(torch.ones(8)).isnan().sum() == 1
+    assert Norm(Model(module)).read()(torch.ones(8)).isnan().sum() == 1
 
 
 def test_unknown_norm_is_refused():
@@ -105,13 +105,13 @@ def test_unknown_norm_is_refused():
             return x.softmax(-1)
 
     with pytest.raises(UnsupportedModelError, match="Softmax is neither an RMS norm nor a layer"):
-        Head(Model(Softmax(8)))
+        Norm(Model(Softmax(8)))
     with pytest.raises(UnsupportedModelError, match="GroupNorm is neither"):
-        Head(Model(nn.GroupNorm(2, 8)))
+        Norm(Model(nn.GroupNorm(2, 8)))
     with pytest.raises(UnsupportedModelError, match="Identity is neither"):
-        Head(Model(nn.Identity()))
+        Norm(Model(nn.Identity()))
     with pytest.raises(UnsupportedModelError, match="Decoder has no final norm"):
-        Head(Model(None))
+        Norm(Model(None))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,8 @@ def test_unknown_norm_is_refused():
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_rows_hold_scale_and_bias(config, scale, has_bias):
     linear = randomised(nn.Linear(8, 20, bias=has_bias))
-    head = Head(Model(nn.RMSNorm(8, eps=1e-6), linear, **config))
+    model = Model(nn.RMSNorm(8, eps=1e-6), linear, **config)
+    head = LanguageHead(model, linear, Norm(model))
     rows, bias = head.rows([3, 17])
     torch.testing.assert_close(rows, linear.weight[[3, 17]] * scale)
     if has_bias:

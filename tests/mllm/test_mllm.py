@@ -67,7 +67,7 @@ def relevance(mllm: MLLM, prompts: list[Prompt], yes: list[int], no: list[int]) 
     hidden = mllm.hidden_states(prompts)
     last = hidden[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
     rows, bias = mllm.head.rows([*yes, *no])
-    logits = mllm.head.final_norm(last) @ rows.T + (0 if bias is None else bias)
+    logits = mllm.final_norm(last) @ rows.T + (0 if bias is None else bias)
     if mllm.head.softcap is not None:
         logits = mllm.head.softcap * torch.tanh(logits / mllm.head.softcap)
     return torch.sigmoid(logits[:, 0] - logits[:, 1])
@@ -243,7 +243,7 @@ def test_norm_sees_one_row_for_hidden_states_and_all_rows_otherwise(architecture
     _, prompts = encode(mllm, CASES[:2])
     batch = mllm.model_inputs(prompts)
     shapes = []
-    handle = mllm.head.norm_module.register_forward_hook(
+    handle = mllm.norm.module.register_forward_hook(
         lambda _module, _args, output: shapes.append(tuple(output.shape[:2]))
     )
     try:
@@ -253,7 +253,7 @@ def test_norm_sees_one_row_for_hidden_states_and_all_rows_otherwise(architecture
     finally:
         handle.remove()
     assert shapes == [(1, 1), tuple(batch["input_ids"].shape)]
-    torch.testing.assert_close(mllm.head.final_norm(hidden), normed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mllm.final_norm(hidden), normed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llava_onevision", "qwen3_vl", "idefics3"])
