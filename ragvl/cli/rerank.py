@@ -52,6 +52,7 @@ def rerank(
                 "picture": images[result.index],
                 "index": result.index,
                 "relevance": result.score,
+                "raw": result.raw,
                 "kept": result.kept,
             }
             for result in ranked

@@ -17,7 +17,7 @@ from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
 from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
 from ragvl.reranker import Reranker, resolve_template
-from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.heads import AnswerHead, relevance
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.training.adapters import LoraSettings, trainable
@@ -87,9 +87,9 @@ def reranking_overhead(
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))
         pairs = [(text, document) for document in documents]
-        for indices, relevance in whole.score(pairs, batch_size, "raise"):
-            scores[list(indices)] = relevance
-        return scores
+        for indices, raw in whole.score(pairs, batch_size, "raise"):
+            scores[list(indices)] = raw
+        return relevance(scores)
 
     methods: dict[str, Callable[[str], Tensor]] = {
         "serial": lambda text: score_whole(text, 1),

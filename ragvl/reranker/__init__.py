@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ragvl.reranker.answers import Answers
 from ragvl.reranker.arguments import checked_request
+from ragvl.reranker.heads import Layer, ScoreNetwork
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.reranker import Reranker
+from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
     THRESHOLDS_FILE,
@@ -20,11 +23,16 @@ __all__ = [
     "PRESETS",
     "TEMPLATES",
     "THRESHOLDS_FILE",
+    "Answers",
+    "Layer",
+    "LayerWeights",
     "Preset",
     "PromptTemplate",
     "RankedDocument",
     "Reranker",
     "SavedThresholds",
+    "ScoreNetwork",
+    "ScoreWeights",
     "Threshold",
     "ThresholdError",
     "WarmReport",

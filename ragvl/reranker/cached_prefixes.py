@@ -14,8 +14,8 @@ from ragvl.data.images import ImageError
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, Prompting, encode_document, too_long
 from ragvl.prefix_cache import CachedPrefix, PrefixCache, PrefixSupply
-from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import Suffix
+from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts, shared_length
 from ragvl.reranker.runner import ChunkRunner
 from ragvl.reranker.scorer import OnError, skip
@@ -98,7 +98,7 @@ class CachedPrefixes:
     Args:
         mllm: a model whose prefixes can be reused.
         prompts: writes the prompts.
-        head: reads relevance.
+        head: reads scores.
         cache: keeps the prefixes.
         model: names the model as it is, and what it is computed with. It must not change while
             these prefixes are used: another model needs another `CachedPrefixes`.
@@ -110,7 +110,7 @@ class CachedPrefixes:
         self,
         mllm: MLLM,
         prompts: Prompts,
-        head: AnswerHead,
+        head: Head,
         cache: PrefixCache,
         *,
         model: str,
@@ -150,9 +150,9 @@ class CachedPrefixes:
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their relevance (B,), in chunks; see `Scorer`.
+        """Indices of pairs with their raw scores (B,), in chunks; see `Scorer`.
 
-        Where a cached prefix makes it NaN, the prefix is computed again, once. Prompts that differ
+        Where a cached prefix makes one NaN, the prefix is computed again, once. Prompts that differ
         from their document's prefix before the picture is over, as a chat template may write them,
         are scored whole, last.
         """
@@ -160,12 +160,12 @@ class CachedPrefixes:
         chosen: Sequence[int] = range(len(pairs))
         for is_last in (False, True):
             again: list[int] = []
-            for suffixes, relevance in self._chunks(pairs, chosen, apart, batch_size, on_error):
-                nan = relevance.isnan().nonzero()[:, 0].tolist()
+            for suffixes, raw in self._chunks(pairs, chosen, apart, batch_size, on_error):
+                nan = raw.isnan().nonzero()[:, 0].tolist()
                 broken = self._supply.forget_broken(suffixes[row].prefix for row in nan)
                 again += [suffix.index for suffix in suffixes if suffix.prefix.key in broken]
                 rows = [i for i, s in enumerate(suffixes) if is_last or s.prefix.key not in broken]
-                yield [suffixes[row].index for row in rows], relevance[rows]
+                yield [suffixes[row].index for row in rows], raw[rows]
             chosen = again
         if apart:
             yield from self._score_whole(apart, pairs, batch_size, on_error)
@@ -178,7 +178,7 @@ class CachedPrefixes:
         batch_size: int | None,
         on_error: OnError,
     ) -> Iterator[tuple[Sequence[Suffix], Tensor]]:
-        """Suffixes of the `chosen` pairs with their relevance (B,).
+        """Suffixes of the `chosen` pairs with their raw scores (B,).
 
         Pairs are taken document by document, so that a prefix is built once and held for no longer
         than its own pairs are at work. `apart` gets the pairs that must be scored whole.
@@ -241,5 +241,5 @@ class CachedPrefixes:
             )
         chosen = [pairs[i] for i in indices]
         size = 1 if self._deterministic else batch_size
-        for places, relevance in self._whole.score(chosen, size, on_error):
-            yield [indices[place] for place in places], relevance
+        for places, raw in self._whole.score(chosen, size, on_error):
+            yield [indices[place] for place in places], raw

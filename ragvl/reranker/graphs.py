@@ -42,15 +42,15 @@ class Graphs:
         self._first: torch.cuda.CUDAGraph | None = None
         self._reported = False
 
-    def of(self, shape: Shape, relevance: Run) -> Run:
-        """What takes a chunk of this shape to its relevance (B,) float32 on the CPU.
+    def of(self, shape: Shape, run: Run) -> Run:
+        """What takes a chunk of this shape to its raw scores (B,) float32 on the CPU.
 
         Args:
             shape: the shape.
-            relevance: computes the same on the GPU.
+            run: computes the same on the GPU.
         """
         if shape not in self._runs:
-            self._runs[shape] = self._captured(shape, relevance)
+            self._runs[shape] = self._captured(shape, run)
         return self._runs[shape]
 
     @cached_property
@@ -61,14 +61,14 @@ class Graphs:
         """
         return torch.cuda.Stream(self._device)
 
-    def _captured(self, shape: Shape, relevance: Run) -> Run:
+    def _captured(self, shape: Shape, run: Run) -> Run:
         """A run in one launch; one by one where the model cannot be captured.
 
         A graph keeps the memory of its activations. Where there is none for another one, the
         earlier go, and it is tried once more.
         """
         try:
-            return self._capture(shape, relevance)
+            return self._capture(shape, run)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 if not self._runs:
@@ -77,18 +77,18 @@ class Graphs:
                 self._runs.clear()
                 self._first = None
             else:
-                return self._uncaptured(relevance, error)
+                return self._uncaptured(run, error)
         # Outside of the handler: the error's traceback holds the tensors of the failed capture
         gc.collect()
         torch.cuda.empty_cache()
-        return self._captured(shape, relevance)
+        return self._captured(shape, run)
 
-    def _capture(self, shape: Shape, relevance: Run) -> Run:
+    def _capture(self, shape: Shape, run: Run) -> Run:
         inputs = Chunk(shape, self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
-                relevance(inputs)
+                run(inputs)
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         memory = None if self._first is None else self._first.pool()
@@ -96,7 +96,7 @@ class Graphs:
             _capturing,
             torch.cuda.graph(graph, memory, self._stream, capture_error_mode="thread_local"),
         ):
-            result = relevance(inputs)
+            result = run(inputs)
         self._first = self._first or graph
 
         def replay(chunk: Chunk) -> Tensor:
@@ -106,7 +106,7 @@ class Graphs:
 
         return replay
 
-    def _uncaptured(self, relevance: Run, error: Exception) -> Run:
+    def _uncaptured(self, run: Run, error: Exception) -> Run:
         if not self._reported:
             self._reported = True
             logger.warning(
@@ -114,4 +114,4 @@ class Graphs:
                 self._architecture,
                 reason(error),
             )
-        return lambda chunk: relevance(chunk.to(self._device)).cpu()
+        return lambda chunk: run(chunk.to(self._device)).cpu()

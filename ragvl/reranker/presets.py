@@ -1,4 +1,4 @@
-"""The prompts and answers that published rerankers were trained on."""
+"""The prompts and heads that published rerankers were trained with."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ragvl.messages import quoted
+from ragvl.reranker.answers import Answers
+from ragvl.reranker.score_weights import ScoreWeights
 from ragvl.reranker.templates import PromptTemplate
 
 
 @dataclass(frozen=True)
 class Preset:
-    r"""A template, answer words and limits. For a checkpoint of your own, write one.
+    r"""A template, a head and limits. For a checkpoint of your own, write one.
 
     Attributes:
         name: what it is called.
         template: a template, or "auto": `caption` for a document with a caption, else `plain`.
-        answers: the words for relevant and not relevant.
-        answer_tokens: the two tokens that its authors read, as the vocabulary spells them; None for
-            the ones that the prompt calls for, which are also read where a vocabulary lacks them,
-            since it is another checkpoint's.
+        head: what its scores are read off: answer words, or a score network by where its weights
+            are in the checkpoint's files.
         processor_settings: limits of the pictures; see `MLLM.from_pretrained`.
 
     Example:
@@ -30,8 +30,7 @@ class Preset:
 
     name: str
     template: PromptTemplate | str = "auto"
-    answers: tuple[str, str] = ("Yes", "No")
-    answer_tokens: tuple[str, str] | None = None
+    head: Answers | ScoreWeights = field(default_factory=Answers)
     processor_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -46,8 +45,7 @@ MONOQWEN2_VL = Preset(
         "<image>Assert the relevance of the previous image document to the following query, "
         "answer True or False. The query is: {query}",
     ),
-    ("True", "False"),
-    ("True", "False"),
+    Answers(("True", "False"), ("True", "False")),
 )
 
 _QWEN3_SYSTEM_TURN = (
@@ -69,8 +67,7 @@ QWEN3_VL_RERANKER = Preset(
         _QWEN3_SYSTEM_TURN,
         caption_optional=True,
     ),
-    ("yes", "no"),
-    ("yes", "no"),  # 9693 and 2152 in its vocabulary
+    Answers(("yes", "no"), ("yes", "no")),  # 9693 and 2152 in its vocabulary
     _QWEN3_LIMITS,
 )
 
@@ -84,8 +81,7 @@ QWEN3_VL_RERANKER_DOCUMENT_FIRST = Preset(
         _QWEN3_SYSTEM_TURN,
         caption_optional=True,
     ),
-    ("yes", "no"),
-    ("yes", "no"),
+    Answers(("yes", "no"), ("yes", "no")),
     _QWEN3_LIMITS,
 )
 

@@ -19,7 +19,9 @@ class RankedDocument(Mapping[str, Any]):
     Attributes:
         index: its place in the list that was given.
         document: the document.
-        score: relevance, the probability of Yes against No; NaN if it was skipped.
+        score: relevance, the sigmoid of `raw`: the probability of Yes against No; NaN if it was
+            skipped.
+        raw: the raw score: the log-odds of Yes against No, or what the score network gave.
         kept: whether the score reaches the threshold.
         given: with `return_documents`, what stood in the list; else None.
     """
@@ -27,6 +29,7 @@ class RankedDocument(Mapping[str, Any]):
     index: int
     document: Document
     score: float
+    raw: float
     kept: bool
     given: DocumentLike | None = field(default=None, compare=False, repr=False)
 

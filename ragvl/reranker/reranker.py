@@ -1,4 +1,4 @@
-"""Scores (query, document) pairs by the MLLM's Yes/No logits at the prompt's last position.
+"""Scores (query, document) pairs by an MLLM, as a rule by its Yes and No after the prompt.
 
 How a query travels:
 
@@ -9,33 +9,32 @@ How a query travels:
                     many as there is room for while
     Prompts         tokenises whole prompts, of which the tokens behind the prefix are the suffix,
     ChunkRunner     packs suffixes and runs the decoder over them, attending to their prefixes, and
-    AnswerHead      reads relevance off each suffix's last token.
+    Head            reads raw scores off each suffix's last token.
 
-Back in `rank`, relevance sorts the documents.
+Back in `rank`, raw scores sort the documents; relevance is their sigmoid.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ragvl.arguments import checked_count
-from ragvl.checkpoints import model_folder
+from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
 from ragvl.prefix_cache import PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
-from ragvl.reranker.answer_head import AnswerHead
-from ragvl.reranker.answers import check_answers, check_share, probe_prompt, resolve_answers
+from ragvl.reranker.answers import Answers, AnswerTokens, check_share, probe_prompt
 from ragvl.reranker.arguments import (
     as_document,
     as_documents,
@@ -47,9 +46,11 @@ from ragvl.reranker.arguments import (
 )
 from ragvl.reranker.cached_prefixes import CachedPrefixes
 from ragvl.reranker.cross_encoder import CrossEncoderDialect, check_keywords
+from ragvl.reranker.heads import Head, ScoreNetwork, relevance
 from ragvl.reranker.presets import Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, WarmReport
+from ragvl.reranker.score_weights import ScoreWeights
 from ragvl.reranker.scorer import OnError, Scorer, skip
 from ragvl.reranker.templates import PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
@@ -78,10 +79,8 @@ class Reranker(CrossEncoderDialect):
         threshold: "natural" (0.5), a probability, or the name of one of `thresholds`; what `rank`
             keeps by default.
         thresholds: estimates for this model; see `ragvl calibrate`.
-        answers: the words for relevant and not relevant that the checkpoint was trained to say. Of
-            each word one token is read, the one that comes after the prompt.
-        answer_tokens: the two tokens that are read instead, as the vocabulary spells them; where it
-            has not both, a line of the log says so, and those of `answers` are read.
+        head: what scores are read off: the checkpoint's `Answers`, or its `ScoreNetwork`.
+        answers: short for `head=Answers(answers)`: the words for relevant and not relevant.
         prefix_cache: where documents' prefixes are kept: a `PrefixCache`; memory for one on the
             model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
             memory or a quarter of a CPU's; None to keep nothing from call to call.
@@ -92,10 +91,11 @@ class Reranker(CrossEncoderDialect):
             default, leaves captions whole, and one that does not fit the context is an error.
 
     Raises:
-        ValueError: an unknown template or threshold, a cache that is no size, or `caption_tokens`
-            below 1.
+        ValueError: an unknown template or threshold, a cache that is no size, `caption_tokens`
+            below 1, or both a head and answers.
         ThresholdError: `thresholds` are another model's.
-        AnswerTokenError: the tokenizer cannot spell `answers` with distinct first tokens.
+        AnswerTokenError: the tokenizer cannot spell the answers with distinct first tokens.
+        UnsupportedModelError: the model lacks what the head needs, or is of another width.
     """
 
     def __init__(
@@ -105,18 +105,15 @@ class Reranker(CrossEncoderDialect):
         template: PromptTemplate | str = "auto",
         threshold: Threshold = "natural",
         thresholds: SavedThresholds | None = None,
-        answers: tuple[str, str] = ("Yes", "No"),
-        answer_tokens: tuple[str, str] | None = None,
+        head: Answers | ScoreNetwork | None = None,
+        answers: tuple[str, str] | None = None,
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
         caption_tokens: int | None = None,
     ) -> None:
         self.mllm = mllm
         self.template = resolve_template(template)
-        self._answers = answers, answer_tokens
-        self.yes_token_ids, self.no_token_ids = resolve_answers(
-            mllm.prompting, answers, answer_tokens
-        )
+        self.head = (_given_head(head, answers) or Answers()).of(mllm)
         self.caption_tokens = checked_caption_tokens(caption_tokens)
         if thresholds is not None:
             thresholds.check_model(self.weights, self.template.name, self.prompts_name)
@@ -150,6 +147,7 @@ class Reranker(CrossEncoderDialect):
         template: PromptTemplate | str | None = None,
         threshold: Threshold = "natural",
         thresholds: SavedThresholds | None = None,
+        head: Answers | ScoreWeights | None = None,
         answers: tuple[str, str] | None = None,
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
@@ -171,7 +169,9 @@ class Reranker(CrossEncoderDialect):
             threshold: see `Reranker`.
             thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
                 `ragvl calibrate` saved in the folder.
-            answers: see `Reranker`; the preset's by default.
+            head: what scores are read off, the preset's by default: `Answers`, or by
+                `ScoreWeights` a score network in the checkpoint's files.
+            answers: short for `head=Answers(answers)`.
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
             caption_tokens: see `Reranker`.
@@ -183,11 +183,10 @@ class Reranker(CrossEncoderDialect):
             ValueError: of an argument, or of the model; see there and `Reranker`.
         """
         checked_caption_tokens(caption_tokens)
-        if answers is not None:
-            check_answers(answers)
+        given = _given_head(head, answers)
         model_folder(path, revision=load.get("revision"))
         known = resolve_preset(preset)
-        tokens = known.answer_tokens if answers is None else None
+        head = known.head if given is None else given
         template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
             thresholds = SavedThresholds.of_model(path, template.name)
@@ -196,6 +195,7 @@ class Reranker(CrossEncoderDialect):
             prefix_cache = PrefixCache(prefix_cache)
         own_settings = load.pop("processor_settings", None) or {}
         settings = merge_settings(known.processor_settings, own_settings)
+        read = head if isinstance(head, Answers) else head.read(_folder(path, load))
         mllm = MLLM.from_pretrained(
             path, device=device, dtype=dtype, processor_settings=settings, **load
         )
@@ -204,8 +204,7 @@ class Reranker(CrossEncoderDialect):
             template=template,
             threshold=threshold,
             thresholds=thresholds,
-            answers=answers or known.answers,
-            answer_tokens=tokens,
+            head=read,
             prefix_cache=prefix_cache,
             deterministic=deterministic,
             caption_tokens=caption_tokens,
@@ -263,14 +262,17 @@ class Reranker(CrossEncoderDialect):
         candidates = as_documents(given)
         pairs = [(query, document) for document in candidates]
         progress = progress if show_progress_bar is None else show_progress_bar
-        scores = self._score(pairs, batch_size, on_error, progress).tolist()
-        # stable, so that equal scores keep the retriever's order; NaN (skipped) goes last
-        order = sorted(range(len(scores)), key=lambda i: (np.isnan(scores[i]), -scores[i]))
+        raw = self._raw(pairs, batch_size, on_error, progress)
+        scores, raw_scores = relevance(raw).tolist(), raw.tolist()
+        # By raw scores, of which fewer are equal than of probabilities near 1. Stable, so that
+        # equal ones keep the retriever's order; NaN (skipped) goes last
+        order = sorted(range(len(raw)), key=lambda i: (np.isnan(raw_scores[i]), -raw_scores[i]))
         return [
             RankedDocument(
                 index=i,
                 document=candidates[i],
                 score=scores[i],
+                raw=raw_scores[i],
                 kept=scores[i] >= limit,
                 given=given[i] if return_documents else None,
             )
@@ -284,6 +286,7 @@ class Reranker(CrossEncoderDialect):
         batch_size: int | None = None,
         on_error: OnError = "raise",
         progress: bool = True,
+        raw: bool = False,
     ) -> Tensor:
         """Relevance of each (query, document), any mix of queries and documents.
 
@@ -295,9 +298,10 @@ class Reranker(CrossEncoderDialect):
             on_error: "raise" at a picture that cannot be read, a prompt that is too long or a
                 score that is NaN, or "skip" it: its score is NaN, and a line of the log names it.
             progress: show a bar when there are many.
+            raw: give raw scores instead: the log-odds z_yes - z_no, or what the score network gave.
 
         Returns:
-            (n,) float32 on the CPU, in the order of `pairs`: sigmoid(z_yes - z_no).
+            (n,) float32 on the CPU, in the order of `pairs`: the sigmoid of the raw scores.
 
         Raises:
             ValueError: an empty query, or `batch_size` below 1.
@@ -308,10 +312,11 @@ class Reranker(CrossEncoderDialect):
             TypeError: `pairs` holds what is no pair of a text and a document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
-        return self._score(checked_pairs(pairs), batch_size, on_error, progress)
+        scores = self._raw(checked_pairs(pairs), batch_size, on_error, progress)
+        return scores if raw else relevance(scores)
 
     @default_torch_context
-    def _score(
+    def _raw(
         self,
         pairs: Sequence[tuple[str, Document]],
         batch_size: int | None,
@@ -325,8 +330,8 @@ class Reranker(CrossEncoderDialect):
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
         with ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden) as bar:
-            for indices, relevance in self._scorer.score(pairs, batch_size, on_error):
-                scores[list(indices)] = relevance
+            for indices, raw in self._scorer.score(pairs, batch_size, on_error):
+                scores[list(indices)] = raw
                 bar.update(len(indices))
                 _check_finite(scores, indices, pairs, on_error)
         return scores
@@ -373,12 +378,11 @@ class Reranker(CrossEncoderDialect):
 
     @property
     def prompts_name(self) -> str:
-        """Names its prompts: templates' texts and system turns, the chat template, answers.
+        """Names its prompts and its head: templates' texts and system turns, the chat template.
 
         Also how much of a caption is in them.
         """
-        answers = self._answers, self.yes_token_ids, self.no_token_ids
-        settings = self.mllm.prompting.chat_settings, answers, self.caption_tokens
+        settings = self.mllm.prompting.chat_settings, self.head.content, self.caption_tokens
         return name_of("prompts", self.template.variants, *settings)
 
     @property
@@ -393,6 +397,26 @@ class Reranker(CrossEncoderDialect):
     def template_name(self) -> str:
         """The template's name."""
         return self.template.name
+
+    @property
+    def yes_token_ids(self) -> list[int]:
+        """The tokens that are read for relevant.
+
+        Raises:
+            ValueError: the reranker reads no answers.
+        """
+        return self._answers.yes
+
+    @property
+    def no_token_ids(self) -> list[int]:
+        """The tokens that are read for not relevant; see `yes_token_ids`."""
+        return self._answers.no
+
+    @property
+    def _answers(self) -> AnswerTokens:
+        if not isinstance(self.head, AnswerTokens):
+            raise ValueError("this reranker reads no answers: it scores by a network")
+        return self.head
 
     @property
     @default_torch_context
@@ -440,12 +464,10 @@ class Reranker(CrossEncoderDialect):
         return made[1]
 
     def _make_scorer(self, model: str) -> Scorer:
-        head = AnswerHead(self.mllm, self.yes_token_ids, self.no_token_ids)
-        prompt = self._probe_prompt
-        prompting = self.mllm.prompting
-        if len(prompt) <= prompting.max_length:  # else no prompt fits: the documents' errors say so
-            check_share(self.answer_share, self._answers[0], prompt, prompting)
-        if problem := self._no_reuse():
+        head = self.head.on(self.mllm)
+        if isinstance(self.head, AnswerTokens):
+            self._check_share(self.head)
+        if problem := self._no_reuse(head):
             logger.warning("prompts are scored whole, nothing is cached: %s", problem)
             return WholePrompts(self.mllm, self._prompts, head, problem)
         return CachedPrefixes(
@@ -457,12 +479,35 @@ class Reranker(CrossEncoderDialect):
             deterministic=self._deterministic,
         )
 
-    def _no_reuse(self) -> str | None:
+    def _check_share(self, answers: AnswerTokens) -> None:
+        prompt, prompting = self._probe_prompt, self.mllm.prompting
+        if len(prompt) <= prompting.max_length:  # else no prompt fits: the documents' errors say so
+            check_share(self.answer_share, answers.words(prompting), prompt, prompting)
+
+    def _no_reuse(self, head: Head) -> str | None:
         """Why nothing can be reused from query to query, or None where it can."""
+        if head.pooling == "mean":
+            return "the score is read off the states of all tokens"
         if self.template.query_first:
             return "the template puts the query before the picture"
         problem = reuse_problem(self.mllm)
         return problem and f"{self.mllm.architecture}: {problem}"
+
+
+H = TypeVar("H", ScoreNetwork, ScoreWeights)
+
+
+def _given_head(head: Answers | H | None, answers: tuple[str, str] | None) -> Answers | H | None:
+    """The head that was given, in whichever way."""
+    if head is not None and answers is not None:
+        raise ValueError("both head= and answers= say what scores are read off: give one")
+    return head if answers is None else Answers(answers)
+
+
+def _folder(path: str | Path, load: Mapping[str, Any]) -> Path:
+    """The folder of a checkpoint that `load` is about to load."""
+    known = {name: load[name] for name in ("revision", "trust_remote_code") if name in load}
+    return find_checkpoint(path, **known).folder
 
 
 def _check_finite(

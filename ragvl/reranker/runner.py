@@ -13,9 +13,9 @@ from ragvl.forks import fork_safe
 from ragvl.mllm import MLLM
 from ragvl.ops.backends import on_device
 from ragvl.prefix_cache import PagePool
-from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import Chunk, Shape, Suffix
 from ragvl.reranker.graphs import Graphs
+from ragvl.reranker.heads import Head
 
 # A matrix product gives a row the same bits whatever stands beside it, if it has whole blocks of
 # so many rows; a product with a single row takes another path.
@@ -32,14 +32,12 @@ class ChunkRunner:
 
     Args:
         mllm: the model.
-        head: reads relevance.
+        head: reads scores.
         pool: where the prefixes lie.
         deterministic: see `CachedPrefixes`.
     """
 
-    def __init__(
-        self, mllm: MLLM, head: AnswerHead, pool: PagePool, *, deterministic: bool
-    ) -> None:
+    def __init__(self, mllm: MLLM, head: Head, pool: PagePool, *, deterministic: bool) -> None:
         self._mllm = mllm
         self._head = head
         self._pool = pool
@@ -70,19 +68,19 @@ class ChunkRunner:
 
     @torch.inference_mode()
     def __call__(self, suffixes: Sequence[Suffix]) -> Tensor:
-        """(B,) float32 on the CPU: the relevance of each suffix's prompt."""
+        """(B,) float32 on the CPU: the raw score of each suffix's prompt."""
         shape = self._shape(
             sum(len(suffix.input_ids) for suffix in suffixes),
             max(len(suffix.prefix.pages) for suffix in suffixes),
             max(len(suffix.input_ids) for suffix in suffixes),
         )
         if not self._on_gpu:
-            return self._relevance(Chunk.pack(suffixes, shape))[: len(suffixes)]
+            return self._raw(Chunk.pack(suffixes, shape))[: len(suffixes)]
         chunk = Chunk.pack(suffixes, shape, pinned=True)
         with self._lock, on_device(self._mllm.device):
             for suffix in suffixes:
                 suffix.prefix.wait()
-            return self._graphs.of(shape, self._relevance)(chunk)[: len(suffixes)]
+            return self._graphs.of(shape, self._raw)(chunk)[: len(suffixes)]
 
     @torch.inference_mode()
     def prepare(self, pages: int, suffix_length: int) -> None:
@@ -97,14 +95,14 @@ class ChunkRunner:
         lengths = {_power_of_two(suffix_length + tokens) for tokens in _QUESTION_TOKENS}
         with self._lock, on_device(self._mllm.device):
             for longest in sorted(lengths):
-                self._graphs.of(self._shape(self._max_rows, pages, longest), self._relevance)
+                self._graphs.of(self._shape(self._max_rows, pages, longest), self._raw)
 
     def _shape(self, rows: int, pages: int, longest: int) -> Shape:
         if self._on_gpu:  # a graph for each shape: powers of two keep them few, and change no bit
             pages, longest = _power_of_two(pages), _power_of_two(longest)
         return Shape(_round_up(rows, self._row_step), _BLOCK_ROWS, pages, longest)
 
-    def _relevance(self, chunk: Chunk) -> Tensor:
+    def _raw(self, chunk: Chunk) -> Tensor:
         """(B,) float32 on the model's device."""
         prefixes = self._pool.batches(
             chunk.page_table,
@@ -116,7 +114,7 @@ class ChunkRunner:
         hidden = self._mllm.decoder.extend(
             chunk.input_ids, chunk.position_ids, chunk.last_rows, prefixes
         )
-        return self._head.relevance(hidden, torch.arange(len(hidden), device=hidden.device))
+        return self._head(hidden, torch.arange(len(hidden), device=hidden.device))
 
 
 def _round_up(value: int, step: int) -> int:

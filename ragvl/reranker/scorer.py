@@ -1,4 +1,4 @@
-"""What computes relevance: `CachedPrefixes`, or `WholePrompts` where no prefix can be kept."""
+"""What computes raw scores: `CachedPrefixes`, or `WholePrompts` where no prefix can be kept."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def skip(error: Exception, on_error: OnError) -> None:
 
 
 class Scorer(Protocol):
-    """Relevance of (query, document) pairs by one model, as it is, and one template."""
+    """Raw scores of (query, document) pairs by one model, as it is, and one template."""
 
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their relevance (B,), in batches; skipped pairs are left out.
+        """Indices of pairs with their raw scores (B,), in batches; skipped pairs are left out.
 
         Raises:
             ImageError, PromptTooLongError: of a pair, with `on_error="raise"`.

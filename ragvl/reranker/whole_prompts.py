@@ -20,7 +20,7 @@ from ragvl.mllm import (
     encode_document,
     too_long,
 )
-from ragvl.reranker.answer_head import AnswerHead
+from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.scorer import OnError, skip
 from ragvl.workers import Pending, Workers, ahead
@@ -37,7 +37,7 @@ class WholePrompts:
     Args:
         mllm: the model.
         prompts: writes the prompts.
-        head: reads relevance.
+        head: reads scores.
         reason: why no prefix is kept.
     """
 
@@ -45,7 +45,7 @@ class WholePrompts:
         self,
         mllm: MLLM,
         prompts: Prompts,
-        head: AnswerHead,
+        head: Head,
         reason: str = "prompts are scored whole",
     ) -> None:
         self._mllm = mllm
@@ -60,13 +60,13 @@ class WholePrompts:
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their relevance (B,), in batches; see `Scorer`."""
+        """Indices of pairs with their raw scores (B,), in batches; see `Scorer`."""
         for window in self._prepare(pairs, on_error):
             # prompts of like length share a batch, so that little of it is padding
             window.sort(key=lambda entry: len(entry[1]))
             for batch in self._batches(window, batch_size):
                 indices, prompts = zip(*batch, strict=True)
-                yield indices, self._relevance(prompts)
+                yield indices, self._raw(prompts)
 
     def _batches(
         self, window: Sequence[tuple[int, Prompt]], batch_size: int | None
@@ -130,9 +130,12 @@ class WholePrompts:
         return prompt
 
     @torch.inference_mode()
-    def _relevance(self, prompts: Sequence[Prompt]) -> Tensor:
+    def _raw(self, prompts: Sequence[Prompt]) -> Tensor:
         hidden = self._mllm.hidden_states(prompts)
         size, length, width = hidden.shape
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
-        last_index = torch.arange(size, device=hidden.device) * length + lengths - 1
-        return self._head.relevance(hidden.reshape(size * length, width), last_index).cpu()
+        if self._head.pooling == "mean":
+            real = torch.arange(length, device=hidden.device) < lengths[:, None]
+            return self._head(hidden[real], lengths.cumsum(0) - 1).cpu()
+        last_rows = torch.arange(size, device=hidden.device) * length + lengths - 1
+        return self._head(hidden.reshape(size * length, width), last_rows).cpu()

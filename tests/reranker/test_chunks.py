@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import CachedPrefix, PagePool
-from ragvl.reranker.answer_head import AnswerHead
 from ragvl.reranker.chunks import Chunk, Shape, Suffix
 from ragvl.reranker.graphs import Graphs
+from ragvl.reranker.heads import AnswerHead
 from ragvl.reranker.runner import ChunkRunner
 
 

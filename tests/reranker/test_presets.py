@@ -13,7 +13,7 @@ from plain import plain_scores
 
 from ragvl import Document, Reranker
 from ragvl.mllm import MLLM
-from ragvl.reranker import PRESETS, Preset, PromptTemplate
+from ragvl.reranker import PRESETS, Answers, Preset, PromptTemplate
 
 QUERY = "What color is the roof?"
 ARCHITECTURE = {
@@ -43,7 +43,7 @@ def test_scores_equal_plain_scoring_on_the_presets_prompt(
         reranker.mllm.prompting.tokenizer.decode(ids[:1])
         for ids in (reranker.yes_token_ids, reranker.no_token_ids)
     ]
-    for word, answer in zip(words, PRESETS[name].answers, strict=True):
+    for word, answer in zip(words, PRESETS[name].head.words, strict=True):
         assert answer.startswith(word.strip())  # a small vocabulary may split it
     with caplog.at_level(logging.WARNING, "ragvl"):
         scores = reranker.score([(QUERY, document) for document in documents()])
@@ -93,7 +93,7 @@ def test_limits_reach_the_processor(tiny_model: Callable[[str], Path]) -> None:
 
 def test_a_preset_of_ones_own(tiny_model: Callable[[str], Path]) -> None:
     template = PromptTemplate("mine", "<image>\nIs it about {query}?")
-    mine = Preset("mine", template, ("good", "bad"))
+    mine = Preset("mine", template, Answers(("good", "bad")))
     reranker = reranker_of(mine, tiny_model("llava"))
     assert "Is it about mills?" in reranker.prompt("mills", documents()[0])
     # what is given besides a preset goes before it

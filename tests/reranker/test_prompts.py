@@ -20,7 +20,7 @@ from tokenizers import normalizers
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.mllm import MLLM
-from ragvl.reranker import Preset, PromptTemplate
+from ragvl.reranker import Answers, Preset, PromptTemplate
 from ragvl.reranker.templates import CAPTION
 
 SYSTEM = "You are a helpful assistant."
@@ -135,7 +135,7 @@ def test_relevance_is_the_published_formula(architecture: str, tiny_mllm) -> Non
 def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, caplog) -> None:
     folder = tiny_model("qwen2_vl")
     vocabulary = load(folder).mllm.prompting.tokenizer.get_vocab()
-    spaced = load(folder, preset=Preset("spaced", answer_tokens=("ĠYes", "ĠNo")))
+    spaced = load(folder, preset=Preset("spaced", head=Answers(tokens=("ĠYes", "ĠNo"))))
     assert (spaced.yes_token_ids, spaced.no_token_ids) == (
         [vocabulary["ĠYes"]],
         [vocabulary["ĠNo"]],
@@ -144,11 +144,11 @@ def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, 
     expected = published(spaced, document, spaced.prompt("Red?", document))
     assert spaced.score([("Red?", document)]).item() == pytest.approx(expected, abs=1e-5)
     # Words given besides a preset are read as the prompt calls for them
-    preset = Preset("spaced", answer_tokens=("ĠYes", "ĠNo"))
+    preset = Preset("spaced", head=Answers(tokens=("ĠYes", "ĠNo")))
     own = load(folder, preset=preset, answers=("Yes", "No"))
     assert own.yes_token_ids == [vocabulary["Yes"]]
     assert "answer tokens" not in caplog.text
-    other = load(folder, preset=Preset("other", answer_tokens=("true", "ĠNo")))
+    other = load(folder, preset=Preset("other", head=Answers(tokens=("true", "ĠNo"))))
     assert caplog.text.count("has not both of the answer tokens ('true', 'ĠNo')") == 1
     assert other.no_token_ids == [vocabulary["No"]], "the vocabulary has not both"
 
@@ -189,7 +189,7 @@ def test_the_answers_share_of_probability_is_measured(tiny_model, caplog) -> Non
         prompt = mllm.prompting.encode_prompt(
             reranker.prompt("Is it a mill?", probe), [mllm.prompting.encode_image(probe.load())]
         )
-        normed = mllm.head.final_norm(mllm.hidden_states([prompt])[0, -1])
+        normed = mllm.final_norm(mllm.hidden_states([prompt])[0, -1])
         head = mllm.model.get_output_embeddings().weight
         head[answers] -= 20 * normed / normed.norm() ** 2
     again = Reranker(mllm)

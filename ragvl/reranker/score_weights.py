@@ -1,0 +1,97 @@
+"""Where a checkpoint keeps its score network, and reading it from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ragvl.messages import shown
+from ragvl.mllm import UnsupportedModelError
+from ragvl.model_files import shown_list, weight_files, weight_names
+from ragvl.reranker.heads import Layer, Pooling, ScoreNetwork
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer of a score network, by its tensors' names.
+
+    Attributes:
+        weight: the name of its weight.
+        bias: the name of its bias, or None.
+        activation: see `Layer`.
+        file: the safetensors file that holds them, relative to the checkpoint's folder; None where
+            they stand among the model's own weights.
+    """
+
+    weight: str
+    bias: str | None = None
+    activation: str = "identity"
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """A score network, by where its weights are in a checkpoint's files.
+
+    Attributes:
+        layers: from the decoder's width to 1.
+        pooling, scale, bias: see `ScoreNetwork`.
+
+    Example:
+        >>> ScoreWeights((LayerWeights("score.weight"),), pooling="mean")
+    """
+
+    layers: tuple[LayerWeights, ...]
+    pooling: Pooling = "last"
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def read(self, folder: Path) -> ScoreNetwork:
+        """The network, from the checkpoint in `folder`.
+
+        Raises:
+            OSError: a file is missing or cannot be read.
+            UnsupportedModelError: weights are missing, hold NaN or do not fit each other; the
+                message names the file.
+        """
+        layers = tuple(self._layer(layer, folder) for layer in self.layers)
+        try:
+            return ScoreNetwork(layers, self.pooling, self.scale, self.bias)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{shown(folder)}: {error}") from error
+
+    def _layer(self, layer: LayerWeights, folder: Path) -> Layer:
+        files = weight_files(folder) if layer.file is None else [folder / layer.file]
+        names = [name for name in (layer.weight, layer.bias) if name is not None]
+        tensors = read_tensors(files, names)
+        if missing := [name for name in names if name not in tensors]:
+            where = folder if layer.file is None else folder / layer.file
+            raise UnsupportedModelError(
+                f"{shown(where)} lacks weights of the score network, which would be random: "
+                f"{shown_list(missing)}"
+            )
+        bias = None if layer.bias is None else tensors[layer.bias]
+        return Layer(tensors[layer.weight], bias, layer.activation)
+
+
+def read_tensors(files: Iterable[Path], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these names that safetensors files hold, in float32.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        UnsupportedModelError: a file is damaged.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{shown(path)} is missing; the model's weights are not whole")
+        if held := weight_names(path).intersection(names):
+            with safe_open(path, framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name).to(torch.float32) for name in held}
+    return tensors
