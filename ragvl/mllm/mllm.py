@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -467,15 +468,15 @@ class MLLM:
     def _check_logits(self) -> None:
         """Makes sure that norm, head rows, scale and softcap give the model's own logits.
 
-        Whether the model obeys the softcap in its configuration shows here: PaliGemma in
-        transformers 5.17 does not.
+        Whether the model obeys the scale and the softcap in its configuration shows here: Aya
+        Vision does not scale, and PaliGemma in transformers 5.17 has no softcap.
         """
         batch = self.model_inputs([self._text_prompt()])
         expected = self.model(**batch, use_cache=False).logits[0, -1].float()
         token_ids = range(0, len(expected), max(1, len(expected) // 64))
         hidden = self.decoder.hidden_states(batch)[0, -1]
-        for softcap in (self.head.softcap, None):
-            self.head.softcap = softcap
+        for scale, softcap in product((self.head.scale, 1.0), (self.head.softcap, None)):
+            self.head.scale, self.head.softcap = scale, softcap
             ours = self.head.logits(hidden, token_ids)
             if same(ours, expected[list(token_ids)], rounding(self.dtype)):
                 return

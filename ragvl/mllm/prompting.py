@@ -296,9 +296,12 @@ class Prompting(Chat):
         text = self.probe(picture=True)
         image = probe_image()
         theirs: dict[str, Any] = self.processor(
-            images=[image], text=[text], add_special_tokens=self._lacks_bos(text)
+            images=[image],
+            text=[text],
+            add_special_tokens=self._lacks_bos(text),
+            return_tensors="pt",
         )
-        ids = list(theirs["input_ids"][0])
+        ids = theirs["input_ids"][0].tolist()
         inputs = self.encode_image(image)
         if not inputs.num_tokens:
             raise UnsupportedModelError(
@@ -312,5 +315,5 @@ class Prompting(Chat):
             )
         for name in _TYPE_IDS:
             if name in theirs:
-                pairs = zip(ids, theirs[name][0], strict=True)
+                pairs = zip(ids, theirs[name][0].tolist(), strict=True)
                 self._marked_tokens[name] = sorted({token for token, kind in pairs if kind})

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ragvl.mllm.loading import UnsupportedModelError
@@ -103,6 +104,8 @@ def _flat(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         for name, item in output.items():
             if name not in _NOT_READ:
                 yield from _flat(item, f"{path}/{name}" if path else name)
+    elif isinstance(output, int):  # such as the layer that Granite Vision adds features before
+        yield path, torch.tensor(output)
     elif output is not None:
         raise UnsupportedModelError(f"its vision tower gives a {type(output).__name__}")
 
@@ -121,5 +124,5 @@ def _nested(features: Features) -> dict[str, Any]:
 
 def _as_tuples(node: Any) -> Any:
     if isinstance(node, Tensor):
-        return node
+        return node if node.ndim or node.is_floating_point() else int(node)
     return tuple(_as_tuples(node[key]) for key in sorted(node, key=int))

@@ -66,6 +66,17 @@ def test_given_features_take_the_towers_place() -> None:
     assert again.features == vision.features
 
 
+def test_whole_numbers_come_back_as_such() -> None:
+    """Granite Vision names with them the layers that its features are added before."""
+    base = Base(ModelOutput(deepstack_features=[(3, [torch.ones(2)]), (5, [torch.zeros(2)])]))
+    with vision_pass() as vision:
+        base.forward()
+    with vision_pass(vision.features):
+        result = base.forward()
+    assert [layer for layer, _ in result.deepstack_features] == [3, 5]
+    assert all(type(layer) is int for layer, _ in result.deepstack_features)
+
+
 def test_each_pass_has_its_own_features() -> None:
     base = Base(output())
     with vision_pass() as outer:

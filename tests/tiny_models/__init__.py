@@ -7,27 +7,28 @@ Pictures of different shape give different numbers of tokens wherever the archit
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from tiny_models import eight
-from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer
+from tiny_models import assorted, eight, native, tiled
+from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer, spread
 
 __all__ = [
     "ARCHITECTURES",
+    "MORE_ARCHITECTURES",
     "build_tiny",
     "byte_level_tokenizer",
     "sentencepiece_tokenizer",
     "with_chat_template_changed",
 ]
 
-_BUILDERS = eight.BUILDERS
+_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS | assorted.BUILDERS
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
 ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
+# Tested by tests/reranker/test_architectures.py alone
+MORE_ARCHITECTURES = (*tiled.BUILDERS, *native.BUILDERS, *assorted.BUILDERS)
 
 
 def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:
@@ -35,24 +36,10 @@ def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = _BUILDERS[architecture]()
-        _spread(model)
+        spread(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-@torch.no_grad()
-def _spread(model: nn.Module) -> None:
-    """Weights at which scores differ clearly between inputs, and few are near 0 or 1."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            parameter.add_(torch.randn_like(parameter) * 0.2)  # norms and biases not left at 1, 0
-        elif "embed" in name:
-            parameter.normal_(std=0.1)  # small beside what the layers add, which depends on it all
-        elif "lm_head" in name:
-            parameter.normal_(std=0.3)
-        else:
-            parameter.normal_(std=1.5 / math.sqrt(parameter[0].numel()))
 
 
 def with_chat_template_changed(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:

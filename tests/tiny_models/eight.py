@@ -74,8 +74,8 @@ GEMMA3_TEMPLATE = (
 )
 
 
-def _llava() -> tuple[nn.Module, object]:
-    tokenizer = fast_tokenizer(
+def llava_tokenizer() -> PreTrainedTokenizerFast:
+    return fast_tokenizer(
         sentencepiece_tokenizer(
             ["<unk>", "<s>", "</s>", "<pad>", "<image>"], bos="<s>", prefix_space=True
         ),
@@ -85,6 +85,10 @@ def _llava() -> tuple[nn.Module, object]:
         pad_token="<pad>",
         additional_special_tokens=["<image>"],
     )
+
+
+def _llava() -> tuple[nn.Module, object]:
+    tokenizer = llava_tokenizer()
     config = transformers.LlavaConfig(
         text_config={"model_type": "llama", **text_config(tokenizer)},
         vision_config=vision_config("clip_vision_model", 32, 8, projection_dim=HIDDEN_SIZE),

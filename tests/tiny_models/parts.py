@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import torch
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -34,19 +36,25 @@ CORPUS = [
 # --- tokenizers ---------------------------------------------------------------------------------
 
 
-def byte_level_tokenizer(special: list[str], *, bos: str | None = None) -> Tokenizer:
+def byte_level_tokenizer(
+    special: list[str],
+    *,
+    bos: str | None = None,
+    corpus: Sequence[str] = CORPUS,
+    size: int = 450,
+) -> Tokenizer:
     """Byte-level BPE, as in Qwen, InternVL, SmolLM: a word after a space is its own token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=450,
+        vocab_size=size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     return _with_bos(tokenizer, bos)
 
 
@@ -142,3 +150,20 @@ def vision_config(model_type: str, image_size: int, patch_size: int, **changes: 
 
 def square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def spread(model: nn.Module) -> None:
+    """Weights at which scores differ clearly between inputs, and few are near 0 or 1."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            parameter.add_(torch.randn_like(parameter) * 0.2)  # norms and biases not left at 1, 0
+        elif "embed" in name:
+            parameter.normal_(std=0.1)  # small beside what the layers add, which depends on it all
+        elif "lm_head" in name:
+            parameter.normal_(std=0.3)
+        else:
+            parameter.normal_(std=1.5 / math.sqrt(parameter[0].numel()))

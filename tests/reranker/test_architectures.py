@@ -1,0 +1,103 @@
+"""What every other test asks of eight architectures, in short of many more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from plain import picture, plain_inputs, plain_scores
+from tiny_models import MORE_ARCHITECTURES
+
+from ragvl import Document, PrefixCache, Reranker
+from ragvl.mllm import MLLM
+from ragvl.prefix_cache import reuse_problem
+
+QUERIES = ["What color is the roof?", "Is it by the sea, or in the forest behind the old mill?"]
+EACH = pytest.mark.parametrize("architecture", MORE_ARCHITECTURES)
+
+
+def ragged_documents() -> list[Document]:
+    """Pictures of several shapes, captions of several lengths; two that share a shape."""
+    return [
+        Document(picture(0), caption="A barn"),
+        Document(picture(1, 40, 90), caption="The lighthouse of Velmora, photographed in 1987"),
+        Document(picture(2, 120, 50), caption=""),
+        Document(picture(3, 120, 50), caption="Ünïcödé 塔 🗼 ends oddly:\n"),
+        Document(picture(4, 64, 64)),
+    ]
+
+
+@EACH
+def test_a_prefix_may_be_reused(architecture: str, tiny_mllm: Callable[[str], MLLM]) -> None:
+    assert reuse_problem(tiny_mllm(architecture)) is None
+
+
+@EACH
+def test_a_batch_has_what_the_models_own_processor_gives(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    for document in ragged_documents()[:3]:
+        text = mllm.prompting.render("<image>\n{caption}?", caption=document.caption)
+        image = document.load()
+        theirs = plain_inputs(mllm, image, text)
+        prompt = mllm.prompting.encode_prompt(text, [mllm.prompting.encode_image(image)])
+        ours = mllm.model_inputs([prompt])
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, check_dtype=False)
+
+
+@EACH
+def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    reranker = Reranker(mllm)
+    pairs = [(query, document) for query in QUERIES for document in ragged_documents()]
+    expected = plain_scores(reranker, pairs)
+    log_odds = expected.logit()
+    assert log_odds.max() - log_odds.min() > 0.1, "the inputs must give different scores"
+    cold = reranker.score(pairs)
+    torch.testing.assert_close(cold, expected, atol=1e-5, rtol=0)
+    misses = reranker.prefix_cache.statistics()["device"].misses
+    assert torch.equal(reranker.score(pairs), cold), "warm"
+    assert reranker.prefix_cache.statistics()["device"].misses == misses
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+    shuffled = reranker.score([pairs[i] for i in order.tolist()], batch_size=3)
+    assert torch.equal(shuffled, cold[order])
+    uncached = Reranker(mllm, prefix_cache=None)
+    alone = torch.cat([uncached.score([pair]) for pair in pairs[:5]])
+    assert torch.equal(alone, cold[:5])
+
+
+@EACH
+def test_visual_tokens_on_disk_give_the_same_bits(
+    architecture: str,
+    tiny_mllm: Callable[[str], MLLM],
+    tmp_path: Path,
+) -> None:
+    pairs = [(QUERIES[0], document) for document in ragged_documents()[:3]]
+    scores = []
+    for _ in range(2):  # the second cache finds what the first has written
+        cache = PrefixCache("64MiB", folder=tmp_path, keep="features")
+        scores.append(Reranker(tiny_mllm(architecture), prefix_cache=cache).score(pairs))
+    assert torch.equal(*scores)
+    assert cache.statistics()["disk"].hits == len(pairs)
+
+
+@EACH
+def test_the_picture_and_the_caption_matter(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    documents = [
+        Document(picture(seed), caption=caption)
+        for seed in (10, 11)
+        for caption in ("red", "tower")
+    ]
+    scores = Reranker(tiny_mllm(architecture)).score([(QUERIES[0], d) for d in documents])
+    log_odds = scores.logit().view(2, 2)
+    assert (log_odds[0] - log_odds[1]).abs().max() > 1e-2, "another picture, another score"
+    assert (log_odds[:, 0] - log_odds[:, 1]).abs().max() > 1e-2, "another caption, another score"

@@ -1,0 +1,52 @@
+"""Architectures that cut a large picture into tiles, beside those of the eight."""
+
+from __future__ import annotations
+
+import transformers
+from torch import nn
+
+from tiny_models.eight import llava_tokenizer
+from tiny_models.parts import (
+    HIDDEN_SIZE,
+    Builder,
+    square,
+    text_config,
+    vision_config,
+)
+
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'][0]['text'] + eos_token }}"
+    "{% else %}{{ '[INST] ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{{ ' [/INST]' }}{% endif %}{% endfor %}"
+)
+
+
+def _llava_next() -> tuple[nn.Module, object]:
+    tokenizer = llava_tokenizer()
+    grid = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+    config = transformers.LlavaNextConfig(
+        text_config={"model_type": "mistral", **text_config(tokenizer, sliding_window=None)},
+        vision_config=vision_config("clip_vision_model", 32, 8, projection_dim=HIDDEN_SIZE),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        image_grid_pinpoints=grid,
+    )
+    processor = transformers.LlavaNextProcessor(
+        transformers.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid
+        ),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=MISTRAL_TEMPLATE,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
+BUILDERS: dict[str, Builder] = {
+    "llava_next": _llava_next,
+}
