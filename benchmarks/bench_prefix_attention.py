@@ -53,7 +53,9 @@ def methods(
     q, k, v = normal(rows, heads, dim), normal(rows, kv_heads, dim), normal(rows, kv_heads, dim)
     scale = dim**-0.5
 
-    pool = PagePool(KvLayout(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device)
+    pool = PagePool(
+        KvLayout.uniform(1, kv_heads, dim, dtype), BATCH * (max(lengths) // 16 + 1), device
+    )
     pages = pages_in_turn(lengths)
     for where, length, (keys, values) in zip(pages, lengths, prefixes, strict=True):
         pool.writer([where], [length])(0, keys[None], values[None])

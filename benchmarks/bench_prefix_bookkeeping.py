@@ -34,7 +34,7 @@ def measure(
         For each number of known prefixes, microseconds a step, as spreads: `known`, to look one up
         and let it go; `new`, to evict one and keep another.
     """
-    layout = KvLayout(1, 1, 1, torch.float32)
+    layout = KvLayout.uniform(1, 1, 1, torch.float32)
     tiers = {}
     for count in known:
         pool = PagePool(layout, count, torch.device("cpu"))

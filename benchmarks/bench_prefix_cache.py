@@ -173,13 +173,14 @@ def _time(mllm: MLLM, queries: Sequence[Pairs], rounds: int) -> dict[str, Spread
 def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Spread:
     """The decoder's attention alone: suffixes of 30 tokens, in every layer."""
     layout, suffix_tokens = mllm.kv_layout, 30
+    ((kv_heads, head_dim),) = set(layout.shapes)
     num_heads = mllm.model.config.get_text_config().num_attention_heads
     pool = PagePool(layout, batch * -(-prefix_tokens // 16), mllm.device)
     prefixes = pages_in_turn([prefix_tokens] * batch)
-    kv = torch.randn(1, layout.num_heads, prefix_tokens, layout.head_dim)
+    kv = torch.randn(1, kv_heads, prefix_tokens, head_dim)
     kv = kv.to(mllm.device, layout.dtype)
     write = pool.writer(prefixes, [prefix_tokens] * batch)
-    for layer in range(layout.num_layers):  # memory that nobody has written to reads as one page
+    for layer in range(len(layout.shapes)):  # memory that nobody has written to reads as one page
         write(layer, *[kv.expand(batch, -1, -1, -1)] * 2)
     table = page_table(prefixes, pool.size // batch)
     lengths = torch.full((batch,), suffix_tokens, dtype=torch.int32)
@@ -187,15 +188,13 @@ def _attention(mllm: MLLM, prefix_tokens: int, batch: int, rounds: int) -> Sprea
     tensors = [table, torch.full_like(lengths, prefix_tokens), starts, lengths]
     batches = pool.batches(*(t.to(mllm.device) for t in tensors), suffix_tokens)
     q, k, v = (
-        torch.randn(
-            batch * suffix_tokens, heads, layout.head_dim, device=mllm.device, dtype=layout.dtype
-        )
-        for heads in (num_heads, layout.num_heads, layout.num_heads)
+        torch.randn(batch * suffix_tokens, heads, head_dim, device=mllm.device, dtype=layout.dtype)
+        for heads in (num_heads, kv_heads, kv_heads)
     )
 
     def attend() -> None:
         for prefix in batches:
-            prefix_attention(q, k, v, prefix, scale=layout.head_dim**-0.5)
+            prefix_attention(q, k, v, prefix, scale=head_dim**-0.5)
 
     calls = {"": attend}
     return spread(time_in_turn(calls, rounds=rounds, sample_ms=50, device=mllm.device)[""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
-from ragvl.mllm.decoder import KvLayout, Prefilled, WriteKv
+from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, WriteKv
 from ragvl.mllm.documents import encode_document, too_long
 from ragvl.mllm.inputs import (
     ImageInputs,
@@ -27,6 +27,7 @@ __all__ = [
     "Features",
     "ImageInputs",
     "KvLayout",
+    "KvShape",
     "Prefilled",
     "Prompt",
     "PromptTooLongError",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
 
 # What the forward pass that is under way in this thread is for, and where the norm's hook leaves
 # the requested hidden states. Hooks get no argument of ours, and other threads may run the model.
-_pass: ContextVar[_Prefill | _Extend | None] = ContextVar("pass", default=None)
+_pass: ContextVar[_Look | _Prefill | _Extend | None] = ContextVar("pass", default=None)
 _captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
 
 
@@ -47,18 +47,45 @@ class _Finished(Exception):
     """
 
 
-@dataclass(frozen=True)
-class KvLayout:
-    """What a decoder computes for one token: keys and values of `num_heads` heads in each layer."""
+class KvShape(NamedTuple):
+    """A layer's keys of one token, and its values."""
 
-    num_layers: int
     num_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """What a decoder keeps of one token: keys and values.
+
+    Attributes:
+        shapes: of each layer that computes keys and values of its own.
+        dtype: of all.
+        sources: for each of the decoder's layers, whose keys and values it attends to: a place in
+            `shapes`. In some models, as Gemma 4, layers use those of an earlier one.
+    """
+
+    shapes: tuple[KvShape, ...]
     dtype: torch.dtype
+    sources: tuple[int, ...]
+
+    @classmethod
+    def uniform(
+        cls, num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KvLayout:
+        """Of layers that are all alike."""
+        shapes = (KvShape(num_heads, head_dim),) * num_layers
+        return cls(shapes, dtype, tuple(range(num_layers)))
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The decoder's layer that computes each of `shapes`."""
+        return tuple(map(self.sources.index, range(len(self.shapes))))
 
     def bytes_per_token(self) -> int:
         """Bytes of all layers' keys and values of one token."""
-        return 2 * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
+        numbers = sum(num_heads * head_dim for num_heads, head_dim in self.shapes)
+        return 2 * numbers * self.dtype.itemsize
 
 
 @dataclass
@@ -111,11 +138,33 @@ class Decoder:
         """(B, T, D): what the last layer gives for whole prompts, before the final norm."""
         return _capture(self._model.base_model, **batch)
 
+    def kv_layout(self, batch: Mapping[str, Tensor]) -> KvLayout:
+        """What is kept of each token, seen in a pass over `batch`.
+
+        Raises:
+            UnsupportedModelError: a layer's keys and values differ in shape, or its attention is
+                not called as others' are.
+        """
+        run = _Look()
+        token = _pass.set(run)
+        try:
+            self._model.base_model(**batch, use_cache=False)
+        finally:
+            _pass.reset(token)
+        if len(run.sources) != len(self.layers):
+            raise UnsupportedModelError(
+                f"{len(self.layers) - len(run.sources)} of its {len(self.layers)} layers compute "
+                "no keys and values that could be kept"
+            )
+        shapes = tuple(KvShape(keys.shape[1], keys.shape[3]) for keys in run.keys)
+        return KvLayout(shapes, run.keys[0].dtype, tuple(run.sources))
+
     def prefill(
         self,
         batch: Mapping[str, Tensor],
         lengths: Sequence[int],
         write: WriteKv,
+        layout: KvLayout,
         features: Features | None = None,
     ) -> list[Prefilled]:
         """Computes the keys and values of prefixes, and nothing that only their output needs.
@@ -125,14 +174,15 @@ class Decoder:
         Args:
             batch: `MLLM.model_inputs` of B prefixes, filled up on the right to T tokens.
             lengths: how many tokens each has.
-            write: takes a layer's number, its keys and its values, each (B, G, T, D), positions
-                applied; called once a layer, in order.
+            write: takes a place in the layout's `shapes`, and the keys and the values there, each
+                (B, G, T, D), positions applied; called once for each, in order.
+            layout: what `kv_layout` gave.
             features: what an earlier prefill of the same picture gave: its vision is not run again.
 
         Raises:
             ValueError: `features` were given, and the model went on without a look at them.
         """
-        run = _Prefill(write, len(self.layers) - 1, Timer(self._model.device))
+        run = _Prefill(write, layout, Timer(self._model.device))
         token = _pass.set(run)
         try:
             with vision_pass(features) as vision, contextlib.suppress(_Finished):
@@ -167,38 +217,64 @@ class Decoder:
             prefixes: for each layer, the cached prefixes and which rows are whose.
         """
         run = _Extend(prefixes, last_rows, self._last_layer, len(self.layers) - 1)
-        embeds = self._model.get_input_embeddings()(input_ids)[None]
         token = _pass.set(run)
         try:
             hidden = _capture(
                 self._decoder,
-                inputs_embeds=embeds,
+                input_ids=input_ids[None],
                 position_ids=position_ids[None],
                 # Taken for a finished mask by Hugging Face, and read by nothing
-                attention_mask=embeds.new_zeros(1, 1, 1, 1),
+                attention_mask=torch.zeros(
+                    1, 1, 1, 1, dtype=self._model.dtype, device=input_ids.device
+                ),
             )
         finally:
             _pass.reset(token)
         return hidden[0]
 
 
+class _Look:
+    """A pass that sees whose keys and values each layer attends to."""
+
+    skips_queries = False
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []  # different tensors, in order
+        self.sources: list[int] = []
+
+    def attend(
+        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
+    ) -> None:
+        if module.layer_idx != len(self.sources):
+            raise UnsupportedModelError("its layers do not attend once each, in order")
+        if key.shape != value.shape:
+            raise UnsupportedModelError("its layers' keys and values differ in shape")
+        known = (place for place, keys in enumerate(self.keys) if keys is key)
+        source = next(known, len(self.keys))
+        if source == len(self.keys):
+            self.keys.append(key)
+        self.sources.append(source)
+
+
 class _Prefill:
-    """A pass over prefixes that hands out keys and values and stops before the last attention."""
+    """A pass over prefixes that hands out keys and values and stops after the last."""
 
     skips_queries = True
 
-    def __init__(self, write: WriteKv, last_layer: int, timer: Timer) -> None:
+    def __init__(self, write: WriteKv, layout: KvLayout, timer: Timer) -> None:
         self.write = write
-        self.last_layer = last_layer
+        self.places = {layer: place for place, layer in enumerate(layout.owners)}
         self.position_ids: Tensor | None = None
         self.timer = timer
 
     def attend(
         self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
     ) -> Tensor | None:
-        self.write(module.layer_idx, key, value)
-        if module.layer_idx == self.last_layer:
-            raise _Finished
+        place = self.places.get(module.layer_idx)
+        if place is not None:
+            self.write(place, key, value)
+            if place == len(self.places) - 1:
+                raise _Finished
         return None
 
 
@@ -297,7 +373,6 @@ def _before_last_layer(
     with contextlib.suppress(_Finished):
         layer(*args, **kwargs)
     run.collecting = False
-    hidden, *others = args
     kwargs = {
         **kwargs,
         "position_embeddings": tuple(
@@ -306,7 +381,9 @@ def _before_last_layer(
     }
     if isinstance(kwargs.get("position_ids"), Tensor):
         kwargs["position_ids"] = kwargs["position_ids"].index_select(-1, run.last_rows)
-    return (hidden.index_select(1, run.last_rows), *others), kwargs
+    # The hidden states, and what else a layer is given of every row, as Gemma 4's are
+    rows = (x.index_select(1, run.last_rows) if isinstance(x, Tensor) else x for x in args)
+    return tuple(rows), kwargs
 
 
 def _wrap_attention(config: Any) -> None:

@@ -327,25 +327,14 @@ class MLLM:
 
     @cached_property
     @default_torch_context
+    @torch.inference_mode()
     def kv_layout(self) -> KvLayout:
         """What the decoder keeps of each token of a prefix.
 
         Raises:
-            UnsupportedModelError: its layers differ in that.
+            UnsupportedModelError: see `Decoder.kv_layout`.
         """
-        shapes: list[tuple[int, int, int]] = []
-
-        def note(layer: int, keys: Tensor, values: Tensor) -> None:
-            _, heads, _, dim = keys.shape
-            if layer != len(shapes) or keys.shape != values.shape:
-                raise UnsupportedModelError("its layers' keys and values differ in shape or order")
-            shapes.append((layer, heads, dim))
-
-        self.prefill([self._text_prompt()], note)
-        (_, heads, dim), *_ = shapes
-        if len({shape[1:] for shape in shapes}) > 1:
-            raise UnsupportedModelError("its layers' keys differ in shape")
-        return KvLayout(len(shapes), heads, dim, self.dtype)
+        return self.decoder.kv_layout(self.model_inputs([self._text_prompt()]))
 
     # --- running it -----------------------------------------------------------------------------
 
@@ -376,9 +365,9 @@ class MLLM:
 
         Args:
             prefixes: the beginnings of prompts, their pictures included.
-            write: takes each layer's number, keys and values, (B, G, T, D) each, in turn; T is
-                `padded_length` of the longest, and what lies past a prefix's own length is of no
-                use.
+            write: takes, for each of the layout's `shapes` in turn, its place there, keys and
+                values, (B, G, T, D) each; T is `padded_length` of the longest, and what lies past
+                a prefix's own length is of no use.
             features: of an earlier `Prefilled` of one prefix with the same pictures, which need not
                 be looked at again then: of the tensors in its images only those of whole numbers
                 are read.
@@ -387,7 +376,7 @@ class MLLM:
         batch = self.model_inputs(prefixes, length=self.padded_length(max(lengths)))
         # No token sees one after it, so that what fills up need not be masked, which costs more
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-        return self.decoder.prefill(batch, lengths, write, features)
+        return self.decoder.prefill(batch, lengths, write, self.kv_layout, features)
 
     def padded_length(self, length: int) -> int:
         """How many tokens a prefix of `length` tokens is filled up to.

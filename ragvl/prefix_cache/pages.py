@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragvl.mllm import KvLayout, WriteKv
+from ragvl.mllm import KvLayout, KvShape, WriteKv
 from ragvl.ops import PrefixBatch, prefix_write
 from ragvl.prefix_cache.transfer import Transfer
 from ragvl.runtime import to_device
@@ -25,8 +25,8 @@ def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
     """Bytes of one page: keys and values of all layers, with their scales where compressed."""
     if compression is None:
         return PAGE_TOKENS * layout.bytes_per_token()
-    numbers = 2 * layout.num_layers * layout.num_heads
-    return PAGE_TOKENS * numbers * (layout.head_dim + 4)  # bytes, and a scale
+    # of each head bytes, and a scale
+    return 2 * PAGE_TOKENS * sum(heads * (head_dim + 4) for heads, head_dim in layout.shapes)
 
 
 def num_pages(num_tokens: int) -> int:
@@ -74,20 +74,24 @@ class PagePool:
         self.size = size
         self.compression = compression
         dtype = layout.dtype if compression is None else torch.int8
-        shape = (layout.num_layers, size, layout.num_heads)
-        dim, tokens = layout.head_dim, PAGE_TOKENS
-        self._tensors = {
-            "keys": torch.empty(*shape, dim, tokens, dtype=dtype, device=device),
-            "values": torch.empty(*shape, tokens, dim, dtype=dtype, device=device),
-        }
-        if compression is not None:
-            for name in ("key_scales", "value_scales"):
-                self._tensors[name] = torch.empty(*shape, tokens, device=device)
+        self._tensors: dict[str, Tensor] = {}
+        layers: dict[int, _Layer] = {}
+        for group, (shape, places) in enumerate(_by_shape(layout.shapes).items()):
+            heads, dim = shape
+            pages = len(places), size, heads
+            tensors = {
+                "keys": torch.empty(*pages, dim, PAGE_TOKENS, dtype=dtype, device=device),
+                "values": torch.empty(*pages, PAGE_TOKENS, dim, dtype=dtype, device=device),
+            }
+            if compression is not None:
+                for name in ("key_scales", "value_scales"):
+                    tensors[name] = torch.empty(*pages, PAGE_TOKENS, device=device)
+            for place, *held in zip(places, *tensors.values(), strict=True):
+                layers[place] = _Layer(*held)
+            suffix = f"/{group}" if group else ""
+            self._tensors |= {f"{name}{suffix}": x for name, x in tensors.items()}
+        self._layers = [layers[place] for place in range(len(layout.shapes))]
         self.device = device
-        self._layers = [
-            _Layer(*(x[layer] for x in self._tensors.values()))
-            for layer in range(layout.num_layers)
-        ]
         self._transfer = Transfer(device)
 
     def writer(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> WriteKv:
@@ -104,8 +108,8 @@ class PagePool:
         numbers = to_device(numbers, self.device)
         table, prefix_lengths = numbers[: table.numel()].view(table.shape), numbers[table.numel() :]
 
-        def write(layer: int, keys: Tensor, values: Tensor) -> None:
-            held = self._layers[layer]
+        def write(place: int, keys: Tensor, values: Tensor) -> None:
+            held = self._layers[place]
             prefix_write(
                 keys,
                 values,
@@ -157,8 +161,8 @@ class PagePool:
         suffix_lengths: Tensor,
         max_suffix_length: int,
     ) -> list[PrefixBatch]:
-        """For each layer what `prefix_attention` takes; see `PrefixBatch`."""
-        return [
+        """For each of the decoder's layers what `prefix_attention` takes; see `PrefixBatch`."""
+        batches = [
             PrefixBatch(
                 held.keys,
                 held.values,
@@ -172,6 +176,15 @@ class PagePool:
             )
             for held in self._layers
         ]
+        return [batches[source] for source in self.layout.sources]
+
+
+def _by_shape(shapes: Sequence[KvShape]) -> dict[KvShape, list[int]]:
+    """The places of each shape."""
+    places: dict[KvShape, list[int]] = {}
+    for place, shape in enumerate(shapes):
+        places.setdefault(shape, []).append(place)
+    return places
 
 
 def page_table(pages: Sequence[Sequence[int]], width: int) -> Tensor:

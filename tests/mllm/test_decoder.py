@@ -117,17 +117,13 @@ def test_a_prefix_comes_back_from_its_visual_tokens(
         for image in prompt.images
     ]
     write = halves.pool.writer(halves.pages, [split])
-    for layer in range(mllm.kv_layout.num_layers):
-        write(layer, *torch.zeros(2, *kv_shape(mllm, split)).unbind())
+    for place, (heads, dim) in enumerate(mllm.kv_layout.shapes):
+        write(place, *torch.zeros(2, 1, heads, split, dim).unbind())
     mllm.prefill(
         [Prompt(prompt.input_ids[:split], tuple(blind))], write, halves.prefilled[0].features
     )
     after = halves.pool.read(halves.pages[0])
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def kv_shape(mllm: MLLM, tokens: int) -> tuple[int, int, int, int]:
-    return 1, mllm.kv_layout.num_heads, tokens, mllm.kv_layout.head_dim
 
 
 @EIGHT

@@ -24,7 +24,7 @@ from ragvl.prefix_cache import (
 )
 from ragvl.prefix_cache.device import Lease, LeaseFullError
 
-LAYOUT = KvLayout(1, 1, 1, torch.float32)
+LAYOUT = KvLayout.uniform(1, 1, 1, torch.float32)
 PAGE_BYTES = LAYOUT.bytes_per_token() * PAGE_TOKENS
 
 

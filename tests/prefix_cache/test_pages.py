@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ragvl.mllm import KvLayout
+from ragvl.mllm import KvLayout, KvShape
 from ragvl.ops import prefix_attention
 from ragvl.prefix_cache import CachedPrefix
 from ragvl.prefix_cache.pages import (
@@ -20,17 +22,17 @@ from ragvl.prefix_cache.pages import (
     pages_in_turn,
 )
 
-LAYOUT = KvLayout(num_layers=2, num_heads=3, head_dim=8, dtype=torch.float32)
+# Of four layers; the last attends to what the second has computed
+LAYOUT = KvLayout((KvShape(3, 8), KvShape(2, 16), KvShape(3, 8)), torch.float32, (0, 1, 2, 1))
 CPU = torch.device("cpu")
 
 
 def random_kv(tokens: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer, keys and values (1, G, T, D)."""
+    """For each shape, keys and values (1, G, T, D)."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, LAYOUT.num_heads, tokens, LAYOUT.head_dim)
     return [
-        (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
-        for _ in range(LAYOUT.num_layers)
+        torch.randn(2, 1, heads, tokens, dim, generator=generator).unbind()
+        for heads, dim in LAYOUT.shapes
     ]
 
 
@@ -43,7 +45,7 @@ def fill(pool: PagePool, pages: list[int], tokens: int, seed: int = 0) -> None:
 def values_seen(pool: PagePool, pages: list[int], tokens: int, layer: int) -> torch.Tensor:
     """What a query of zeros sees: the mean of the values, and of its own, which is zero."""
     one = torch.ones(1, dtype=torch.int32)
-    zeros = torch.zeros(1, LAYOUT.num_heads, LAYOUT.head_dim)
+    zeros = torch.zeros(1, *LAYOUT.shapes[LAYOUT.sources[layer]])
     batch = pool.batches(page_table([pages], len(pages)), one * tokens, one * 0, one, 1)[layer]
     return prefix_attention(zeros, zeros, zeros, batch, scale=1.0, backend="reference")[0]
 
@@ -61,8 +63,9 @@ def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObjec
         fill(pool, held[100 + seed], lengths[seed], 100 + seed)
     for seed, pages in held.items():
         tokens = lengths[seed % 100]
-        for layer, (_, values) in enumerate(random_kv(tokens, seed)):
-            mean = values[0].sum(1) / (tokens + 1)
+        written = random_kv(tokens, seed)
+        for layer, source in enumerate(LAYOUT.sources):
+            mean = written[source][1][0].sum(1) / (tokens + 1)
             seen = values_seen(pool, pages, tokens, layer)
             torch.testing.assert_close(seen, mean, atol=1e-6, rtol=1e-5)
 
@@ -78,7 +81,7 @@ def test_several_prefixes_are_written_as_each_alone(lengths: list[int], filled_u
     longest = max(lengths) + filled_up
     write = together.writer(pages, lengths)
     every = [random_kv(tokens, seed) for seed, tokens in enumerate(lengths)]
-    for layer in range(LAYOUT.num_layers):
+    for layer in range(len(LAYOUT.shapes)):
         keys, values = (
             torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2]), value=7.0) for x in of_layer])
             for of_layer in zip(*(kv[layer] for kv in every), strict=True)
@@ -96,7 +99,7 @@ def test_pages_in_turn() -> None:
 @pytest.mark.parametrize("compression", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dtype) -> None:
-    layout = KvLayout(2, 3, 8, dtype)
+    layout = replace(LAYOUT, dtype=dtype)
     pool = PagePool(layout, 8, CPU, compression)
     (pages,) = pages_in_turn([37])
     write = pool.writer([pages], [37])
@@ -121,8 +124,8 @@ def test_load_refuses_what_another_pool_held() -> None:
     copies = source.read(pages)
     for other in (
         PagePool(LAYOUT, 4, CPU, "int8"),
-        PagePool(KvLayout(2, 3, 16, torch.float32), 4, CPU),
-        PagePool(KvLayout(2, 3, 8, torch.bfloat16), 4, CPU),
+        PagePool(KvLayout.uniform(2, 3, 16, torch.float32), 4, CPU),
+        PagePool(replace(LAYOUT, dtype=torch.bfloat16), 4, CPU),
     ):
         with pytest.raises(ValueError, match=r"keys|key_scales"):
             other.load(pages, copies)
