@@ -89,7 +89,7 @@ class Chat:
     ) -> None:
         self.processor = processor
         self._template = _chat_template(processor, chat_template_kwargs or {}, date)
-        self._forms: dict[tuple[str, str | None], _Form] = {}
+        self._forms: dict[tuple[str, str | None, bool], _Form] = {}
         self._conversations: dict[tuple[bool, str], Conversations] = {}
         # Words to look for in what the template writes, which holds them nowhere else
         self._probe, self._answer_probe, self._thought_probe = unused_words(self._source, 3)
@@ -126,36 +126,52 @@ class Chat:
             shaped["date"] = str(template.date) if self._depends_on_date else None
         return json.dumps(shaped, sort_keys=True)
 
-    def render(self, template: str, /, *, system_turn: str | None = None, **fields: str) -> str:
+    def render(
+        self,
+        template: str,
+        chat: bool = True,
+        /,
+        *,
+        system_turn: str | None = None,
+        **fields: str,
+    ) -> str:
         """One user turn holding `template`, filled in, up to where the answer starts.
 
         A system turn comes before it if one is given; else whatever the checkpoint's chat template
         puts there. `template` is trusted: each `<image>` in it becomes a picture, each `{name}` the
         field of that name. A field is data, and goes through `escape`, beside what stands next to
-        it.
+        it. Where `chat` is false, the filled template is the whole prompt.
 
         Raises:
             ValueError: the template names a field that was not given, or a field holds what the
                 chat template makes a control token of.
             TypeError: a field is not a string.
         """
-        form = self._form(template, system_turn)
+        form = self._form(template, system_turn, chat)
         self._check_fields(form, template, fields)
         filled = self._filled(form, fields)
         return self._rendered(form, system_turn, fields) if filled is None else filled[0]
 
     def text_before(
-        self, template: str, name: str, /, *, system_turn: str | None = None, **fields: str
+        self,
+        template: str,
+        name: str,
+        chat: bool = True,
+        /,
+        *,
+        system_turn: str | None = None,
+        **fields: str,
     ) -> str:
         """What stands before the field `name` in `render`'s prompts, whatever the field holds.
 
         Args:
             template: as of `render`.
             name: the field that is left open.
+            chat: as of `render`.
             system_turn: as of `render`.
             fields: the others.
         """
-        form = self._form(template, system_turn)
+        form = self._form(template, system_turn, chat)
         self._check_fields(form, template, {**fields, name: ""})
         filled = self._filled(form, {**fields, name: ""}, open_field=name)
         if filled is not None:
@@ -236,24 +252,28 @@ class Chat:
         """All that a chat template can write of its own."""
         return "" if self._template is None else self._template.source
 
-    def _form(self, template: str, system_turn: str | None) -> _Form:
-        key = template, system_turn
+    def _form(self, template: str, system_turn: str | None, chat: bool) -> _Form:
+        key = template, system_turn, chat
         form = self._forms.get(key)
         if form is None:
-            if not self.takes_user_turns:
-                raise ValueError(
-                    "the chat template writes no user's turn: its prompts are of a query and a "
-                    "document"
-                )
-            form = self._make_form(template, system_turn)
+            pieces = tuple(self._pieces(template))
+            form = self._chat_form(pieces, system_turn) if chat else self._bare_form(pieces)
             while len(self._forms) >= _KNOWN_FORMS:
                 self._forms.pop(next(iter(self._forms)), None)
             self._forms[key] = form
         return form
 
-    def _make_form(self, template: str, system_turn: str | None) -> _Form:
-        pieces = tuple(self._pieces(template))
-        words = unused_words(f"{self._source}{template}{system_turn}", 2)
+    def _bare_form(self, pieces: Pieces) -> _Form:
+        own = "".join(text for text, _ in pieces)
+        return _Form(pieces, pieces, frozenset(), len(self._control_tokens.find(own)))
+
+    def _chat_form(self, pieces: Pieces, system_turn: str | None) -> _Form:
+        if not self.takes_user_turns:
+            raise ValueError(
+                "the chat template writes no user's turn: its prompts are of a query and a document"
+            )
+        own = "".join(text for text, _ in pieces)
+        words = unused_words(f"{self._source}{own}{system_turn}", 2)
         wholes, cuts = [], []
         for word in words:
             marks = [f"{word}{'i' * i}{word}" for i in range(1, len(pieces))]

@@ -299,6 +299,15 @@ def test_fields_are_put_in_word_for_word(tiny_mllm):
     assert prompt.endswith("<|im_start|>assistant\n")
 
 
+def test_a_text_may_be_the_whole_prompt(tiny_mllm):
+    prompting = tiny_mllm("gemma3").prompting
+    assert prompting.render("{a}:<image>\n{b}", False, a=" A ", b="b<eos>") == (
+        " A :<start_of_image>\nb< eos>"
+    )
+    before = prompting.text_before("{a} <image>{b}.", "b", False, a="A")
+    assert before == "A <start_of_image>"
+
+
 def test_missing_or_wrong_fields_are_named(tiny_mllm):
     mllm = tiny_mllm("llava")
     with pytest.raises(ValueError, match=r"needs a field 'query', and got \['caption'\]"):
