@@ -29,12 +29,15 @@ from ragvl.model_files import (
     UnsupportedModelError,
     check_settings,
     check_weights,
+    module_folders,
     read_json,
     weight_files,
 )
 
 # Small files of a hub repository; weights are downloaded once these have been checked
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+# Of each of sentence-transformers' modules, which are small
+_OF_MODULES = ("config.json", WEIGHTS)
 _LIKELY_SLIP = 0.85  # of difflib's ratio, from which a name that may be a hub id is a mistyped path
 
 
@@ -243,7 +246,10 @@ def _download(repo_id: str, revision: str | None, trust_remote_code: bool) -> Pa
     """The folder in the hub's cache with all of a repository but its weights."""
     code = ("*.py",) if trust_remote_code else ()
     try:
-        return _snapshot(repo_id, revision, (*_SMALL_FILES, *code))
+        folder = _snapshot(repo_id, revision, (*_SMALL_FILES, *code))
+        if modules := [f"{name}/{file}" for name in module_folders(folder) for file in _OF_MODULES]:
+            _snapshot(repo_id, folder.name, modules, ignored=())
+        return folder
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} on the hub has no revision {revision!r}") from error
     except GatedRepoError as error:
@@ -276,10 +282,18 @@ def _download_weights(name: str, folder: Path, files: Sequence[str]) -> None:
         ) from error
 
 
-def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _snapshot(
+    repo_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = ("*/*",),
+) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            repo_id,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(ignored),
         )
     )
 

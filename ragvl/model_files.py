@@ -16,6 +16,7 @@ from ragvl.messages import quoted, reason, shown
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"  # of sentence-transformers' format
 
 _MAX_JSON_BYTES = 256 << 20  # the largest published tokenizer has 33 MB
 _JSON_FILES = (
@@ -52,17 +53,44 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         UnsupportedModelError: it holds something else.
     """
+    return _read_json(path, dict, "an object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list that a file holds; see `read_json`."""
+    return _read_json(path, list, "a list")
+
+
+def _read_json(path: Path, kind: type, expected: str) -> Any:
     with open_regular(path, max_bytes=_MAX_JSON_BYTES) as file:
         content = file.read()
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(f"{shown(path)} holds no JSON: {reason(error)}") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, kind):
         raise UnsupportedModelError(
-            f"{shown(path)} holds a JSON {type(value).__name__}, and an object is expected"
+            f"{shown(path)} holds a JSON {type(value).__name__}, and {expected} is expected"
         )
     return value
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The names of the folders in `folder` that sentence-transformers' modules are in.
+
+    Raises:
+        OSError, UnsupportedModelError: the file that names them is damaged.
+    """
+    if not os.path.lexists(folder / MODULES):
+        return []
+    entries = read_json_list(folder / MODULES)
+    names = [entry.get("path") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if name and is_file_name(name)]
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a name leads to what is in a folder itself."""
+    return isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
 
 
 def check_settings(folder: Path) -> None:
@@ -165,8 +193,7 @@ def _shards(index: Path) -> dict[Path, set[str] | None]:
 
 
 def _check_name(name: object, source: Path) -> None:
-    plain = isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
-    if not plain or not str(name).endswith(".safetensors"):
+    if not is_file_name(name) or not str(name).endswith(".safetensors"):
         raise UnsupportedModelError(
             f"{shown(source)} names the weights file {quoted(name)}: weights are read only from "
             f"*.safetensors files in the folder itself. {_NO_PICKLES}"

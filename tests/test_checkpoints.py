@@ -134,25 +134,29 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/here/model/tree/"):
-            self.answer(json.dumps([self.entry(file) for file in sorted(self.folder.iterdir())]))
+            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            self.answer(json.dumps([self.entry(file) for file in files]))
         elif path.startswith("/api/models/here/model"):
             self.answer(json.dumps({"id": "here/model", "sha": _COMMIT, "siblings": []}))
         elif path.startswith(f"/here/model/resolve/{_COMMIT}/"):
-            self.answer((self.folder / path.rpartition("/")[2]).read_bytes())
+            name = path.removeprefix(f"/here/model/resolve/{_COMMIT}/")
+            self.answer((self.folder / name).read_bytes())
             if self.command == "GET":
-                self.sent.append(path.rpartition("/")[2])
+                self.sent.append(name)
         else:
             status, code = _TROUBLE.get(path.split("/")[3], (404, "RevisionNotFound"))
             self.answer(b"", status=status, **{"X-Error-Code": code})
 
     def entry(self, file: Path) -> dict[str, object]:
-        name = hashlib.sha1(file.name.encode()).hexdigest()
-        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": name}
+        path = str(file.relative_to(self.folder))
+        name = hashlib.sha1(path.encode()).hexdigest()
+        return {"type": "file", "path": path, "size": file.stat().st_size, "oid": name}
 
     def answer(self, body: str | bytes, status: int = 200, **headers: str) -> None:
         body = body.encode() if isinstance(body, str) else body
         self.send_response(status)
-        name = hashlib.sha1(self.path.rpartition("/")[2].encode()).hexdigest()
+        file = self.path.rpartition(f"{_COMMIT}/")[2]
+        name = hashlib.sha1(file.encode()).hexdigest()
         usual = {"Content-Length": str(len(body)), "ETag": f'"{name}"', "X-Repo-Commit": _COMMIT}
         for header, value in {**usual, **headers}.items():
             self.send_header(header, value)
@@ -193,6 +197,26 @@ def test_a_hub_model_is_downloaded_without_what_is_not_read(folder, monkeypatch)
     assert not {"pytorch_model.bin", "mine.py"} & set(_Hub.sent)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert MLLM.from_pretrained("here/model", device="cpu").fingerprint == mllm.fingerprint
+
+
+@pytest.mark.usefixtures("hub")
+def test_modules_of_a_hub_model_are_downloaded_with_it(folder, monkeypatch):
+    modules = [{"path": path} for path in ("", "1_Dense", "../2_Dense", "3/Dense", None)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Dense", "4_Dense"):
+        (folder / name).mkdir()
+        for file in ("config.json", "model.safetensors", "pytorch_model.bin"):
+            (folder / name / file).write_text("{}")
+    monkeypatch.setattr(_Hub, "folder", folder, raising=False)
+    monkeypatch.setattr(_Hub, "sent", [])
+    found = find_checkpoint("here/model").folder
+    assert {file for file in _Hub.sent if "/" in file} == {
+        "1_Dense/config.json",
+        "1_Dense/model.safetensors",
+    }
+    assert (found / "1_Dense" / "config.json").read_text() == "{}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert find_checkpoint("here/model").folder == found
 
 
 @pytest.mark.usefixtures("hub")
