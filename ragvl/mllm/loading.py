@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers")
+_VIDEO = "video_processor"  # a part of some processors
 _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
@@ -306,7 +307,7 @@ def _load_processor(
             processor_class = PROCESSOR_MAPPING[type(config)]
         if processor_class is None:
             processor_class = AutoProcessor
-        elif processor_class.get_attributes()[-1] == "video_processor":
+        elif _VIDEO in processor_class.get_attributes():
             processor_class = without_video(processor_class)
 
     def load(**given: Any) -> ProcessorMixin:
@@ -319,18 +320,33 @@ def _load_processor(
 
 
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`processor_class` with its last part, the video processor, left out.
+    """`processor_class` with one of its parts, the video processor, left out.
 
     It is the same class under the same name in all else. A processor's parts are those that
-    `get_attributes` names.
+    `get_attributes` names, in the order of its constructor's arguments.
     """
-    attributes = processor_class.get_attributes()[:-1]
+    parts = processor_class.get_attributes()
+    place = parts.index(_VIDEO)
+
+    def init(self: ProcessorMixin, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(parts, args, strict=False)) | kwargs
+        given.pop(_VIDEO, None)
+        ProcessorMixin.__init__(self, **given)
+
+    def from_args_and_dict(cls: Any, args: list[Any], *others: Any, **kwargs: Any) -> Any:
+        args = [*args[:place], None, *args[place:]]
+        return super(made, cls).from_args_and_dict(args, *others, **kwargs)
+
     body = {
-        "get_attributes": classmethod(lambda _: list(attributes)),
+        "get_attributes": classmethod(lambda _: [part for part in parts if part != _VIDEO]),
+        "from_args_and_dict": classmethod(from_args_and_dict),
         # A class that stands in no module cannot be pickled by its name
         "__reduce__": lambda self: (_without_video_again, (processor_class, vars(self))),
     }
-    return type(processor_class.__name__, (processor_class,), body)
+    # What `processor_class` takes for its base, and hands its parts to
+    base = type(ProcessorMixin.__name__, (ProcessorMixin,), {"__init__": init})
+    made: Any = type(processor_class.__name__, (processor_class, base), body)
+    return made
 
 
 def _without_video_again(

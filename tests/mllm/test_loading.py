@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny_models.parts import chatml_tokenizer
 
 from ragvl import Generator, Reranker
 from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.mllm.loading import without_video
 
 
 @pytest.fixture
@@ -157,3 +160,20 @@ def test_an_argument_is_refused_before_the_weights(loader, arguments, message, f
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         loader.from_pretrained(folder, device="cpu", **arguments)
     assert not isinstance(caught.value, UnsupportedModelError)  # which would blame the model
+
+
+def test_a_processor_without_its_video_part_comes_back_from_its_folder(tmp_path: Path) -> None:
+    """Wherever that part stands: of PerceptionLM's it is the first, of most the last."""
+    tokenizer = chatml_tokenizer(
+        ["<|image|>", "<|video|>"], image_token="<|image|>", video_token="<|video|>"
+    )
+    image_processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32})
+    processor_class = without_video(transformers.PerceptionLMProcessor)
+    processor = processor_class(None, image_processor, tokenizer, patch_size=8, pooling_ratio=3)
+    processor.save_pretrained(tmp_path)
+    again = pickle.loads(pickle.dumps(processor_class.from_pretrained(tmp_path)))
+    assert type(again).__name__ == "PerceptionLMProcessor"
+    assert (again.patch_size, again.pooling_ratio) == (8, 3)
+    assert again.image_processor.size == image_processor.size
+    assert again.tokenizer.image_token == "<|image|>"
+    assert not hasattr(again, "video_processor")

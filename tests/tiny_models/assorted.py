@@ -2,7 +2,8 @@
 
 Ovis2 writes visual indicators over its marks, Aya Vision names its tiles in words and computes
 attention and MLP side by side, Granite Vision adds features before some layers, PaddleOCR-VL counts
-positions in three axes, EXAONE's global layers know no positions.
+positions in three axes, EXAONE's global layers know no positions, Gemma 4's have heads of another
+size, and its last layers use the keys of earlier ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import transformers
 from torch import nn
 
 from ragvl.mllm.loading import without_video
+from tiny_models.eight import gemma_tokenizer
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -83,6 +85,15 @@ VIPLLAVA_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '###Assistant:' }}{% endif %}"
+)
+GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|turn>' + ('model' if message['role'] == "
+    "'assistant' else message['role']) + '\n' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '\n\n<|image|>\n\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
+    "{{ '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
 VISION_PAD_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -415,6 +426,83 @@ def _exaone4_5() -> tuple[nn.Module, object]:
     return transformers.Exaone4_5_ForConditionalGeneration(config), processor
 
 
+def _gemma4(**changes: object) -> tuple[nn.Module, object]:
+    special = ["<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>"]
+    special += ["<|audio|>", "<|video|>"]
+    tokenizer = gemma_tokenizer(
+        special,
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        image_token="<|image|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+        audio_token="<|audio|>",
+    )
+    boi, eoi, image, boa, eoa, audio, video = _ids(tokenizer, *special[2:])
+    text = text_config(
+        tokenizer,
+        global_head_dim=16,
+        sliding_window=16,
+        final_logit_softcapping=5.0,
+        vocab_size_per_layer_input=len(tokenizer),
+        **changes,
+    )
+    config = transformers.Gemma4Config(
+        text_config=text,
+        vision_config={
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": 4,
+            "position_embedding_size": 64,
+        },
+        audio_config=None,
+        boi_token_id=boi,
+        eoi_token_id=eoi,
+        image_token_id=image,
+        video_token_id=video,
+        boa_token_id=boa,
+        eoa_token_index=eoa,
+        audio_token_id=audio,
+        tie_word_embeddings=False,
+    )
+    processor = without_video(transformers.Gemma4Processor)(
+        transformers.Gemma4AudioFeatureExtractor(),
+        transformers.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+        tokenizer,
+        None,
+        image_seq_length=70,
+        chat_template=GEMMA4_TEMPLATE,
+    )
+    return transformers.Gemma4ForConditionalGeneration(config), processor
+
+
+def _gemma4_small() -> tuple[nn.Module, object]:
+    """As Gemma 4 E2B: more embeddings for each layer, and the last layers use others' keys."""
+    return _gemma4(
+        num_hidden_layers=6,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+    )
+
+
+def _gemma4_large() -> tuple[nn.Module, object]:
+    """As Gemma 4 31B: values that are keys, and pictures whose tokens see each other."""
+    return _gemma4(
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        use_bidirectional_attention="vision",
+    )
+
+
 BUILDERS: dict[str, Builder] = {
     "ovis2": _ovis2,
     "aya_vision": _aya_vision,
@@ -424,4 +512,6 @@ BUILDERS: dict[str, Builder] = {
     "vipllava": _vipllava,
     "video_llama_3": _video_llama_3,
     "exaone4_5": _exaone4_5,
+    "gemma4_small": _gemma4_small,
+    "gemma4_large": _gemma4_large,
 }
