@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -99,6 +100,15 @@ class Timer:
             return float(stop - start)
         stop.synchronize()
         return float(start.elapsed_time(stop)) / 1e3
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """The memory that tensors keep from being freed, in bytes.
+
+    A view counts with all of the memory that it is a view of, once for all such views.
+    """
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

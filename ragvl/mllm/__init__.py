@@ -8,6 +8,7 @@ from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, WriteKv
 from ragvl.mllm.documents import encode_document, too_long
 from ragvl.mllm.inputs import (
+    Features,
     ImageInputs,
     Prompt,
     PromptTooLongError,
@@ -18,7 +19,6 @@ from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
-from ragvl.mllm.vision import Features
 
 __all__ = [
     "MLLM",

@@ -20,8 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ragvl.mllm.inputs import Features
 from ragvl.mllm.loading import UnsupportedModelError
-from ragvl.mllm.vision import Features, vision_pass, wrap_image_features
+from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
 from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
 
@@ -134,9 +135,34 @@ class Decoder:
         _wrap_queries(layers[-1])
         wrap_image_features(model.base_model)
 
-    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, T, D): what the last layer gives for whole prompts, before the final norm."""
-        return _capture(self._model.base_model, **batch)
+    def hidden_states(
+        self, batch: Mapping[str, Tensor], features: Features | None = None
+    ) -> Tensor:
+        """(B, T, D): what the last layer gives for whole prompts, before the final norm.
+
+        Args:
+            batch: `MLLM.model_inputs`.
+            features: what the vision tower gives for the batch's pictures; it does not run then.
+
+        Raises:
+            ValueError: `features` were given, and the model went on without a look at them.
+        """
+        with vision_pass(features) as vision:
+            hidden = _capture(self._model.base_model, **batch)
+        _check_taken(features, vision)
+        return hidden
+
+    def features(self, batch: Mapping[str, Tensor]) -> Features:
+        """What the vision tower gives for a batch's pictures; the decoder does not run.
+
+        Raises:
+            UnsupportedModelError: the model does not ask for it in the way that is known here.
+        """
+        with vision_pass(only=True) as vision:
+            self._model.base_model(**batch, use_cache=False)
+        if vision.features is None:
+            raise UnsupportedModelError("it looks at pictures in a way of its own")
+        return vision.features
 
     def kv_layout(self, batch: Mapping[str, Tensor]) -> KvLayout:
         """What is kept of each token, seen in a pass over `batch`.
@@ -190,8 +216,7 @@ class Decoder:
         finally:
             _pass.reset(token)
         run.timer.stop()
-        if features is not None and not vision.requested:
-            raise ValueError("the model took no features: its images lack what it looks for")
+        _check_taken(features, vision)
         features = vision.features if len(lengths) == 1 else None
         return [
             Prefilled(position, features, run.timer)
@@ -321,6 +346,11 @@ class _Extend:
             sliding_window=options.get("sliding_window"),
         )
         return out[None]
+
+
+def _check_taken(features: Features | None, vision: VisionPass) -> None:
+    if features is not None and not vision.requested:
+        raise ValueError("the model took no features: its images lack what it looks for")
 
 
 def _capture(module: nn.Module, **batch: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ragvl.runtime import to_device
+from ragvl.runtime import held_bytes, to_device
+
+# What a vision tower gives, as named tensors: see ragvl.mllm.vision
+Features = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +26,27 @@ class ImageInputs:
             model's device. Each has a leading dimension along which pictures are concatenated.
         expansion: the text that stands for it in a prompt, one image token per visual token.
         num_tokens: how many visual tokens it becomes.
+        features: what the vision tower gave for this picture alone, which need not run again then;
+            None before it has.
     """
 
     tensors: dict[str, Tensor]
     expansion: str
     num_tokens: int
+    features: Features | None = None
+
+    def with_features(self, features: Features) -> ImageInputs:
+        """The picture without its pixels, which the vision tower has read."""
+        # A model only looks whether there are pixels; tensors of whole numbers say where they were
+        tensors = {
+            name: x.new_empty(0) if x.is_floating_point() else x for name, x in self.tensors.items()
+        }
+        return replace(self, tensors=tensors, features=features)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that its tensors keep from being freed, in bytes."""
+        return held_bytes([*self.tensors.values(), *(self.features or {}).values()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +141,11 @@ def placed(
     }
 
 
-def probe_image() -> Image.Image:
+def probe_image(
+    width: int = 64, height: int = 48, color: tuple[int, int, int] = (200, 120, 40)
+) -> Image.Image:
     """A small picture to try a processor and a model with."""
-    return Image.new("RGB", (64, 48), (200, 120, 40))
+    return Image.new("RGB", (width, height), color)
 
 
 def _pad_and_cat(tensors: Sequence[Tensor]) -> Tensor:

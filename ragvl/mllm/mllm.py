@@ -24,7 +24,7 @@ from ragvl.messages import shown
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
-from ragvl.mllm.inputs import Prompt, placed
+from ragvl.mllm.inputs import Features, ImageInputs, Prompt, placed, probe_image
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
     UnsupportedModelError,
@@ -34,7 +34,7 @@ from ragvl.mllm.loading import (
     naming,
 )
 from ragvl.mllm.prompting import Prompting
-from ragvl.mllm.vision import Features
+from ragvl.mllm.vision import Join, join_features, learn_join
 from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
@@ -99,7 +99,8 @@ class MLLM:
         output = self.model.get_output_embeddings()
         self._head = None if output is None else LanguageHead(self.model, output, self.norm)
         self.decoder = Decoder(self.model, self.norm.module)
-        self.__dict__.pop("kv_layout", None)
+        for learned in ("kv_layout", "features_join"):
+            self.__dict__.pop(learned, None)
         if self._head is not None:
             self._check_logits()
         replace_code(self.decoder.layers, self._layers, self._probed)
@@ -353,9 +354,47 @@ class MLLM:
     def hidden_states(self, prompts: Sequence[Prompt]) -> Tensor:
         """(B, T, D): what the last decoder layer gives for whole prompts, before the final norm.
 
-        The norm and the head are not computed. Thread-safe.
+        The norm and the head are not computed, nor is the vision tower where every picture of the
+        prompts comes with its features. Thread-safe.
         """
-        return self.decoder.hidden_states(self.model_inputs(prompts))
+        images = [image for prompt in prompts for image in prompt.images]
+        known = [image.features for image in images if image.features is not None]
+        features = None
+        if images and len(known) == len(images):
+            features = known[0] if len(known) == 1 else join_features(self.features_join, known)
+        return self.decoder.hidden_states(self.model_inputs(prompts), features)
+
+    @torch.inference_mode()
+    def with_features(self, image: ImageInputs) -> ImageInputs:
+        """The picture with its visual tokens in the place of its pixels; the decoder does not run.
+
+        They are those of this picture alone, whatever it is put beside afterwards: prompts give the
+        same bits with them whenever they were computed. Thread-safe.
+
+        Raises:
+            UnsupportedModelError: the model does not ask for them in the way that is known here.
+        """
+        return image if image.features else image.with_features(self._features([image]))
+
+    @cached_property
+    @default_torch_context
+    @torch.inference_mode()
+    def features_join(self) -> Join:
+        """How visual tokens of several pictures are joined for one pass, tried on two small ones.
+
+        Raises:
+            UnsupportedModelError: those of one picture depend on the others, or take a form of
+                their own.
+        """
+        pictures = [probe_image(), probe_image(96, 48, (30, 160, 90))]
+        images = [self.prompting.encode_image(picture) for picture in pictures]
+        first, second, both = map(self._features, (images[:1], images[1:], images))
+        join = learn_join(first, second, both, rounding(self.dtype))
+        if join is None:
+            raise UnsupportedModelError(
+                "what it makes of two pictures is not what it makes of each, one after the other"
+            )
+        return join
 
     @torch.inference_mode()
     def prefill(
@@ -446,6 +485,12 @@ class MLLM:
         processor = self.prompting.processor
         parts = filter(None, (processor, getattr(processor, "image_processor", None)))
         return (*config_fields, *map(_plain_fields, parts))
+
+    def _features(self, images: Sequence[ImageInputs]) -> Features:
+        """What the vision tower gives for pictures in one pass."""
+        (ids,) = self.prompting.tokenize(["".join(image.expansion for image in images)])
+        prompt = Prompt(ids[: self.prompting.max_length], tuple(images))  # its text matters not
+        return self.decoder.features(self.model_inputs([prompt]))
 
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.probe(picture=False))

@@ -170,10 +170,10 @@ class Prompting(Chat):
             )
         return Prompt(input_ids, tuple(images))
 
-    def probe_prompt(self) -> Prompt:
-        """A small prompt with a picture, to try a model with."""
+    def probe_prompt(self, image: ImageInputs | None = None) -> Prompt:
+        """A small prompt with a picture, `image` or a small one, to try a model with."""
         prompt = self.probe(picture=True)
-        return self.encode_prompt(prompt, [self.encode_image(probe_image())])
+        return self.encode_prompt(prompt, [image or self.encode_image(probe_image())])
 
     def encode_answer(self, prompt: str, answer: str) -> list[int]:
         """The tokens to come after a rendered prompt: the answer, and the mark that ends its turn.

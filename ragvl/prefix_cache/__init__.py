@@ -1,4 +1,4 @@
-"""Documents' prefixes: whether they may be reused, what computes them, and where they are kept."""
+"""What is computed once for a document: its prefix, or else its pictures' visual tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ragvl.prefix_cache.device import (
 )
 from ragvl.prefix_cache.memory import available_bytes
 from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, page_table, pages_in_turn
+from ragvl.prefix_cache.pictures import PictureCall, PictureSupply, SuppliedPicture
 from ragvl.prefix_cache.reuse import reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
@@ -21,10 +22,13 @@ __all__ = [
     "CachedPrefix",
     "DeviceTier",
     "PagePool",
+    "PictureCall",
+    "PictureSupply",
     "PrefixCache",
     "PrefixCacheBusyError",
     "PrefixSupply",
     "PrefixTooLargeError",
+    "SuppliedPicture",
     "TierStatistics",
     "available_bytes",
     "format_bytes",

@@ -1,4 +1,4 @@
-"""Prefixes of documents, kept on the device, in host memory and on disk."""
+"""What a model computed for documents, kept on the device, in host memory and on disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ragvl.forks import fork_safe
-from ragvl.mllm import MLLM
+from ragvl.mllm import MLLM, ImageInputs
 from ragvl.prefix_cache.device import DeviceTier
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.memory import Budget, device_budget, reservations
 from ragvl.prefix_cache.pages import PAGE_TOKENS, Compression, PagePool, page_bytes
+from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
 from ragvl.prefix_cache.tiers import LowerTiers
+
+_PICTURES_SHARE = 8  # beside prefixes, visual tokens may take one part in so many
 
 # How much larger than the device tier a record may be: visual tokens of a decoder with few heads
 # can take a few times what its keys and values do
@@ -32,6 +35,10 @@ class PrefixCache:
     a folder, which several processes may share and which stays. A prefix is written to all when it
     is built, and comes back up when it is needed. Belongs to one model, the first that it is used
     with. Thread-safe, and of use in a forked child too. `PrefixSupply` fills and reads it.
+
+    Where a prompt has no prefix that could be reused, its pictures' visual tokens are kept, in the
+    same tiers (`PictureSupply`): for such a model or template they have the device's memory for
+    themselves, else they may take an eighth as much again.
 
     Args:
         device_bytes: memory on the model's device, reserved at first use: a number or "8GiB",
@@ -87,13 +94,15 @@ class PrefixCache:
         named = device_bytes in ("auto", "scratch")
         self._device_bytes = device_bytes if named else parse_bytes(device_bytes)
         self.compression: Compression | None = compression
-        host = HostTier(parse_bytes(host_bytes)) if parse_bytes(host_bytes) else None
+        host_budget = parse_bytes(host_bytes)
+        host: LruTier[PrefixRecord] | None = LruTier(host_budget) if host_budget else None
         limit = None if disk_bytes is None else parse_bytes(disk_bytes)
         disk = None if folder is None else DiskTier(folder, limit)
         self.below = LowerTiers(host, disk, None if keep == "auto" else keep)
         self._wait_seconds = wait_seconds
         self._mllm: MLLM | None = None
         self._device: DeviceTier | None = None
+        self._pictures: LruTier[ImageInputs] | None = None
         self._lock = fork_safe(threading.Lock())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,19 +117,12 @@ class PrefixCache:
                 budget is less than a page.
         """
         with self._lock:
+            self._belong_to(mllm)
             if self._device is None:
                 with reservations.lock:  # another cache must see this one's share as taken
-                    device = self._reserve(mllm)
-                    reservations.add(device)
-                if self.below.disk is not None:
-                    pool_bytes = device.pool.size * device.page_bytes
-                    self.below.disk.max_record_bytes = _RECORD_FACTOR * pool_bytes + _RECORD_EXTRA
-                self._mllm, self._device = mllm, device
-            if self._mllm is not mllm:
-                raise ValueError(
-                    "this PrefixCache belongs to another model: make one for each model (they may "
-                    "share a folder)"
-                )
+                    self._device = self._reserve(mllm)
+                    reservations.add(self._device, mllm.device)
+                self._limit_records(self._device.pool.size * self._device.page_bytes)
             pool = self._device.pool
             if (pool.layout, pool.device) != (mllm.kv_layout, mllm.device):
                 raise ValueError(
@@ -129,10 +131,30 @@ class PrefixCache:
                 )
             return self._device
 
+    def attach_pictures(self, mllm: MLLM) -> LruTier[ImageInputs]:
+        """Where pictures' visual tokens are kept on `mllm`'s device, as they come.
+
+        Raises:
+            ValueError: the cache belongs to another model.
+        """
+        with self._lock:
+            self._belong_to(mllm)
+            if self._pictures is None:
+                with reservations.lock:
+                    budget = 0 if self.is_scratch else self._pictures_budget(mllm)
+                    self._pictures = LruTier(budget)
+                    reservations.add(self._pictures, mllm.device)
+                self._limit_records(budget)
+            return self._pictures
+
     def statistics(self) -> dict[str, TierStatistics]:
-        """Hits, misses, bytes held and evictions of each tier there is, the fastest first."""
+        """Hits, misses, bytes held and evictions of each tier there is, the fastest first.
+
+        On the device, "device" holds prefixes, and "pictures" visual tokens where these are kept.
+        """
         device = TierStatistics() if self._device is None else self._device.stats
-        return {"device": device, **self.below.statistics()}
+        pictures = {} if self._pictures is None else {"pictures": self._pictures.stats}
+        return {"device": device, **pictures, **self.below.statistics()}
 
     def __contains__(self, key: str) -> bool:
         """Whether a tier has it, without counting as a use."""
@@ -152,6 +174,8 @@ class PrefixCache:
         """Empties the device and host tiers of what is not in use; the disk's stay."""
         if self._device is not None:
             self._device.clear()
+        if self._pictures is not None:
+            self._pictures.clear()
         if self.below.host is not None:
             self.below.host.clear()
 
@@ -159,6 +183,25 @@ class PrefixCache:
     def is_scratch(self) -> bool:
         """Whether the device keeps nothing from call to call."""
         return self._device_bytes == "scratch"
+
+    def _belong_to(self, mllm: MLLM) -> None:
+        if self._mllm not in (None, mllm):
+            raise ValueError(
+                "this PrefixCache belongs to another model: make one for each model (they may "
+                "share a folder)"
+            )
+        self._mllm = mllm
+
+    def _limit_records(self, device_bytes: int) -> None:
+        """Has the disk refuse files that are larger than anything the device could hold."""
+        if (disk := self.below.disk) is not None:
+            limit = _RECORD_FACTOR * device_bytes + _RECORD_EXTRA
+            disk.max_record_bytes = max(limit, disk.max_record_bytes or 0)
+
+    def _pictures_budget(self, mllm: MLLM) -> int:
+        if self._device is not None:
+            return self._device.pool.size * self._device.page_bytes // _PICTURES_SHARE
+        return device_budget(self._device_bytes, mllm.device, 0)
 
     def _reserve(self, mllm: MLLM) -> DeviceTier:
         bytes_per_page = page_bytes(mllm.kv_layout, self.compression)

@@ -9,12 +9,11 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from ragvl.forks import fork_safe
-from ragvl.prefix_cache.device import DeviceTier
 from ragvl.prefix_cache.pages import num_pages
 
 Budget = int | str
@@ -83,25 +82,37 @@ def _address_rooms(status: dict[str, int]) -> Iterator[int]:
             yield soft - status.get(name, 0)
 
 
+class Promised(Protocol):
+    """A tier whose memory is taken as it fills."""
+
+    @property
+    def untouched_bytes(self) -> int:
+        """What is promised to it, and has not been taken."""
+
+
 class Reservations:
-    """The device tiers of this process whose memory the system lends only as it is written to.
+    """The tiers of this process whose memory the system lends only as it is written to.
 
     Until then nobody else can see that it is promised.
     """
 
     def __init__(self) -> None:
-        self._tiers: weakref.WeakSet[DeviceTier] = weakref.WeakSet()
+        self._tiers: weakref.WeakSet[Promised] = weakref.WeakSet()
         # Held from looking at what is left until it is reserved
         self.lock = fork_safe(threading.RLock())
 
-    def add(self, tier: DeviceTier) -> None:
-        """Counts what `tier` has reserved, for as long as it lives."""
-        self._tiers.add(tier)
+    def add(self, tier: Promised, device: torch.device) -> None:
+        """Counts what is promised to `tier`, for as long as it lives.
+
+        On another device than a CPU that is taken at once, or nobody's here.
+        """
+        if device.type == "cpu":
+            self._tiers.add(tier)
 
     @property
     def untouched_bytes(self) -> int:
         """What is promised and not yet taken."""
-        return sum(tier.untouched_bytes for tier in self._tiers if tier.pool.device.type == "cpu")
+        return sum(tier.untouched_bytes for tier in self._tiers)
 
 
 reservations = Reservations()

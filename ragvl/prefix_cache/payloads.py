@@ -1,14 +1,18 @@
-"""What a record below the device holds: keys and values, or the visual tokens they come from."""
+"""What a record below the device holds.
+
+Of a prefix its keys and values, or the visual tokens they come from; of a picture these.
+"""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ragvl.mllm import Features, ImageInputs, Prefilled, Prompt
-from ragvl.prefix_cache.record import PrefixRecord
+from ragvl.prefix_cache.record import PrefixRecord, are_finite
 from ragvl.runtime import to_device
 
 Kind = Literal["kv", "features"]
@@ -26,15 +30,40 @@ def kv_record(prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]) -> Pr
 def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
     """A record of the visual tokens, and of what else the decoder needs of the picture."""
     (image,) = prefix.images
-    tensors = {f"features/{path}": x for path, x in (done.features or {}).items()}
-    for name, x in image.tensors.items():
-        # The vision tower has read the pixels; the model only looks whether there were some
-        tensors[f"image/{name}"] = x[:0].flatten() if x.is_floating_point() else x
-    owned = {
-        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, x in tensors.items()
+    return _record("features", prefix, done, _tensors_of(image.with_features(done.features or {})))
+
+
+def picture_record(image: ImageInputs) -> PrefixRecord:
+    """A record of a picture with its features."""
+    return PrefixRecord(_tensors_of(image), {"kind": "picture", **_words_of(image)})
+
+
+def picture_of(record: PrefixRecord, device: torch.device) -> ImageInputs:
+    """The picture with its features.
+
+    Raises:
+        UnusableRecordError: the record is none of a picture, or holds NaN or infinity.
+    """
+    if record.info.get("kind") != "picture":
+        raise UnusableRecordError("its record is none of a picture")
+    if not are_finite(record.tensors.values()):
+        raise UnusableRecordError("its record holds NaN or infinity")
+    return _image_of(record, device)
+
+
+def form_of(image: ImageInputs) -> dict[str, tuple[object, ...]]:
+    """What is the same of all of a model's pictures with their features."""
+    form: dict[str, tuple[object, ...]] = {
+        f"image/{name}": (x.dtype, x.dim()) for name, x in image.tensors.items()
     }
-    return _record("features", prefix, done, owned)
+    sizes: dict[tuple[str, torch.dtype], int] = {}
+    floats = ((path, x) for path, x in (image.features or {}).items() if x.is_floating_point())
+    for path, x in floats:
+        name = "/".join(part for part in path.split("/") if not part.isdecimal())
+        sizes[name, x.dtype] = sizes.get((name, x.dtype), 0) + x.numel()
+    for (name, dtype), size in sizes.items():
+        form[f"features/{name}"] = (dtype, Fraction(size, image.num_tokens))
+    return form
 
 
 def kind_of(record: PrefixRecord) -> Kind:
@@ -59,8 +88,8 @@ def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
     if ids is None or ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids) or ids.min() < 0:
         raise UnusableRecordError("its record has no token ids")
     try:
-        expansion, next_position = record.info["expansion"], int(record.info["next_position"])
-        expansion.encode()  # has no half characters
+        expansion, _ = _expansion_of(record)
+        next_position = int(record.info["next_position"])
     except (KeyError, ValueError) as error:
         raise UnusableRecordError("its record does not say where it ends") from error
     if not 0 < next_position <= len(ids) + 1:  # some models count from 1
@@ -74,19 +103,10 @@ def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Fea
     Raises:
         UnusableRecordError: it has none.
     """
-    ids, expansion, _ = prefix_of(record)
-    images = {}
-    features = {}
-    for name, x in record.tensors.items():
-        group, _, path = name.partition("/")
-        if group == "image":
-            images[path] = x
-        elif group == "features":
-            features[path] = to_device(x, device)
-    if not features:  # a model would compute the prefix of a prompt without a picture
-        raise UnusableRecordError("its record has no visual tokens")
-    image = ImageInputs(images, expansion, int(record.info["num_image_tokens"]))
-    return Prompt(ids, (image,)), features
+    ids, _, _ = prefix_of(record)
+    image = _image_of(record, device)
+    assert image.features is not None
+    return Prompt(ids, (image,)), image.features
 
 
 def _record(
@@ -95,9 +115,52 @@ def _record(
     (image,) = prefix.images
     info = {
         "kind": kind,
-        "expansion": image.expansion,
-        "num_image_tokens": str(image.num_tokens),
+        **_words_of(image),
         "next_position": str(done.next_position),
     }
     ids = torch.tensor(prefix.input_ids, dtype=torch.int32)
     return PrefixRecord({"input_ids": ids, **tensors}, info)
+
+
+def _words_of(image: ImageInputs) -> dict[str, str]:
+    return {"expansion": image.expansion, "num_image_tokens": str(image.num_tokens)}
+
+
+def _expansion_of(record: PrefixRecord) -> tuple[str, int]:
+    """The picture's expansion, and how many visual tokens are in it."""
+    expansion = record.info["expansion"]
+    expansion.encode()  # has no half characters
+    return expansion, int(record.info["num_image_tokens"])
+
+
+def _tensors_of(image: ImageInputs) -> dict[str, Tensor]:
+    """Copies of a picture's tensors and features on the CPU, of their own memory."""
+    tensors = {f"features/{path}": x for path, x in (image.features or {}).items()}
+    tensors |= {f"image/{name}": x for name, x in image.tensors.items()}
+    return {
+        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, x in tensors.items()
+    }
+
+
+def _image_of(record: PrefixRecord, device: torch.device) -> ImageInputs:
+    """The picture of a record with its features, which are on `device`.
+
+    Raises:
+        UnusableRecordError: it has none.
+    """
+    tensors = {}
+    features = {}
+    for name, x in record.tensors.items():
+        group, _, path = name.partition("/")
+        if group == "image":
+            tensors[path] = x
+        elif group == "features":
+            features[path] = to_device(x, device)
+    if not features:  # a model would compute the prompt as one without a picture
+        raise UnusableRecordError("its record has no visual tokens")
+    try:
+        expansion, num_tokens = _expansion_of(record)
+    except (KeyError, ValueError) as error:
+        raise UnusableRecordError("its record does not say what stands for the picture") from error
+    return ImageInputs(tensors, expansion, num_tokens, features)

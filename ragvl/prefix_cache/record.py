@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ragvl.identity import json_checksum
 from ragvl.messages import shown
+from ragvl.runtime import held_bytes
 
 FORMAT = "1"
 
@@ -91,12 +92,8 @@ class PrefixRecord:
 
     @property
     def nbytes(self) -> int:
-        """The memory that the record keeps from being freed, in bytes.
-
-        A view counts with all of the memory that it is a view of, once for all such views.
-        """
-        storages = (tensor.untyped_storage() for tensor in self.tensors.values())
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        """The memory that the record keeps from being freed, in bytes."""
+        return held_bytes(self.tensors.values())
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

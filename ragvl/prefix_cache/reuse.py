@@ -1,11 +1,13 @@
-"""Whether a model's prefixes may be reused, by trying it on one prompt."""
+"""What of a model's work may be reused, by trying it on small prompts."""
 
 from __future__ import annotations
 
 import torch
 
+from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
+from ragvl.mllm.inputs import probe_image
 from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_turn
 from ragvl.torch_context import default_torch_context
 
@@ -23,6 +25,25 @@ def reuse_problem(mllm: MLLM) -> str | None:
         return "a prompt in two halves gives another result than in one piece"
     except (UnsupportedModelError, KeyError, TypeError) as error:
         return f"its decoder is built in a way of its own: {error}"
+
+
+@default_torch_context
+@torch.inference_mode()
+def features_problem(mllm: MLLM) -> str | None:
+    """Why a picture's visual tokens cannot be computed once and kept, or None where they can."""
+    prompting = mllm.prompting
+    images = [prompting.encode_image(image) for image in (probe_image(), probe_image(96, 48))]
+    try:
+        kept = [mllm.with_features(image) for image in images]
+        given, expected = (
+            mllm.hidden_states([prompting.probe_prompt(image) for image in each])
+            for each in (kept, images)
+        )
+    except (UnsupportedModelError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return reason(error)
+    if same(given, expected, rounding(mllm.dtype)):
+        return None
+    return "a prompt with visual tokens that were kept gives another result"
 
 
 def _prefix_sees_suffix(mllm: MLLM, prompt: Prompt) -> bool:

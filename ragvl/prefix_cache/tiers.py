@@ -12,7 +12,7 @@ from ragvl.messages import reason
 from ragvl.mllm import Prefilled, Prompt
 from ragvl.prefix_cache.device import CachedPrefix
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.pages import PagePool
 from ragvl.prefix_cache.payloads import Kind, UnusableRecordError, features_record, kv_record
 from ragvl.prefix_cache.record import PrefixRecord, are_finite
@@ -21,6 +21,7 @@ from ragvl.prefix_cache.statistics import TierStatistics
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Tier = LruTier[PrefixRecord] | DiskTier
 
 
 class LowerTiers:
@@ -33,13 +34,19 @@ class LowerTiers:
             prefix that it gets decides.
     """
 
-    def __init__(self, host: HostTier | None, disk: DiskTier | None, kind: Kind | None) -> None:
+    def __init__(
+        self, host: LruTier[PrefixRecord] | None, disk: DiskTier | None, kind: Kind | None
+    ) -> None:
         self.host = host
         self.disk = disk
         self._tiers = [tier for tier in (host, disk) if tier is not None]
-        self._kinds: dict[HostTier | DiskTier, Kind] = {}
+        self._kinds: dict[Tier, Kind] = {}
         if kind is not None:
             self._kinds = dict.fromkeys(self._tiers, kind)
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._tiers)
 
     @property
     def hold_kv(self) -> bool:
@@ -66,7 +73,7 @@ class LowerTiers:
             try:
                 result = restore(record)
             except UnusableRecordError as error:
-                logger.warning("the prefix %s is computed again: %s", key, reason(error))
+                logger.warning("the record %s is computed again: %s", key, reason(error))
                 continue
             for above in self._tiers[:level]:
                 above.put(key, record)
@@ -90,6 +97,11 @@ class LowerTiers:
                 record = features_record(prefix, done)
             tier.put(entry.key, record)
 
+    def put(self, key: str, record: PrefixRecord) -> None:
+        """Writes a record to every tier, whatever they hold of prefixes."""
+        for tier in self._tiers:
+            tier.put(key, record)
+
     def remove(self, key: str) -> None:
         """Removes what is under `key` from every tier."""
         for tier in self._tiers:
@@ -97,7 +109,7 @@ class LowerTiers:
 
 
 def _loading_seconds(
-    tier: HostTier | DiskTier, entry: CachedPrefix, record: PrefixRecord, pool: PagePool
+    tier: Tier, entry: CachedPrefix, record: PrefixRecord, pool: PagePool
 ) -> float:
     """How long it takes to get a prefix's keys and values back from a tier."""
     reading = tier.reading_seconds(entry.key, record) if isinstance(tier, DiskTier) else 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 from ragvl.data.document import Document
 from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
-from ragvl.prefix_cache import reuse_problem
+from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
 from ragvl.reranker import Reranker, resolve_template
 from ragvl.reranker.heads import AnswerHead, relevance
@@ -82,7 +82,8 @@ def reranking_overhead(
         raise ValueError(f"{source.name} has no documents to rerank")
     texts = [question.text for question in source.questions]
     head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
-    whole = WholePrompts(mllm, Prompts(mllm.prompting, template), head)
+    pictures = PictureSupply(mllm, PrefixCache("scratch"), model="")  # and so keeps none
+    whole = WholePrompts(mllm, Prompts(mllm.prompting, template), head, pictures)
 
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))

@@ -13,7 +13,7 @@ from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, Prompting, encode_document, too_long
-from ragvl.prefix_cache import CachedPrefix, PrefixCache, PrefixSupply
+from ragvl.prefix_cache import CachedPrefix, PictureSupply, PrefixCache, PrefixSupply
 from ragvl.reranker.chunks import Suffix
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts, shared_length
@@ -121,7 +121,8 @@ class CachedPrefixes:
         self._supply = PrefixSupply(mllm, cache, exact=deterministic)
         self._prefixes = DocumentPrefixes(mllm.prompting, prompts, (model, cache.compression))
         self._run = ChunkRunner(mllm, head, self._supply.pool, deterministic=deterministic)
-        self._whole = WholePrompts(mllm, prompts, head)
+        pictures = PictureSupply(mllm, cache, model=model)
+        self._whole = WholePrompts(mllm, prompts, head, pictures)
         self._deterministic = deterministic
         self._reported_whole = False
 

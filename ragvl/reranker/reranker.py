@@ -32,7 +32,7 @@ from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
-from ragvl.prefix_cache import PrefixCache, reuse_problem
+from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answers import Answers, AnswerTokens, check_share, probe_prompt
 from ragvl.reranker.arguments import (
@@ -468,8 +468,12 @@ class Reranker(CrossEncoderDialect):
         if isinstance(self.head, AnswerTokens):
             self._check_share(self.head)
         if problem := self._no_reuse(head):
-            logger.warning("prompts are scored whole, nothing is cached: %s", problem)
-            return WholePrompts(self.mllm, self._prompts, head, problem)
+            pictures = PictureSupply(self.mllm, self.prefix_cache, model=model)
+            kept = "only visual tokens are cached"
+            if pictures.problem is not None:
+                kept = f"nothing is cached ({pictures.problem})"
+            logger.warning("prompts are scored whole, %s: %s", kept, problem)
+            return WholePrompts(self.mllm, self._prompts, head, pictures)
         return CachedPrefixes(
             self.mllm,
             self._prompts,

@@ -1,10 +1,12 @@
-"""Scores prompts in one piece: for models and templates in which no prefix can be reused."""
+"""Scores prompts in one piece: for models and templates in which no prefix can be reused.
+
+Pictures' visual tokens still are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import islice
+from dataclasses import dataclass
 from sys import maxsize
 
 import torch
@@ -12,50 +14,80 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
-from ragvl.mllm import (
-    MLLM,
-    ImageInputs,
-    Prompt,
-    PromptTooLongError,
-    encode_document,
-    too_long,
-)
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError, too_long
+from ragvl.prefix_cache import PictureSupply, SuppliedPicture
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.scorer import OnError, skip
-from ragvl.workers import Pending, Workers, ahead
+from ragvl.workers import Workers, ahead
 
-_WINDOW = 256  # pairs are prepared and sorted by length this many at a time
+_AHEAD = 64  # pairs whose pictures are being prepared
+_WINDOW = 256  # pairs are sorted by length this many at a time
+_WINDOW_TOKENS = 1 << 18  # or fewer, that their pictures' visual tokens do not take all memory
 # On a CPU a larger batch saves nothing and leaves the caches; measured on 44 M parameters.
 _CPU_BATCH_TOKENS = 1024
 _GPU_BATCH_SIZE = 32
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A pair's prompt, ready to be run.
+
+    Attributes:
+        index: the pair's.
+        input_ids: the prompt's.
+        pictures: its pictures, in order.
+    """
+
+    index: int
+    input_ids: list[int]
+    pictures: Sequence[SuppliedPicture]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
 class WholePrompts:
     """Runs batches of prompts of like length; a `Scorer`.
+
+    What is kept from query to query is pictures' visual tokens: a known picture is not read,
+    hashed, resized or looked at by the vision tower again.
 
     Args:
         mllm: the model.
         prompts: writes the prompts.
         head: reads scores.
-        reason: why no prefix is kept.
+        pictures: supplies them.
     """
 
-    def __init__(
-        self,
-        mllm: MLLM,
-        prompts: Prompts,
-        head: Head,
-        reason: str = "prompts are scored whole",
-    ) -> None:
+    def __init__(self, mllm: MLLM, prompts: Prompts, head: Head, pictures: PictureSupply) -> None:
         self._mllm = mllm
         self._prompts = prompts
         self._head = head
-        self._reason = reason
+        self._pictures = pictures
 
-    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:  # noqa: ARG002
-        """Refuses: nothing is kept; see `Scorer`."""
-        raise ValueError(f"there is nothing to warm: {self._reason}")
+    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
+        """Brings pictures' visual tokens into the cache; see `Scorer`."""
+        if (problem := self._pictures.problem) is not None:
+            raise ValueError(f"there is nothing to warm: {problem}")
+        with Workers() as workers:
+            call = self._pictures.call(workers)
+            coming = ((one, call.take(one)) for one in documents)
+            for index, (document, picture) in enumerate(ahead(coming, _AHEAD)):
+                try:
+                    self._keep(document, picture, index)
+                except (ImageError, PromptTooLongError) as error:
+                    skip(error, on_error)
+                    yield "skipped"
+                else:
+                    yield "known" if picture.known else "built"
+
+    def _keep(self, document: Document, picture: SuppliedPicture, index: int) -> None:
+        """Has a picture looked at whose prompt can fit the model's context."""
+        prompting = self._mllm.prompting
+        if (length := picture.inputs.num_tokens + 1) > prompting.max_length:
+            raise too_long(prompting, length, [document], index=index)
+        picture.seen()
 
     def score(
         self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
@@ -63,22 +95,18 @@ class WholePrompts:
         """Indices of pairs with their raw scores (B,), in batches; see `Scorer`."""
         for window in self._prepare(pairs, on_error):
             # prompts of like length share a batch, so that little of it is padding
-            window.sort(key=lambda entry: len(entry[1]))
-            for batch in self._batches(window, batch_size):
-                indices, prompts = zip(*batch, strict=True)
-                yield indices, self._raw(prompts)
+            for batch in self._batches(sorted(window, key=len), batch_size):
+                yield [entry.index for entry in batch], self._raw(batch)
 
-    def _batches(
-        self, window: Sequence[tuple[int, Prompt]], batch_size: int | None
-    ) -> Iterator[list[tuple[int, Prompt]]]:
+    def _batches(self, window: Sequence[_Entry], batch_size: int | None) -> Iterator[list[_Entry]]:
         """`window`, shortest prompt first, cut into batches."""
         on_cpu = self._mllm.device.type == "cpu"
         max_tokens = _CPU_BATCH_TOKENS if batch_size is None and on_cpu else maxsize
         max_size = batch_size or (maxsize if on_cpu else _GPU_BATCH_SIZE)
-        batch: list[tuple[int, Prompt]] = []
+        batch: list[_Entry] = []
         for entry in window:
             size = len(batch) + 1
-            if batch and (size > max_size or size * len(entry[1]) > max_tokens):
+            if batch and (size > max_size or size * len(entry) > max_tokens):
                 yield batch
                 batch = []
             batch.append(entry)
@@ -87,50 +115,54 @@ class WholePrompts:
 
     def _prepare(
         self, pairs: Sequence[tuple[str, Document]], on_error: OnError
-    ) -> Iterator[list[tuple[int, Prompt]]]:
-        """Windows of (index of the pair, its prompt); pictures are prepared one window ahead.
+    ) -> Iterator[list[_Entry]]:
+        """Windows of prompts; pictures are prepared ahead.
 
         Pairs are taken document by document, so that each picture is prepared once and held
         for no longer than its own pairs are at work.
         """
-        by_document: dict[int, tuple[Document, list[int]]] = {}
+        by_document: dict[int, list[int]] = {}
         for i, (_, document) in enumerate(pairs):
-            by_document.setdefault(id(document), (document, []))[1].append(i)
-        encode = partial(encode_document, self._mllm.prompting)
+            by_document.setdefault(id(document), []).append(i)
         with Workers() as workers:
-            encoded = (
-                (indices, workers.submit(partial(encode, document)))
-                for document, indices in by_document.values()
+            call = self._pictures.call(workers)
+            coming = (
+                (i, [call.take(pairs[i][1])]) for indices in by_document.values() for i in indices
             )
-            prompts = (
-                (i, self._prompt_or_none(i, *pairs[i], image, on_error))
-                for indices, image in ahead(encoded, _WINDOW)
-                for i in indices
-            )
-            while window := list(islice(prompts, _WINDOW)):
-                yield [(i, prompt) for i, prompt in window if prompt is not None]
+            window: list[_Entry] = []
+            for index, pictures in ahead(coming, _AHEAD):
+                entry = self._entry_or_none(index, *pairs[index], pictures, on_error)
+                window += [] if entry is None else [entry]
+                if len(window) == _WINDOW or sum(map(len, window)) > _WINDOW_TOKENS:
+                    yield window
+                    window = []
+            yield window
 
-    def _prompt_or_none(
+    def _entry_or_none(
         self,
         index: int,
         query: str,
         document: Document,
-        image: Pending[ImageInputs],
+        pictures: Sequence[SuppliedPicture],
         on_error: OnError,
-    ) -> Prompt | None:
+    ) -> _Entry | None:
         try:
             text = self._prompts.text(query, document)
             prompting = self._mllm.prompting
-            prompt = prompting.encode_prompt(text, [image.result()])
+            prompt = prompting.encode_prompt(text, [picture.inputs for picture in pictures])
             if len(prompt) > prompting.max_length:
                 raise too_long(prompting, len(prompt), [document], index=index, question=query)
         except (ImageError, PromptTooLongError) as error:
             skip(error, on_error)
             return None
-        return prompt
+        return _Entry(index, prompt.input_ids, pictures)
 
     @torch.inference_mode()
-    def _raw(self, prompts: Sequence[Prompt]) -> Tensor:
+    def _raw(self, batch: Sequence[_Entry]) -> Tensor:
+        prompts = [
+            Prompt(entry.input_ids, tuple(picture.seen() for picture in entry.pictures))
+            for entry in batch
+        ]
         hidden = self._mllm.hidden_states(prompts)
         size, length, width = hidden.shape
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)

@@ -10,7 +10,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from ragvl.mllm import UnsupportedModelError
-from ragvl.mllm.vision import vision_pass, wrap_image_features
+from ragvl.mllm.vision import join_features, learn_join, vision_pass, wrap_image_features
 
 
 class Base:
@@ -94,3 +94,56 @@ def test_an_output_of_another_form_is_refused() -> None:
         base.forward()
     with pytest.raises(UnsupportedModelError, match="gives a object"):
         _ = vision.features
+
+
+# --- several pictures ---------------------------------------------------------------------------
+
+
+def random_features(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    return {path: torch.randn(shape) for path, shape in shapes.items()}
+
+
+def test_how_features_join_is_learned_from_an_example() -> None:
+    shapes = {
+        "pooler_output/0": (3, 4),  # an item a picture
+        "stack/0": (3, 4),  # an item a layer, the pictures' rows in each
+        "stack/1": (3, 4),
+        "tiles/0/0": (2, 4),  # an item a layer, with an item a picture
+    }
+    parts = [random_features(shapes) | {"layer": torch.tensor(5)} for _ in range(3)]
+
+    def together(*pictures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        joined = {f"pooler_output/{i}": one["pooler_output/0"] for i, one in enumerate(pictures)}
+        for path in ("stack/0", "stack/1"):
+            joined[path] = torch.cat([one[path] for one in pictures])
+        joined |= {f"tiles/0/{i}": one["tiles/0/0"] for i, one in enumerate(pictures)}
+        return joined | {"layer": torch.tensor(5)}
+
+    join = learn_join(parts[0], parts[1], together(*parts[:2]), 1e-3)
+    assert join is not None
+    for pictures in (parts, parts[::-1], parts[:1]):
+        result, expected = join_features(join, pictures), together(*pictures)
+        assert result.keys() == expected.keys()
+        assert all(torch.equal(result[path], expected[path]) for path in expected)
+
+
+@pytest.mark.parametrize("change", ["values", "order", "shape", "names", "number"])
+def test_features_that_depend_on_their_company_join_in_no_way(change: str) -> None:
+    first, second = (random_features({"pooler_output": (2, 3)}) for _ in range(2))
+    rows = torch.cat([first["pooler_output"], second["pooler_output"]])
+    both = {
+        "values": {"pooler_output": rows + 1},
+        "order": {"pooler_output": rows.flip(0)},
+        "shape": {"pooler_output": rows[:3]},
+        "names": {"other": rows},
+        "number": {"pooler_output/0": rows, "pooler_output/1": rows, "pooler_output/2": rows},
+    }[change]
+    assert learn_join(first, second, both, 1e-3) is None
+
+
+def test_a_pass_may_end_with_the_tower() -> None:
+    base = Base(output())
+    with vision_pass(only=True) as vision:
+        base.forward()
+        pytest.fail("the pass goes on")
+    assert vision.features is not None and base.runs == 1

@@ -28,7 +28,7 @@ from ragvl.mllm.decoder import Decoder
 from ragvl.prefix_cache import PagePool, available_bytes, pages
 from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.memory import reservations
 from ragvl.prefix_cache.record import PrefixRecord, are_finite
 from ragvl.progress import ProgressBar
@@ -75,7 +75,7 @@ def pages_in_use(cache: PrefixCache) -> int:
         (pages, "prefix_write"),
         (PagePool, "read"),
         (PagePool, "load"),
-        (HostTier, "put"),
+        (LruTier, "put"),
         (DiskTier, "put"),
         (DiskTier, "get"),
         (MLLM, "prefill"),

@@ -141,8 +141,8 @@ def test_limits_of_the_process(machine: Machine, limit: str, used: str) -> None:
 def test_what_other_caches_have_reserved_is_taken(machine: Machine) -> None:
     before = available_bytes(machine.root)
     tier = make_tier(1000)
-    reservations.add(tier)
-    assert tier.pool.device == torch.device("cpu")
+    reservations.add(tier, tier.pool.device)
+    reservations.add(make_tier(1000), torch.device("cuda"))
     assert available_bytes(machine.root) == before - 1000 * tier.page_bytes
     with tier.lease() as lease:
         put(tier, lease, "a", 600)  # the system counts what is written to

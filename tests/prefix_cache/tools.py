@@ -11,7 +11,7 @@ import torch
 
 from ragvl.prefix_cache import DeviceTier
 from ragvl.prefix_cache.disk import DiskTier
-from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.record import PrefixRecord
 
 
@@ -29,10 +29,10 @@ def make_record(number: int = 0, *, nbytes: int = 1000) -> PrefixRecord:
     return PrefixRecord({"k": keys.view(torch.int8), "v": values}, info)
 
 
-def kept_keys(tier: HostTier | DiskTier) -> list[str]:
+def kept_keys(tier: LruTier[PrefixRecord] | DiskTier) -> list[str]:
     """The keys of all records, the least recently used first."""
-    if isinstance(tier, HostTier):
-        return list(tier._records)
+    if isinstance(tier, LruTier):
+        return list(tier._values)
     return [entry.path.stem for entry in tier._entries()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -340,40 +339,6 @@ def test_a_document_that_the_cache_is_too_small_for_costs_no_other(
 
 
 # --- fallbacks and errors ---------------------------------------------------------------------
-
-
-def test_a_model_whose_prefix_sees_its_suffix_falls_back_with_one_warning(
-    tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    reranker = Reranker.from_pretrained(tiny_model("paligemma"), device="cpu")
-    documents = [Document(picture(i), caption="A barn") for i in range(3)]
-    pairs = [(query, document) for query in QUERIES[:2] for document in documents]
-    with caplog.at_level(logging.WARNING, "ragvl"):
-        scores = reranker.score(pairs)
-        reranker.score(pairs)
-    assert [record.message for record in caplog.records] == [
-        "prompts are scored whole, nothing is cached: paligemma: what it computes for a prompt's "
-        "beginning depends on what comes after"
-    ]
-    expected = plain_scores(reranker, pairs)
-    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="nothing to warm: paligemma"):
-        reranker.warm(documents)
-
-
-def test_a_template_with_the_query_first_falls_back_with_one_warning(
-    mllm: MLLM, caplog: pytest.LogCaptureFixture
-) -> None:
-    template = PromptTemplate("query-first", "{query} Does this show it? <image> Yes or No.")
-    reranker = Reranker(mllm, template=template)
-    documents = ragged_documents()
-    with caplog.at_level(logging.WARNING, "ragvl"):
-        scores = reranker.score([(QUERIES[0], document) for document in documents])
-        reranker.score([(QUERIES[1], document) for document in documents])
-    assert len(caplog.records) == 1
-    assert "the template puts the query before the picture" in caplog.text
-    expected = plain_scores(reranker, [(QUERIES[0], document) for document in documents])
-    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5, rtol=0)
 
 
 def test_a_bad_document_harms_no_other(mllm: MLLM, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from interrupts import Interrupt
 from prefix_cache.tools import kept_keys, key, make_record, same
 
 from ragvl.prefix_cache import TierStatistics
-from ragvl.prefix_cache.host import HostTier
+from ragvl.prefix_cache.lru import LruTier
 
 
 def test_get_and_put():
-    tier, record = HostTier(10_000), make_record(1)
+    tier, record = LruTier(10_000), make_record(1)
     assert tier.get(key(1)) is None
     tier.put(key(1), record)
     assert tier.get(key(1)) is record
@@ -22,7 +22,7 @@ def test_get_and_put():
 
 
 def test_the_least_recently_used_goes_first():
-    tier = HostTier(3000)
+    tier = LruTier(3000)
     for i in range(3):
         tier.put(key(i), make_record(i))
     tier.get(key(0))
@@ -34,7 +34,7 @@ def test_the_least_recently_used_goes_first():
 
 
 def test_a_record_larger_than_the_budget_is_not_kept():
-    tier = HostTier(1000)
+    tier = LruTier(1000)
     tier.put(key(0), make_record(0))
     tier.put(key(1), make_record(1, nbytes=1004))
     assert kept_keys(tier) == [key(0)]
@@ -44,14 +44,14 @@ def test_a_record_larger_than_the_budget_is_not_kept():
 
 
 def test_a_record_in_the_place_of_another():
-    tier = HostTier(3000)
+    tier = LruTier(3000)
     for nbytes in (1000, 2000, 400):
         tier.put(key(0), make_record(0, nbytes=nbytes))
         assert tier.stats == TierStatistics(bytes=nbytes)
 
 
 def test_remove_and_clear():
-    tier = HostTier(5000)
+    tier = LruTier(5000)
     for i in range(3):
         tier.put(key(i), make_record(i))
     tier.remove(key(1))
@@ -65,7 +65,7 @@ def test_remove_and_clear():
 
 def test_threads():
     records = [make_record(i, nbytes=400 + 100 * i) for i in range(10)]
-    tier = HostTier(3000)
+    tier = LruTier(3000)
 
     def work(seed: int) -> int:
         choose, gets = random.Random(seed), 0
@@ -94,7 +94,7 @@ def test_threads():
 def test_an_interrupt_at_any_time_miscounts_nothing() -> None:
     records = [make_record(i) for i in range(4)]
 
-    def work(tier: HostTier) -> None:
+    def work(tier: LruTier) -> None:
         for i in range(4):  # the last makes room
             tier.put(key(i), records[i])
         tier.remove(key(2))
@@ -102,8 +102,8 @@ def test_an_interrupt_at_any_time_miscounts_nothing() -> None:
 
     tries, ended = 0, False
     while not ended:
-        tier = HostTier(3000)
-        ended = not Interrupt("prefix_cache/host.py", 1 + tries).run(partial(work, tier))
+        tier = LruTier(3000)
+        ended = not Interrupt("prefix_cache/lru.py", 1 + tries).run(partial(work, tier))
         tries += 1
         for i in range(3):
             tier.put(key(i), records[i])
