@@ -14,12 +14,16 @@ from transformers import (
     CONFIG_MAPPING,
     AttentionInterface,
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
@@ -89,11 +93,13 @@ def load_model(
     dtype: torch.dtype,
     attn_implementation: str | None,
     trust_remote_code: bool,
+    language_head: bool = True,
 ) -> PreTrainedModel:
     """A checkpoint's model, in eval mode on the CPU.
 
     Weights are read from safetensors only, and code in the checkpoint runs only with
-    `trust_remote_code`. Adapters are merged into the model that they belong on.
+    `trust_remote_code`. Adapters are merged into the model that they belong on. Without
+    `language_head` that head may be missing, and is not read; below adapters it is.
 
     Raises:
         UnsupportedModelError: it is damaged, or lacks weights.
@@ -102,7 +108,9 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model = load_weights(AutoModelForImageTextToText, checkpoint.folder, config=config, **options)
+    whole = language_head or checkpoint.adapters is not None or type(config) not in MODEL_MAPPING
+    auto_class = AutoModelForImageTextToText if whole else AutoModel
+    model = load_weights(auto_class, checkpoint.folder, config=config, **options)
     if checkpoint.adapters is not None:
         model = _with_adapters(model, checkpoint.adapters)
     # What a checkpoint that is trained from this one calls its base

@@ -120,6 +120,7 @@ class MLLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: date | str | None = None,
         layers: LayerCode = "eager",
+        language_head: bool = True,
     ) -> MLLM:
         """Loads a folder or a hub id.
 
@@ -153,6 +154,8 @@ class MLLM:
                 independent of its batch with each; with "compiled" another process may compile, and
                 so round, differently. Which is the fastest on a GPU is measured by
                 `make bench-gpu-rerank PARTS=layers`.
+            language_head: False leaves the language-model head out, which a checkpoint with a score
+                network may lack. Such a model writes nothing.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
@@ -184,6 +187,7 @@ class MLLM:
             dtype=resolved,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
+            language_head=language_head,
         )
         mllm = object.__new__(cls)
         with naming(checkpoint.folder, "model or processor"):
@@ -196,6 +200,7 @@ class MLLM:
             "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "date": date,
             "layers": layers,
+            "language_head": language_head,
         }
         mllm._source = _absolute(path), options
         return mllm

@@ -197,7 +197,11 @@ class Reranker(CrossEncoderDialect):
         settings = merge_settings(known.processor_settings, own_settings)
         read = head if isinstance(head, Answers) else head.read(_folder(path, load))
         mllm = MLLM.from_pretrained(
-            path, device=device, dtype=dtype, processor_settings=settings, **load
+            path,
+            device=device,
+            dtype=dtype,
+            processor_settings=settings,
+            **{"language_head": isinstance(read, Answers), **load},
         )
         return cls(
             mllm,
