@@ -327,6 +327,14 @@ def _load_processor(
     return with_settings(load, settings)
 
 
+class _NoVideo:
+    """Has no setting: each that a processor looks for in its video part is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """`processor_class` with one of its parts, the video processor, left out.
 
@@ -352,7 +360,7 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         "__reduce__": lambda self: (_without_video_again, (processor_class, vars(self))),
     }
     # What `processor_class` takes for its base, and hands its parts to
-    base = type(ProcessorMixin.__name__, (ProcessorMixin,), {"__init__": init})
+    base = type(ProcessorMixin.__name__, (ProcessorMixin,), {"__init__": init, _VIDEO: _NoVideo()})
     made: Any = type(processor_class.__name__, (processor_class, base), body)
     return made
 

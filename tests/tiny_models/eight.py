@@ -248,24 +248,27 @@ def _qwen3_vl() -> tuple[nn.Module, object]:
     return transformers.Qwen3VLForConditionalGeneration(config), processor
 
 
-def _idefics3() -> tuple[nn.Module, object]:
-    grid = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
+def idefics3_tokenizer(bos: str) -> PreTrainedTokenizerFast:
     special = [
-        "<|begin_of_text|>",
+        bos,
         "<|finetune_right_pad_id|>",
         "<end_of_utterance>",
         "<fake_token_around_image>",
         "<global-img>",
         "<image>",
-        *grid,
+        *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
     ]
-    tokenizer = fast_tokenizer(
-        byte_level_tokenizer(special, bos="<|begin_of_text|>"),
-        bos_token="<|begin_of_text|>",
+    return fast_tokenizer(
+        byte_level_tokenizer(special, bos=bos),
+        bos_token=bos,
         eos_token="<end_of_utterance>",
         pad_token="<|finetune_right_pad_id|>",
         additional_special_tokens=special[3:],
     )
+
+
+def _idefics3() -> tuple[nn.Module, object]:
+    tokenizer = idefics3_tokenizer("<|begin_of_text|>")
     config = transformers.Idefics3Config(
         text_config={"model_type": "llama", **text_config(tokenizer)},
         vision_config=vision_config("idefics3_vision", 32, 8),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import transformers
 from torch import nn
 
-from tiny_models.eight import llava_tokenizer
+from ragvl.mllm.loading import without_video
+from tiny_models.eight import IDEFICS3_TEMPLATE, idefics3_tokenizer, llava_tokenizer
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -47,6 +48,27 @@ def _llava_next() -> tuple[nn.Module, object]:
     return transformers.LlavaNextForConditionalGeneration(config), processor
 
 
+def _smolvlm() -> tuple[nn.Module, object]:
+    tokenizer = idefics3_tokenizer("<|im_start|>")
+    config = transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", **text_config(tokenizer)},
+        vision_config=vision_config("smolvlm_vision", 32, 8),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    processor = without_video(transformers.SmolVLMProcessor)(
+        transformers.SmolVLMImageProcessorPil(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        ),
+        tokenizer,
+        None,
+        image_seq_len=4,
+        chat_template=IDEFICS3_TEMPLATE.replace("<|begin_of_text|>", "<|im_start|>"),
+    )
+    return transformers.SmolVLMForConditionalGeneration(config), processor
+
+
 BUILDERS: dict[str, Builder] = {
     "llava_next": _llava_next,
+    "smolvlm": _smolvlm,
 }
