@@ -23,7 +23,7 @@ class ImageInputs:
 
     Attributes:
         tensors: what the processor made of it, by the model's argument names; on the CPU or the
-            model's device. Each has a leading dimension along which pictures are concatenated.
+            model's device. Of several pictures they are concatenated; see `join_images`.
         expansion: the text that stands for it in a prompt, one image token per visual token.
         num_tokens: how many visual tokens it becomes.
         features: what the vision tower gave for this picture alone, which need not run again then;
@@ -121,14 +121,21 @@ def pad_ids(
     }
 
 
-def join_images(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
-    """The pictures' tensors, concatenated along dimension 0; empty for no pictures.
+def join_images(images: Sequence[ImageInputs], joins: Mapping[str, int]) -> dict[str, Tensor]:
+    """The pictures' tensors, concatenated; empty for no pictures.
 
     Where other dimensions differ (models that cut a picture into as many tiles as it needs), the
     smaller ones get zeros at their ends. Such models know the true number of tiles themselves.
+
+    Args:
+        images: the pictures.
+        joins: along which dimension tensors are concatenated, by their names; by default the first.
     """
     names = images[0].tensors if images else ()
-    return {name: _pad_and_cat([image.tensors[name] for image in images]) for name in names}
+    return {
+        name: _pad_and_cat([image.tensors[name] for image in images], joins.get(name, 0))
+        for name in names
+    }
 
 
 def placed(
@@ -148,12 +155,13 @@ def probe_image(
     return Image.new("RGB", (width, height), color)
 
 
-def _pad_and_cat(tensors: Sequence[Tensor]) -> Tensor:
-    target = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+def _pad_and_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    target = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:
+        missing = [size - own for size, own in zip(target, tensor.shape, strict=True)]
+        missing[dim] = 0
         # F.pad counts dimensions from the last to the first, a pair (before, after) for each
-        missing = [size - own for size, own in zip(target, tensor.shape[1:], strict=True)]
         pads = [value for amount in reversed(missing) for value in (0, amount)]
         padded.append(F.pad(tensor, pads) if any(pads) else tensor)
-    return torch.cat(padded)
+    return torch.cat(padded, dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from sys import maxsize
@@ -25,6 +26,7 @@ from ragvl.mllm.inputs import (
     Prompt,
     PromptTooLongError,
     UnusableImageError,
+    common_prefix_length,
     join_images,
     pad_ids,
     probe_image,
@@ -36,6 +38,26 @@ _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 _NOT_OF_IMAGES = (
     "input_ids", "attention_mask", *_TYPE_IDS, "labels", "text_replacement_offsets",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Company:
+    """How pictures that stand beside others differ from each by itself.
+
+    Attributes:
+        joins: see `join_images`.
+        number_at: where an expansion says which of the prompt's pictures it is, counted from 0, as
+            MiniCPM-V's do; None where it does not.
+    """
+
+    joins: Mapping[str, int] = field(default_factory=dict)
+    number_at: int | None = None
+
+    def numbered(self, expansion: str, index: int) -> str:
+        """The expansion of a picture by itself as that of the prompt's picture `index`."""
+        if self.number_at is None:
+            return expansion
+        return f"{expansion[: self.number_at]}{index}{expansion[self.number_at + 1 :]}"
 
 
 class Prompting(Chat):
@@ -124,14 +146,7 @@ class Prompting(Chat):
         """
         image = image if image.mode == "RGB" else image.convert("RGB")
         try:
-            encoded = self.processor(
-                images=[image],
-                text=[self.processor.image_token],
-                return_text_replacement_offsets=True,
-                return_tensors="pt",
-                verbose=False,  # more tokens than the tokenizer's limit is no matter here
-                **self._image_options,
-            )
+            encoded = self._process([image])
         except ValueError as error:
             self._check_image(image)
             raise UnsupportedModelError(
@@ -142,7 +157,7 @@ class Prompting(Chat):
             raise UnsupportedModelError(
                 f"{type(self.processor).__name__} does not report which text stands for a picture"
             )
-        tensors = {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
+        tensors = _of_images(encoded)
         num_tokens = int((encoded["input_ids"] == self.image_token_id).sum())
         return ImageInputs(tensors, offsets[0][0]["replacement"], num_tokens)
 
@@ -213,6 +228,8 @@ class Prompting(Chat):
                 f"the prompt has {len(parts) - 1} places for images and {len(expansions)} came "
                 "with it"
             )
+        if len(expansions) > 1:
+            expansions = [self._company.numbered(x, i) for i, x in enumerate(expansions)]
         return "".join(
             piece for pair in zip(parts, [*expansions, ""], strict=True) for piece in pair
         )
@@ -274,7 +291,33 @@ class Prompting(Chat):
         for name, marked in self._marked_tokens.items():
             is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))
             batch[name] = is_marked * batch["attention_mask"]
-        return batch | join_images([image for prompt in prompts for image in prompt.images])
+        images = [image for prompt in prompts for image in prompt.images]
+        joins = self._company.joins if len(images) > 1 else {}
+        return batch | join_images(images, joins)
+
+    def _process(self, images: Sequence[Image.Image]) -> Any:
+        """What the processor makes of pictures and the image tokens for them alone."""
+        return self.processor(
+            images=list(images),
+            text=[self.processor.image_token * len(images)],
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+            verbose=False,  # more tokens than the tokenizer's limit is no matter here
+            **self._image_options,
+        )
+
+    @cached_property
+    def _company(self) -> _Company:
+        """How pictures stand beside each other, seen by having the processor prepare three."""
+        image = probe_image()
+        images = [image, image.resize((48, 96)), image]
+        try:
+            encoded = self._process(images)
+        except ValueError:  # a processor that takes one picture a prompt
+            return _Company()
+        expansions = [part["replacement"] for part in encoded["text_replacement_offsets"][0]]
+        alone = [_of_images(self._process([image])) for image in images]
+        return _Company(_joins(_of_images(encoded), alone), _place_of_number(*expansions[::2]))
 
     def _check_image(self, image: Image.Image) -> None:
         """Raises an `UnusableImageError` if the image processor alone refuses a picture."""
@@ -317,3 +360,31 @@ class Prompting(Chat):
             if name in theirs:
                 pairs = zip(ids, theirs[name][0].tolist(), strict=True)
                 self._marked_tokens[name] = sorted({token for token, kind in pairs if kind})
+
+
+def _of_images(encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
+
+
+def _joins(together: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]]) -> dict[str, int]:
+    """The tensors that are concatenated along another dimension than the first, and that."""
+    joins = {}
+    for name, x in together.items():
+        parts = [own[name] for own in alone]
+        # A first dimension that does not grow with the number of pictures counts something else
+        if all(len(x) == len(part) for part in parts):
+            fitting = (dim for dim in range(1, x.ndim) if _is_joined(x, parts, dim))
+            joins[name] = next(fitting, 0)
+    return joins
+
+
+def _is_joined(x: Tensor, parts: Sequence[Tensor], dim: int) -> bool:
+    sizes = [(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts]
+    return len(set(sizes)) == 1 and torch.equal(torch.cat(list(parts), dim), x)
+
+
+def _place_of_number(first: str, third: str) -> int | None:
+    """Where the same picture's expansion says that it is the first, or the third, of a prompt."""
+    at = common_prefix_length(first, third)
+    numbered = first[at : at + 1] == "0" and third == f"{first[:at]}2{first[at + 1 :]}"
+    return at if numbered else None

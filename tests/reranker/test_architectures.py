@@ -51,6 +51,26 @@ def test_a_batch_has_what_the_models_own_processor_gives(
 
 
 @EACH
+def test_prompts_with_more_and_fewer_pictures_share_a_batch(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    mllm = tiny_mllm(architecture)
+    pictures = [document.load() for document in ragged_documents()]
+    groups = [pictures[:2], pictures[2:3], [], pictures[2:5]]
+    prompts, expected = [], []
+    for group in groups:
+        text = mllm.prompting.render("<image>\n" * len(group) + "Is it a mill?")
+        inputs = plain_inputs(mllm, group, text)
+        images = [mllm.prompting.encode_image(image) for image in group]
+        prompts.append(mllm.prompting.encode_prompt(text, images))
+        assert prompts[-1].input_ids == inputs["input_ids"][0].tolist()
+        expected.append(mllm.model(**inputs).logits[0, -1])
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    logits = mllm.model(**mllm.model_inputs(prompts)).logits[torch.arange(len(groups)), last]
+    torch.testing.assert_close(logits, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@EACH
 def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
 ) -> None:

@@ -10,6 +10,7 @@ from tiny_models.eight import IDEFICS3_TEMPLATE, idefics3_tokenizer, llava_token
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
+    chatml_tokenizer,
     square,
     text_config,
     vision_config,
@@ -22,6 +23,15 @@ MISTRAL_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{{ ' [/INST]' }}{% endif %}{% endfor %}"
+)
+
+MINICPM_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|image_pad|>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -68,7 +78,39 @@ def _smolvlm() -> tuple[nn.Module, object]:
     return transformers.SmolVLMForConditionalGeneration(config), processor
 
 
+def _minicpmv4_6() -> tuple[nn.Module, object]:
+    named = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    tokenizer = chatml_tokenizer([*named.values()], **named)
+    config = transformers.MiniCPMV4_6Config(
+        text_config={"model_type": "qwen2", **text_config(tokenizer)},
+        vision_config=vision_config("minicpmv4_6_vision", 32, 4),
+        insert_layer_id=0,
+        image_size=32,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+    )
+    processor = without_video(transformers.MiniCPMV4_6Processor)(
+        transformers.MiniCPMV4_6ImageProcessorPil(
+            patch_size=4, scale_resolution=32, max_slice_nums=4
+        ),
+        None,
+        tokenizer,
+        chat_template=MINICPM_TEMPLATE,
+    )
+    return transformers.MiniCPMV4_6ForConditionalGeneration(config), processor
+
+
 BUILDERS: dict[str, Builder] = {
     "llava_next": _llava_next,
     "smolvlm": _smolvlm,
+    "minicpmv4_6": _minicpmv4_6,
 }
