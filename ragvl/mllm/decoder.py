@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragvl.mllm.inputs import Features
 from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.structure import decoder_layers, decoder_of
 from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
 from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
@@ -122,11 +123,8 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, norm: nn.Module) -> None:
         self._model = model
-        self._decoder: Any = model.get_decoder()
-        layers = getattr(self._decoder, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or not layers:
-            raise UnsupportedModelError(f"{type(self._decoder).__name__} has no list of layers")
-        self.layers = layers
+        self._decoder = decoder_of(model)
+        self.layers = layers = decoder_layers(model)
         self._last_layer = layers[-1]
         _hook(norm, _before_norm)
         _hook(self._last_layer, _before_last_layer, with_kwargs=True)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.structure import final_norm
 
-_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f")
 _ROWS_AT_ONCE = 8192
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
@@ -57,14 +57,7 @@ class Norm:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        decoder = model.get_decoder()
-        norms = (getattr(decoder, name, None) for name in _NORM_NAMES)
-        module = next((module for module in norms if isinstance(module, nn.Module)), None)
-        if module is None:
-            raise UnsupportedModelError(
-                f"the decoder {type(decoder).__name__} has no final norm under any of the names "
-                f"{', '.join(_NORM_NAMES)}"
-            )
+        module = final_norm(model)
         form = norm_form(module)
         if form is None:
             raise UnsupportedModelError(

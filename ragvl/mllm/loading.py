@@ -30,6 +30,7 @@ from transformers.processing_utils import ProcessorMixin
 from ragvl.checkpoints import Checkpoint, find_checkpoint
 from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.processors import with_settings, without_saved_calls
+from ragvl.mllm.structure import check_decoder_alone, check_structure
 from ragvl.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -184,7 +185,7 @@ def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedMo
         UnsupportedModelError: weights are missing, or have another shape than the configuration
             says.
     """
-    _check_size(auto_class, folder, options)
+    _check_shape(auto_class, folder, options)
     with naming(folder, "model"):
         model, info = auto_class.from_pretrained(  # type: ignore[attr-defined]
             str(folder),
@@ -207,10 +208,11 @@ def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedMo
     return model
 
 
-def _check_size(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
-    """Refuses a configuration of a far larger model than the weights are of.
+def _check_shape(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
+    """Refuses a model of unknown parts, and one far larger than the weights beside it.
 
-    What is missing would be refused in the end, but made first, and fill the memory.
+    Both would be refused in the end; weights that are missing would be made first, and fill the
+    memory.
     """
     code = {"trust_remote_code": options["trust_remote_code"]}
     with naming(folder / CONFIG, "configuration"):
@@ -222,6 +224,9 @@ def _check_size(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
     if layers <= len(shapes):
         with naming(folder / CONFIG, "configuration"), torch.device("meta"):
             model = auto_class.from_config(config, **code)
+        if auto_class is AutoModelForImageTextToText:
+            with naming(folder, "model"):
+                check_structure(model)
         held = sum(map(math.prod, shapes))
         wanted = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
         if wanted <= 2 * held + _SMALL_BUFFERS:
@@ -258,6 +263,8 @@ def _load_config(checkpoint: Checkpoint, code: dict[str, Any]) -> PretrainedConf
             "read pictures and write text; ragvl needs an image-text-to-text model such as LLaVA, "
             "Qwen-VL or InternVL"
         )
+    with naming(file, "configuration"):
+        check_decoder_alone(config)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         if part is not None:  # what somebody's last call wanted back is not what ours do
             part.return_dict, part.output_hidden_states = True, False

@@ -5,26 +5,44 @@ from __future__ import annotations
 import torch
 
 from ragvl.messages import reason
-from ragvl.mllm import MLLM, Prompt, UnsupportedModelError
+from ragvl.mllm import MLLM, Prompt, PromptTooLongError, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
 from ragvl.mllm.inputs import probe_image
 from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_turn
+from ragvl.runtime import is_out_of_memory
 from ragvl.torch_context import default_torch_context
+
+# What code of transformers raises that does not go together with ours
+_FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @default_torch_context
 @torch.inference_mode()
 def reuse_problem(mllm: MLLM) -> str | None:
-    """Why a prefix cannot be computed once and kept, or None where it can."""
+    """Why a prefix cannot be computed once and kept, or None where it can.
+
+    Raises:
+        UnsupportedModelError: the model fails on a prompt with a picture.
+    """
     prompt = mllm.prompting.probe_prompt()
-    if _prefix_sees_suffix(mllm, prompt):
+    try:
+        sees_suffix = _prefix_sees_suffix(mllm, prompt)
+    except _FAILURES as error:
+        if is_out_of_memory(error) or isinstance(error, PromptTooLongError):
+            raise
+        raise UnsupportedModelError(
+            f"{mllm.architecture} fails on a prompt with a picture: {reason(error)}"
+        ) from error
+    if sees_suffix:
         return "what it computes for a prompt's beginning depends on what comes after"
     try:
         if _halves_agree(mllm, prompt):
             return None
         return "a prompt in two halves gives another result than in one piece"
-    except (UnsupportedModelError, KeyError, TypeError) as error:
-        return f"its decoder is built in a way of its own: {error}"
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return f"its decoder is built in a way of its own: {reason(error)}"
 
 
 @default_torch_context
@@ -39,7 +57,9 @@ def features_problem(mllm: MLLM) -> str | None:
             mllm.hidden_states([prompting.probe_prompt(image) for image in each])
             for each in (kept, images)
         )
-    except (UnsupportedModelError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
         return reason(error)
     if same(given, expected, rounding(mllm.dtype)):
         return None

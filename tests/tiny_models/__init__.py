@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tiny_models import assorted, eight, native, tiled
+from tiny_models import assorted, eight, native, refused, tiled
 from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer, spread
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "with_chat_template_changed",
 ]
 
-_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS | assorted.BUILDERS
+_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS | assorted.BUILDERS | refused.BUILDERS
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
 ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
 # Tested by tests/reranker/test_architectures.py alone
