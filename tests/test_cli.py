@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -87,6 +88,8 @@ def test_rerank_prints_whole_names_and_json(
     assert [result["picture"] for result in printed["results"]] == paths
     relevances = [f"{result['relevance']:.4f}" for result in printed["results"]]
     assert relevances == [relevance for _, relevance, _ in rows]
+    for result in printed["results"]:
+        assert 1 / (1 + math.exp(-result["raw"])) == pytest.approx(result["relevance"], rel=1e-6)
     failed = CliRunner().invoke(app, ["rerank", "q", "no\x1b[31m\n[/b].png", *model, "--json"])
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert r"no\x1b[31m" in failed.stderr.splitlines()[-1]

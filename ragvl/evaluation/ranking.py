@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal
@@ -17,6 +18,7 @@ from ragvl.evaluation.models import Models
 from ragvl.identity import name_of
 from ragvl.progress import ProgressBar
 from ragvl.reranker import Reranker
+from ragvl.reranker.heads import relevance
 from ragvl.retriever import DualEncoder, VectorIndex
 
 _DOCUMENTS_AT_ONCE = 256
@@ -30,11 +32,13 @@ class Candidate:
         id: the document's.
         cosine: of its picture's and the question's vectors.
         relevance: by the reranker; NaN where the picture could not be used.
+        raw: its raw score, by which candidates are ordered: probabilities near 1 may be equal.
     """
 
     id: str
     cosine: float
     relevance: float
+    raw: float
 
     @property
     def is_scored(self) -> bool:
@@ -52,7 +56,7 @@ class Ranking:
     @property
     def reranked(self) -> list[Candidate]:
         """The same, the most relevant to the reranker first."""
-        return sorted(self.retrieved, key=lambda c: (not c.is_scored, -c.relevance))
+        return sorted(self.retrieved, key=lambda c: (not c.is_scored, -c.raw))
 
     def kept(self, top_k: int, threshold: float) -> tuple[str, ...]:
         """Ids of the first `top_k`, but for those below the threshold."""
@@ -107,7 +111,7 @@ def rank_questions(
         questions: which of its questions.
         models: the stages.
         vectors: of the documents, by id.
-        work: a folder that keeps relevance.
+        work: a folder that keeps raw scores.
         pools: what is retrieved from.
         num_candidates: how many documents the retriever hands over.
         swapped: documents in whose place others are handed over; see `wrong_pictures`.
@@ -126,7 +130,7 @@ def rank_questions(
         }
         for pool in pools
     }
-    relevance = Relevances(source, models.reranker, work)
+    scores = PairScores(source, models.reranker, work)
     by_id = {question.id: question for question in questions}
     pairs = [
         (by_id[id], document)
@@ -134,10 +138,15 @@ def rank_questions(
         for id, row in of_pool.items()
         for document, _ in row
     ]
-    relevance.compute(pairs, progress=progress)
+    scores.compute(pairs, progress=progress)
 
     def candidates(question: Question, row: Sequence[tuple[str, float]]) -> list[Candidate]:
-        return [Candidate(id, cosine, relevance(question, id)) for id, cosine in row]
+        raw = [scores(question, id) for id, _ in row]
+        relevances = relevance(torch.tensor(raw, device="cpu")).tolist()
+        return [
+            Candidate(id, cosine, *of_pair)
+            for (id, cosine), *of_pair in zip(row, relevances, raw, strict=True)
+        ]
 
     return {
         pool: [Ranking(q, candidates(q, of_pool.get(q.id, ()))) for q in questions]
@@ -168,8 +177,8 @@ def retrieve(
     return hits
 
 
-class Relevances:
-    """Relevance of pairs, computed once and kept in a file while question and document stay.
+class PairScores:
+    """Raw scores of pairs, computed once and kept in a file while question and document stay.
 
     A document's picture is read once for all the questions that it was retrieved for.
 
@@ -184,11 +193,11 @@ class Relevances:
         self._document_name = cache(source.document_name)  # needed for every pair
         self._reranker = reranker
         self._journal: Journal[str] = Journal(
-            folder / f"relevance-{reranker.fingerprint}.jsonl", is_value=_is_relevance
+            folder / f"scores-{reranker.fingerprint}.jsonl", is_value=_is_score
         )
 
     def __call__(self, question: Question, document_id: str) -> float:
-        """The relevance of a pair that was computed; NaN where it could not be."""
+        """The raw score of a pair that was computed; NaN where it could not be."""
         return self._journal[self._key(question, document_id)]
 
     def compute(self, pairs: Iterable[tuple[Question, str]], *, progress: bool = True) -> None:
@@ -227,19 +236,20 @@ class Relevances:
                 )
 
     def _score(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
-        """Relevance of each pair; NaN where its document cannot be read or scored."""
+        """Raw scores of pairs; NaN where a document cannot be read or scored."""
         ids = dict.fromkeys(id for _, id in pairs)
         documents = {document.id: document for document in self._source.documents(ids=ids)}
         readable = [(q.text, documents[id]) for q, id in pairs if id in documents]
-        scores = iter(self._reranker.score(readable, on_error="skip", progress=False).tolist())
+        raw = self._reranker.score(readable, on_error="skip", progress=False, raw=True)
+        scores = iter(raw.tolist())
         return [next(scores) if id in documents else math.nan for _, id in pairs]
 
     def _key(self, question: Question, document_id: str) -> str:
         return name_of("pair", question.text, self._document_name(document_id))
 
 
-def _is_relevance(value: object) -> bool:
-    return isinstance(value, float) and 0 <= value <= 1
+def _is_score(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def wrong_pictures(source: QuestionSet, share: float, seed: int) -> dict[str, str]:

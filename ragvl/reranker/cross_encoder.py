@@ -6,23 +6,24 @@ A keyword is taken, or refused by name before any work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ragvl.messages import quoted
+from ragvl.messages import quoted, shown
 from ragvl.mllm import MLLM
 from ragvl.reranker.arguments import is_single_pair, listed_pairs
+from ragvl.reranker.heads import relevance
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = {
     "prompt": "what is asked is the reranker's template, see Reranker(template=)",
     "prompt_name": "what is asked is the reranker's template, see Reranker(template=)",
-    "activation_fn": "a score is relevance, the sigmoid of the log-odds",
+    "activation_fn": "a score is the sigmoid of the raw score; a result has both, score and raw",
     "apply_softmax": "relevance is the softmax over Yes and No already",
     "device": "the model stays where it is, on {device}; load one with from_pretrained(device=)",
     "pool": "a reranker works in its own process",
@@ -64,14 +65,33 @@ def _changes_nothing(name: str, value: object, device: torch.device) -> bool:
         return True
     if name == "device" and isinstance(value, str | torch.device):
         return torch.device(value) == device
-    is_sigmoid = isinstance(value, torch.nn.Sigmoid) or value is torch.sigmoid
-    return name == "activation_fn" and is_sigmoid
+    return name == "activation_fn" and _is_sigmoid(value)
+
+
+def _is_sigmoid(function: object) -> bool:
+    return isinstance(function, torch.nn.Sigmoid) or function is torch.sigmoid
+
+
+def _activated(raw: Tensor, activation_fn: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Raw scores (n,) as `activation_fn` has them."""
+    if activation_fn is None or _is_sigmoid(activation_fn):
+        return relevance(raw)
+    with torch.inference_mode():
+        scores = activation_fn(raw)
+    if not isinstance(scores, Tensor) or scores.shape != raw.shape:
+        raise ValueError(
+            f"predict(activation_fn={shown(activation_fn)}) does not give a score for each of the "
+            f"{len(raw)} raw scores"
+        )
+    return scores
 
 
 class _Scores(Protocol):
     mllm: MLLM
 
-    def score(self, pairs: Iterable[Any], *, batch_size: int | None, progress: bool) -> Tensor: ...
+    def score(
+        self, pairs: Iterable[Any], *, batch_size: int | None, progress: bool, raw: bool
+    ) -> Tensor: ...
 
 
 class CrossEncoderDialect:
@@ -83,6 +103,7 @@ class CrossEncoderDialect:
         *,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Tensor], Tensor] | None = None,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         sentences: Iterable[Any] | None = None,
@@ -94,6 +115,8 @@ class CrossEncoderDialect:
             inputs: (query, document) pairs, or one such pair.
             batch_size: as in `rank`.
             show_progress_bar: show a bar when there are many.
+            activation_fn: takes raw scores (n,), float32 on the CPU, to those that are returned:
+                `torch.nn.Identity()` leaves them raw. The sigmoid by default.
             convert_to_numpy: return an array; with False, a list of tensors.
             convert_to_tensor: return one tensor, on the model's device; goes before the other.
             sentences: CrossEncoder's former name for `inputs`.
@@ -103,14 +126,21 @@ class CrossEncoderDialect:
             The scores (n,), float32; of one pair, its score.
 
         Raises:
-            ValueError, TypeError, ImageError, FloatingPointError: see `rank` and `score`.
+            ValueError, TypeError, ImageError, FloatingPointError: see `rank` and `score`; also an
+                `activation_fn` that is no function, or does not give a score a pair.
         """
+        if "activation_fct" in others:  # its former name
+            activation_fn = others.pop("activation_fct")
+        if activation_fn is not None and not callable(activation_fn):
+            raise TypeError(f"predict(activation_fn={shown(activation_fn)}): expected a function")
         if others:
             check_keywords("predict", others, self.mllm.device)
         given = sentences if inputs is None else inputs
         single = is_single_pair(given)
         pairs = listed_pairs([given] if single else given, "inputs")
-        scores = self.score(pairs, batch_size=batch_size, progress=bool(show_progress_bar))
+        progress = bool(show_progress_bar)
+        raw = self.score(pairs, batch_size=batch_size, progress=progress, raw=True)
+        scores = _activated(raw, activation_fn)
         results: Any = scores.numpy()
         if convert_to_tensor:
             results = scores.to(self.mllm.device)

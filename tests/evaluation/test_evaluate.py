@@ -35,7 +35,7 @@ from ragvl.evaluation.cases import pick_cases
 from ragvl.evaluation.comparison import compare
 from ragvl.evaluation.evaluate import Evaluation, evaluate
 from ragvl.evaluation.models import Models
-from ragvl.evaluation.ranking import Relevances, wrong_pictures
+from ragvl.evaluation.ranking import Candidate, PairScores, Ranking, wrong_pictures
 from ragvl.evaluation.report import write_report
 from ragvl.evaluation.result import EstimatedOn, Figure, to_json
 from ragvl.evaluation.settings import EvaluationSettings
@@ -414,7 +414,7 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
     with monkeypatch.context() as patch:
         for name in ("load", "decoded"):
             patch.setattr(Document, name, failing(getattr(Document, name)))
-        patch.setattr(Relevances, "compute", noted("rerank", Relevances.compute))
+        patch.setattr(PairScores, "compute", noted("rerank", PairScores.compute))
         patch.setattr(Answers, "compute", noted("answer", Answers.compute))
         assert problem in run().result.problems
     again = run()
@@ -429,7 +429,7 @@ def test_damaged_work_is_done_again(
 ) -> None:
     expected = evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
     files = sorted((tmp_path / "work").iterdir())
-    assert [path.name.partition("-")[0] for path in files] == ["answers", "relevance", "vectors"]
+    assert [path.name.partition("-")[0] for path in files] == ["answers", "scores", "vectors"]
     for path in files:
         path.write_bytes(path.read_bytes()[:-40] + b"\n" + bytes(39))
     again = evaluate(JsonlQuestions(own), models, QUICK, work=tmp_path / "work", progress=False)
@@ -531,6 +531,13 @@ def test_answers_are_shown_where_no_gold_is_known(
     assert "answers: accuracy" in page.read_text()
     print_figures(evaluated.result)
     assert f"{100 * accuracy:.1f}" in capsys.readouterr().out
+
+
+def test_probabilities_near_one_do_not_tie() -> None:
+    raw = (40.0, 90.0, math.nan, 90.0, 60.0)
+    candidates = [Candidate(str(i), 0.5, x if math.isnan(x) else 1.0, x) for i, x in enumerate(raw)]
+    ranking = Ranking(Question("q", "Red?", (), "any", (), ()), candidates)
+    assert [c.id for c in ranking.reranked] == ["1", "3", "4", "0", "2"]
 
 
 def test_a_submission_needs_answers(own: Path, models: Models) -> None:

@@ -83,6 +83,11 @@ PREDICT: dict[str, Callable[[Any, list], Any]] = {  # of the documented keywords
         pool=None,
         chunk_size=None,
     ),
+    "raw": lambda model, pairs: model.predict(pairs, activation_fn=torch.nn.Identity()),
+    "raw, one pair": lambda model, pairs: model.predict(
+        pairs[0], activation_fn=torch.nn.Identity(), convert_to_tensor=True
+    ),
+    "a function": lambda model, pairs: model.predict(pairs, activation_fn=torch.tanh),
     "no workers": lambda model, pairs: model.predict(pairs, num_workers=0),
 }
 
@@ -292,8 +297,6 @@ def test_what_is_no_list_of_pairs_is_refused_by_name(reranker: Reranker, paths: 
     [
         {"prompt": "Rank these"},
         {"prompt_name": "query"},
-        {"activation_fn": torch.nn.Identity()},
-        {"activation_fct": torch.nn.Identity()},
         {"apply_softmax": True},
         {"device": "meta"},
         {"device": ["cuda:0", "cuda:1"]},
@@ -311,6 +314,25 @@ def test_keywords_that_cannot_be_heeded_are_refused_by_name(
         reranker.rank(QUERY, paths, **keyword)
     with pytest.raises(ValueError, match=rf"predict\({name}=\) cannot be heeded"):
         reranker.predict([(QUERY, paths[0])], **keyword)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("name", ["activation_fn", "activation_fct"])
+def test_ranked_documents_have_relevance_and_raw_scores_already(
+    name: str, reranker: Reranker, paths: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=rf"rank\({name}=\) cannot be heeded: .* score and raw"):
+        reranker.rank(QUERY, paths, **{name: torch.nn.Identity()})
+
+
+def test_an_activation_gives_a_score_a_pair(reranker: Reranker, paths: list[str]) -> None:
+    pairs = [(QUERY, path) for path in paths]
+    raw = reranker.score(pairs, raw=True).numpy()
+    assert np.array_equal(reranker.predict(pairs, activation_fct=torch.nn.Identity()), raw)
+    with pytest.raises(ValueError, match="does not give a score for each of the"):
+        reranker.predict(pairs, activation_fn=torch.sum)
+    with pytest.raises(TypeError, match="expected a function"):
+        reranker.predict(pairs, activation_fn="tanh")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_work")
