@@ -10,6 +10,7 @@ from ragvl.fast_rerank import fast_rerank
 
 if TYPE_CHECKING:
     from ragvl.data.document import Document
+    from ragvl.data.query import Query
     from ragvl.generator import Generator
     from ragvl.pipeline import Answer, RagVL
     from ragvl.prefix_cache import PrefixCache
@@ -23,6 +24,7 @@ __all__ = [
     "Document",
     "Generator",
     "PrefixCache",
+    "Query",
     "RagVL",
     "RankedDocument",
     "Reranker",
@@ -36,6 +38,7 @@ _HOME = {
     "Document": "ragvl.data.document",
     "Generator": "ragvl.generator",
     "PrefixCache": "ragvl.prefix_cache",
+    "Query": "ragvl.data.query",
     "RagVL": "ragvl.pipeline",
     "RankedDocument": "ragvl.reranker",
     "Reranker": "ragvl.reranker",

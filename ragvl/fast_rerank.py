@@ -1,4 +1,4 @@
-"""Rerank pictures for a question in one call."""
+"""Rerank documents for a query in one call."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 # Heavy imports wait for the first call, so that `import ragvl` is quick.
 if TYPE_CHECKING:
     from ragvl.data.document import DocumentLike
+    from ragvl.data.query import QueryLike
     from ragvl.reranker import RankedDocument, Reranker, Threshold
 
 
 def fast_rerank(
-    query: str,
+    query: QueryLike,
     documents: Iterable[DocumentLike],
     *,
     model: str | Path | Reranker,
@@ -26,8 +27,8 @@ def fast_rerank(
     """Documents by relevance to `query`, the most relevant first.
 
     Args:
-        query: the question.
-        documents: `Document`s, or bare image paths or pictures; see `Reranker.rank`.
+        query: a text, a picture, or a `Query` of both.
+        documents: `Document`s of any kinds, or bare image paths or pictures; see `Reranker.rank`.
         model: a hub id or a folder of any image-text-to-text model, or a `Reranker`. The model
             loaded last is kept for the next call.
         top_k: how many to return; all by default.
@@ -41,7 +42,8 @@ def fast_rerank(
 
     Raises:
         ValueError: an empty query, no documents, `top_k` below 1, a threshold outside 0..1.
-        ImageError: a picture cannot be read; the message names the document.
+        DocumentError: a document cannot be used, such as a picture that cannot be read; the message
+            names it.
 
     Example:
         >>> ranked = ragvl.fast_rerank("What color is the roof?", ["a.jpg", "b.jpg"], model=folder)

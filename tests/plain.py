@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ragvl import Document, Reranker
+from ragvl import Document, Query, Reranker
+from ragvl.data.query import QueryLike
 from ragvl.mllm import MLLM
 
 Images = Image.Image | Sequence[Image.Image]  # a prompt's pictures; one may stand by itself
@@ -56,13 +57,16 @@ def plain_relevance(
     return plain_logits(mllm, images, prompt)[[yes, no]].softmax(0)[0].item()
 
 
-def plain_scores(reranker: Reranker, pairs: Sequence[tuple[str, Document]]) -> Tensor:
+def plain_scores(reranker: Reranker, pairs: Sequence[tuple[QueryLike, Document]]) -> Tensor:
     """(pairs,): the relevance of each pair by itself, on the reranker's own prompts."""
     return torch.tensor(
         [
             plain_relevance(
                 reranker.mllm,
-                document.load(),
+                [
+                    picture.load()
+                    for picture in reranker.template.pictures(Query.of(query), document)
+                ],
                 reranker.prompt(query, document),
                 reranker.yes_token_ids,
                 reranker.no_token_ids,

@@ -1,56 +1,90 @@
-"""What is retrieved, reranked and answered from: a picture, perhaps with a caption."""
+"""What is retrieved, reranked and answered from: a picture, a text, or several of both in order."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from ragvl.data.images import ImageError, decoded, load_image, why_unusable
-from ragvl.data.pictures import (
-    MAX_FILE_BYTES,
-    ImageSource,
-    UnusablePicture,
-    as_picture,
-    describe,
-)
-from ragvl.files import check_regular
-from ragvl.identity import bytes_name, file_bytes_name, pixels_name
-from ragvl.messages import quoted, shown
+from ragvl.arguments import check_characters
+from ragvl.data.image_sources import ImageSource, PlainSource, describe, plain_source
+from ragvl.data.picture import Picture
+from ragvl.identity import name_of
+from ragvl.messages import MAX_SHOWN, quoted, shown
 
 # Of a document's name, which together hold at most 200 characters of input
 _ID_SHOWN, _PATH_SHOWN = 80, 120
 
+Part = Picture | str
+PartLike = Part | ImageSource | Mapping[str, Any]
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, init=False)
 class Document:
-    """A picture with an optional caption. Compared and hashed by identity.
+    """A picture with an optional caption, a text, or parts. Compared and hashed by identity.
+
+    Give one of `image`, `text` and `parts`.
 
     Attributes:
-        image: anything that `as_picture` takes, as what that makes of it: a file's path, a file's
+        image: anything that `plain_source` takes, as what that makes of it: a file's path, a file's
             bytes, a PIL image, or an array. It is decoded when it is needed, not before. A file may
             change; a picture in memory is taken to stay as it is once the document has been used.
-        caption: its caption.
+        caption: the caption of `image`.
         id: its name, unique among the documents of one retriever.
+        text: a text without a picture.
+        parts: pictures and texts, in order. Given are texts (a `str` is always a text), pictures
+            (what `image` takes, a path as a `Path`), and `{"text": ...}` or `{"image": ...}`; kept
+            are texts and `Picture`s, also of a document made of `image` or `text`.
         max_pixels: refuse a picture with more; see `load_image`.
 
     Raises:
         TypeError: a field has another type.
-        ValueError: `id` is the empty string, or `max_pixels` is no whole number above 0.
+        ValueError: not one of the three was given, a text is empty or holds half a character, `id`
+            is the empty string, or `max_pixels` is no whole number above 0.
+
+    Example:
+        >>> Document("tower.jpg", caption="The red tower of Velmora")
+        >>> Document(text="Velmora has a red tower.")
+        >>> Document(parts=[Path("page-1.png"), "The tower, from the south.", Path("page-2.png")])
     """
 
-    image: ImageSource
-    caption: str | None = None
-    id: str | None = None
-    max_pixels: int | None = field(default=None, kw_only=True)
-    _digest: list[str] = field(default_factory=list, init=False, repr=False)
+    image: PlainSource | None
+    caption: str | None
+    id: str | None
+    text: str | None
+    parts: tuple[Part, ...]
+    max_pixels: int | None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image", as_picture(self.image))
-        for name, value in (("caption", self.caption), ("id", self.id)):
+    def __init__(
+        self,
+        image: ImageSource | None = None,
+        caption: str | None = None,
+        id: str | None = None,
+        *,
+        text: str | None = None,
+        parts: Sequence[PartLike] = (),
+        max_pixels: int | None = None,
+    ) -> None:
+        if isinstance(parts, str | bytes) or not isinstance(parts, Sequence):
+            raise TypeError(f"a document's parts must be a list, not {type(parts).__name__}")
+        for name, value in {
+            "image": None if image is None else plain_source(image),
+            "caption": caption,
+            "id": id,
+            "text": text,
+            "parts": parts,
+            "max_pixels": max_pixels,
+        }.items():
+            object.__setattr__(self, name, value)
+        self._check_fields()
+        object.__setattr__(self, "parts", tuple(self._made_parts(parts)))
+
+    def _check_fields(self) -> None:
+        if self.id == "":
+            raise ValueError("a document's id is empty; give it a name, or None")
+        for name, value in (("caption", self.caption), ("id", self.id), ("text", self.text)):
             if value is not None and not isinstance(value, str):
                 raise TypeError(
                     f"{self.name}: {name} must be a string or None, not {type(value).__name__}"
@@ -60,8 +94,43 @@ class Document:
         ):
             given = shown(repr(self.max_pixels), _ID_SHOWN)
             raise ValueError(f"{self.name}: max_pixels={given}: expected a whole number above 0")
-        if self.id == "":
-            raise ValueError("a document's id is empty; give it a name, or None")
+        if [self.image is None, self.text is None, not self.parts].count(False) != 1:
+            raise ValueError("a document must have one of image, text and parts")
+        if self.caption is not None and self.image is None:
+            raise ValueError(f"{self.name}: a caption belongs to an image; put texts into parts")
+
+    def _made_parts(self, parts: Sequence[PartLike]) -> list[Part]:
+        if self.text is not None:
+            return [self._made_text(self.text, self.name)]
+        if self.image is not None:
+            picture = Picture(self.image, self.name, self.max_pixels)
+            return [picture] if self.caption is None else [picture, self.caption]
+        return [self._made_part(part, f"{self.name}, parts[{i}]") for i, part in enumerate(parts)]
+
+    def _made_part(self, part: Any, where: str) -> Part:
+        kinds = {"text": self._made_text, "image": self._made_picture}
+        if isinstance(part, Mapping) and len(part) == 1 and kinds.keys() & part.keys():
+            ((kind, content),) = part.items()
+            return kinds[kind](content, where)
+        if isinstance(part, str):
+            return self._made_text(part, where)
+        return self._made_picture(part, where)
+
+    def _made_picture(self, source: Any, where: str) -> Part:
+        if isinstance(source, Picture):
+            return source
+        return Picture.at(where, source, self.max_pixels)
+
+    def _made_text(self, text: Any, where: str) -> Part:
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: a text must be a string, not {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"{where}: the text is empty")
+        try:
+            check_characters(text)
+        except ValueError as error:
+            raise ValueError(f"{where} holds {error}") from None
+        return text
 
     @classmethod
     def of(cls, document: DocumentLike) -> Document:
@@ -70,81 +139,70 @@ class Document:
         Raises:
             TypeError: it is neither a document nor a picture.
         """
-        return document if isinstance(document, Document) else cls(document)
+        if isinstance(document, Document):
+            return document
+        return cls(plain_source(document))
 
     @property
     def name(self) -> str:
-        """What to call it in a message, in one line: its id, and what its picture is."""
-        picture = as_picture(self.image)
+        """What to call it in a message, in one line: its id, and what it holds."""
         if self.id is None:
-            return f"document {describe(picture)}"
-        return f"document {quoted(self.id, _ID_SHOWN)} ({describe(picture, _PATH_SHOWN)})"
+            return f"document {self._described(MAX_SHOWN)}"
+        return f"document {quoted(self.id, _ID_SHOWN)} ({self._described(_PATH_SHOWN)})"
+
+    def _described(self, limit: int) -> str:
+        if self.image is not None:
+            return describe(self.image, limit)
+        if isinstance(self.text, str):
+            return f"of the text {quoted(self.text, _ID_SHOWN)}"
+        return f"of {len(self.parts)} parts"
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Its pictures, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Picture))
+
+    @property
+    def picture(self) -> Picture | None:
+        """Its first picture; None if it is all text."""
+        return next(iter(self.pictures), None)
 
     @property
     def path(self) -> str | None:
-        """Where its picture is kept, or None if that is not a file."""
-        return os.fspath(self.image) if isinstance(self.image, str | os.PathLike) else None
+        """Where its first picture is kept, or None if that is not a file."""
+        return None if self.picture is None else self.picture.path
 
-    def check_file(self) -> None:
-        """Sees whether its picture is one, or the file that it is in is there, without reading it.
+    def check_files(self) -> None:
+        """Sees whether its pictures are some, or the files that they are in are there.
 
         Raises:
             ImageError: there is no such file, or it is none, or what was given is no picture; the
                 message names the document.
         """
-        if isinstance(self.image, UnusablePicture):
-            raise ImageError(why_unusable(self.name, ValueError(self.image.reason)))
-        if self.path is not None:
-            try:
-                check_regular(self.path, max_bytes=MAX_FILE_BYTES)
-            except OSError as error:
-                raise ImageError(why_unusable(self.name, error)) from error
+        for picture in self.pictures:
+            picture.check_file()
 
     def load(self) -> Image.Image:
-        """Its picture, in 8-bit RGB; thread-safe.
+        """Its first picture, in 8-bit RGB; thread-safe.
 
         Raises:
             ImageError: the picture cannot be used; the message names the document.
+            ValueError: it is all text.
         """
-        return load_image(self.image, max_pixels=self.max_pixels, name=self.name)
-
-    def decoded(
-        self, *, kept_pixels: Callable[[], int | None] | None = None
-    ) -> AbstractContextManager[Image.Image]:
-        """`load` for the time of a block; see `ragvl.data.images.decoded`.
-
-        It is for work in threads: pictures that are large together are worked on one after another.
-
-        Args:
-            kept_pixels: how many pixels of it are kept; see `load_image`.
-        """
-        return decoded(
-            self.image, max_pixels=self.max_pixels, name=self.name, kept_pixels=kept_pixels
-        )
+        if self.picture is None:
+            raise ValueError(f"{self.name} has no picture")
+        return self.picture.load()
 
     def digest(self) -> str:
-        """Names the picture's content: its encoded bytes, or else its size and pixels.
-
-        Computed once; of a file, again whenever it was changed or replaced: see
-        `identity.file_bytes_name`. Thread-safe.
+        """Names the content of its one picture, or of all its parts.
 
         Raises:
-            ImageError: the file cannot be read, or the picture in memory cannot be used.
+            ImageError: a file cannot be read, or a picture in memory cannot be used.
         """
-        if isinstance(self.image, str | os.PathLike):
-            try:
-                return file_bytes_name(self.image, max_bytes=MAX_FILE_BYTES)
-            except OSError as error:
-                raise ImageError(why_unusable(self.name, error)) from error
-        if not self._digest:
-            self._digest.append(self._hash_content())
-        return self._digest[0]
-
-    def _hash_content(self) -> str:
-        if isinstance(self.image, bytes):
-            return bytes_name(self.image)
-        picture = self.load()
-        return pixels_name(picture.size, picture.tobytes())
+        if self.image is not None:
+            return self.pictures[0].digest()
+        parts = [p if isinstance(p, str) else (p.digest(),) for p in self.parts]
+        return name_of("parts", parts)
 
 
 DocumentLike = Document | ImageSource

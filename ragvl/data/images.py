@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ragvl.data.jpeg import check_scans
-from ragvl.data.pictures import (
+from ragvl.data.image_sources import (
     MAX_FILE_BYTES,
     ImageSource,
-    Picture,
-    UnusablePicture,
-    as_picture,
+    PlainSource,
+    UnusableSource,
     describe,
+    plain_source,
 )
+from ragvl.data.jpeg import check_scans
 from ragvl.data.pixel_budget import PixelBudget
 from ragvl.files import open_regular
 from ragvl.forks import fork_safe
@@ -53,7 +53,11 @@ in_flight = PixelBudget(MAX_PIXELS)  # of this process
 _lazy_image_lock = fork_safe(threading.Lock())
 
 
-class ImageError(ValueError):
+class DocumentError(ValueError):
+    """A document that cannot be used; the message names it and says why."""
+
+
+class ImageError(DocumentError):
     """A picture that cannot be used; the message names it and says why."""
 
 
@@ -76,8 +80,8 @@ def load_image(
     left alone, and `source` is not changed.
 
     Args:
-        source: see `as_picture`; of a PIL image the frame that it shows, and of an array the shape
-            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floating in [0, 1].
+        source: see `plain_source`; of a PIL image the frame that it shows, and of an array the
+            shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floating in [0, 1].
         max_pixels: refuse larger pictures, by the size in the header, before decoding them; by
             default what the environment's RAGVL_MAX_PIXELS says, or else 89,478,485. PIL itself
             refuses those above twice its `Image.MAX_IMAGE_PIXELS`.
@@ -90,7 +94,7 @@ def load_image(
         ImageError: the file is missing, empty, truncated, no regular file, too large, too long a
             strip, a JPEG of too many scans, or no picture; or the pixels have no size or no
             defined brightness.
-        TypeError: `source` is none of what `as_picture` takes.
+        TypeError: `source` is none of what `plain_source` takes.
         ValueError: RAGVL_MAX_PIXELS is no number.
     """
     with decoded(source, max_pixels=max_pixels, name=name, kept_pixels=kept_pixels) as image:
@@ -109,7 +113,7 @@ def decoded(
 
     Other threads wait while such pictures' pixels together are more than `MAX_PIXELS`.
     """
-    picture = as_picture(source)
+    picture = plain_source(source)
     limit = default_max_pixels() if max_pixels is None else max_pixels
     with ExitStack() as work:
         try:
@@ -166,7 +170,7 @@ def why_unusable(label: str, error: Exception) -> str:
 
 
 def _decode(
-    picture: Picture,
+    picture: PlainSource,
     max_pixels: int,
     kept_pixels: Callable[[], int | None] | None,
     work: ExitStack,
@@ -179,7 +183,7 @@ def _decode(
         work.enter_context(in_flight.hold(width * height))
         return _needed_side(width * height, kept_pixels)
 
-    if isinstance(picture, UnusablePicture):
+    if isinstance(picture, UnusableSource):
         raise ValueError(picture.reason)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, start)

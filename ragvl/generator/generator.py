@@ -13,6 +13,8 @@ import torch
 
 from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import DocumentError
+from ragvl.data.query import Query
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
 from ragvl.mllm import (
@@ -21,7 +23,7 @@ from ragvl.mllm import (
     ImageInputs,
     Prompt,
     checked_caption_tokens,
-    encode_document,
+    encode_picture,
     too_long,
 )
 from ragvl.progress import ProgressBar
@@ -138,8 +140,9 @@ class Generator:
         answers: list[str] = []
         hidden = not progress or len(starts) < 2
         with Workers() as workers:
-            encode = partial(encode_document, self.mllm.prompting)
-            encoded = (workers.submit(partial(encode, one)) for one in flat)
+            encode = partial(encode_picture, self.mllm.prompting)
+            pictures = (picture for one in flat for picture in one.pictures)
+            encoded = (workers.submit(partial(encode, picture)) for picture in pictures)
             images = ahead(encoded, _PICTURES_AHEAD)
             for start in ProgressBar(starts, desc="generate", unit="batch", disable=hidden):
                 prompts = [
@@ -166,7 +169,7 @@ class Generator:
         prompting = self.mllm.prompting
         prompt = prompting.encode_prompt(prompting.render(template, **fields), images)
         if len(prompt) > prompting.max_length:
-            raise too_long(prompting, len(prompt), documents, index=index, question=query)
+            raise too_long(prompting, len(prompt), documents, index=index, query=Query(query))
         return prompt
 
 
@@ -174,5 +177,7 @@ def _checked_documents(group: Sequence[DocumentLike]) -> list[Document]:
     refuse_one_document(group)
     documents = as_documents(group)
     for document in documents:
+        if document.image is None:
+            raise DocumentError(f"{document.name} is not one picture, which a generator needs")
         check_caption(document)
     return documents

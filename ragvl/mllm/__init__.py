@@ -6,7 +6,7 @@ from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, WriteKv
-from ragvl.mllm.documents import encode_document, too_long
+from ragvl.mllm.documents import encode_picture, too_long
 from ragvl.mllm.inputs import (
     Features,
     ImageInputs,
@@ -38,7 +38,7 @@ __all__ = [
     "check_reader",
     "checked_caption_tokens",
     "common_prefix_length",
-    "encode_document",
+    "encode_picture",
     "merge_settings",
     "resolve_date",
     "too_long",

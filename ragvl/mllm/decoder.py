@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ragvl.mllm.inputs import Features
+from ragvl.mllm.inputs import Features, ImageInputs
 from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.structure import decoder_layers, decoder_of
 from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
@@ -99,11 +99,13 @@ class Prefilled:
         features: what the vision tower gave, to prefill from again; None without pictures, and
             where several prefixes were computed together.
         timer: how long the decoder takes, the vision tower not counted; all prefixes together.
+        pictures: the prefix's pictures as one, with `features`; None where there are none.
     """
 
     next_position: int
     features: Features | None
     timer: Timer
+    pictures: ImageInputs | None = None
 
 
 class Decoder:

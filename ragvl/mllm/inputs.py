@@ -138,6 +138,21 @@ def join_images(images: Sequence[ImageInputs], joins: Mapping[str, int]) -> dict
     }
 
 
+def as_one(
+    tensors: dict[str, Tensor], images: Sequence[ImageInputs], features: Features
+) -> ImageInputs:
+    """Pictures as if they were one: what a model makes of them joined.
+
+    Args:
+        tensors: of all of them, joined.
+        images: them.
+        features: what the vision tower gave for them together.
+    """
+    expansion = "".join(image.expansion for image in images)
+    num_tokens = sum(image.num_tokens for image in images)
+    return ImageInputs(tensors, expansion, num_tokens).with_features(features)
+
+
 def placed(
     batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -156,6 +171,7 @@ def probe_image(
 
 
 def _pad_and_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    dim = min(dim, tensors[0].ndim - 1)  # pixels that are not there any more have one dimension
     target = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:

@@ -24,7 +24,7 @@ from ragvl.messages import shown
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
 from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
-from ragvl.mllm.inputs import Features, ImageInputs, Prompt, placed, probe_image
+from ragvl.mllm.inputs import Features, ImageInputs, Prompt, as_one, placed, probe_image
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
     UnsupportedModelError,
@@ -420,7 +420,11 @@ class MLLM:
         batch = self.model_inputs(prefixes, length=self.padded_length(max(lengths)))
         # No token sees one after it, so that what fills up need not be masked, which costs more
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-        return self.decoder.prefill(batch, lengths, write, self.kv_layout, features)
+        done = self.decoder.prefill(batch, lengths, write, self.kv_layout, features)
+        if len(prefixes) == 1 and done[0].features:
+            images = prefixes[0].images
+            done[0].pictures = as_one(self.prompting.joined(images), images, done[0].features)
+        return done
 
     def padded_length(self, length: int) -> int:
         """How many tokens a prefix of `length` tokens is filled up to.

@@ -291,9 +291,11 @@ class Prompting(Chat):
         for name, marked in self._marked_tokens.items():
             is_marked = torch.isin(batch["input_ids"], torch.tensor(marked, dtype=torch.int64))
             batch[name] = is_marked * batch["attention_mask"]
-        images = [image for prompt in prompts for image in prompt.images]
-        joins = self._company.joins if len(images) > 1 else {}
-        return batch | join_images(images, joins)
+        return batch | self.joined([image for prompt in prompts for image in prompt.images])
+
+    def joined(self, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+        """The tensors of several pictures, as a model reads them together."""
+        return join_images(images, self._company.joins if len(images) > 1 else {})
 
     def _process(self, images: Sequence[Image.Image]) -> Any:
         """What the processor makes of pictures and the image tokens for them alone."""

@@ -53,7 +53,7 @@ class CachedPrefix:
     Attributes:
         key: its name.
         input_ids: its token ids.
-        expansion: what stands for the picture in the prompt's text.
+        expansions: what stands for each of its pictures in the prompt's text.
         next_position: the position of the token after it.
         pages: where its keys and values are.
         ready: when they are, on a GPU that may still be at it; None once they are known to be.
@@ -62,7 +62,7 @@ class CachedPrefix:
 
     key: str
     input_ids: list[int]
-    expansion: str
+    expansions: tuple[str, ...]
     next_position: int
     pages: list[int]
     ready: torch.cuda.Event | None = None

@@ -5,6 +5,8 @@ Of a prefix its keys and values, or the visual tokens they come from; of a pictu
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -28,14 +30,14 @@ def kv_record(prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]) -> Pr
 
 
 def features_record(prefix: Prompt, done: Prefilled) -> PrefixRecord:
-    """A record of the visual tokens, and of what else the decoder needs of the picture."""
-    (image,) = prefix.images
-    return _record("features", prefix, done, _tensors_of(image.with_features(done.features or {})))
+    """A record of the visual tokens, and of what else the decoder needs of the pictures."""
+    assert done.pictures is not None
+    return _record("features", prefix, done, _tensors_of(done.pictures))
 
 
 def picture_record(image: ImageInputs) -> PrefixRecord:
     """A record of a picture with its features."""
-    return PrefixRecord(_tensors_of(image), {"kind": "picture", **_words_of(image)})
+    return PrefixRecord(_tensors_of(image), {"kind": "picture", **_words_of([image])})
 
 
 def picture_of(record: PrefixRecord, device: torch.device) -> ImageInputs:
@@ -78,8 +80,8 @@ def kind_of(record: PrefixRecord) -> Kind:
     raise UnusableRecordError("its record does not say what it holds")
 
 
-def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
-    """The prefix's token ids, its picture's expansion, and the position after it.
+def prefix_of(record: PrefixRecord) -> tuple[list[int], tuple[str, ...], int]:
+    """The prefix's token ids, its pictures' expansions, and the position after it.
 
     Raises:
         UnusableRecordError: the record lacks one of them, or they are none.
@@ -88,13 +90,13 @@ def prefix_of(record: PrefixRecord) -> tuple[list[int], str, int]:
     if ids is None or ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids) or ids.min() < 0:
         raise UnusableRecordError("its record has no token ids")
     try:
-        expansion, _ = _expansion_of(record)
+        expansions, _ = _expansions_of(record)
         next_position = int(record.info["next_position"])
     except (KeyError, ValueError) as error:
         raise UnusableRecordError("its record does not say where it ends") from error
     if not 0 < next_position <= len(ids) + 1:  # some models count from 1
         raise UnusableRecordError("its record ends at a position that its tokens do not reach")
-    return ids.tolist(), expansion, next_position
+    return ids.tolist(), expansions, next_position
 
 
 def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Features]:
@@ -112,25 +114,33 @@ def features_of(record: PrefixRecord, device: torch.device) -> tuple[Prompt, Fea
 def _record(
     kind: Kind, prefix: Prompt, done: Prefilled, tensors: dict[str, Tensor]
 ) -> PrefixRecord:
-    (image,) = prefix.images
     info = {
         "kind": kind,
-        **_words_of(image),
+        **_words_of(prefix.images),
         "next_position": str(done.next_position),
     }
     ids = torch.tensor(prefix.input_ids, dtype=torch.int32)
     return PrefixRecord({"input_ids": ids, **tensors}, info)
 
 
-def _words_of(image: ImageInputs) -> dict[str, str]:
-    return {"expansion": image.expansion, "num_image_tokens": str(image.num_tokens)}
+def _words_of(images: Sequence[ImageInputs]) -> dict[str, str]:
+    return {
+        "expansions": json.dumps([image.expansion for image in images]),
+        "num_image_tokens": str(sum(image.num_tokens for image in images)),
+    }
 
 
-def _expansion_of(record: PrefixRecord) -> tuple[str, int]:
-    """The picture's expansion, and how many visual tokens are in it."""
-    expansion = record.info["expansion"]
-    expansion.encode()  # has no half characters
-    return expansion, int(record.info["num_image_tokens"])
+def _expansions_of(record: PrefixRecord) -> tuple[tuple[str, ...], int]:
+    """The pictures' expansions, and how many visual tokens are in them.
+
+    Raises:
+        KeyError, ValueError: it does not say so.
+    """
+    expansions = json.loads(record.info["expansions"])
+    if not isinstance(expansions, list) or not all(isinstance(x, str) for x in expansions):
+        raise ValueError("expansions are no list of texts")
+    "".join(expansions).encode()  # has no half characters
+    return tuple(expansions), int(record.info["num_image_tokens"])
 
 
 def _tensors_of(image: ImageInputs) -> dict[str, Tensor]:
@@ -160,7 +170,7 @@ def _image_of(record: PrefixRecord, device: torch.device) -> ImageInputs:
     if not features:  # a model would compute the prompt as one without a picture
         raise UnusableRecordError("its record has no visual tokens")
     try:
-        expansion, num_tokens = _expansion_of(record)
+        expansions, num_tokens = _expansions_of(record)
     except (KeyError, ValueError) as error:
         raise UnusableRecordError("its record does not say what stands for the picture") from error
-    return ImageInputs(tensors, expansion, num_tokens, features)
+    return ImageInputs(tensors, "".join(expansions), num_tokens, features)

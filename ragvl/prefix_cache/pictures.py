@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from weakref import WeakValueDictionary
 
-from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.identity import name_of
-from ragvl.mllm import MLLM, ImageInputs, encode_document
+from ragvl.mllm import MLLM, ImageInputs, encode_picture
 from ragvl.mllm.inputs import probe_image
 from ragvl.prefix_cache.cache import PrefixCache
 from ragvl.prefix_cache.lru import LruTier
@@ -53,7 +53,7 @@ class PictureSupply:
 
     # --- for a call -----------------------------------------------------------------------------
 
-    def take(self, picture: Document, digest: str, key: str, workers: Workers) -> SuppliedPicture:
+    def take(self, picture: Picture, digest: str, key: str, workers: Workers) -> SuppliedPicture:
         """A picture that nobody in this call has taken."""
         encode = partial(self._encoded, picture, digest)
         if self.problem is not None:
@@ -81,8 +81,8 @@ class PictureSupply:
         inputs = self._mllm.prompting.encode_image(probe_image())
         return form_of(self._mllm.with_features(inputs))
 
-    def _encoded(self, picture: Document, digest: str) -> ImageInputs:
-        inputs = encode_document(self._mllm.prompting, picture)
+    def _encoded(self, picture: Picture, digest: str) -> ImageInputs:
+        inputs = encode_picture(self._mllm.prompting, picture)
         if picture.digest() != digest:
             raise ImageError(f"{picture.name} was changed while it was read")
         return inputs
@@ -121,7 +121,7 @@ class PictureCall:
         self._workers = workers
         self._at_work: WeakValueDictionary[str, SuppliedPicture] = WeakValueDictionary()
 
-    def take(self, picture: Document) -> SuppliedPicture:
+    def take(self, picture: Picture) -> SuppliedPicture:
         """A picture; what no tier has of it is being prepared when this returns."""
         try:
             digest = picture.digest()

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Generic, Protocol, TypeVar
 
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError
 from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError
 from ragvl.prefix_cache.building import PrefixBuilder
@@ -39,16 +39,16 @@ class Wanted(Protocol):
         """Names the prefix by all that it depends on, in 64 hexadecimal digits.
 
         Raises:
-            ImageError: its picture cannot be read.
+            DocumentError: a picture of it cannot be read.
         """
 
     def prefix(self) -> Prompt:
-        """The tokens that every prompt about it begins with, and its picture.
+        """The tokens that every prompt about it begins with, and its pictures.
 
         Called after `key`, in another thread, and only where no tier has the prefix.
 
         Raises:
-            ImageError: its picture cannot be used.
+            DocumentError: it cannot be used.
             PromptTooLongError: nothing could follow its prefix.
         """
 
@@ -166,7 +166,7 @@ class PrefixSupply:
     def _item(self, wanted: W, workers: Workers) -> _Item[W]:
         try:
             key = wanted.key()
-        except ImageError as error:  # reported in its turn
+        except DocumentError as error:  # reported in its turn
             return _Item(wanted, None, False, partial(_raise, error))
         if key in self._device or key in self._cache.below:
             return _Item(wanted, key, True, wanted.prefix)
@@ -197,7 +197,7 @@ class PrefixSupply:
                 try:
                     prompt = item.prompt()
                     self._check_fits(item.wanted, prompt)
-                except (ImageError, PromptTooLongError, PrefixTooLargeError) as error:
+                except (DocumentError, PromptTooLongError, PrefixTooLargeError) as error:
                     call.refuse(error)
                 else:
                     assert item.key is not None  # else its prompt() has raised
@@ -236,8 +236,8 @@ class PrefixSupply:
         every = self._compute(prompts, pages)
         ready = record_event(self.pool.device)
         for key, prompt, own, done in zip(keys, prompts, pages, every, strict=True):
-            expansion = prompt.images[0].expansion
-            prefix = CachedPrefix(key, prompt.input_ids, expansion, done.next_position, own, ready)
+            expansions = tuple(image.expansion for image in prompt.images)
+            prefix = CachedPrefix(key, prompt.input_ids, expansions, done.next_position, own, ready)
             self._cache.below.keep(prefix, prompt, done, self.pool)
             prefix = self._device.insert(prefix, lease)
             _, waiting = call.lacking.pop(key)
@@ -249,10 +249,10 @@ class PrefixSupply:
         Raises:
             UnusableRecordError: it is no record of this model's.
         """
-        input_ids, expansion, next_position = prefix_of(record)
-        (expanded,) = self._mllm.prompting.tokenize([expansion])
+        input_ids, expansions, next_position = prefix_of(record)
+        expanded = self._mllm.prompting.tokenize(expansions)
         image_token = self._mllm.prompting.image_token_id
-        if expanded.count(image_token) != input_ids.count(image_token):
+        if sum(ids.count(image_token) for ids in expanded) != input_ids.count(image_token):
             raise UnusableRecordError("its record has other visual tokens than it says")
         try:
             (pages,) = self._device.reserve([len(input_ids)], lease)
@@ -273,7 +273,7 @@ class PrefixSupply:
             self.pool.synchronize()  # before others write to these pages
             self._device.give_back(pages, lease)
             raise UnusableRecordError(f"its record does not fit ({reason(error)})") from error
-        prefix = CachedPrefix(key, input_ids, expansion, next_position, pages, ready)
+        prefix = CachedPrefix(key, input_ids, expansions, next_position, pages, ready)
         return self._device.insert(prefix, lease)
 
 

@@ -93,7 +93,7 @@ class LowerTiers:
             if tier not in self._kinds:
                 seconds = _loading_seconds(tier, entry, record, pool)
                 self._kinds[tier] = "kv" if seconds <= done.timer.seconds else "features"
-            if self._kinds[tier] == "features":
+            if self._kinds[tier] == "features" and done.pictures is not None:
                 record = features_record(prefix, done)
             tier.put(entry.key, record)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ragvl.data.document import Document
+from ragvl.data.query import Query
 from ragvl.data.questions import QuestionSet
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
@@ -87,7 +88,7 @@ def reranking_overhead(
 
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))
-        pairs = [(text, document) for document in documents]
+        pairs = [(Query(text), document) for document in documents]
         for indices, raw in whole.score(pairs, batch_size, "raise"):
             scores[list(indices)] = raw
         return relevance(scores)

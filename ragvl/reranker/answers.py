@@ -10,6 +10,7 @@ from itertools import chain
 from transformers import PreTrainedTokenizerBase
 
 from ragvl.data.document import Document
+from ragvl.data.query import Query
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, AnswerTokenError, Prompt, Prompting
 from ragvl.mllm.answer_tokens import named_token_ids
@@ -136,8 +137,8 @@ def _checked_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Sequ
 def probe_prompt(prompting: Prompting, prompts: Prompts) -> Prompt:
     """A prompt about a picture of one colour, to see what the model would answer."""
     picture = probe_image()  # not read as a document's, to which a limit of pixels may apply
-    text = prompts.text("Is it a mill?", Document(picture, caption="A mill"))
-    return prompting.encode_prompt(text, [prompting.encode_image(picture)])
+    document = Document(picture, caption="A mill")
+    return prompts.prompt(Query("Is it a mill?"), document, [prompting.encode_image(picture)])
 
 
 def check_share(share: float, words: Sequence[str], prompt: Prompt, prompting: Prompting) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ragvl.arguments import check_characters, checked_count
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.query import Query, QueryLike
 from ragvl.messages import shown
 from ragvl.reranker.thresholds import Threshold, check_threshold
 
@@ -23,7 +24,7 @@ _IN_A_LIST = "put it into a list"
 
 
 def checked_request(
-    query: str, documents: Iterable[DocumentLike], top_k: int | None, threshold: Threshold
+    query: QueryLike, documents: Iterable[DocumentLike], top_k: int | None, threshold: Threshold
 ) -> list[Document]:
     """The documents of a call of `rank`, after a look at what can be wrong without a model.
 
@@ -32,12 +33,13 @@ def checked_request(
         ImageError: a picture's file is not there, or is none; the message names the document.
     """
     check_threshold(threshold)
-    checked_query(query)
+    for picture in Query.of(query).pictures:
+        picture.check_file()
     if top_k is not None:
         checked_count("top_k", top_k)
     checked = as_documents(listed_documents(documents))
     for document in checked:
-        document.check_file()
+        document.check_files()
     return checked
 
 
@@ -135,6 +137,8 @@ def as_documents(items: Sequence[Any]) -> list[Document]:
 def as_document(item: Any, place: int, name: str = "documents") -> Document:
     """A document from what CrossEncoder calls one: a picture, or {"image": ..., "text": ...}.
 
+    A mapping with a text alone is a text; with a picture too, a picture and its caption.
+
     Args:
         item: it, or a document.
         place: where it stands in the list `name`, for messages.
@@ -142,7 +146,7 @@ def as_document(item: Any, place: int, name: str = "documents") -> Document:
 
     Raises:
         TypeError: it is something else, or has other keys; the message says where.
-        ValueError: it has no picture.
+        ValueError: it is empty.
     """
     if isinstance(item, Document):
         return item
@@ -152,22 +156,36 @@ def as_document(item: Any, place: int, name: str = "documents") -> Document:
         if others := set(item) - {"image", "text"}:
             raise TypeError(f"unknown keys {shown(sorted(map(str, others)))}")
         if item.get("image") is None:
-            raise ValueError("it has no picture, and a reranker needs one")
+            return Document(text=item.get("text"))
         return Document(item["image"], caption=item.get("text"))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}[{place}]: {error}") from error
 
 
-def checked_pairs(pairs: object) -> list[tuple[str, Document]]:
+def checked_pairs(pairs: object) -> list[tuple[Query, Document]]:
     """(query, document) pairs that can be scored; see `listed_pairs`.
 
+    A query that stands in several pairs becomes one object.
+
     Raises:
-        TypeError, ValueError: see `listed_pairs`, `checked_query` and `as_document`.
+        TypeError, ValueError: see `listed_pairs`, `Query.of` and `as_document`.
     """
+    listed = listed_pairs(pairs, "pairs")
+    queries: dict[int, Query] = {}
+    for place, (query, _) in enumerate(listed):
+        if id(query) not in queries:
+            queries[id(query)] = _as_query(query, place)
     return [
-        (checked_query(query), as_document(document, place, "pairs"))
-        for place, (query, document) in enumerate(listed_pairs(pairs, "pairs"))
+        (queries[id(query)], as_document(document, place, "pairs"))
+        for place, (query, document) in enumerate(listed)
     ]
+
+
+def _as_query(item: Any, place: int) -> Query:
+    try:
+        return Query.of(item)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"pairs[{place}]: {error}") from error
 
 
 def listed_pairs(pairs: object, name: str) -> list[Sequence[Any]]:

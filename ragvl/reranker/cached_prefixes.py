@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.data.query import Query
 from ragvl.identity import name_of
-from ragvl.mllm import MLLM, Prompt, Prompting, encode_document, too_long
+from ragvl.mllm import MLLM, Prompt, Prompting, encode_picture, too_long
 from ragvl.prefix_cache import CachedPrefix, PictureSupply, PrefixCache, PrefixSupply
 from ragvl.reranker.chunks import Suffix
 from ragvl.reranker.heads import Head
@@ -22,6 +23,9 @@ from ragvl.reranker.scorer import OnError, skip
 from ragvl.reranker.whole_prompts import WholePrompts
 
 logger = logging.getLogger(__name__)
+
+Queried = tuple[Query, Document]
+_SHORT_QUERY = Query("a")
 
 
 class DocumentPrefixes:
@@ -39,31 +43,40 @@ class DocumentPrefixes:
         self._prompting = prompting
         self._prompts = prompts
         self._scope = scope
-        # Digest and key: rendering the prompt's beginning and hashing it takes longer than a lookup
-        self._keys: WeakKeyDictionary[Document, tuple[str, str]] = WeakKeyDictionary()
+        # Rendering a prompt's beginning and hashing it takes longer than a lookup: the last key of
+        # each document, with the digests and the instruction that it was made of
+        self._keys: WeakKeyDictionary[Document, tuple[object, str]] = WeakKeyDictionary()
 
-    def key(self, document: Document, digest: str) -> str:
-        """Names the prefix of `document` with a picture of this digest."""
+    def key(self, document: Document, digests: Sequence[str], instruction: str | None) -> str:
+        """Names the prefix of `document` with pictures of these digests."""
+        made_of = digests, instruction
         known = self._keys.get(document)
-        if known is None or known[0] != digest:
-            before = self._prompts.before_query(document)
-            known = self._keys[document] = digest, name_of("prefix", digest, before, *self._scope)
+        if known is None or known[0] != made_of:
+            before = self._prompts.before_query(document, instruction)
+            known = made_of, name_of("prefix", *digests, before, *self._scope)
+            self._keys[document] = known
         return known[1]
 
-    def make(self, document: Document, digest: str, index: int) -> Prompt:
-        """The prefix's tokens and picture; thread-safe.
+    def make(
+        self, document: Document, digests: Sequence[str], instruction: str | None, index: int
+    ) -> Prompt:
+        """The prefix's tokens and pictures; thread-safe.
 
         Raises:
-            ImageError: the picture cannot be used, or is no longer the one of this digest.
+            DocumentError: a picture cannot be used, or is no longer the one of its digest.
             PromptTooLongError: no query would fit behind it.
         """
-        image = encode_document(self._prompting, document)
-        if document.digest() != digest:
+        images = [encode_picture(self._prompting, picture) for picture in document.pictures]
+        if _digests(document) != digests:
             raise ImageError(f"{document.name} was changed while it was read")
-        prefix = self._prompts.prefix(document, image)
+        prefix = self._prompts.prefix(document, images, instruction)
         if len(prefix) >= self._prompting.max_length:
             raise too_long(self._prompting, len(prefix) + 1, [document], index=index)
         return prefix
+
+
+def _digests(document: Document) -> list[str]:
+    return [picture.digest() for picture in document.pictures]
 
 
 class _WantedDocument:
@@ -71,25 +84,33 @@ class _WantedDocument:
 
     Attributes:
         document: the document.
-        index: its place in the call, or its first pair's.
+        pairs: the places of its pairs, or its own, in the call.
     """
 
-    def __init__(self, prefixes: DocumentPrefixes, index: int, document: Document) -> None:
+    def __init__(
+        self,
+        prefixes: DocumentPrefixes,
+        pairs: Sequence[int],
+        document: Document,
+        instruction: str | None = None,
+    ) -> None:
         self.document = document
-        self.index = index
+        self.pairs = pairs
+        self._instruction = instruction
         self._prefixes = prefixes
-        self._digest = ""
+        self._digests: list[str] = []
 
     @property
     def name(self) -> str:
         return self.document.name
 
     def key(self) -> str:
-        self._digest = self.document.digest()
-        return self._prefixes.key(self.document, self._digest)
+        self._digests = _digests(self.document)
+        return self._prefixes.key(self.document, self._digests, self._instruction)
 
     def prefix(self) -> Prompt:
-        return self._prefixes.make(self.document, self._digest, self.index)
+        index, *_ = self.pairs
+        return self._prefixes.make(self.document, self._digests, self._instruction, index)
 
 
 class CachedPrefixes:
@@ -137,7 +158,9 @@ class CachedPrefixes:
             skip(error, on_error)
             skipped.append("skipped")
 
-        wanted = (_WantedDocument(self._prefixes, *numbered) for numbered in enumerate(documents))
+        wanted = (
+            _WantedDocument(self._prefixes, [i], document) for i, document in enumerate(documents)
+        )
         examples: dict[int, tuple[Document, CachedPrefix]] = {}  # by how many pages they take
         for one, prefix, known in self._supply.warm(wanted, refuse):
             yield "known" if known else "built"
@@ -145,20 +168,21 @@ class CachedPrefixes:
                 examples.setdefault(len(prefix.pages), (one.document, prefix))
         yield from skipped
         for pages, (document, prefix) in examples.items():
-            (ids,) = self._prompts.tokens([("", document, prefix.expansion)])
-            self._run.prepare(pages, len(ids) - shared_length(ids, prefix.input_ids))
+            (ids,) = self._prompts.tokens([(_SHORT_QUERY, document, prefix.expansions)])
+            own = len(ids) - shared_length(ids, prefix.input_ids)
+            self._run.prepare(pages, max(1, own - 1))  # without the query's
 
     def score(
-        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
+        self, pairs: Sequence[Queried], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their raw scores (B,), in chunks; see `Scorer`.
 
-        Where a cached prefix makes one NaN, the prefix is computed again, once. Prompts that differ
-        from their document's prefix before the picture is over, as a chat template may write them,
-        are scored whole, last.
+        Where a cached prefix makes one NaN, the prefix is computed again, once. Scored whole, last,
+        are pairs whose query has a picture, and those whose prompts differ from their document's
+        prefix before its pictures are over, as a chat template may write them.
         """
         apart: list[int] = []
-        chosen: Sequence[int] = range(len(pairs))
+        chosen = [i for i, (query, _) in enumerate(pairs) if not query.pictures]
         for is_last in (False, True):
             again: list[int] = []
             for suffixes, raw in self._chunks(pairs, chosen, apart, batch_size, on_error):
@@ -168,12 +192,22 @@ class CachedPrefixes:
                 rows = [i for i, s in enumerate(suffixes) if is_last or s.prefix.key not in broken]
                 yield [suffixes[row].index for row in rows], raw[rows]
             chosen = again
-        if apart:
-            yield from self._score_whole(apart, pairs, batch_size, on_error)
+        if apart and not self._reported_whole:
+            self._reported_whole = True
+            logger.warning(
+                "the chat template writes something else before a picture for some questions: "
+                "their prompts are scored whole (%d now)",
+                len(apart),
+            )
+        apart += [i for i, (query, _) in enumerate(pairs) if query.pictures]
+        size = 1 if self._deterministic else batch_size
+        whole = [pairs[i] for i in apart]
+        for places, raw in self._whole.score(whole, size, on_error):
+            yield [apart[place] for place in places], raw
 
     def _chunks(
         self,
-        pairs: Sequence[tuple[str, Document]],
+        pairs: Sequence[Queried],
         chosen: Iterable[int],
         apart: list[int],
         batch_size: int | None,
@@ -184,38 +218,35 @@ class CachedPrefixes:
         Pairs are taken document by document, so that a prefix is built once and held for no longer
         than its own pairs are at work. `apart` gets the pairs that must be scored whole.
         """
-        by_document: dict[int, list[int]] = {}
+        by_prefix: dict[tuple[int, str | None], list[int]] = {}
         for i in chosen:
-            by_document.setdefault(id(pairs[i][1]), []).append(i)
+            query, document = pairs[i]
+            by_prefix.setdefault((id(document), query.instruction), []).append(i)
         wanted = [
-            _WantedDocument(self._prefixes, indices[0], pairs[indices[0]][1])
-            for indices in by_document.values()
+            _WantedDocument(self._prefixes, indices, pairs[indices[0]][1], instruction)
+            for (_, instruction), indices in by_prefix.items()
         ]
         for block in self._supply.blocks(wanted, partial(skip, on_error=on_error)):
-            held = [
-                (i, *pairs[i], prefix)
-                for one, prefix in block
-                for i in by_document[id(one.document)]
-            ]
+            held = [(i, *pairs[i], prefix) for one, prefix in block for i in one.pairs]
             suffixes = self._suffixes(held, apart, on_error)
             for chunk in self._run.chunks(suffixes, batch_size):
                 yield chunk, self._run(chunk)
 
     def _suffixes(
         self,
-        held: Sequence[tuple[int, str, Document, CachedPrefix]],
+        held: Sequence[tuple[int, Query, Document, CachedPrefix]],
         apart: list[int],
         on_error: OnError,
     ) -> list[Suffix]:
         """What is left of each prompt; `apart` gets those whose pictures are no part of it."""
         prompts = self._prompts.tokens(
-            [(query, document, prefix.expansion) for _, query, document, prefix in held]
+            [(query, document, prefix.expansions) for _, query, document, prefix in held]
         )
         suffixes = []
         max_length = self._prompting.max_length
         for (index, query, document, prefix), ids in zip(held, prompts, strict=True):
             if len(ids) > max_length:
-                error = too_long(self._prompting, len(ids), [document], index=index, question=query)
+                error = too_long(self._prompting, len(ids), [document], index=index, query=query)
                 skip(error, on_error)
                 continue
             shared = shared_length(ids, prefix.input_ids)
@@ -225,22 +256,3 @@ class CachedPrefixes:
                 continue
             suffixes.append(Suffix(index, prefix, shared, rest))
         return suffixes
-
-    def _score_whole(
-        self,
-        indices: Sequence[int],
-        pairs: Sequence[tuple[str, Document]],
-        batch_size: int | None,
-        on_error: OnError,
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        if not self._reported_whole:
-            self._reported_whole = True
-            logger.warning(
-                "the chat template writes something else before a picture for some questions: "
-                "their prompts are scored whole (%d now)",
-                len(indices),
-            )
-        chosen = [pairs[i] for i in indices]
-        size = 1 if self._deterministic else batch_size
-        for places, raw in self._whole.score(chosen, size, on_error):
-            yield [indices[place] for place in places], raw

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document
+from ragvl.data.images import DocumentError
+from ragvl.data.query import Query
 from ragvl.mllm import (
     CaptionLimit,
     ImageInputs,
     Prompt,
     Prompting,
     common_prefix_length,
-    encode_document,
+    encode_picture,
 )
-from ragvl.reranker.templates import CaptionError, PromptTemplate
+from ragvl.reranker.templates import PromptTemplate
 
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
@@ -31,6 +34,7 @@ class Prompts:
         caption_tokens: cuts captions to so many tokens; None cuts none.
 
     Attributes:
+        template: as given.
         captions: cuts captions.
 
     Raises:
@@ -41,86 +45,123 @@ class Prompts:
         self, prompting: Prompting, template: PromptTemplate, caption_tokens: int | None = None
     ) -> None:
         self._prompting = prompting
-        self._template = template
+        self.template = template
         self.captions = CaptionLimit(prompting, caption_tokens)
-        self._forms: WeakKeyDictionary[Document, tuple[PromptTemplate, str]] = WeakKeyDictionary()
+        # None: as it is, since a value must not keep its own key
+        self._cut: WeakKeyDictionary[Document, Document | None] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._prompting, self._template, self.captions.max_tokens)
+        return type(self), (self._prompting, self.template, self.captions.max_tokens)
 
-    def text(self, query: str, document: Document) -> str:
+    def check(self, query: Query, document: Document) -> None:
+        """Refuses what the template has no place for, before any work.
+
+        Raises:
+            ValueError: the query holds it.
+            DocumentError: the document does.
+        """
+        self.template.check_query(query)
+        self.template.of(document)
+
+    def text(self, query: Query, document: Document) -> str:
         """The whole prompt, chat template included.
 
         Raises:
-            CaptionError: see `before_query`.
+            DocumentError: see `before_query`.
         """
-        template, caption = self._form(document)
-        return self._prompting.render(
-            template.text, system_turn=template.system_turn, query=query, caption=caption
-        )
+        return self.template.write(self._prompting, query, self._shortened(document))
 
-    def before_query(self, document: Document) -> str:
+    def before_query(self, document: Document, instruction: str | None = None) -> str:
         """What this document's prompts begin with, whatever the query.
 
-        Raises:
-            CaptionError: the template needs a caption and the document has none, or it is no text
-                that a tokenizer takes.
-        """
-        template, caption = self._form(document)
-        return self._prompting.text_before(
-            template.text, "query", system_turn=template.system_turn, caption=caption
-        )
+        Args:
+            document: the document.
+            instruction: the queries'.
 
-    def tokens(self, parts: Sequence[tuple[str, Document, str]]) -> list[list[int]]:
-        """The token ids of the prompts of (query, document, its picture's expansion)."""
+        Raises:
+            DocumentError: the template has no place for what the document holds, needs a caption
+                and the document has none, or that is no text that a tokenizer takes.
+        """
+        shortened = self._shortened(document)
+        return self.template.before_query(self._prompting, shortened, instruction)
+
+    def tokens(self, parts: Sequence[tuple[Query, Document, Sequence[str]]]) -> list[list[int]]:
+        """The token ids of the prompts of (query, document, its pictures' expansions)."""
         texts = [
-            self._prompting.expand(self.text(query, document), [expansion])
-            for query, document, expansion in parts
+            self._prompting.expand(self.text(query, document), expansions)
+            for query, document, expansions in parts
         ]
         return self._prompting.tokenize(texts)
 
-    def prefix(self, document: Document, image: ImageInputs) -> Prompt:
+    def prompt(self, query: Query, document: Document, images: Sequence[ImageInputs]) -> Prompt:
+        """The whole prompt, tokenised.
+
+        Args:
+            query: the query.
+            document: the document.
+            images: the pictures of both, in the order of the template's `pictures`.
+        """
+        return self._prompting.encode_prompt(self.text(query, document), images)
+
+    def prefix(
+        self, document: Document, images: Sequence[ImageInputs], instruction: str | None = None
+    ) -> Prompt:
         """The tokens that every query's prompt about a document begins with.
 
         Read off token ids of whole prompts: a merge across the boundary costs a token, never
-        correctness. Where a chat template writes something else for some queries before the picture
-        is over, it is the first one's up to the picture's end; other prompts share less of it.
+        correctness. Where a chat template writes something else for some queries before the last
+        picture is over, it is the first one's up to its end; other prompts share less of it.
+
+        Args:
+            document: the document.
+            images: its pictures.
+            instruction: the queries'.
         """
-        first, second = self.tokens([(probe, document, image.expansion) for probe in _PROBES])
+        expansions = [image.expansion for image in images]
+        probes = [Query(probe, instruction=instruction) for probe in _PROBES]
+        first, second = self.tokens([(probe, document, expansions) for probe in probes])
         length = common_prefix_length(first, second)
         if self._prompting.image_token_id in first[length:]:
             length = len(first) - first[::-1].index(self._prompting.image_token_id)
-        return Prompt(first[:length], (image,))
+        return Prompt(first[:length], tuple(images))
 
-    def _form(self, document: Document) -> tuple[PromptTemplate, str]:
-        """A document's template and its caption as it goes in; neither ever changes."""
-        form = self._forms.get(document)
-        if form is None:
-            template = self._template.of(document)
+    def _shortened(self, document: Document) -> Document:
+        """The document as it goes into prompts; never another one."""
+        if document not in self._cut:
             check_caption(document)
-            form = self._forms[document] = template, self.captions(document.caption) or ""
-        return form
+            caption = self.captions(document.caption)
+            cut = None
+            if caption != document.caption:
+                cut = dataclasses.replace(document, parts=(), caption=caption)
+            self._cut[document] = cut
+        return self._cut[document] or document
 
 
 def check_caption(document: Document) -> None:
     """Refuses a caption that no tokenizer takes.
 
     Raises:
-        CaptionError: it holds half a character; the message names the document.
+        DocumentError: it holds half a character; the message names the document.
     """
     try:
         check_characters(document.caption or "")
     except ValueError as error:
-        raise CaptionError(f"{document.name}: its caption holds {error}") from None
+        raise DocumentError(f"{document.name}: its caption holds {error}") from None
 
 
 def split_prompt(
-    prompting: Prompting, prompts: Prompts, query: str, document: Document
+    prompting: Prompting, prompts: Prompts, query: Query, document: Document
 ) -> tuple[list[int], list[int]]:
     """A prompt's token ids: what every query's prompt about `document` shares, and the rest."""
-    image = encode_document(prompting, document)
-    (ids,) = prompts.tokens([(query, document, image.expansion)])
-    shared = shared_length(ids, prompts.prefix(document, image).input_ids)
+    prompts.check(query, document)
+    encoded = {
+        picture: encode_picture(prompting, picture)
+        for picture in (*document.pictures, *query.pictures)
+    }
+    images = [encoded[picture] for picture in prompts.template.pictures(query, document)]
+    ids = prompts.prompt(query, document, images).input_ids
+    own = [encoded[picture] for picture in document.pictures]
+    shared = shared_length(ids, prompts.prefix(document, own, query.instruction).input_ids)
     return ids[:shared], ids[shared:]
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
@@ -40,7 +41,6 @@ from ragvl.reranker.arguments import (
     as_documents,
     check_on_error,
     checked_pairs,
-    checked_query,
     listed_documents,
     refuse_one_document,
 )
@@ -69,13 +69,15 @@ _SHOW_PROGRESS_FROM = 64  # pairs
 class Reranker(CrossEncoderDialect):
     """An MLLM as a reranker: prefill only, nothing is generated (RagVL, arXiv 2407.21439, 3.1).
 
-    Whatever precedes the query in a prompt, picture and caption, is computed once for a document
-    and kept; a later query costs its own tokens only, and its scores are the same.
+    Whatever precedes the query in a prompt, pictures and texts, is computed once for a document and
+    kept; a later query costs its own tokens only, and its scores are the same. A query that has a
+    picture is scored in one piece with each document.
 
     Args:
         mllm: the model.
         template: a `PromptTemplate`, the name of one of `TEMPLATES`, or "auto": `caption` for a
-            document that has a caption, `plain` for one that has none.
+            picture that has a caption, `plain` for one that has none, `document` for texts and for
+            several parts.
         threshold: "natural" (0.5), a probability, or the name of one of `thresholds`; what `rank`
             keeps by default.
         thresholds: estimates for this model; see `ragvl calibrate`.
@@ -216,7 +218,7 @@ class Reranker(CrossEncoderDialect):
 
     def rank(
         self,
-        query: str,
+        query: QueryLike,
         documents: Iterable[DocumentLike],
         top_k: int | None = None,
         return_documents: bool = False,
@@ -234,37 +236,39 @@ class Reranker(CrossEncoderDialect):
         picture.
 
         Args:
-            query: the question.
-            documents: documents, or bare paths or pictures, or `{"image": ..., "text": caption}`;
-                in a list, an iterator, a table's column or an array.
+            query: a text, a picture, or a `Query` of both.
+            documents: documents of any kinds, bare paths or pictures, or mappings with "image" (and
+                "text", its caption) or with "text" alone; in a list, an iterator, a table's column
+                or an array.
             top_k: how many to return; all by default, and past the end is fine.
             return_documents: let each result also hold what stood in `documents` (`given`).
             threshold: what `kept` means, if not the reranker's own.
             batch_size: at most so many prompts in one forward pass; as many as pay by default.
-            on_error: "raise" at a picture that cannot be read, or "skip" it: it comes last, with
+            on_error: "raise" at a document that cannot be used, or "skip" it: it comes last, with
                 a score of NaN.
             progress: show a bar when there are many.
             show_progress_bar: CrossEncoder's name for `progress`.
             others: CrossEncoder's other keywords, refused where they would change something.
 
         Raises:
-            ValueError: an empty query, no documents, `top_k` below 1, or a keyword of
-                CrossEncoder's that cannot be heeded.
+            ValueError: an empty query or one that the template has no place for, no documents,
+                `top_k` below 1, or a keyword of CrossEncoder's that cannot be heeded.
             TypeError: `documents` is one document, or holds what is none.
-            ImageError: a picture cannot be read; the message names the document.
+            DocumentError: a document cannot be used, such as a picture that cannot be read, or one
+                that the template has no place for; the message names it.
             PromptTooLongError: a prompt does not fit the model's context.
             FloatingPointError: a score is NaN; see `score`.
         """
         if others:
             check_keywords("rank", others, self.mllm.device)
-        checked_query(query)
+        asked = Query.of(query)
         given = listed_documents(documents)
         limit = (
             self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
         )
         count = len(given) if top_k is None else checked_count("top_k", top_k)
         candidates = as_documents(given)
-        pairs = [(query, document) for document in candidates]
+        pairs = [(asked, document) for document in candidates]
         progress = progress if show_progress_bar is None else show_progress_bar
         raw = self._raw(pairs, batch_size, on_error, progress)
         scores, raw_scores = relevance(raw).tolist(), raw.tolist()
@@ -299,7 +303,7 @@ class Reranker(CrossEncoderDialect):
         Args:
             pairs: what to score, (query, document) each; may be empty.
             batch_size: as in `rank`.
-            on_error: "raise" at a picture that cannot be read, a prompt that is too long or a
+            on_error: "raise" at a document that cannot be used, a prompt that is too long or a
                 score that is NaN, or "skip" it: its score is NaN, and a line of the log names it.
             progress: show a bar when there are many.
             raw: give raw scores instead: the log-odds z_yes - z_no, or what the score network gave.
@@ -308,12 +312,12 @@ class Reranker(CrossEncoderDialect):
             (n,) float32 on the CPU, in the order of `pairs`: the sigmoid of the raw scores.
 
         Raises:
-            ValueError: an empty query, or `batch_size` below 1.
-            ImageError: a picture cannot be read, or a document has not the caption that the
-                template needs; the message names the document.
+            ValueError: an empty query or one that the template has no place for, or `batch_size`
+                below 1.
+            DocumentError: see `rank`.
             PromptTooLongError: a prompt does not fit the model's context; the message names the
                 document.
-            TypeError: `pairs` holds what is no pair of a text and a document.
+            TypeError: `pairs` holds what is no pair of a query and a document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
         scores = self._raw(checked_pairs(pairs), batch_size, on_error, progress)
@@ -322,7 +326,7 @@ class Reranker(CrossEncoderDialect):
     @default_torch_context
     def _raw(
         self,
-        pairs: Sequence[tuple[str, Document]],
+        pairs: Sequence[tuple[Query, Document]],
         batch_size: int | None,
         on_error: OnError,
         progress: bool,
@@ -330,6 +334,10 @@ class Reranker(CrossEncoderDialect):
         if batch_size is not None:
             batch_size = checked_count("batch_size", batch_size)
         check_on_error(on_error)
+        for query, document in pairs:
+            self.template.check_query(query)
+            if on_error == "raise":
+                self.template.of(document)
         deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
@@ -353,13 +361,13 @@ class Reranker(CrossEncoderDialect):
         On a GPU kernels are compiled and CUDA graphs captured as well: the first query is fast.
 
         Args:
-            documents: documents, or bare paths or pictures; taken one at a time.
+            documents: documents, or bare paths or pictures, as in `rank`; taken one at a time.
             on_error: "raise" at a document that cannot be used, or "skip" it.
             progress: show a bar.
 
         Raises:
             TypeError: `documents` is one document, or holds what is none.
-            ImageError: a picture cannot be read; the message names the document.
+            DocumentError: see `rank`.
             PromptTooLongError: a prefix fills the model's context; the message names the document.
             ValueError: this model or template has no prefixes that could be reused.
         """
@@ -387,7 +395,8 @@ class Reranker(CrossEncoderDialect):
         Also how much of a caption is in them.
         """
         settings = self.mllm.prompting.chat_settings, self.head.content, self.caption_tokens
-        return name_of("prompts", self.template.variants, *settings)
+        templates = [variant.settings for variant in self.template.variants]
+        return name_of("prompts", templates, *settings)
 
     @property
     def fingerprint(self) -> str:
@@ -444,18 +453,25 @@ class Reranker(CrossEncoderDialect):
     def _probe_prompt(self) -> Prompt:
         return probe_prompt(self.mllm.prompting, self._prompts)
 
-    def prompt(self, query: str, document: DocumentLike) -> str:
-        """The whole prompt as text, chat template included, for one pair."""
-        return self._prompts.text(query, Document.of(document))
+    def prompt(self, query: QueryLike, document: DocumentLike) -> str:
+        """The whole prompt as text, chat template included, for one pair.
+
+        Raises:
+            ValueError, DocumentError: the template has no place for the query or the document.
+        """
+        pair = Query.of(query), Document.of(document)
+        self._prompts.check(*pair)
+        return self._prompts.text(*pair)
 
     @default_torch_context
-    def split_prompt(self, query: str, document: DocumentLike) -> tuple[list[int], list[int]]:
+    def split_prompt(self, query: QueryLike, document: DocumentLike) -> tuple[list[int], list[int]]:
         """The prompt's token ids, split where the query begins to matter.
 
         The first part is the same for every query about `document`; the second is all that a new
         query costs once the first is cached. Together they are the whole prompt.
         """
-        return split_prompt(self.mllm.prompting, self._prompts, query, Document.of(document))
+        pair = Query.of(query), Document.of(document)
+        return split_prompt(self.mllm.prompting, self._prompts, *pair)
 
     @property
     def _scorer(self) -> Scorer:
@@ -521,7 +537,7 @@ def _folder(path: str | Path, load: Mapping[str, Any]) -> Path:
 def _check_finite(
     scores: Tensor,
     indices: Sequence[int],
-    pairs: Sequence[tuple[str, Document]],
+    pairs: Sequence[tuple[Query, Document]],
     on_error: OnError,
 ) -> None:
     for i in indices:

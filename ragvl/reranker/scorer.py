@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from ragvl.data.document import Document
+from ragvl.data.query import Query
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,12 @@ class Scorer(Protocol):
     """Raw scores of (query, document) pairs by one model, as it is, and one template."""
 
     def score(
-        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
+        self, pairs: Sequence[tuple[Query, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their raw scores (B,), in batches; skipped pairs are left out.
 
         Raises:
-            ImageError, PromptTooLongError: of a pair, with `on_error="raise"`.
+            DocumentError, PromptTooLongError: of a pair, with `on_error="raise"`.
         """
 
     def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
@@ -39,5 +40,5 @@ class Scorer(Protocol):
 
         Raises:
             ValueError: nothing can be kept from query to query; the message says why.
-            ImageError, PromptTooLongError: of a document, with `on_error="raise"`.
+            DocumentError, PromptTooLongError: of a document, with `on_error="raise"`.
         """

@@ -7,74 +7,193 @@ so a document's prefix can be computed once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from ragvl.data.document import Document
-from ragvl.data.images import ImageError
+from ragvl.data.document import Document, Part
+from ragvl.data.images import DocumentError
+from ragvl.data.picture import Picture
+from ragvl.data.query import Query
 from ragvl.messages import quoted
+from ragvl.mllm import Prompting
 
-
-class CaptionError(ImageError):
-    """A document whose caption cannot be used; it is passed over like one without a picture."""
+_IMAGE = "<image>"
+_SLOTS = re.compile(r"<image>|\{document\}")
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A prompt with one picture: `<image>`, `{query}` and, if it needs one, `{caption}`.
+    r"""A text about a query and a document.
 
     Attributes:
         name: what it is called.
-        text: the user's turn.
+        text: the user's turn: `{query}`, and either `<image>`, with `{caption}` if it needs one,
+            for documents that are one picture, or `{document}` for any; perhaps `{instruction}`.
         system_turn: the turn before it; None leaves it to the checkpoint's chat template.
         caption_optional: a document without a caption leaves `{caption}` empty.
+        instruction: what stands for `{instruction}` where a query brings none.
+        separator: what stands between the parts of a document, and of a query.
+        query_pictures: whether a query may be, or have, a picture.
 
     Raises:
-        ValueError: the text has not exactly one `<image>` and one `{query}`.
+        ValueError: the text has not exactly one place for the query and one for the document, or
+            no instruction for its place.
+
+    Example:
+        >>> PromptTemplate("mine", "{document}\nIs this about {query}? Answer 'Yes' or 'No'.")
     """
 
     name: str
     text: str
     system_turn: str | None = None
     caption_optional: bool = False
+    instruction: str | None = None
+    separator: str = "\n"
+    query_pictures: bool = True
 
     def __post_init__(self) -> None:
-        for part in ("<image>", "{query}"):
-            if self.text.count(part) != 1:
-                raise ValueError(f"template {self.name!r} must hold {part} exactly once")
+        if self.text.count("{query}") != 1:
+            raise ValueError(f"template {self.name!r} must hold {{query}} exactly once")
+        if len(_SLOTS.findall(self.text)) != 1:
+            raise ValueError(
+                f"template {self.name!r} must hold one of {_IMAGE} and {{document}}, exactly once"
+            )
+        if "{instruction}" in self.text and not self.instruction:
+            raise ValueError(f"template {self.name!r} holds {{instruction}}: give it one")
 
     @property
     def query_first(self) -> bool:
-        """Whether the query stands before the picture, so that no two queries share a prefix."""
-        return self.text.index("{query}") < self.text.index("<image>")
+        """Whether the query stands before the document, so that no two queries share a prefix."""
+        slot = _SLOTS.search(self.text)
+        assert slot is not None  # see __post_init__
+        return self.text.index("{query}") < slot.start()
 
     @property
     def variants(self) -> tuple[PromptTemplate, ...]:
         """The templates that `of` may return."""
         return (self,)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that shapes its prompts, by name: what is not as usual."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
+
     def of(self, document: Document) -> PromptTemplate:
         """The template of a document's prompts.
 
         Raises:
-            CaptionError: it needs a caption and the document has none.
+            DocumentError: it has no place for what the document holds, or needs a caption and the
+                document has none; the message names the document.
         """
+        if "{document}" in self.text:
+            return self
+        if not _is_picture(document):
+            raise DocumentError(
+                f"template {self.name!r} is about one picture, and {document.name} is not one"
+            )
         if document.caption is None and "{caption}" in self.text and not self.caption_optional:
-            raise CaptionError(
+            raise DocumentError(
                 f"{document.name} has no caption and template {self.name!r} needs one; "
                 "give it one, or use template='auto'"
             )
         return self
 
+    def check_query(self, query: Query) -> None:
+        """Refuses a query that the template has no place for.
 
-class _ByCaption(PromptTemplate):
-    """`caption` for a document that has a caption, `plain` for one that has none."""
+        Raises:
+            ValueError: it holds a picture, or an instruction, and must not.
+        """
+        if query.pictures and not self.query_pictures:
+            raise ValueError(f"template {self.name!r} takes texts as queries: {query.name}")
+        if query.instruction is not None and not self.takes_instruction:
+            raise ValueError(
+                f"template {self.name!r} has no place for the instruction of {query.name}"
+            )
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether a query may bring an instruction, on which all of its prompts depend."""
+        return any("{instruction}" in variant.text for variant in self.variants)
+
+    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
+        """The pictures of a prompt, in the order of their places in it."""
+        if self.query_first:
+            return query.pictures + document.pictures
+        return document.pictures + query.pictures
+
+    def write(self, prompting: Prompting, query: Query, document: Document) -> str:
+        """The whole prompt, chat template included, with a placeholder for each picture.
+
+        Raises:
+            DocumentError: see `of`.
+        """
+        template = self.of(document)
+        text, fields = template._filled(document, query.parts, query.instruction)
+        return prompting.render(text, system_turn=template.system_turn, **fields)
+
+    def before_query(
+        self, prompting: Prompting, document: Document, instruction: str | None = None
+    ) -> str:
+        """What a document's prompts begin with, whatever the query.
+
+        Args:
+            prompting: the model's.
+            document: the document.
+            instruction: the queries'; None for the template's own.
+
+        Raises:
+            DocumentError: see `of`.
+        """
+        template = self.of(document)
+        text, fields = template._filled(document, ("",), instruction)
+        fields.pop("query_0")
+        return prompting.text_before(text, "query_0", system_turn=template.system_turn, **fields)
+
+    def _filled(
+        self, document: Document, query: Sequence[Part], instruction: str | None
+    ) -> tuple[str, dict[str, str]]:
+        """The text with a field for each text, and the fields."""
+        text = self.text
+        fields: dict[str, str] = {}
+        if "{document}" in text:
+            text = text.replace("{document}", self._slots("document", document.parts, fields))
+        if "{caption}" in text:
+            fields["caption"] = document.caption or ""
+        if "{instruction}" in text:
+            fields["instruction"] = instruction or self.instruction or ""
+        return text.replace("{query}", self._slots("query", query, fields)), fields
+
+    def _slots(self, name: str, parts: Sequence[Part], fields: dict[str, str]) -> str:
+        """Places for parts; `fields` gets their texts."""
+        places = []
+        for i, part in enumerate(parts):
+            if isinstance(part, str):
+                fields[f"{name}_{i}"] = part
+            places.append(f"{{{name}_{i}}}" if isinstance(part, str) else _IMAGE)
+        return self.separator.join(places)
+
+
+class _ByContent(PromptTemplate):
+    """`caption` for a picture with a caption, `plain` for one without, `document` for all else."""
 
     @property
     def variants(self) -> tuple[PromptTemplate, ...]:
-        return (CAPTION, PLAIN)
+        return (CAPTION, PLAIN, DOCUMENT)
 
     def of(self, document: Document) -> PromptTemplate:
+        if not _is_picture(document):
+            return DOCUMENT
         return PLAIN if document.caption is None else CAPTION
+
+
+def _is_picture(document: Document) -> bool:
+    return document.image is not None or (
+        len(document.parts) == 1 and isinstance(document.parts[0], Picture)
+    )
 
 
 CAPTION = PromptTemplate(
@@ -90,6 +209,12 @@ PLAIN = PromptTemplate(
 RETRIEVAL = PromptTemplate(
     "retrieval",
     "<image>\nImage Caption: {query}\nIs the image relevant to the caption? Answer 'Yes' or 'No'.",
+    query_pictures=False,
+)
+DOCUMENT = PromptTemplate(
+    "document",
+    "{document}\nQuestion: {query}\nIs this document relevant to the question? "
+    "Answer 'Yes' or 'No'.",
 )
 INSTRUCTION_FIRST = PromptTemplate(
     "instruction-first",
@@ -98,10 +223,11 @@ INSTRUCTION_FIRST = PromptTemplate(
     "Answer 'Yes' or 'No'.\nQuestion: {query}",
 )
 
-AUTO = _ByCaption("auto", CAPTION.text)
+AUTO = _ByContent("auto", CAPTION.text)
 
 TEMPLATES = {
-    template.name: template for template in (AUTO, CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST)
+    template.name: template
+    for template in (AUTO, CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST, DOCUMENT)
 }
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ragvl.data.document import Document
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError
+from ragvl.data.query import Query
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError, too_long
 from ragvl.prefix_cache import PictureSupply, SuppliedPicture
 from ragvl.reranker.heads import Head
@@ -72,25 +73,28 @@ class WholePrompts:
             raise ValueError(f"there is nothing to warm: {problem}")
         with Workers() as workers:
             call = self._pictures.call(workers)
-            coming = ((one, call.take(one)) for one in documents)
-            for index, (document, picture) in enumerate(ahead(coming, _AHEAD)):
+            coming = ((one, [*map(call.take, one.pictures)]) for one in documents)
+            for index, (document, pictures) in enumerate(ahead(coming, _AHEAD)):
                 try:
-                    self._keep(document, picture, index)
-                except (ImageError, PromptTooLongError) as error:
+                    self._keep(document, pictures, index)
+                except (DocumentError, PromptTooLongError) as error:
                     skip(error, on_error)
                     yield "skipped"
                 else:
-                    yield "known" if picture.known else "built"
+                    yield "known" if all(picture.known for picture in pictures) else "built"
 
-    def _keep(self, document: Document, picture: SuppliedPicture, index: int) -> None:
-        """Has a picture looked at whose prompt can fit the model's context."""
+    def _keep(self, document: Document, pictures: Sequence[SuppliedPicture], index: int) -> None:
+        """Has the pictures looked at of a document whose prompt can fit the model's context."""
+        self._prompts.template.of(document)
         prompting = self._mllm.prompting
-        if (length := picture.inputs.num_tokens + 1) > prompting.max_length:
+        length = sum(picture.inputs.num_tokens for picture in pictures) + 1
+        if length > prompting.max_length:
             raise too_long(prompting, length, [document], index=index)
-        picture.seen()
+        for picture in pictures:
+            picture.seen()
 
     def score(
-        self, pairs: Sequence[tuple[str, Document]], batch_size: int | None, on_error: OnError
+        self, pairs: Sequence[tuple[Query, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their raw scores (B,), in batches; see `Scorer`."""
         for window in self._prepare(pairs, on_error):
@@ -114,7 +118,7 @@ class WholePrompts:
             yield batch
 
     def _prepare(
-        self, pairs: Sequence[tuple[str, Document]], on_error: OnError
+        self, pairs: Sequence[tuple[Query, Document]], on_error: OnError
     ) -> Iterator[list[_Entry]]:
         """Windows of prompts; pictures are prepared ahead.
 
@@ -126,8 +130,11 @@ class WholePrompts:
             by_document.setdefault(id(document), []).append(i)
         with Workers() as workers:
             call = self._pictures.call(workers)
+            pictures_of = self._prompts.template.pictures
             coming = (
-                (i, [call.take(pairs[i][1])]) for indices in by_document.values() for i in indices
+                (i, [*map(call.take, pictures_of(*pairs[i]))])
+                for indices in by_document.values()
+                for i in indices
             )
             window: list[_Entry] = []
             for index, pictures in ahead(coming, _AHEAD):
@@ -141,18 +148,18 @@ class WholePrompts:
     def _entry_or_none(
         self,
         index: int,
-        query: str,
+        query: Query,
         document: Document,
         pictures: Sequence[SuppliedPicture],
         on_error: OnError,
     ) -> _Entry | None:
         try:
-            text = self._prompts.text(query, document)
+            images = [picture.inputs for picture in pictures]
+            prompt = self._prompts.prompt(query, document, images)
             prompting = self._mllm.prompting
-            prompt = prompting.encode_prompt(text, [picture.inputs for picture in pictures])
             if len(prompt) > prompting.max_length:
-                raise too_long(prompting, len(prompt), [document], index=index, question=query)
-        except (ImageError, PromptTooLongError) as error:
+                raise too_long(prompting, len(prompt), [document], index=index, query=query)
+        except (DocumentError, PromptTooLongError) as error:
             skip(error, on_error)
             return None
         return _Entry(index, prompt.input_ids, pictures)

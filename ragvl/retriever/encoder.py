@@ -28,7 +28,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import ImageError, count_kept_pixels
+from ragvl.data.images import DocumentError, ImageError, count_kept_pixels
 from ragvl.forks import fork_safe
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import quoted, reason, shown
@@ -237,7 +237,10 @@ class DualEncoder:
         return vectors
 
     def _prepare(self, document: Document) -> dict[str, Tensor]:
-        with document.decoded(kept_pixels=lambda: self._kept_pixels) as image:
+        if document.image is None:
+            raise DocumentError(f"{document.name} is not one picture, which this encoder needs")
+        (picture,) = document.pictures
+        with picture.decoded(kept_pixels=lambda: self._kept_pixels) as image:
             try:
                 return self._process(image)
             except ValueError as error:  # some processors refuse extreme shapes

@@ -13,9 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ragvl.data.document import Document
+from ragvl.data.query import Query
 from ragvl.data.questions import QuestionSet
 from ragvl.generator.prompt import generator_prompt
-from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_document, too_long
+from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.templates import PromptTemplate, resolve_template
@@ -80,7 +81,9 @@ class RankingExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         sample = self._samples[index]
         document = self._source.document(sample.document)
-        return Example(self._prompts.text(sample.question, document), [document], sample.answer)
+        return Example(
+            self._prompts.text(Query(sample.question), document), [document], sample.answer
+        )
 
 
 class AnswerExamples(Dataset[Example]):
@@ -183,7 +186,11 @@ class Collator:
     def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
         """The prompt with its answer, and the labels of both."""
         prompting = self._prompting
-        images = [encode_document(prompting, document) for document in example.documents]
+        images = [
+            encode_picture(prompting, p)
+            for document in example.documents
+            for p in document.pictures
+        ]
         prompt = prompting.encode_prompt(example.prompt, images)
         answer = prompting.encode_answer(example.prompt, example.answer)
         length = len(prompt) + len(answer)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
+from ragvl.data.query import Query
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,84 @@ def test_bytes_that_spell_a_picture_do_not_take_its_name() -> None:
     picture = Image.new("RGB", (8, 6), "red")
     spelled = f"{picture.size} ".encode() + picture.tobytes()
     assert Document(spelled).digest() != Document(picture).digest()
+
+
+class TestParts:
+    def test_what_is_kept_is_texts_and_pictures_in_order(self, tmp_path):
+        image = Image.new("RGB", (4, 4))
+        document = Document(parts=["a", image, tmp_path / "b.png", {"text": "c"}, {"image": image}])
+        kinds = [part if isinstance(part, str) else type(part) for part in document.parts]
+        assert kinds == ["a", Picture, Picture, "c", Picture]
+        assert [p.image for p in document.pictures] == [image, tmp_path / "b.png", image]
+        assert document.picture is document.pictures[0]
+        assert document.path is None and document.pictures[1].path == str(tmp_path / "b.png")
+        again = Document(parts=document.parts)
+        assert again.parts == document.parts
+
+    def test_a_picture_and_its_caption_and_a_text_are_parts_too(self):
+        document = Document(b"...", caption="A mill")
+        assert document.parts == (document.picture, "A mill")
+        assert Document(text="A mill").parts == ("A mill",)
+        assert Document(text="A mill").pictures == ()
+
+    def test_a_file_that_is_not_there_is_named_with_its_place(self, tmp_path):
+        with pytest.raises(ImageError, match=r"'x' \(of 2 parts\), parts\[1\] .*no\.png.*no such"):
+            Document(parts=["a", tmp_path / "no.png"], id="x").check_files()
+
+    def test_a_digest_names_all_parts_and_their_order(self, tmp_path):
+        file = tmp_path / "a.png"
+        Image.new("RGB", (4, 4)).save(file)
+        kinds = [["a", file], [file, "a"], [file], [file, file], ["a"], ["a", "a"], ["aa"]]
+        assert len({Document(parts=parts).digest() for parts in kinds}) == len(kinds)
+        assert Document(parts=["a", file]).digest() == Document(parts=["a", Path(file)]).digest()
+
+    @pytest.mark.parametrize(
+        ("fields", "error", "message"),
+        [
+            ({}, ValueError, "one of image, text and parts"),
+            ({"image": b".", "text": "a"}, ValueError, "one of image, text and parts"),
+            ({"text": "a", "parts": ["a"]}, ValueError, "one of image, text and parts"),
+            ({"parts": []}, ValueError, "one of image, text and parts"),
+            ({"text": "a", "caption": "b"}, ValueError, "a caption belongs to an image"),
+            ({"text": " \n"}, ValueError, "the text is empty"),
+            ({"text": "a\ud800"}, ValueError, "half a character"),
+            ({"text": 3}, TypeError, "text must be a string or None, not int"),
+            ({"parts": "text"}, TypeError, "must be a list, not str"),
+            ({"parts": ["a", ""]}, ValueError, r"parts\[1\]: the text is empty"),
+            ({"parts": [3]}, TypeError, r"parts\[0\]: a picture must be"),
+            ({"parts": [{"text": 3}]}, TypeError, r"parts\[0\]: a text must be a string, not int"),
+            ({"parts": [{"image": None}]}, TypeError, r"parts\[0\]: a picture must be"),
+            ({"parts": [{"video": "a.mp4"}]}, TypeError, r"parts\[0\]: a picture must be"),
+        ],
+    )
+    def test_what_is_no_document_is_refused(self, fields, error, message):
+        with pytest.raises(error, match=message):
+            Document(**fields)
+
+
+class TestQuery:
+    def test_what_makes_a_query(self):
+        image = Image.new("RGB", (4, 4))
+        assert Query.of("a").parts == ("a",)
+        assert Query.of(image).pictures[0].image is image
+        both = Query.of({"text": "a", "image": image})
+        assert both.parts == (both.pictures[0], "a")
+        assert Query.of(both) is both
+
+    @pytest.mark.parametrize(
+        ("query", "error", "message"),
+        [
+            (None, TypeError, "must be a string, a picture"),
+            (3, TypeError, "must be a string, a picture"),
+            ({"text": "a", "video": "b"}, TypeError, "unknown keys.*video"),
+            ({"text": None}, ValueError, "the query is empty"),
+            (" ", ValueError, "the query is empty"),
+            ("a\ud800", ValueError, "half a character"),
+            ({"text": 3}, TypeError, "must be a string, not int"),
+            ({"text": "a", "instruction": ""}, ValueError, "the instruction is empty"),
+            ({"text": "a", "image": 3}, TypeError, "the query: a picture must be"),
+        ],
+    )
+    def test_what_is_no_query_is_refused(self, query, error, message):
+        with pytest.raises(error, match=message):
+            Query.of(query)

@@ -22,6 +22,7 @@ from ragvl.data import images
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError, formats, load_image
 from ragvl.data.jpeg import check_scans
+from ragvl.data.picture import Picture
 from ragvl.data.pixel_budget import PixelBudget
 from ragvl.data.sources import Documents
 
@@ -452,7 +453,7 @@ class TestLargePictures:
         used = []
 
         def work(_):
-            with Document(data).decoded():
+            with Picture(data, "it").decoded():
                 used.append(budget.used)
 
         with ThreadPoolExecutor(4) as pool:

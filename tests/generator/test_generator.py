@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named(tiny_model: Callable[[str], Path]) -> None:
         Document(picture(0), caption=caption, id=id)
         for id, caption in (("short", "A barn"), ("long", "word " * 2000))
     )
-    with pytest.raises(PromptTooLongError, match=r"'short' .*'long' .* question 'Why") as caught:
+    with pytest.raises(PromptTooLongError, match=r"'short' .*'long' .* query 'Why") as caught:
         generator.answer_batch(["Who?", "Why?"], [[short], [short, long]], batch_size=1)
     assert caught.value.index == 1
     strip = Document(Image.new("RGB", (2000, 4)), id="a strip")

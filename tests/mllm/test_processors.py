@@ -12,11 +12,12 @@ from PIL import Image
 
 from ragvl import Document, Reranker
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.mllm import (
     MLLM,
     UnsupportedModelError,
     UnusableImageError,
-    encode_document,
+    encode_picture,
     merge_settings,
 )
 
@@ -224,13 +225,13 @@ def test_a_picture_that_the_image_processor_refuses(tiny_mllm):
     with pytest.raises(UnusableImageError, match="aspect ratio"):
         tiny_mllm("qwen2_vl").prompting.encode_image(strip)
 
-    class Strip(Document):  # decoding a file refuses it before a processor sees it
+    class Strip(Picture):  # decoding a file refuses it before a processor sees it
         @contextmanager
         def decoded(self, **_: object) -> Iterator[Image.Image]:
             yield strip
 
-    with pytest.raises(ImageError, match=r"document 'strip'.*aspect ratio"):
-        encode_document(tiny_mllm("qwen2_vl").prompting, Strip(BIG, id="strip"))
+    with pytest.raises(ImageError, match=r"a strip.*aspect ratio"):
+        encode_picture(tiny_mllm("qwen2_vl").prompting, Strip(BIG, "a strip"))
 
 
 def test_what_is_not_the_pictures_fault_is_no_bad_picture(copied):

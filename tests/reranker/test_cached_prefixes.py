@@ -366,7 +366,7 @@ def test_a_bad_document_harms_no_other(mllm: MLLM, tmp_path: Path) -> None:
     long = "word " * 5000
     scores = reranker.score([(QUERIES[0], good[0]), (long, good[0])], on_error="skip")
     assert scores.isnan().tolist() == [False, True]
-    with pytest.raises(PromptTooLongError, match="question 'word word") as caught:
+    with pytest.raises(PromptTooLongError, match="query 'word word") as caught:
         reranker.score([(QUERIES[0], good[0]), (long, good[0])])
     assert caught.value.index == 1
     # what was at work when an error came is free again

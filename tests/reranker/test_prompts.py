@@ -18,7 +18,7 @@ from plain import plain_logits
 from tiny_models import ARCHITECTURES, with_chat_template_changed
 from tokenizers import normalizers
 
-from ragvl import Document, PrefixCache, Reranker
+from ragvl import Document, PrefixCache, Query, Reranker
 from ragvl.mllm import MLLM
 from ragvl.reranker import Answers, Preset, PromptTemplate
 from ragvl.reranker.templates import CAPTION
@@ -233,7 +233,7 @@ def test_a_prompt_has_no_control_token_but_the_templates_own(
     expansion = reranker.mllm.prompting.encode_image(picture).expansion
 
     def read(query: str, caption: str) -> list[int]:
-        parts = [(query, Document(picture, caption=caption), expansion)]
+        parts = [(Query(query), Document(picture, caption=caption), [expansion])]
         return [token for token in reranker._prompts.tokens(parts)[0] if token in control]
 
     if query.strip():

@@ -14,6 +14,7 @@ from tiny_models import ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.mllm import MLLM, Prompting, PromptTooLongError
 from ragvl.mllm.decoder import Decoder
 from ragvl.prefix_cache.lru import LruTier
@@ -42,8 +43,8 @@ def without_pictures() -> Iterator[None]:
         pytest.fail("a known picture was worked on")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Document, "load", refuse)
-        patch.setattr(Document, "decoded", refuse)
+        patch.setattr(Picture, "load", refuse)
+        patch.setattr(Picture, "decoded", refuse)
         patch.setattr(Prompting, "encode_image", refuse)
         patch.setattr(Decoder, "features", refuse)
         yield

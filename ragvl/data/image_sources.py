@@ -34,7 +34,7 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
-class UnusablePicture:
+class UnusableSource:
     """What was given for a picture and is none; whoever loads it gets an error that says so.
 
     Attributes:
@@ -46,12 +46,12 @@ class UnusablePicture:
     reason: str
 
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | UnusablePicture
+PlainSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | UnusableSource
 # A Union, since torch is not imported here and its name alone cannot be joined with |
-ImageSource = Union[Picture, bytearray, memoryview, BinaryIO, Mapping[str, Any], "Tensor"]
+ImageSource = Union[PlainSource, bytearray, memoryview, BinaryIO, Mapping[str, Any], "Tensor"]
 
 
-def as_picture(source: ImageSource) -> Picture:
+def plain_source(source: ImageSource) -> PlainSource:
     """`source` as a path, a file's bytes, a PIL image or an array (H, W, C).
 
     Args:
@@ -67,13 +67,13 @@ def as_picture(source: ImageSource) -> Picture:
 
     Raises:
         TypeError: `source` is none of these. What is one of them and yet no picture gives an
-            `UnusablePicture`.
+            `UnusableSource`.
     """
     if isinstance(source, str):
         return _from_text(source)
     if isinstance(source, os.PathLike):
         return _from_path(source)
-    if isinstance(source, bytes | Image.Image | np.ndarray | UnusablePicture):
+    if isinstance(source, bytes | Image.Image | np.ndarray | UnusableSource):
         return source
     if isinstance(source, bytearray | memoryview):
         return bytes(source)
@@ -86,9 +86,9 @@ def as_picture(source: ImageSource) -> Picture:
     raise TypeError(f"{_EXPECTED}, not {type(source).__name__}")
 
 
-def describe(picture: Picture, limit: int = MAX_SHOWN) -> str:
+def describe(picture: PlainSource, limit: int = MAX_SHOWN) -> str:
     """A few words for a picture that has no other name; of a path at most `limit` characters."""
-    if isinstance(picture, UnusablePicture):
+    if isinstance(picture, UnusableSource):
         return picture.what
     if isinstance(picture, str | os.PathLike):
         return quoted(os.fspath(picture), limit)
@@ -99,7 +99,7 @@ def describe(picture: Picture, limit: int = MAX_SHOWN) -> str:
     return f"an array ({picture.dtype}, {picture.shape})"
 
 
-def _from_text(text: str) -> Picture:
+def _from_text(text: str) -> PlainSource:
     if text[:5].lower() == "data:":
         return _from_data_url(text)
     if match := _URL.match(text):
@@ -107,27 +107,27 @@ def _from_text(text: str) -> Picture:
     return expand_user(text)
 
 
-def _from_path(path: os.PathLike[str]) -> Picture:
+def _from_path(path: os.PathLike[str]) -> PlainSource:
     text = os.fsdecode(os.fspath(path))
     if text[:5].lower() == "data:":
         # "//" in base64 has become "/"
-        return UnusablePicture("a data: URL", "a Path changes it: give it as a string")
+        return UnusableSource("a data: URL", "a Path changes it: give it as a string")
     usable = _from_text(text)
     return path if usable == os.fspath(path) else usable
 
 
-def _from_data_url(url: str) -> Picture:
+def _from_data_url(url: str) -> PlainSource:
     what = f"a data: URL of {len(url):,} characters"
     head, comma, body = url.partition(",")
     if not comma:
-        return UnusablePicture(what, "it has no comma before its data")
+        return UnusableSource(what, "it has no comma before its data")
     if len(url) > _MAX_URL:
-        return UnusablePicture(what, f"it may have {_MAX_URL:,} characters")
+        return UnusableSource(what, f"it may have {_MAX_URL:,} characters")
     try:
         data = unquote_to_bytes(body)
         return _from_base64(data) if head.lower().endswith(";base64") else data
     except ValueError as error:
-        return UnusablePicture(what, f"its data is not base64: {reason(error)}")
+        return UnusableSource(what, f"its data is not base64: {reason(error)}")
 
 
 def _from_base64(text: bytes) -> bytes:
@@ -136,21 +136,21 @@ def _from_base64(text: bytes) -> bytes:
     return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
 
 
-def _from_url(url: str, scheme: str) -> Picture:
+def _from_url(url: str, scheme: str) -> PlainSource:
     what = quoted(url)
     if scheme != "file":
         why = "URLs are not fetched: download it and give the path or bytes"
-        return UnusablePicture(what, why)
+        return UnusableSource(what, why)
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        return UnusablePicture(what, reason(error))
+        return UnusableSource(what, reason(error))
     if parts.netloc not in ("", "localhost"):
-        return UnusablePicture(what, "it is on another machine")
+        return UnusableSource(what, "it is on another machine")
     return url2pathname(parts.path)
 
 
-def _from_cell(cell: Mapping[str, Any]) -> Picture:
+def _from_cell(cell: Mapping[str, Any]) -> PlainSource:
     if not cell or not set(cell) <= {"bytes", "path"}:
         keys = shown(", ".join(map(str, cell)))
         raise TypeError(f"{_EXPECTED}, not a {type(cell).__name__} of {keys or 'nothing'}")
@@ -160,46 +160,46 @@ def _from_cell(cell: Mapping[str, Any]) -> Picture:
     if data is not None:
         raise TypeError(f"a picture's 'bytes' must be bytes or None, not {type(data).__name__}")
     if isinstance(path, str | os.PathLike):
-        return as_picture(path)
+        return plain_source(path)
     if path is not None:
         raise TypeError(f"a picture's 'path' must be a path or None, not {type(path).__name__}")
-    return UnusablePicture("a picture without bytes and path", "both are None")
+    return UnusableSource("a picture without bytes and path", "both are None")
 
 
-def _from_tensor(tensor: Tensor) -> Picture:
+def _from_tensor(tensor: Tensor) -> PlainSource:
     what = f"a tensor ({tensor.dtype}, {tuple(tensor.shape)})"
     is_first, is_last = (
         tensor.ndim == 3 and tensor.shape[axis] in _NUM_CHANNELS for axis in (0, 2)
     )
     if is_first and is_last:
         why = "it may be (C, H, W) or (H, W, C): give an array (H, W, C)"
-        return UnusablePicture(what, why)
+        return UnusableSource(what, why)
     if not (is_first or is_last or tensor.ndim == 2):
         why = f"expected the shape (H, W), (C, H, W) or (H, W, C), with {_NUM_CHANNELS} channels"
-        return UnusablePicture(what, why)
+        return UnusableSource(what, why)
     try:
         values = tensor.detach().cpu()
         # numpy has no bfloat16
         array = (values.float() if values.is_floating_point() else values).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, meta
-        return UnusablePicture(what, reason(error))
+        return UnusableSource(what, reason(error))
     return np.moveaxis(array, 0, 2) if is_first else array
 
 
-def _from_file(file: Any) -> Picture:
+def _from_file(file: Any) -> PlainSource:
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"{_EXPECTED}, not a file open in text mode")
     what = "an open file"
     try:
         if not _is_regular(file):
-            return UnusablePicture(what, "it is no regular file: read it and give its bytes")
+            return UnusableSource(what, "it is no regular file: read it and give its bytes")
         data = _read(file)
     except (OSError, ValueError) as error:  # closed, or not open for reading
-        return UnusablePicture(what, reason(error))
+        return UnusableSource(what, reason(error))
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"{_EXPECTED}, not a file that reads as {type(data).__name__}")
     if len(data) > MAX_FILE_BYTES:
-        return UnusablePicture(what, f"it has over {MAX_FILE_BYTES:,} bytes")
+        return UnusableSource(what, f"it has over {MAX_FILE_BYTES:,} bytes")
     return bytes(data)
 
 

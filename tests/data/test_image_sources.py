@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ragvl.data.document import Document
+from ragvl.data.image_sources import UnusableSource, plain_source
 from ragvl.data.images import ImageError, load_image
-from ragvl.data.pictures import UnusablePicture, as_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -157,15 +157,15 @@ def test_files_that_need_not_end_or_cannot_be_read(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     with open(read_end, "rb") as pipe, open(write_end, "wb") as writing:
         for file in (pipe, writing):
-            assert as_picture(file) == UnusablePicture(
+            assert plain_source(file) == UnusableSource(
                 "an open file", "it is no regular file: read it and give its bytes"
             )
     closed = (tmp_path / "a").open("wb")
-    assert "not readable" in as_picture(closed).reason or "read" in as_picture(closed).reason
+    assert "not readable" in plain_source(closed).reason or "read" in plain_source(closed).reason
     closed.close()
     for file in (closed, io.BytesIO()):
         file.close()
-        assert "closed file" in as_picture(file).reason
+        assert "closed file" in plain_source(file).reason
 
 
 def test_what_changes_later_was_copied() -> None:
@@ -181,7 +181,7 @@ def test_what_changes_later_was_copied() -> None:
 def test_data_urls_give_back_any_bytes(data: bytes, in_base64: bool, kind: str) -> None:
     kind = kind.removesuffix(";base64")
     body = base64.b64encode(data).decode() if in_base64 else quote_from_bytes(data)
-    assert as_picture(f"data:{kind}{';base64' * in_base64},{body}") == data
+    assert plain_source(f"data:{kind}{';base64' * in_base64},{body}") == data
 
 
 STARTS = st.sampled_from(["data:", "data:;base64,", "file:/", "ab://", "~", ""])
@@ -189,8 +189,8 @@ STARTS = st.sampled_from(["data:", "data:;base64,", "file:/", "ab://", "~", ""])
 
 @given(st.text(max_size=60), STARTS)
 def test_any_text_is_a_path_bytes_or_unusable_and_loads_as_an_error(text: str, start: str) -> None:
-    picture = as_picture(start + text)
-    assert isinstance(picture, str | bytes | UnusablePicture)
+    picture = plain_source(start + text)
+    assert isinstance(picture, str | bytes | UnusableSource)
     with pytest.raises(ImageError) as error:
         load_image(start + text)
     assert str(error.value).isprintable()
