@@ -301,6 +301,7 @@ def _train_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
     prompts = [
         f"USER: {text.format(query=f'What {word}?', caption=caption(number))} ASSISTANT:"
         for text in dict.fromkeys(template.text for template in TEMPLATES.values())
+        if "{document}" not in text  # which would make another tokenizer of it
         for number, word in enumerate(WORDS)
     ]
     tokenizer.train_from_iterator([*prompts, "user assistant"], trainer)

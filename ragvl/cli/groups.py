@@ -46,7 +46,7 @@ class RerankerOptions:
     """A reranker, for the commands that need nothing else."""
 
     model: options.Model
-    preset: options.Preset = "ragvl"
+    preset: options.Preset = "auto"
     date: options.Date = None
     chat_template_kwargs: options.ChatTemplateKwargs = None
     device: options.Device = "auto"

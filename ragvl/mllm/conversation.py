@@ -132,12 +132,12 @@ class Conversations:
             self._forms[shape] = form
         return form
 
-    def position(self, turns: Sequence[Turn], number: int) -> int | None:
-        """Where in the prompt the text of this number stands first; None if it does not."""
+    def position(self, turns: Sequence[Turn], number: int) -> int:
+        """Where the text of this number stands in a prompt that it is not lost from."""
         texts = _texts(turns)
         word = unused_words(f"{self._template.source}{texts}", 1)[0]
         prompt = self.write(_with_texts(turns, [*texts[:number], word, *texts[number + 1 :]]))
-        return prompt.index(word) if word in prompt else None
+        return prompt.index(word)
 
     def _make_form(self, shape: tuple[Turn, ...]) -> Form:
         count = len(_texts(shape))

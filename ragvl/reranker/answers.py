@@ -10,6 +10,7 @@ from itertools import chain
 from transformers import PreTrainedTokenizerBase
 
 from ragvl.data.document import Document
+from ragvl.data.images import DocumentError
 from ragvl.data.query import Query
 from ragvl.messages import shown
 from ragvl.mllm import MLLM, AnswerTokenError, Prompt, Prompting
@@ -135,10 +136,25 @@ def _checked_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Sequ
 
 
 def probe_prompt(prompting: Prompting, prompts: Prompts) -> Prompt:
-    """A prompt about a picture of one colour, to see what the model would answer."""
+    """A prompt about a picture of one colour, to see what the model would answer.
+
+    About one with a caption, or else, as the template has a place for it, without, or a text.
+    """
     picture = probe_image()  # not read as a document's, to which a limit of pixels may apply
-    document = Document(picture, caption="A mill")
-    return prompts.prompt(Query("Is it a mill?"), document, [prompting.encode_image(picture)])
+    query = Query("Is it a mill?")
+    documents = [Document(picture, caption="A mill"), Document(picture), Document(text="A mill")]
+    while len(documents) > 1 and not _has_place(prompts, query, documents[0]):
+        del documents[0]
+    images = [prompting.encode_image(picture)] if documents[0].pictures else []
+    return prompts.prompt(query, documents[0], images)
+
+
+def _has_place(prompts: Prompts, query: Query, document: Document) -> bool:
+    try:
+        prompts.check(query, document)
+    except DocumentError:
+        return False
+    return True
 
 
 def check_share(share: float, words: Sequence[str], prompt: Prompt, prompting: Prompting) -> None:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ragvl.data.query import Query, QueryLike
 from ragvl.messages import quoted, shown
 from ragvl.mllm import MLLM
 from ragvl.reranker.arguments import is_single_pair, listed_pairs
-from ragvl.reranker.heads import relevance
+from ragvl.reranker.heads import ACTIVATIONS, relevance
+from ragvl.reranker.templates import Template
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = {
-    "prompt": "what is asked is the reranker's template, see Reranker(template=)",
-    "prompt_name": "what is asked is the reranker's template, see Reranker(template=)",
     "activation_fn": "a score is the sigmoid of the raw score; a result has both, score and raw",
     "apply_softmax": "relevance is the softmax over Yes and No already",
     "device": "the model stays where it is, on {device}; load one with from_pretrained(device=)",
@@ -60,6 +61,39 @@ def check_keywords(method: str, keywords: Mapping[str, Any], device: torch.devic
             raise ValueError(f"{method}({name}=) cannot be heeded: {why}")
 
 
+def take_instruction(method: str, template: Template, keywords: dict[str, Any]) -> str | None:
+    """The instruction that CrossEncoder's `prompt` or `prompt_name` means; both are taken out.
+
+    Args:
+        method: whose keywords they are.
+        template: the reranker's.
+        keywords: what the method was given and does not have itself.
+
+    Raises:
+        ValueError: the template has no place for one, or knows none of that name.
+    """
+    prompt, name = keywords.pop("prompt", None), keywords.pop("prompt_name", None)
+    if prompt is None and name is None:
+        return None
+    keyword = "prompt_name" if prompt is None else "prompt"
+    problem = f"{method}({keyword}=) cannot be heeded: the template has"
+    if not template.takes_instruction:
+        raise ValueError(f"{problem} no place for an instruction")
+    if prompt is None:
+        prompt = template.instruction_named(name)
+    if not prompt and template.instruction:
+        raise ValueError(f"{problem} an instruction of its own, and it would be none")
+    return prompt or None
+
+
+def instructed(query: QueryLike, instruction: str | None) -> QueryLike:
+    """`query` with an instruction, unless there is none or it has its own."""
+    if instruction is None:
+        return query
+    asked = Query.of(query)
+    return asked if asked.instruction else replace(asked, instruction=instruction)
+
+
 def _changes_nothing(name: str, value: object, device: torch.device) -> bool:
     if value is None or value is False:
         return True
@@ -88,6 +122,8 @@ def _activated(raw: Tensor, activation_fn: Callable[[Tensor], Tensor] | None) ->
 
 class _Scores(Protocol):
     mllm: MLLM
+    template: Template
+    activation: str
 
     def score(
         self, pairs: Iterable[Any], *, batch_size: int | None, progress: bool, raw: bool
@@ -116,11 +152,14 @@ class CrossEncoderDialect:
             batch_size: as in `rank`.
             show_progress_bar: show a bar when there are many.
             activation_fn: takes raw scores (n,), float32 on the CPU, to those that are returned:
-                `torch.nn.Identity()` leaves them raw. The sigmoid by default.
+                `torch.nn.Identity()` leaves them raw. By default what the checkpoint's files in
+                sentence-transformers' format say, or else the sigmoid.
             convert_to_numpy: return an array; with False, a list of tensors.
             convert_to_tensor: return one tensor, on the model's device; goes before the other.
             sentences: CrossEncoder's former name for `inputs`.
-            others: its other keywords, refused where they would change something.
+            others: its other keywords. `prompt`, or the `prompt_name` of one that the checkpoint
+                brings, is the instruction of queries that have none; the rest is refused where it
+                would change something.
 
         Returns:
             The scores (n,), float32; of one pair, its score.
@@ -133,11 +172,17 @@ class CrossEncoderDialect:
             activation_fn = others.pop("activation_fct")
         if activation_fn is not None and not callable(activation_fn):
             raise TypeError(f"predict(activation_fn={shown(activation_fn)}): expected a function")
+        if activation_fn is None and self.activation != "sigmoid":
+            activation_fn = ACTIVATIONS[self.activation]
+        instruction = take_instruction("predict", self.template, others)
         if others:
             check_keywords("predict", others, self.mllm.device)
         given = sentences if inputs is None else inputs
         single = is_single_pair(given)
-        pairs = listed_pairs([given] if single else given, "inputs")
+        pairs = [
+            (instructed(query, instruction), document)
+            for query, document in listed_pairs([given] if single else given, "inputs")
+        ]
         progress = bool(show_progress_bar)
         raw = self.score(pairs, batch_size=batch_size, progress=progress, raw=True)
         scores = _activated(raw, activation_fn)

@@ -9,7 +9,7 @@ from typing import Any
 from ragvl.messages import quoted
 from ragvl.reranker.answers import Answers
 from ragvl.reranker.score_weights import ScoreWeights
-from ragvl.reranker.templates import PromptTemplate
+from ragvl.reranker.templates import PromptTemplate, Template
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Preset:
         head: what its scores are read off: answer words, or a score network by where its weights
             are in the checkpoint's files.
         processor_settings: limits of the pictures; see `MLLM.from_pretrained`.
+        activation: what `predict` makes of raw scores, the name of one of `ACTIVATIONS`.
 
     Example:
         >>> mine = Preset("mine", PromptTemplate("mine", "<image>\nIs it about {query}?"))
@@ -29,9 +30,10 @@ class Preset:
     """
 
     name: str
-    template: PromptTemplate | str = "auto"
+    template: Template | str = "auto"
     head: Answers | ScoreWeights = field(default_factory=Answers)
     processor_settings: Mapping[str, Any] = field(default_factory=dict)
+    activation: str = "sigmoid"
 
 
 # The paper's own; arXiv 2407.21439

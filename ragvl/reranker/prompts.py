@@ -19,7 +19,7 @@ from ragvl.mllm import (
     common_prefix_length,
     encode_picture,
 )
-from ragvl.reranker.templates import PromptTemplate
+from ragvl.reranker.templates import Template
 
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
@@ -42,7 +42,7 @@ class Prompts:
     """
 
     def __init__(
-        self, prompting: Prompting, template: PromptTemplate, caption_tokens: int | None = None
+        self, prompting: Prompting, template: Template, caption_tokens: int | None = None
     ) -> None:
         self._prompting = prompting
         self.template = template
@@ -60,8 +60,11 @@ class Prompts:
             ValueError: the query holds it.
             DocumentError: the document does.
         """
-        self.template.check_query(query)
-        self.template.of(document)
+        self.template.check(self._prompting, query, document)
+
+    def check_document(self, document: Document) -> None:
+        """Refuses a document that the template has no place for; see `check`."""
+        self.check(Query(_PROBES[0]), document)
 
     def text(self, query: Query, document: Document) -> str:
         """The whole prompt, chat template included.

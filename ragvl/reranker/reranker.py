@@ -30,9 +30,11 @@ from torch import Tensor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
+from ragvl.model_files import MODULES
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answers import Answers, AnswerTokens, check_share, probe_prompt
@@ -45,17 +47,24 @@ from ragvl.reranker.arguments import (
     refuse_one_document,
 )
 from ragvl.reranker.cached_prefixes import CachedPrefixes
-from ragvl.reranker.cross_encoder import CrossEncoderDialect, check_keywords
+from ragvl.reranker.cross_encoder import (
+    CrossEncoderDialect,
+    check_keywords,
+    instructed,
+    take_instruction,
+)
 from ragvl.reranker.heads import Head, ScoreNetwork, relevance
-from ragvl.reranker.presets import Preset, resolve_preset
+from ragvl.reranker.presets import RAGVL, Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.score_weights import ScoreWeights
 from ragvl.reranker.scorer import OnError, Scorer, skip
-from ragvl.reranker.templates import PromptTemplate, resolve_template
+from ragvl.reranker.sentence_transformers import preset_of_folder
+from ragvl.reranker.templates import Template, resolve_template
 from ragvl.reranker.thresholds import (
     SavedThresholds,
     Threshold,
+    check_threshold,
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
@@ -91,6 +100,7 @@ class Reranker(CrossEncoderDialect):
             is always so.
         caption_tokens: cuts a longer caption to so many tokens, with a word in the log; None, the
             default, leaves captions whole, and one that does not fit the context is an error.
+        activation: what `predict` makes of raw scores, the name of one of `ACTIVATIONS`.
 
     Raises:
         ValueError: an unknown template or threshold, a cache that is no size, `caption_tokens`
@@ -104,7 +114,7 @@ class Reranker(CrossEncoderDialect):
         self,
         mllm: MLLM,
         *,
-        template: PromptTemplate | str = "auto",
+        template: Template | str = "auto",
         threshold: Threshold = "natural",
         thresholds: SavedThresholds | None = None,
         head: Answers | ScoreNetwork | None = None,
@@ -112,9 +122,11 @@ class Reranker(CrossEncoderDialect):
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
         caption_tokens: int | None = None,
+        activation: str = "sigmoid",
     ) -> None:
         self.mllm = mllm
-        self.template = resolve_template(template)
+        self.activation = activation
+        self.template = resolve_template(template).for_model(mllm.prompting)
         self.head = (_given_head(head, answers) or Answers()).of(mllm)
         self.caption_tokens = checked_caption_tokens(caption_tokens)
         if thresholds is not None:
@@ -145,8 +157,8 @@ class Reranker(CrossEncoderDialect):
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        preset: Preset | str = "ragvl",
-        template: PromptTemplate | str | None = None,
+        preset: Preset | str = "auto",
+        template: Template | str | None = None,
         threshold: Threshold = "natural",
         thresholds: SavedThresholds | None = None,
         head: Answers | ScoreWeights | None = None,
@@ -165,8 +177,9 @@ class Reranker(CrossEncoderDialect):
                 adapters of one.
             device: "auto" is CUDA where it is present.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
-            preset: the prompts that the checkpoint was trained on: a `Preset` or the name of one of
-                `PRESETS`.
+            preset: what the checkpoint was trained on: a `Preset`, the name of one of `PRESETS`, or
+                "auto": what its files say in sentence-transformers' format, and the paper's prompts
+                ("ragvl") where they do not.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
             thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
@@ -186,8 +199,9 @@ class Reranker(CrossEncoderDialect):
         """
         checked_caption_tokens(caption_tokens)
         given = _given_head(head, answers)
+        check_threshold(threshold)
         model_folder(path, revision=load.get("revision"))
-        known = resolve_preset(preset)
+        known = _preset(preset, path, load)
         head = known.head if given is None else given
         template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
@@ -214,6 +228,7 @@ class Reranker(CrossEncoderDialect):
             prefix_cache=prefix_cache,
             deterministic=deterministic,
             caption_tokens=caption_tokens,
+            activation=known.activation,
         )
 
     def rank(
@@ -248,7 +263,8 @@ class Reranker(CrossEncoderDialect):
                 a score of NaN.
             progress: show a bar when there are many.
             show_progress_bar: CrossEncoder's name for `progress`.
-            others: CrossEncoder's other keywords, refused where they would change something.
+            others: CrossEncoder's other keywords: `prompt` and `prompt_name` as in `predict`, the
+                rest refused where it would change something.
 
         Raises:
             ValueError: an empty query or one that the template has no place for, no documents,
@@ -259,9 +275,10 @@ class Reranker(CrossEncoderDialect):
             PromptTooLongError: a prompt does not fit the model's context.
             FloatingPointError: a score is NaN; see `score`.
         """
+        instruction = take_instruction("rank", self.template, others)
         if others:
             check_keywords("rank", others, self.mllm.device)
-        asked = Query.of(query)
+        asked = Query.of(instructed(query, instruction))
         given = listed_documents(documents)
         limit = (
             self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
@@ -335,9 +352,11 @@ class Reranker(CrossEncoderDialect):
             batch_size = checked_count("batch_size", batch_size)
         check_on_error(on_error)
         for query, document in pairs:
-            self.template.check_query(query)
-            if on_error == "raise":
-                self.template.of(document)
+            try:
+                self._prompts.check(query, document)
+            except DocumentError:
+                if on_error == "raise":
+                    raise
         deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
@@ -395,8 +414,7 @@ class Reranker(CrossEncoderDialect):
         Also how much of a caption is in them.
         """
         settings = self.mllm.prompting.chat_settings, self.head.content, self.caption_tokens
-        templates = [variant.settings for variant in self.template.variants]
-        return name_of("prompts", templates, *settings)
+        return name_of("prompts", self.template.content, *settings)
 
     @property
     def fingerprint(self) -> str:
@@ -528,10 +546,22 @@ def _given_head(head: Answers | H | None, answers: tuple[str, str] | None) -> An
     return head if answers is None else Answers(answers)
 
 
+def _preset(preset: Preset | str, path: str | Path, load: Mapping[str, Any]) -> Preset:
+    """The preset that a name means, or that a checkpoint's files describe."""
+    if preset != "auto":
+        return resolve_preset(preset)
+    return preset_of_folder(_folder(path, load)) or RAGVL
+
+
 def _folder(path: str | Path, load: Mapping[str, Any]) -> Path:
-    """The folder of a checkpoint that `load` is about to load."""
+    """The folder of a checkpoint that `load` is about to load, or of its adapters.
+
+    What describes the whole reranker is with the adapters, if they brought it.
+    """
     known = {name: load[name] for name in ("revision", "trust_remote_code") if name in load}
-    return find_checkpoint(path, **known).folder
+    checkpoint = find_checkpoint(path, **known)
+    own = checkpoint.adapters
+    return own if own is not None and (own / MODULES).is_file() else checkpoint.folder
 
 
 def _check_finite(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from ragvl.data.document import Document, Part
 from ragvl.data.images import DocumentError
@@ -21,6 +21,63 @@ from ragvl.mllm import Prompting
 
 _IMAGE = "<image>"
 _SLOTS = re.compile(r"<image>|\{document\}")
+
+
+class Template(Protocol):
+    """Writes the prompts of queries and documents."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def instruction(self) -> str | None:
+        """What is asked where a query brings no instruction of its own."""
+
+    @property
+    def query_first(self) -> bool:
+        """Whether the query stands before the document, so that no two queries share a prefix."""
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether a query may bring an instruction, on which all of its prompts depend."""
+
+    @property
+    def content(self) -> object:
+        """All that shapes its prompts, as `name_of` takes it."""
+
+    def for_model(self, prompting: Prompting) -> Template:
+        """The template for one model.
+
+        Raises:
+            ValueError: it is none for that model's chat template.
+        """
+
+    def instruction_named(self, name: str) -> str | None:
+        """The instruction of this name that the checkpoint brought.
+
+        Raises:
+            ValueError: there is none.
+        """
+
+    def check(self, prompting: Prompting, query: Query, document: Document) -> None:
+        """Refuses what the template has no place for.
+
+        Raises:
+            ValueError: the query holds it.
+            DocumentError: the document does; the message names it.
+        """
+
+    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
+        """The pictures of a prompt, in the order of their places in it."""
+
+    def write(self, prompting: Prompting, query: Query, document: Document) -> str:
+        """The whole prompt, chat template included, with a placeholder for each picture."""
+
+    def before_query(
+        self, prompting: Prompting, document: Document, instruction: str | None = None
+    ) -> str:
+        """What a document's prompts begin with, whatever the query."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +137,37 @@ class PromptTemplate:
         """All that shapes its prompts, by name: what is not as usual."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {name: value for name, (value, usual) in values.items() if value != usual}
+
+    @property
+    def content(self) -> object:
+        """All that shapes its prompts, as `name_of` takes it."""
+        return [variant.settings for variant in self.variants]
+
+    def for_model(self, prompting: Prompting) -> PromptTemplate:
+        """Itself, once it is seen that the model's chat template writes a user's turn.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if not prompting.takes_user_turns:
+            raise ValueError(
+                f"template {self.name!r} is a user's turn, and the checkpoint's chat template "
+                "writes none: its prompts are of a query and a document"
+            )
+        return self
+
+    def instruction_named(self, name: str) -> str | None:
+        """Refuses: instructions have names in sentence-transformers' format only.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"template {self.name!r} has no prompt {quoted(name)}")
+
+    def check(self, prompting: Prompting, query: Query, document: Document) -> None:  # noqa: ARG002
+        """Refuses what the template has no place for; see `of` and `check_query`."""
+        self.check_query(query)
+        self.of(document)
 
     def of(self, document: Document) -> PromptTemplate:
         """The template of a document's prompts.
@@ -231,13 +319,13 @@ TEMPLATES = {
 }
 
 
-def resolve_template(template: PromptTemplate | str) -> PromptTemplate:
+def resolve_template(template: Template | str) -> Template:
     """The template that a name means.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if isinstance(template, PromptTemplate):
+    if not isinstance(template, str):
         return template
     if template not in TEMPLATES:
         raise ValueError(f"unknown template {quoted(template)}; known: {', '.join(TEMPLATES)}")

@@ -85,7 +85,7 @@ class WholePrompts:
 
     def _keep(self, document: Document, pictures: Sequence[SuppliedPicture], index: int) -> None:
         """Has the pictures looked at of a document whose prompt can fit the model's context."""
-        self._prompts.template.of(document)
+        self._prompts.check_document(document)
         prompting = self._mllm.prompting
         length = sum(picture.inputs.num_tokens for picture in pictures) + 1
         if length > prompting.max_length:

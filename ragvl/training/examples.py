@@ -19,7 +19,7 @@ from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.templates import PromptTemplate, resolve_template
+from ragvl.reranker.templates import Template, resolve_template
 
 if TYPE_CHECKING:
     from ragvl.training.ranking import RankingSample
@@ -57,7 +57,7 @@ class RankingExamples(Dataset[Example]):
         samples: Sequence[RankingSample],
         source: QuestionSet,
         prompting: Prompting,
-        template: PromptTemplate | None = None,
+        template: Template | None = None,
         *,
         caption_tokens: int | None = None,
     ) -> None:

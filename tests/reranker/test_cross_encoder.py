@@ -264,8 +264,8 @@ def test_what_is_no_list_of_documents_is_refused_by_name(
             reranker.rank(QUERY, wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=message):
             fast_rerank(QUERY, wrong, model=reranker)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"documents\[0\]: it has no picture"):
-        reranker.rank(QUERY, [{"text": "only words"}])
+    with pytest.raises(ValueError, match=r"documents\[0\]: .*text is empty"):
+        reranker.rank(QUERY, [{"text": " "}])
 
 
 @pytest.mark.usefixtures("no_work")
@@ -287,7 +287,7 @@ def test_what_is_no_list_of_pairs_is_refused_by_name(reranker: Reranker, paths: 
         reranker.score(pair)
     with pytest.raises(TypeError, match=r"inputs\[0\] must be a pair .* has 3 parts"):
         reranker.predict([QUERY, *paths[:2]])
-    with pytest.raises(TypeError, match="a query must be a string, not list"):
+    with pytest.raises(TypeError, match=r"a query must be a string, .* not list"):
         reranker.rank([QUERY], paths)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,184 @@
+"""Prompts of rerankers whose chat template takes a query and a document by their roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ragvl.data.document import Document, Part
+from ragvl.data.images import DocumentError
+from ragvl.data.picture import Picture
+from ragvl.data.query import Query
+from ragvl.messages import shown
+from ragvl.mllm import Prompting, UnsupportedModelError
+from ragvl.mllm.conversation import Conversations, Turn
+
+_PROBE = "Is it a mill?"
+
+
+@dataclass(frozen=True)
+class RolesTemplate:
+    """The messages `[{"role": "query", ...}, {"role": "document", ...}]` in a chat template.
+
+    That is how sentence-transformers asks a reranker. An instruction, which it calls a prompt, is a
+    system turn before them. What the chat template makes of them is the checkpoint's; which of the
+    two comes first in the prompt shows by rendering.
+
+    Attributes:
+        name: what it is called.
+        add_generation_prompt: prompts end with the beginning of an answer.
+        variables: values for variables of the chat template.
+        instructions: texts by name, of which `CrossEncoder.predict(prompt_name=)` names one.
+        instruction: what stands in the system turn where a query brings none; None for no such
+            turn.
+        query_first: the query stands before the document, so that no two queries share a prefix;
+            as `for_model` finds it.
+        takes_instruction: the chat template writes a system turn; as `for_model` finds it.
+    """
+
+    name: str = "roles"
+    add_generation_prompt: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    query_first: bool = True
+    takes_instruction: bool = False
+
+    @property
+    def content(self) -> object:
+        """All that shapes its prompts beside the chat template, as `name_of` takes it."""
+        return self.add_generation_prompt, dict(self.variables), self.instruction
+
+    def for_model(self, prompting: Prompting) -> RolesTemplate:
+        """The template with what can be said of one model's prompts.
+
+        Raises:
+            UnsupportedModelError: its chat template does not write a query and a document.
+        """
+        conversations = self._conversations(prompting)
+        problems = []
+        for part in (_PROBE, None):  # a document of text, or else of a picture
+            turns = [Turn("query", (_PROBE,)), Turn("document", (part,))]
+            try:
+                form = conversations.form(turns)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if form.lost or form.num_images != (part is None):
+                problems.append("one of them is not in the prompt")
+                continue
+            if part is None:
+                document = conversations.write(turns).index(prompting.processor.image_token)
+            else:
+                document = conversations.position(turns, 1)
+            return replace(
+                self,
+                query_first=conversations.position(turns, 0) < document,
+                takes_instruction=_writes_instruction(conversations, turns),
+            )
+        raise UnsupportedModelError(
+            "the chat template does not write a query and a document, each by its role: "
+            f"{problems[0]}"
+        )
+
+    def check(self, prompting: Prompting, query: Query, document: Document) -> None:
+        """Refuses what the chat template has no place for.
+
+        Raises:
+            ValueError: the query holds it.
+            DocumentError: the document does; the message names it.
+        """
+        if query.instruction is not None and not self.takes_instruction:
+            raise ValueError(f"the chat template has no place for the instruction of {query.name}")
+        turns = self._turns(query.instruction, query.parts, document.parts)
+        try:
+            form = self._conversations(prompting).form(turns)
+        except ValueError as error:
+            raise DocumentError(f"{document.name}, for {query.name}: {error}") from error
+        num_pictures = len(query.pictures) + len(document.pictures)
+        first = 1 if turns[0].role == "system" else 0  # a default's system turn may be left out
+        lost = [number for number in form.lost if number >= first]
+        if not lost and form.num_images == num_pictures:
+            return
+        num_query_texts = len(query.parts) - len(query.pictures)
+        if lost and lost[0] < first + num_query_texts:
+            raise ValueError(f"the chat template has no place for the text of {query.name}")
+        what = "text" if lost else "pictures"
+        whose = f"{document.name} and {query.name}" if query.pictures else document.name
+        message = (
+            f"the chat template has no place for the {what} of {whose}: it writes "
+            f"{form.num_images} of {num_pictures} pictures"
+        )
+        if query.pictures and not document.pictures and not lost:
+            raise ValueError(message)
+        raise DocumentError(message)
+
+    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
+        """The pictures of a prompt, in the order of their places in it."""
+        if self.query_first:
+            return query.pictures + document.pictures
+        return document.pictures + query.pictures
+
+    def write(self, prompting: Prompting, query: Query, document: Document) -> str:
+        """The whole prompt, with a placeholder for each picture.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(prompting, query, document)
+        turns = self._turns(query.instruction, query.parts, document.parts)
+        return self._conversations(prompting).write(turns)
+
+    def before_query(
+        self, prompting: Prompting, document: Document, instruction: str | None = None
+    ) -> str:
+        """What a document's prompts begin with, whatever the query.
+
+        Args:
+            prompting: the model's.
+            document: the document.
+            instruction: the queries'; None for the template's own.
+
+        Raises:
+            DocumentError: see `check`.
+        """
+        self.check(prompting, Query(_PROBE), document)
+        turns = self._turns(instruction, (_PROBE,), document.parts)
+        return self._conversations(prompting).before(turns, len(turns) - 2)
+
+    def instruction_named(self, name: str) -> str | None:
+        """The instruction of this name; None where it says nothing.
+
+        Raises:
+            ValueError: the checkpoint has none of that name.
+        """
+        if name not in self.instructions:
+            raise ValueError(
+                f"the checkpoint has no prompt {name!r}; it has "
+                f"{shown(', '.join(self.instructions)) or 'none'}"
+            )
+        return self.instructions[name] or None
+
+    def _conversations(self, prompting: Prompting) -> Conversations:
+        return prompting.conversations(
+            add_generation_prompt=self.add_generation_prompt, variables=self.variables
+        )
+
+    def _turns(
+        self, instruction: str | None, query: tuple[Part, ...], document: tuple[Part, ...]
+    ) -> list[Turn]:
+        said = instruction or self.instruction
+        system = [] if said is None else [Turn("system", (said,))]
+        return [*system, Turn("query", _texts(query)), Turn("document", _texts(document))]
+
+
+def _texts(parts: tuple[Part, ...]) -> tuple[str | None, ...]:
+    return tuple(part if isinstance(part, str) else None for part in parts)
+
+
+def _writes_instruction(conversations: Conversations, turns: list[Turn]) -> bool:
+    try:
+        return 0 not in conversations.form([Turn("system", (_PROBE,)), *turns]).lost
+    except ValueError:
+        return False
