@@ -76,7 +76,7 @@ def results(models: tuple[Reranker, Generator, DualEncoder]) -> list[Any]:
     scores = reranker.score(PAIRS)
     assert scores.dtype == torch.float32 and not scores.is_inference()
     ranked = [result.index for result in reranker.rank("Red?", DOCUMENTS)]
-    vectors = encoder.encode_images(DOCUMENTS), encoder.encode_texts(["a roof"])
+    vectors = encoder.encode_documents(DOCUMENTS), encoder.encode_texts(["a roof"])
     answer = generator.answer("Red?", DOCUMENTS[:2], max_new_tokens=4)
     return [scores.numpy(), ranked, answer, *vectors]
 

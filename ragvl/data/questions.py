@@ -100,8 +100,9 @@ class QuestionSet(ABC):
             KeyError: there is none of that id.
         """
         document = self.document(document_id)
-        picture = document.digest() if document.path is None else file_version_name(document.path)
-        return document_name(document.caption, picture)
+        if document.image is None or document.path is None:
+            return document_name(document.caption, document.digest())
+        return document_name(document.caption, file_version_name(document.path))
 
     @property
     def gold(self) -> dict[str, tuple[str, ...]]:

@@ -27,8 +27,8 @@ def encode_documents(
     """
     documents = list(source.documents(ids=ids))
     try:
-        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
+        vectors = encoder.encode_documents(documents, batch_size=batch_size, progress=False)
     except ImageError:  # find out whose
         documents = list(source.decodable(documents))
-        vectors = encoder.encode_images(documents, batch_size=batch_size, progress=False)
+        vectors = encoder.encode_documents(documents, batch_size=batch_size, progress=False)
     return dict(zip([str(document.id) for document in documents], vectors, strict=True))

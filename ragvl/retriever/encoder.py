@@ -28,7 +28,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import DocumentError, ImageError, count_kept_pixels
+from ragvl.data.images import ImageError, count_kept_pixels
+from ragvl.data.picture import Picture
+from ragvl.data.query import Query, QueryLike
 from ragvl.forks import fork_safe
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import quoted, reason, shown
@@ -159,13 +161,16 @@ class DualEncoder:
         return self._fingerprint
 
     @default_torch_context
-    def encode_images(
-        self, images: Sequence[DocumentLike], *, batch_size: int = 32, progress: bool = True
+    def encode_documents(
+        self, documents: Sequence[DocumentLike], *, batch_size: int = 32, progress: bool = True
     ) -> np.ndarray:
-        """L2-normalised vectors of pictures, which are decoded in threads ahead of the model.
+        """L2-normalised vectors of documents: of their pictures, or else of their texts.
+
+        A document of several pictures has the direction of their vectors' sum. Captions, and texts
+        beside pictures, are not read. Pictures are decoded in threads ahead of the model.
 
         Args:
-            images: documents, or bare pictures.
+            documents: documents, or bare pictures.
             batch_size: pictures per forward pass; it changes the speed, not the vectors.
             progress: show a progress bar when it takes more than a second.
 
@@ -178,14 +183,64 @@ class DualEncoder:
             ValueError: `batch_size` is below 1.
             FloatingPointError: a vector is not finite.
         """
-        documents = [Document.of(image) for image in images]
-        vectors = np.empty((len(documents), self.dim), dtype=np.float32)
-        batches = _batches(documents, batch_size)
+        every = [Document.of(document) for document in documents]
+        pictures = [picture for document in every for picture in document.pictures]
+        of_pictures = iter(self.encode_pictures(pictures, batch_size=batch_size, progress=progress))
+        texts = ["\n".join(map(str, one.parts)) for one in every if not one.pictures]
+        of_texts = iter(self.encode_texts(texts))
+        vectors = np.empty((len(every), self.dim), dtype=np.float32)
+        for row, document in zip(vectors, every, strict=True):
+            own = [next(of_pictures) for _ in document.pictures] or [next(of_texts)]
+            row[:] = own[0] if len(own) == 1 else _unit(np.sum(own, axis=0), document.name)
+        return vectors
+
+    @default_torch_context
+    def encode_queries(self, queries: Sequence[QueryLike]) -> np.ndarray:
+        """L2-normalised vectors of queries: of a text, a picture, or the sum of both.
+
+        Returns:
+            (n, dim) float32.
+
+        Raises:
+            TypeError: `queries` is one query, or an item is none.
+            ValueError: a query is empty.
+            ImageError: a picture cannot be used.
+            FloatingPointError: a vector is not finite.
+        """
+        if isinstance(queries, str | Query):
+            raise TypeError("queries must be a sequence of them, not one; write [query]")
+        every = []
+        for i, query in enumerate(queries):
+            try:
+                every.append(Query.of(query))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"queries[{i}]: {error}") from error
+        of_texts = iter(self.encode_texts([q.text for q in every if q.text is not None]))
+        pictures = [picture for query in every for picture in query.pictures]
+        of_pictures = iter(self.encode_pictures(pictures, progress=False))
+        vectors = np.empty((len(every), self.dim), dtype=np.float32)
+        for row, query in zip(vectors, every, strict=True):
+            own = [next(of_pictures) for _ in query.pictures]
+            own += [] if query.text is None else [next(of_texts)]
+            row[:] = own[0] if len(own) == 1 else _unit(np.sum(own, axis=0), query.name)
+        return vectors
+
+    @default_torch_context
+    def encode_pictures(
+        self, pictures: Sequence[Picture], *, batch_size: int = 32, progress: bool = True
+    ) -> np.ndarray:
+        """L2-normalised vectors of pictures; see `encode_documents`.
+
+        Returns:
+            (n, dim) float32.
+        """
+        vectors = np.empty((len(pictures), self.dim), dtype=np.float32)
+        batches = _batches(pictures, batch_size)
         bar = ProgressBar(
-            total=len(documents), desc="encode", unit="image", delay=1.0, disable=not progress
+            total=len(pictures), desc="encode", unit="image", delay=1.0, disable=not progress
         )
         with bar, Workers() as workers:
-            submitted = (workers.submit(partial(self._prepare, one)) for one in documents)
+            submitted = (workers.submit(partial(self._prepare, one)) for one in pictures)
             prepared = ahead(submitted, _BATCHES_AHEAD * batch_size)
             for start, batch in batches:
                 inputs = [next(prepared).result() for _ in batch]
@@ -193,9 +248,9 @@ class DualEncoder:
                     self.model.get_image_features,
                     {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]},
                 )
-                for row, document in zip(features, batch, strict=True):
+                for row, picture in zip(features, batch, strict=True):
                     if not np.isfinite(row).all():
-                        raise FloatingPointError(_not_finite(document.name))
+                        raise FloatingPointError(_not_finite(picture.name))
                 vectors[start : start + len(batch)] = features
                 bar.update(len(batch))
         return vectors
@@ -236,15 +291,12 @@ class DualEncoder:
                 raise FloatingPointError(_not_finite(f"the text {text!r}"))
         return vectors
 
-    def _prepare(self, document: Document) -> dict[str, Tensor]:
-        if document.image is None:
-            raise DocumentError(f"{document.name} is not one picture, which this encoder needs")
-        (picture,) = document.pictures
+    def _prepare(self, picture: Picture) -> dict[str, Tensor]:
         with picture.decoded(kept_pixels=lambda: self._kept_pixels) as image:
             try:
                 return self._process(image)
             except ValueError as error:  # some processors refuse extreme shapes
-                raise ImageError(f"{document.name}: {reason(error)}") from error
+                raise ImageError(f"{picture.name}: {reason(error)}") from error
 
     @cached_property
     def _kept_pixels(self) -> int | None:
@@ -312,6 +364,13 @@ def _num_positions(model: PreTrainedModel) -> int:
         if name.endswith("position_embeddings") and padding is not None:
             return positions - padding - 1
     return positions
+
+
+def _unit(vector: np.ndarray, name: str) -> np.ndarray:
+    length = np.linalg.norm(vector)
+    if not length > 0:  # NaN too
+        raise FloatingPointError(_not_finite(name))
+    return vector / length
 
 
 def _not_finite(name: str) -> str:

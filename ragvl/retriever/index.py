@@ -6,8 +6,9 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -45,6 +46,25 @@ _PQ_MIN_SUBVECTOR_DIM = 4
 
 _GPU_SCRATCH_BYTES = 256 << 20
 _GPU_MAX_K = 2048  # FAISS's limit
+
+
+class Selection:
+    """Some of an index's vectors.
+
+    Args:
+        labels: theirs.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @cached_property
+    def selector(self) -> Any:
+        """FAISS's own; built once, since it takes longer than a search."""
+        return _faiss().IDSelectorBatch(self._labels)
 
 
 class VectorIndex:
@@ -171,7 +191,17 @@ class VectorIndex:
             self._forget_in_hnsw()
         self._gpu_copy = None
 
-    def search(self, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+    def selection(self, ids: Iterable[str]) -> Selection:
+        """Some of its vectors, for `search`; of no use after they were added to or removed.
+
+        Raises:
+            KeyError: an id is not there.
+        """
+        return Selection(np.fromiter((self._labels[id] for id in ids), np.int64))
+
+    def search(
+        self, queries: np.ndarray, k: int, among: Selection | None = None
+    ) -> list[list[tuple[str, float]]]:
         """The `k` best ids for each query with their scores, the best first.
 
         There are fewer than `k` where the index holds fewer; "hnsw" and "ivfpq" may also miss some.
@@ -179,6 +209,7 @@ class VectorIndex:
         Args:
             queries: (n, dim), floating.
             k: how many; past the end is fine.
+            among: search these only, which is done on the CPU.
 
         Raises:
             ValueError: `k` is below 1, or the queries have another shape or are not finite.
@@ -187,11 +218,12 @@ class VectorIndex:
         k = checked_count("k", k)
         if len(self) == 0 or len(queries) == 0:
             return [[] for _ in queries]
-        k = min(k, len(self))
-        if self._on_gpu and k <= _GPU_MAX_K:
+        k = min(k, len(self) if among is None else len(among))
+        if self._on_gpu and k <= _GPU_MAX_K and among is None:
             distances, labels = self._search_gpu(queries, k)
         else:
-            distances, labels = self._index.search(queries, k, params=self._search_parameters(k))
+            parameters = self._search_parameters(k, among)
+            distances, labels = self._index.search(queries, k, params=parameters)
         return [
             [
                 (self._ids[label], distance)
@@ -327,17 +359,23 @@ class VectorIndex:
         elif removed.any():
             self._hidden = faiss.IDSelectorNot(faiss.IDSelectorBatch(labels[removed]))
 
-    def _search_parameters(self, k: int) -> Any:
+    def _search_parameters(self, k: int, among: Selection | None) -> Any:
         faiss = _faiss()
+        selector = None if among is None else among.selector
         if self.kind == "hnsw":
             breadth = max(_HNSW_EF_SEARCH, 2 * k)
-            return faiss.SearchParametersHNSW(efSearch=breadth, sel=self._hidden)
+            if selector is None or self._hidden is None:
+                selector = selector or self._hidden
+            else:
+                selector = faiss.IDSelectorAnd(self._hidden, selector)
+            return faiss.SearchParametersHNSW(efSearch=breadth, sel=selector)
         if self.kind == "ivfpq":
             num_lists = self._index.nlist
-            for_k = math.ceil(2 * k * num_lists / len(self))  # lists that hold 2k vectors together
+            size = len(self) if among is None else len(among)
+            for_k = math.ceil(2 * k * num_lists / size)  # lists that hold 2k vectors together
             probed = max(_IVF_MIN_PROBED, math.ceil(num_lists * _IVF_PROBED_SHARE), for_k)
-            return faiss.SearchParametersIVF(nprobe=min(num_lists, probed))
-        return None
+            return faiss.SearchParametersIVF(nprobe=min(num_lists, probed), sel=selector)
+        return None if selector is None else faiss.SearchParameters(sel=selector)
 
     def _search_gpu(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self._gpu_lock:  # FAISS's GPU indexes take one search at a time
@@ -347,7 +385,7 @@ class VectorIndex:
                 resources.setTempMemory(_GPU_SCRATCH_BYTES)
                 gpu = torch.cuda.current_device()
                 self._gpu_copy = faiss.index_cpu_to_gpu(resources, gpu, self._index)
-            return self._gpu_copy.search(queries, k, params=self._search_parameters(k))
+            return self._gpu_copy.search(queries, k, params=self._search_parameters(k, None))
 
 
 class _Metadata(BaseModel):

@@ -1,4 +1,4 @@
-"""Finds the documents whose pictures fit a query: the first stage of RagVL."""
+"""Finds the documents that fit a query: the first stage of RagVL."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.picture import Picture
+from ragvl.data.query import QueryLike
 from ragvl.identity import document_name
-from ragvl.messages import reason, shown
+from ragvl.messages import quoted, reason, shown
 from ragvl.retriever.encoder import DualEncoder
-from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
+from ragvl.retriever.index import IndexKind, SearchDevice, Selection, VectorIndex, check_ids
+from ragvl.retriever.kinds import search_in_turn
 from ragvl.retriever.storage import IndexFileError, load_state
 
 _DOCUMENTS_FILE = "documents.jsonl"
@@ -30,7 +34,8 @@ class RetrievedDocument:
     Attributes:
         id: its id in the retriever.
         document: the document, as it was added.
-        score: inner product of the query's and the picture's unit vectors (their cosine).
+        score: inner product of the query's and the document's unit vectors (their cosine). A text's
+            and a picture's do not compare.
     """
 
     id: str
@@ -39,7 +44,10 @@ class RetrievedDocument:
 
 
 class Retriever:
-    """Documents, searched by the cosine between a query's text and their pictures.
+    """Documents, searched by the cosine between a query and their pictures, or else their texts.
+
+    Where both kinds are there they take turns in a result, the best picture first: see
+    `search_in_turn`.
 
     Retrieving is thread-safe, but not while documents are added or removed.
 
@@ -76,6 +84,7 @@ class Retriever:
             encoder.dim, kind=kind, encoder_fingerprint=encoder.fingerprint, device=device
         )
         self._documents: dict[str, Document] = {}
+        self._kinds: list[Selection] | None = None
         self.add(documents, batch_size=batch_size, progress=progress)
 
     def __len__(self) -> int:
@@ -91,8 +100,8 @@ class Retriever:
     ) -> list[str]:
         """Adds documents; all of them, or on an error none.
 
-        A document without an id gets its picture's path for one, or a hash of what the picture
-        and the caption hold, so that the same document has the same id another day.
+        A document without an id gets its picture's path for one, or a hash of what it holds, so
+        that the same document has the same id another day.
 
         Returns:
             The documents' ids.
@@ -105,11 +114,12 @@ class Retriever:
         """
         new = _by_id(documents)
         self.index.check_new(list(new))  # before the long work
-        vectors = self.encoder.encode_images(
+        vectors = self.encoder.encode_documents(
             list(new.values()), batch_size=batch_size, progress=progress
         )
         self.index.add(list(new), vectors)
         self._documents.update(new)
+        self._kinds = None
         return list(new)
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -122,33 +132,52 @@ class Retriever:
         self.index.remove(ids)
         for id in set(ids):
             del self._documents[id]
+        self._kinds = None
 
-    def retrieve(self, query: str, k: int = 20) -> list[RetrievedDocument]:
+    def retrieve(self, query: QueryLike, k: int = 20) -> list[RetrievedDocument]:
         """The `k` documents that fit `query` best, the best first; all of them if there are fewer.
 
+        Args:
+            query: a text, a picture, or a `Query` of both.
+            k: how many.
+
         Raises:
-            TypeError: the query is not a string.
+            TypeError: the query is none.
+            ImageError: its picture cannot be used.
             ValueError: the query is empty, `k` is below 1, or there are no documents.
         """
         return self.retrieve_batch([query], k)[0]
 
-    def retrieve_batch(self, queries: Sequence[str], k: int = 20) -> list[list[RetrievedDocument]]:
+    def retrieve_batch(
+        self, queries: Sequence[QueryLike], k: int = 20
+    ) -> list[list[RetrievedDocument]]:
         """`retrieve` for many queries at once.
 
         Raises:
-            TypeError: `queries` is a single string, or one of them is not a string.
+            TypeError: `queries` is a single query, or one of them is none.
+            ImageError: a query's picture cannot be used.
             ValueError: a query is empty, `k` is below 1, or there are no documents.
         """
         if not self._documents:
             raise ValueError("the retriever holds no documents; add some first")
-        results = self.index.search(self.encoder.encode_texts(queries), k)
+        vectors = self.encoder.encode_queries(queries)
+        results = search_in_turn(self.index, vectors, k, self._of_kinds())
         return [
             [RetrievedDocument(id, self._documents[id], score) for id, score in hits]
             for hits in results
         ]
 
+    def _of_kinds(self) -> list[Selection]:
+        """Documents with pictures, and documents without, if there are both."""
+        if (kinds := self._kinds) is None:
+            pictured = [id for id, document in self._documents.items() if document.pictures]
+            others = self._documents.keys() - set(pictured)
+            both = [pictured, others] if pictured and others else []
+            kinds = self._kinds = [self.index.selection(ids) for ids in both]
+        return kinds
+
     def save(self, folder: str | Path) -> None:
-        """Saves the index and the documents' ids, captions and picture paths (made absolute).
+        """Saves the index and the documents' ids, texts and picture paths (made absolute).
 
         A picture that lives in memory is not saved; `load` asks for it. What an earlier `save`
         left in `folder` stays until the new state is whole.
@@ -169,8 +198,8 @@ class Retriever:
         Args:
             folder: where it was saved.
             encoder: the encoder that built it.
-            documents: those whose pictures live in memory, looked up by id (or by their picture and
-                caption where they had none). Others in it replace what was saved.
+            documents: those whose pictures live in memory, looked up by id (or by what they hold
+                where they had none). Others in it replace what was saved.
             device: where to search; see `VectorIndex`.
 
         Raises:
@@ -203,9 +232,7 @@ class Retriever:
     def _write_documents(self, path: Path) -> None:
         with path.open("w", encoding="utf-8") as file:
             for id, document in self._documents.items():
-                picture = None if document.path is None else os.path.abspath(document.path)
-                line = {"id": id, "caption": document.caption, "image": picture}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(_SavedDocument.line_of(id, document)) + "\n")
 
 
 def _by_id(documents: Iterable[DocumentLike]) -> dict[str, Document]:
@@ -217,20 +244,58 @@ def _by_id(documents: Iterable[DocumentLike]) -> dict[str, Document]:
     return dict(zip(ids, listed, strict=True))
 
 
+def _absolute(picture: Picture) -> str | None:
+    return None if picture.path is None else os.path.abspath(picture.path)
+
+
 def _id_of(document: Document) -> str:
-    """The document's id, or one made of its picture and caption."""
+    """The document's id, or one made of what it holds."""
     if document.id is not None:
         return document.id
-    if document.path is not None:
+    if document.image is not None and document.path is not None:
         return document.path
     return document_name(document.caption, document.digest())[:_ID_LENGTH]
 
 
 @dataclass(frozen=True)
 class _SavedDocument:
+    """A line about a document.
+
+    Attributes:
+        id: its id.
+        caption: of its picture.
+        image: the picture's path; None if that lives in memory.
+        text: the document's text.
+        parts: its texts, and its pictures' paths; None in the place of one that lives in memory.
+    """
+
     id: str
-    caption: str | None
-    image: str | None
+    caption: str | None = None
+    image: str | None = None
+    text: str | None = None
+    parts: list[dict[str, str | None]] | None = None
+
+    @staticmethod
+    def line_of(id: str, document: Document) -> dict[str, Any]:
+        if document.image is not None:
+            return {"id": id, "caption": document.caption, "image": _absolute(document.pictures[0])}
+        if document.text is not None:
+            return {"id": id, "text": document.text}
+        parts = [
+            {"text": part} if isinstance(part, str) else {"image": _absolute(part)}
+            for part in document.parts
+        ]
+        return {"id": id, "parts": parts}
+
+    def document(self) -> Document | None:
+        """The document; None if a picture of it lived in memory."""
+        if self.text is not None:
+            return Document(text=self.text, id=self.id)
+        if self.parts is not None:
+            if any(part.get("image", "") is None for part in self.parts):
+                return None
+            return Document(parts=self.parts, id=self.id)
+        return None if self.image is None else Document(self.image, self.caption, self.id)
 
     @classmethod
     def of(cls, line: bytes) -> _SavedDocument:
@@ -242,10 +307,14 @@ class _SavedDocument:
         try:
             saved = cls(**json.loads(line))
         except TypeError as error:
-            raise ValueError("it is no object with id, caption and image") from error
+            raise ValueError("it is no object with id, and image, text or parts") from error
         for name, value in vars(saved).items():
-            if not isinstance(value, str) and (value is not None or name == "id"):
+            expected = list if name == "parts" else str
+            if not isinstance(value, expected) and (value is not None or name == "id"):
                 raise ValueError(f"{name} is of type {type(value).__name__}")
+        for part in saved.parts or []:
+            if not isinstance(part, dict):
+                raise ValueError(f"a part is of type {type(part).__name__}")
         return saved
 
 
@@ -275,10 +344,15 @@ def _read_documents(path: Path, given: dict[str, Document]) -> dict[str, Documen
     for saved in _saved_documents(path):
         if saved.id in given:
             documents[saved.id] = given.pop(saved.id)
-        elif saved.image is not None:
-            documents[saved.id] = Document(saved.image, saved.caption, saved.id)
-        else:
+            continue
+        try:
+            document = saved.document()
+        except (TypeError, ValueError) as error:
+            raise IndexFileError(f"{shown(path)}, {quoted(saved.id)}: {reason(error)}") from error
+        if document is None:
             missing.append(saved.id)
+        else:
+            documents[saved.id] = document
     if missing:
         raise ValueError(
             f"the pictures of {len(missing)} documents were in memory and are not saved with the "

@@ -57,14 +57,14 @@ class TestAgainstTransformers:
             output = model(**inputs)
             expected_images.append(output.image_embeds)
             expected_texts.append(output.text_embeds)
-        images = encoders[family].encode_images(pictures, batch_size=3, progress=False)
+        images = encoders[family].encode_documents(pictures, batch_size=3, progress=False)
         texts = encoders[family].encode_texts([TEXTS[i % len(TEXTS)] for i in range(7)])
         np.testing.assert_allclose(images, unit(torch.cat(expected_images)), atol=TOLERANCE)
         np.testing.assert_allclose(texts, unit(torch.cat(expected_texts)), atol=TOLERANCE)
 
     def test_shape_dtype_and_norm(self, family, encoders, pictures):
         encoder = encoders[family]
-        for vectors in (encoder.encode_images(pictures), encoder.encode_texts(TEXTS)):
+        for vectors in (encoder.encode_documents(pictures), encoder.encode_texts(TEXTS)):
             assert vectors.dtype == np.float32
             assert vectors.shape[1] == encoder.dim
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -72,8 +72,8 @@ class TestAgainstTransformers:
     def test_batch_size_and_order_do_not_matter(self, family, encoders, pictures):
         encoder = encoders[family]
         order = np.random.default_rng(1).permutation(len(pictures))
-        expected = encoder.encode_images(pictures, batch_size=1)
-        shuffled = encoder.encode_images([pictures[i] for i in order], batch_size=4)
+        expected = encoder.encode_documents(pictures, batch_size=1)
+        shuffled = encoder.encode_documents([pictures[i] for i in order], batch_size=4)
         np.testing.assert_allclose(shuffled, expected[order], atol=TOLERANCE)
         expected = encoder.encode_texts(TEXTS, batch_size=1)
         reverse = encoder.encode_texts(TEXTS[::-1], batch_size=2)
@@ -111,27 +111,27 @@ class TestImages:
         image = Image.fromarray(pictures[0])
         image.save(path)
         sources = [path, str(path), path.read_bytes(), image, pictures[0], Document(path, id="a")]
-        vectors = encoder.encode_images(sources)
+        vectors = encoder.encode_documents(sources)
         np.testing.assert_allclose(vectors, np.tile(vectors[0], (6, 1)), atol=TOLERANCE)
 
     def test_none_at_all(self, encoder):
-        assert encoder.encode_images([]).shape == (0, encoder.dim)
+        assert encoder.encode_documents([]).shape == (0, encoder.dim)
         assert encoder.encode_texts([]).shape == (0, encoder.dim)
 
     def test_unreadable_image_is_named(self, encoder, pictures):
         documents = [Document(picture, id=str(i)) for i, picture in enumerate(pictures)]
         documents[5] = Document(b"not a picture", id="the bad one")
         with pytest.raises(ImageError, match="the bad one"):
-            encoder.encode_images(documents, batch_size=2)
+            encoder.encode_documents(documents, batch_size=2)
 
     def test_batch_size(self, encoder, pictures):
         with pytest.raises(ValueError, match="batch_size=0"):
-            encoder.encode_images(pictures, batch_size=0)
+            encoder.encode_documents(pictures, batch_size=0)
         with pytest.raises(ValueError, match="batch_size=0"):
             encoder.encode_texts(TEXTS, batch_size=0)
 
     def test_progress_bar_is_off_by_one_flag(self, encoder, pictures, capsys):
-        encoder.encode_images(pictures, progress=False)
+        encoder.encode_documents(pictures, progress=False)
         assert capsys.readouterr().err == ""
 
 
@@ -144,8 +144,8 @@ class TestLoading:
         assert not (tmp_path / "processor_config.json").exists()
         other = DualEncoder.from_pretrained(tmp_path, device="cpu")
         assert other.fingerprint == encoder.fingerprint
-        expected = encoder.encode_images(pictures)
-        np.testing.assert_allclose(other.encode_images(pictures), expected, atol=TOLERANCE)
+        expected = encoder.encode_documents(pictures)
+        np.testing.assert_allclose(other.encode_documents(pictures), expected, atol=TOLERANCE)
 
     def test_no_warnings(self, checkpoints):
         # in a process of its own: transformers says each of its warnings once
@@ -153,7 +153,7 @@ class TestLoading:
             "import sys, numpy; from ragvl.retriever import DualEncoder\n"
             "for folder in sys.argv[1:]:\n"
             "    encoder = DualEncoder.from_pretrained(folder, device='cpu')\n"
-            "    encoder.encode_images([numpy.zeros((40, 30))])\n"
+            "    encoder.encode_documents([numpy.zeros((40, 30))])\n"
             "    encoder.encode_texts(['a', 'a longer text ' * 20])\n"
         )
         command = [sys.executable, "-W", "error", "-c", program, *checkpoints.values()]
@@ -195,7 +195,7 @@ class TestLoading:
             other.image_processor.return_tensors = "np"
             np.testing.assert_array_equal(other.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
             np.testing.assert_array_equal(
-                other.encode_images(pictures), encoder.encode_images(pictures)
+                other.encode_documents(pictures), encoder.encode_documents(pictures)
             )
 
     def test_damaged_files_are_named(self, checkpoints, tmp_path):
@@ -215,7 +215,7 @@ class TestLoading:
         model.visual_projection.weight.data[0, 0] = float("nan")
         encoder = DualEncoder(model, processor.image_processor, processor.tokenizer)
         with pytest.raises(FloatingPointError, match="document '7'"):
-            encoder.encode_images([Document(np.zeros((8, 8)), id="7")])
+            encoder.encode_documents([Document(np.zeros((8, 8)), id="7")])
 
     def test_a_model_with_one_tower_is_refused(self):
         model = BertModel(
@@ -228,19 +228,19 @@ class TestLoading:
     def test_dtype(self, checkpoints, encoder, pictures):
         half = DualEncoder.from_pretrained(checkpoints["clip"], device="cpu", dtype="bfloat16")
         assert half.model.dtype == torch.bfloat16
-        vectors = half.encode_images(pictures)
+        vectors = half.encode_documents(pictures)
         assert vectors.dtype == np.float32
         # bfloat16 keeps 8 bits: cosines near 1, and not the fp32 vectors
-        cosines = (vectors * encoder.encode_images(pictures)).sum(axis=1)
+        cosines = (vectors * encoder.encode_documents(pictures)).sum(axis=1)
         assert 0.999 < cosines.min() < 1 - 1e-7
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("family", FAMILIES)
     def test_gpu_agrees_with_cpu(self, family, checkpoints, encoders, pictures):
         encoder = DualEncoder.from_pretrained(checkpoints[family], device="cuda", dtype="float32")
-        expected = encoders[family].encode_images(pictures)
+        expected = encoders[family].encode_documents(pictures)
         # TF32 is off by default for matrix products but on for convolutions (the patch embedding)
-        np.testing.assert_allclose(encoder.encode_images(pictures), expected, atol=2e-3)
+        np.testing.assert_allclose(encoder.encode_documents(pictures), expected, atol=2e-3)
         expected = encoders[family].encode_texts(TEXTS)
         np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
 

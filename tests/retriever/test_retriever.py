@@ -42,7 +42,7 @@ class TestRetrieve:
     @pytest.mark.parametrize("kind", ["exact", "hnsw"])
     def test_equals_brute_force(self, kind, encoder, documents):
         retriever = Retriever(encoder, documents, kind=kind)
-        scores = encoder.encode_texts(TEXTS) @ encoder.encode_images(documents).T
+        scores = encoder.encode_texts(TEXTS) @ encoder.encode_documents(documents).T
         for query, row, hits in zip(
             TEXTS, scores, retriever.retrieve_batch(TEXTS, k=4), strict=True
         ):
@@ -63,7 +63,7 @@ class TestRetrieve:
             retriever.retrieve("  ")
         with pytest.raises(TypeError, match="not int"):
             retriever.retrieve(3)
-        with pytest.raises(TypeError, match="not one string"):
+        with pytest.raises(TypeError, match="not one; write"):
             retriever.retrieve_batch("a cat")
         with pytest.raises(ValueError, match="k=0"):
             retriever.retrieve("a", k=0)
