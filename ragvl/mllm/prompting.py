@@ -155,7 +155,8 @@ class Prompting(Chat):
             ) from error
         if not (offsets := encoded.get("text_replacement_offsets")):
             raise UnsupportedModelError(
-                f"{type(self.processor).__name__} does not report which text stands for a picture"
+                f"{type(self.processor).__name__} does not report which text stands for a picture: "
+                "none may, as where pictures are seen by layers of cross-attention"
             )
         tensors = _of_images(encoded)
         num_tokens = int((encoded["input_ids"] == self.image_token_id).sum())
@@ -305,6 +306,7 @@ class Prompting(Chat):
             return_text_replacement_offsets=True,
             return_tensors="pt",
             verbose=False,  # more tokens than the tokenizer's limit is no matter here
+            padding=False,  # which would pad what other threads tokenise meanwhile
             **self._image_options,
         )
 

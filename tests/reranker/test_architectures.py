@@ -48,6 +48,9 @@ def test_a_batch_has_what_the_models_own_processor_gives(
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, check_dtype=False)
+        mllm.prompting.encode_image(image)
+        padding = mllm.prompting.tokenizer.backend_tokenizer.padding
+        assert padding is None, "other threads would tokenise with it"
 
 
 @EACH
