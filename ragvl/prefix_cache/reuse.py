@@ -12,6 +12,7 @@ from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_t
 from ragvl.runtime import is_out_of_memory
 from ragvl.torch_context import default_torch_context
 
+_CHUNKED = "chunked_attention"  # of a configuration's `layer_types`, as Llama 4's has it
 # What code of transformers raises that does not go together with ours
 _FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -24,6 +25,9 @@ def reuse_problem(mllm: MLLM) -> str | None:
     Raises:
         UnsupportedModelError: the model fails on a prompt with a picture.
     """
+    kinds = getattr(mllm.model.config.get_text_config(), "layer_types", None) or ()
+    if _CHUNKED in kinds:
+        return "some of its layers see a prompt in chunks, which no small prompt shows"
     prompt = mllm.prompting.probe_prompt()
     try:
         sees_suffix = _prefix_sees_suffix(mllm, prompt)

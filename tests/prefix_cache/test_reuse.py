@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +37,24 @@ def test_an_attention_scale_is_passed_on(tiny_model: Callable[[str], Path]) -> N
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
     mllm.model.get_decoder().layers[0].self_attn.scaling *= 2
     assert reuse_problem(mllm) is None
+
+
+def test_attention_in_chunks_is_a_problem(tiny_model: Callable[[str], Path]) -> None:
+    """A chunk of Llama 4's is 8,192 tokens, and its mask is all that knows of it."""
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    mllm.model.config.get_text_config().layer_types = ["chunked_attention", "full_attention"]
+    assert "in chunks" in str(reuse_problem(mllm))
+
+
+def test_code_that_fails_is_a_problem_and_no_error(tiny_model: Callable[[str], Path]) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
+    layer = mllm.model.get_decoder().layers[-1]
+    forward = layer.forward
+
+    def in_a_way_of_its_own(*args: Any, **kwargs: Any) -> Any:
+        if args[0].shape[1] == 1:
+            raise AttributeError("takes a prompt's tokens, not the last alone")
+        return forward(*args, **kwargs)
+
+    layer.forward = in_a_way_of_its_own
+    assert "takes a prompt's tokens, not the last alone" in str(reuse_problem(mllm))

@@ -201,7 +201,7 @@ def _lighton_ocr() -> tuple[nn.Module, object]:
     return transformers.LightOnOcrForConditionalGeneration(config), processor
 
 
-def _mistral3() -> tuple[nn.Module, object]:
+def _mistral3(**text: object) -> tuple[nn.Module, object]:
     special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
     marks = {
         "image_token": "[IMG]",
@@ -218,7 +218,10 @@ def _mistral3() -> tuple[nn.Module, object]:
         extra_special_tokens=marks,
     )
     config = transformers.Mistral3Config(
-        text_config={"model_type": "mistral", **text_config(tokenizer, sliding_window=None)},
+        text_config={
+            "model_type": "mistral",
+            **text_config(tokenizer, sliding_window=None, **text),
+        },
         vision_config=vision_config("pixtral", 96, 8),
         spatial_merge_size=2,
         image_token_index=tokenizer.image_token_id,
@@ -237,6 +240,18 @@ def _mistral3() -> tuple[nn.Module, object]:
     return transformers.Mistral3ForConditionalGeneration(config), processor
 
 
+def _ministral3() -> tuple[nn.Module, object]:
+    """Mistral 3's later form: queries are scaled by their position, here from token 16 on."""
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.5,
+    }
+    return _mistral3(model_type="ministral3", rope_parameters=rope)
+
+
 BUILDERS: dict[str, Builder] = {
     "glm4v": _glm4v,
     "glm46v": _glm46v,
@@ -245,4 +260,5 @@ BUILDERS: dict[str, Builder] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "lighton_ocr": _lighton_ocr,
     "mistral3": _mistral3,
+    "ministral3": _ministral3,
 }

@@ -17,6 +17,17 @@ from tiny_models.parts import (
     vision_config,
 )
 
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
 
 def _idefics2() -> tuple[nn.Module, object]:
     special = ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
@@ -120,4 +131,42 @@ def _git() -> tuple[nn.Module, object]:
     return transformers.GitForCausalLM(config), processor
 
 
-BUILDERS: dict[str, Builder] = {"florence2": _florence2, "git": _git, "idefics2": _idefics2}
+def _mllama() -> tuple[nn.Module, object]:
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    special += ["<|finetune_right_pad_id|>", "<|python_tag|>", "<|image|>"]
+    tokenizer = fast_tokenizer(
+        byte_level_tokenizer(special, bos="<|begin_of_text|>"),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        additional_special_tokens=special[1:],
+    )
+    config = transformers.MllamaConfig(
+        text_config=text_config(tokenizer, cross_attention_layers=[1], num_hidden_layers=3),
+        vision_config={
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "intermediate_layers_indices": [0],
+            "vision_output_dim": 2 * HIDDEN_SIZE,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    processor = transformers.MllamaProcessor(
+        transformers.MllamaImageProcessorPil(size=square(32), max_image_tiles=4),
+        tokenizer,
+        chat_template=LLAMA3_TEMPLATE,
+    )
+    return transformers.MllamaForConditionalGeneration(config), processor
+
+
+BUILDERS: dict[str, Builder] = {
+    "florence2": _florence2,
+    "git": _git,
+    "idefics2": _idefics2,
+    "mllama": _mllama,
+}
