@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,12 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    whole = language_head or checkpoint.adapters is not None or type(config) not in MODEL_MAPPING
-    auto_class = AutoModelForImageTextToText if whole else AutoModel
-    model = load_weights(auto_class, checkpoint.folder, config=config, **options)
+    # Adapters name the layers of a model with its head
+    with_head = language_head or checkpoint.adapters is not None
+    auto_class = _auto_class(checkpoint.folder, config, with_head=with_head)
+    model = load_weights(
+        auto_class, checkpoint.folder, check=check_structure, config=config, **options
+    )
     if checkpoint.adapters is not None:
         model = _with_adapters(model, checkpoint.adapters)
     # What a checkpoint that is trained from this one calls its base
@@ -173,19 +176,26 @@ def naming(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedModel:
+def load_weights(
+    auto_class: type,
+    folder: Path,
+    *,
+    check: Callable[[PreTrainedModel], None] = lambda _: None,
+    **options: Any,
+) -> PreTrainedModel:
     """A model with all of its weights, from a folder that `find_checkpoint` checked.
 
     Args:
         auto_class: one of transformers' Auto classes.
         folder: the model's.
+        check: looks at the model without weights, before they are read.
         options: what else `from_pretrained` takes.
 
     Raises:
         UnsupportedModelError: weights are missing, or have another shape than the configuration
             says.
     """
-    _check_shape(auto_class, folder, options)
+    _check_shape(auto_class, folder, check, options)
     with naming(folder, "model"):
         model, info = auto_class.from_pretrained(  # type: ignore[attr-defined]
             str(folder),
@@ -208,8 +218,13 @@ def load_weights(auto_class: type, folder: Path, **options: Any) -> PreTrainedMo
     return model
 
 
-def _check_shape(auto_class: Any, folder: Path, options: dict[str, Any]) -> None:
-    """Refuses a model of unknown parts, and one far larger than the weights beside it.
+def _check_shape(
+    auto_class: Any,
+    folder: Path,
+    check: Callable[[PreTrainedModel], None],
+    options: dict[str, Any],
+) -> None:
+    """Refuses a model that `check` does, and one far larger than the weights beside it.
 
     Both would be refused in the end; weights that are missing would be made first, and fill the
     memory.
@@ -224,9 +239,8 @@ def _check_shape(auto_class: Any, folder: Path, options: dict[str, Any]) -> None
     if layers <= len(shapes):
         with naming(folder / CONFIG, "configuration"), torch.device("meta"):
             model = auto_class.from_config(config, **code)
-        if auto_class is AutoModelForImageTextToText:
-            with naming(folder, "model"):
-                check_structure(model)
+        with naming(folder, "model"):
+            check(model)
         held = sum(map(math.prod, shapes))
         wanted = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
         if wanted <= 2 * held + _SMALL_BUFFERS:
@@ -234,6 +248,21 @@ def _check_shape(auto_class: Any, folder: Path, options: dict[str, Any]) -> None
     raise UnsupportedModelError(
         f"{shown(folder / CONFIG)} is of another model than the weights beside it, which has "
         f"{sum(map(math.prod, shapes)):,} parameters in {len(shapes)} tensors"
+    )
+
+
+def _auto_class(folder: Path, config: PretrainedConfig, *, with_head: bool) -> type:
+    """The class of transformers' that makes the model, or has the checkpoint's own code make it."""
+    own = getattr(config, "auto_map", None) or {}
+    if not with_head and (type(config) in MODEL_MAPPING or AutoModel.__name__ in own):
+        return AutoModel
+    known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if known or AutoModelForImageTextToText.__name__ in own:
+        return AutoModelForImageTextToText
+    raise UnsupportedModelError(
+        f"{shown(folder / CONFIG)}: the code that comes with the model makes no "
+        f"{AutoModelForImageTextToText.__name__} of it, only {shown_list(own)}: its parts are not "
+        "known"
     )
 
 

@@ -129,7 +129,7 @@ class DualEncoder:
         """
         resolve_dtype(dtype, resolve_device(device))
         folder = _find(path, revision=revision, trust_remote_code=trust_remote_code)
-        code = {"trust_remote_code": trust_remote_code}
+        code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         # The PIL processors even where torchvision is installed: it resizes a little differently,
         # and an index must not depend on what else was installed when it was built.
         with naming(folder, "image processor"):

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -75,6 +76,26 @@ def test_code_in_a_checkpoint_is_not_run_unasked(folder):
     with pytest.raises(ValueError, match="trust_remote_code"):
         MLLM.from_pretrained(folder)
     assert not (folder / "ran").exists()
+
+
+def test_trusted_code_that_makes_another_kind_of_model_is_refused_by_name(
+    tiny_model, tmp_path, monkeypatch
+):
+    """As of llama-nemotron-rerank-vl, whose code comes with it and makes a classifier."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "m")])
+    folder = shutil.copytree(tiny_model("internvl"), tmp_path / "nemotron")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    config |= {"model_type": "llama_nemotron_vl", "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from transformers import InternVLConfig\n"
+        "class Config(InternVLConfig):\n    model_type = 'llama_nemotron_vl'\n"
+    )
+    for head in (True, False):
+        with pytest.raises(UnsupportedModelError, match=r"only .*ForSequenceClassification: its"):
+            MLLM.from_pretrained(folder, device="cpu", trust_remote_code=True, language_head=head)
 
 
 def test_device_and_dtype(folder):
@@ -176,4 +197,4 @@ def test_a_processor_without_its_video_part_comes_back_from_its_folder(tmp_path:
     assert (again.patch_size, again.pooling_ratio) == (8, 3)
     assert again.image_processor.size == image_processor.size
     assert again.tokenizer.image_token == "<|image|>"
-    assert not hasattr(again, "video_processor")
+    assert "video_processor" not in vars(again)
