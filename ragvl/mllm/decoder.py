@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ragvl.mllm.experts import wrap_experts
 from ragvl.mllm.inputs import Features, ImageInputs
 from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.structure import decoder_layers, decoder_of
@@ -134,6 +135,7 @@ class Decoder:
         _wrap_attention(self._decoder.config)
         _wrap_queries(layers[-1])
         wrap_image_features(model.base_model)
+        wrap_experts(layers, lambda: isinstance(_pass.get(), _Extend))
 
     def hidden_states(
         self, batch: Mapping[str, Tensor], features: Features | None = None

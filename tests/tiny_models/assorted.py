@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from ragvl.mllm.loading import without_video
-from tiny_models.eight import gemma_tokenizer
+from tiny_models.eight import gemma_tokenizer, qwen_ids, qwen_parts
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -503,6 +503,54 @@ def _gemma4_large() -> tuple[nn.Module, object]:
     )
 
 
+def _gemma4_moe() -> tuple[nn.Module, object]:
+    """As Gemma 4 26B-A4B: a mixture of experts."""
+    return _gemma4(
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        use_bidirectional_attention="vision",
+        enable_moe_block=True,
+        num_experts=8,
+        top_k_experts=2,
+        moe_intermediate_size=32,
+    )
+
+
+def _qwen3_vl_moe() -> tuple[nn.Module, object]:
+    tokenizer, processor = qwen_parts(transformers.Qwen3VLProcessor, 8)
+    rope = {
+        "rope_type": "default",
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+        "rope_theta": 10_000.0,
+    }
+    config = transformers.Qwen3VLMoeConfig(
+        text_config=text_config(
+            tokenizer,
+            rope_parameters=rope,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            decoder_sparse_step=1,
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": HIDDEN_SIZE,
+            "out_hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **qwen_ids(tokenizer),
+    )
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
+
+
 BUILDERS: dict[str, Builder] = {
     "ovis2": _ovis2,
     "aya_vision": _aya_vision,
@@ -514,4 +562,6 @@ BUILDERS: dict[str, Builder] = {
     "exaone4_5": _exaone4_5,
     "gemma4_small": _gemma4_small,
     "gemma4_large": _gemma4_large,
+    "gemma4_moe": _gemma4_moe,
+    "qwen3_vl_moe": _qwen3_vl_moe,
 }
