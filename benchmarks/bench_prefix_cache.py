@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +79,9 @@ def measure(model: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
                 "suffix tokens": _by_suffix_tokens(mllm, documents, rounds),
                 "queries": _by_queries(mllm, documents, questions, rounds),
             },
-            "tiers": _hits_and_misses(mllm, documents, questions, folder / "cache", rounds),
+            "tiers": hits_and_misses(
+                measure_tiers(mllm, documents, questions, folder / "cache", rounds)
+            ),
             "compression": _compression(mllm, documents, questions, rounds),
             "bfloat16": _bfloat16(checkpoint, mllm, documents, questions, rounds),
             "templates": _templates(mllm, documents, questions, rounds),
@@ -253,25 +255,71 @@ def measure_tiers(
         caches[f"disk, {keep}"] = PrefixCache(
             "scratch", folder=folder / keep, disk_bytes=below, keep=keep
         )
+    tiers = {
+        name: Tier(_warmed(mllm, cache, documents), name.partition(",")[0])
+        for name, cache in caches.items()
+    }
+    plain = Reranker(mllm, prefix_cache=None)
+    return tier_rows(tiers, plain, documents, questions, rounds, known_shares, others=unseen)
+
+
+class Tier(NamedTuple):
+    """A reranker that has a cache with the known documents in it.
+
+    Attributes:
+        reranker: the reranker.
+        counted: which of its cache's statistics counts the hits.
+    """
+
+    reranker: Reranker
+    counted: str
+
+
+def tier_rows(
+    tiers: Mapping[str, Tier],
+    plain: Reranker,
+    documents: Sequence[Document],
+    questions: Sequence[str],
+    rounds: int,
+    known_shares: Sequence[float],
+    *,
+    others: Callable[[Sequence[Document], int], list[Document]],
+    warmup: int = 3,
+) -> list[dict[str, Any]]:
+    """What `measure_tiers` gives, of any tiers.
+
+    Args:
+        tiers: by name.
+        plain: the reranker that keeps nothing.
+        documents: see `measure_tiers`, as the next three.
+        questions: one a call, in turn.
+        rounds: samples of each share in each tier.
+        known_shares: from 0 to 1, with both ends.
+        others: documents in the place of such documents that no cache has; of another number,
+            others again.
+        warmup: calls of each before the first round.
+
+    Raises:
+        RuntimeError: a tier did not serve what it has.
+    """
     coming = itertools.cycle(questions)
     numbers = itertools.count()
 
     def ask(reranker: Reranker, share: float) -> None:
         known = round(share * len(documents))
-        mixed = [*documents[:known], *unseen(documents[known:], next(numbers))]
+        mixed = [*documents[:known], *others(documents[known:], next(numbers))]
         reranker.score([(q, d) for q in [next(coming)] for d in mixed], progress=False)
 
-    calls = {"no cache": partial(ask, Reranker(mllm, prefix_cache=None), 0.0)}
-    for name, cache in caches.items():
-        reranker = _warmed(mllm, cache, documents)
+    calls = {"no cache": partial(ask, plain, 0.0)}
+    for name, tier in tiers.items():
         for share in known_shares:
-            calls[f"{name}: {share}"] = partial(ask, reranker, share)
-    samples = time_in_turn(calls, rounds=rounds, warmup=3, device=mllm.device)
+            calls[f"{name}: {share}"] = partial(ask, tier.reranker, share)
+    samples = time_in_turn(calls, rounds=rounds, warmup=warmup, device=plain.mllm.device)
     figures = compare(samples, "no cache")
 
     rows = []
-    for name, cache in caches.items():
-        served = cache.statistics()[name.partition(",")[0]].hits
+    for name, tier in tiers.items():
+        served = tier.reranker.prefix_cache.statistics()[tier.counted].hits
         if served < len(documents) * rounds:
             raise RuntimeError(f"the tier {name} served {served} documents only: there is a bug")
         by_share = {share: figures[f"{name}: {share}"] for share in known_shares}
@@ -289,8 +337,8 @@ def measure_tiers(
     return rows
 
 
-def _hits_and_misses(*arguments: Any) -> list[dict[str, Any]]:
-    """`measure_tiers`, all known and all unknown."""
+def hits_and_misses(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `tier_rows` gave, all known and all unknown."""
     return [
         {
             "tier": row["tier"],
@@ -298,7 +346,7 @@ def _hits_and_misses(*arguments: Any) -> list[dict[str, Any]]:
             "miss": row["by_share"]["0.0"]["speedup"],
             "break_even": row["break_even"],
         }
-        for row in measure_tiers(*arguments)
+        for row in rows
     ]
 
 
@@ -429,6 +477,9 @@ def _bytes_held(reranker: Reranker) -> int:
 # --- tables -------------------------------------------------------------------------------------
 
 
+_DEVICES = {"CPU": "cpu", "GPU": "cuda"}
+
+
 def _by_device(results: Results) -> dict[str, Result | None]:
     """The CPU's result and the GPU's, which may be missing."""
     return {"CPU": results["prefix_cache_cpu"], "GPU": results.get("prefix_cache_cuda")}
@@ -492,10 +543,16 @@ def bytes_table(results: Results) -> str:
 def tiers_table(results: Results) -> str:
     """What known and unknown documents cost in each tier, and from which share of hits it pays."""
     by_device = _by_device(results)
+    visual = {device: results.get(f"visual_tokens_{kind}") for device, kind in _DEVICES.items()}
     columns = ("known", "unknown", "pays from a hit rate of")
     tiers = {
-        device: {} if result is None else {row["tier"]: row for row in result["tiers"]}
-        for device, result in by_device.items()
+        device: {
+            row["tier"]: row
+            for result in (by_device[device], visual[device])
+            if result is not None
+            for row in result["tiers"]
+        }
+        for device in by_device
     }
 
     def cells(device: str, tier: str) -> list[str]:
@@ -512,6 +569,14 @@ def tiers_table(results: Results) -> str:
         f"{100 * result['memory']['overhead']:.1f} % more than the keys and values of the "
         f"{result['memory']['kv_bytes'] / 2**20:,.0f} MiB measured: the ends of last pages."
         for result in by_device.values()
+        if result is not None
+    ]
+    notes += [
+        f"Visual tokens, where no prefix can be reused: the model `{result['model']['name']}` in "
+        f"{result['model']['dtype']} and a template with the query first, "
+        f"{result['num_documents']} documents, {result['rounds']} rounds; the vision tower takes "
+        f"{100 * result['vision_share']['median']:.0f} % of a question without a cache."
+        for result in visual.values()
         if result is not None
     ]
     return table(

@@ -147,6 +147,14 @@ _MIDDLE_SHAPES = {
         image_tokens=256,
         initializer_range=0.05,
     ),
+    # InternVL2-1B at half the width and depth, vision tower and decoder alike: 90 M parameters
+    "half-internvl": Shape(
+        "internvl",
+        Decoder(448, 2432, 12, 7, 1, 64, 16_384, tied=True, kind="qwen2"),
+        Vision(512, 2048, num_layers=12, num_heads=8),
+        image_tokens=256,
+        initializer_range=0.05,
+    ),
 }
 
 # The published configurations, in the order in which a GPU run takes them

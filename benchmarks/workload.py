@@ -78,3 +78,12 @@ def write_documents(folder: Path, count: int) -> list[Document]:
 def unseen(documents: Sequence[Document], number: int) -> list[Document]:
     """The same pictures under captions of their own for each `number`: nothing cached fits them."""
     return [Document(d.image, caption=f"{d.caption} View {number:04}.") for d in documents]
+
+
+def unseen_pictures(documents: Sequence[Document], number: int) -> list[Document]:
+    """The same documents with pictures of other bytes for each `number`, and the same pixels."""
+    return [
+        # What comes after the end of a JPEG file is nobody's
+        Document(Path(d.image).read_bytes() + b" %d" % number, caption=d.caption)
+        for d in documents
+    ]
