@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from workload import questions, unseen_pictures, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
-from ragvl.mllm import MLLM, encode_document
+from ragvl.mllm import MLLM, encode_picture
 from ragvl.profiling.timing import spread, time_in_turn
 from ragvl.reranker import PromptTemplate
 from ragvl.reranker.presets import resolve_preset
@@ -105,7 +105,7 @@ def _vision_share(
 ) -> dict[str, float]:
     """How much of a question without a cache the vision tower takes, the pictures prepared."""
     mllm = plain.mllm
-    images = [encode_document(mllm.prompting, document) for document in documents]
+    images = [encode_picture(mllm.prompting, one) for d in documents for one in d.pictures]
     coming = itertools.cycle(asked)
     calls = {
         "whole": lambda: plain.score(

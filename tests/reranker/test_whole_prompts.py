@@ -12,7 +12,7 @@ import torch
 from plain import picture, plain_scores
 from tiny_models import ARCHITECTURES
 
-from ragvl import Document, PrefixCache, Reranker
+from ragvl import Document, PrefixCache, Query, Reranker
 from ragvl.data.images import ImageError
 from ragvl.data.picture import Picture
 from ragvl.mllm import MLLM, Prompting, PromptTooLongError
@@ -21,8 +21,9 @@ from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.reranker import PromptTemplate
 
-QUERY_FIRST = PromptTemplate("query-first", "{query} Does this show it? <image> Yes or No.")
+QUERY_FIRST = PromptTemplate("query-first", "{query} Does this show it? {document} Yes or No.")
 QUERIES = ["What color is the roof?", "Is it by the sea, or in the forest behind the old mill?"]
+Pairs = list[tuple[str | Query, Document]]
 
 
 def documents() -> list[Document]:
@@ -31,7 +32,17 @@ def documents() -> list[Document]:
     return [Document(picture(i, *size), id=f"doc{i}") for i, size in enumerate(sizes)]
 
 
-def pairs_of(documents: list[Document]) -> list[tuple[str, Document]]:
+def of_every_kind() -> list[Document]:
+    """Of one picture, with and without text; of two, one of them known from elsewhere; of none."""
+    return [
+        *documents()[:3],
+        Document(picture(6), caption="A barn"),
+        Document(parts=[picture(7, 40, 90), "Seen from the south.", picture(1, 40, 90)]),
+        Document(text="Velmora has a red tower."),
+    ]
+
+
+def pairs_of(documents: list[Document]) -> Pairs:
     return [(query, document) for query in QUERIES for document in documents]
 
 
@@ -65,7 +76,11 @@ def test_known_pictures_cost_nothing_and_change_no_bit(
 ) -> None:
     mllm = tiny_mllm(architecture)
     reranker = reranker_of(mllm)
-    pairs = pairs_of(documents())
+    documents = of_every_kind()
+    if architecture == "paligemma":  # whose own processor makes no prompts without a picture
+        documents.pop()
+    pairs = pairs_of(documents)
+    pairs += [(Query("And this?", image=picture(8)), document) for document in documents]
     expected = plain_scores(reranker, pairs)
     assert expected.logit().std() > 1e-2, "the inputs must give different scores"
     cold = reranker.score(pairs)
@@ -76,6 +91,25 @@ def test_known_pictures_cost_nothing_and_change_no_bit(
             warm = reranker.score(pairs, batch_size=batch_size)
         assert torch.equal(warm, uncached)
     assert torch.equal(reranker.score(pairs), cold)
+
+
+def test_a_picture_query_costs_no_vision_again_where_prefixes_are_reused(
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    mllm = tiny_mllm("qwen3_vl")
+    reranker = Reranker(mllm)
+    query = Query("Is it this one?", image=picture(8))
+    pairs: Pairs = [(query, document) for document in of_every_kind()]
+    cold = reranker.score(pairs)
+    with without_pictures():
+        warm = reranker.score(pairs)
+        assert torch.equal(reranker.score(pairs[::-1]).flip(0), warm)
+    assert torch.equal(warm, cold)
+    statistics = reranker.prefix_cache.statistics()
+    budget = PrefixCache(8 << 20)
+    pages = budget.attach(mllm)
+    assert statistics["pictures"].bytes > 0
+    assert budget.attach_pictures(mllm).untouched_bytes == pages.pool.size * pages.page_bytes // 8
 
 
 def test_one_line_says_what_is_cached(
