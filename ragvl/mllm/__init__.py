@@ -19,6 +19,7 @@ from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
+from ragvl.mllm.states import LayerState, StateShape
 
 __all__ = [
     "MLLM",
@@ -28,10 +29,12 @@ __all__ = [
     "ImageInputs",
     "KvLayout",
     "KvShape",
+    "LayerState",
     "Prefilled",
     "Prompt",
     "PromptTooLongError",
     "Prompting",
+    "StateShape",
     "UnsupportedModelError",
     "UnusableImageError",
     "WriteKv",

@@ -1,8 +1,9 @@
 """A model's decoder, run in two halves: a prefix once, then suffixes that attend to what it left.
 
-The layers stay Hugging Face's own. Four things are put around them: the attention function, which
-is registered as an implementation of its own and passes every ordinary call on to the one that the
-model had; the last layer's query projection; and hooks before the last layer and the final norm.
+The layers stay Hugging Face's own. What is put around them: the attention function, which is
+registered as an implementation of its own and passes every ordinary call on to the one that the
+model had; the last layer's query projection; modules that carry a state from token to token
+(`states.py`); and hooks before the last layer and the final norm.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -23,12 +26,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ragvl.mllm.experts import wrap_experts
 from ragvl.mllm.inputs import Features, ImageInputs
 from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.states import (
+    Group,
+    LayerState,
+    Mixer,
+    StateShape,
+    alone,
+    shapes_of,
+    together,
+    wrap_mixers,
+)
 from ragvl.mllm.structure import decoder_layers, decoder_of
 from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
 from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
 
 WriteKv = Callable[[int, Tensor, Tensor], None]
+ReadStates = Callable[[int, slice], LayerState]
 
 _PREFIX = "ragvl_"  # of the names of attention implementations
 _WRAPPED = "_ragvl_wrapped"  # marks a projection that is wrapped already
@@ -59,18 +73,22 @@ class KvShape(NamedTuple):
 
 @dataclass(frozen=True)
 class KvLayout:
-    """What a decoder keeps of one token: keys and values.
+    """What a decoder keeps of a prefix: keys and values of each token, and states.
 
     Attributes:
         shapes: of each layer that computes keys and values of its own.
         dtype: of all.
         sources: for each of the decoder's layers, whose keys and values it attends to: a place in
-            `shapes`. In some models, as Gemma 4, layers use those of an earlier one.
+            `shapes`. In some models, as Gemma 4, layers use those of an earlier one. None for a
+            layer that carries a state instead.
+        states: of each such layer, the tensors of its state, whose size does not depend on how many
+            tokens a prefix has.
     """
 
     shapes: tuple[KvShape, ...]
     dtype: torch.dtype
-    sources: tuple[int, ...]
+    sources: tuple[int | None, ...]
+    states: tuple[tuple[StateShape, ...], ...] = ()
 
     @classmethod
     def uniform(
@@ -84,6 +102,12 @@ class KvLayout:
     def owners(self) -> tuple[int, ...]:
         """The decoder's layer that computes each of `shapes`."""
         return tuple(map(self.sources.index, range(len(self.shapes))))
+
+    @property
+    def last_layer(self) -> int:
+        """The last of the decoder's layers that something is kept of."""
+        with_states = (layer for layer, source in enumerate(self.sources) if source is None)
+        return max((*self.owners, *with_states))
 
     def bytes_per_token(self) -> int:
         """Bytes of all layers' keys and values of one token."""
@@ -100,12 +124,14 @@ class Prefilled:
         features: what the vision tower gave, to prefill from again; None without pictures, and
             where several prefixes were computed together.
         timer: how long the decoder takes, the vision tower not counted; all prefixes together.
+        states: of each layer that carries one, the state behind the prefix: tensors (1, ...).
         pictures: the prefix's pictures as one, with `features`; None where there are none.
     """
 
     next_position: int
     features: Features | None
     timer: Timer
+    states: list[LayerState]
     pictures: ImageInputs | None = None
 
 
@@ -132,6 +158,7 @@ class Decoder:
         _hook(norm, _before_norm)
         _hook(self._last_layer, _before_last_layer, with_kwargs=True)
         _hook(self._decoder, _before_decoder, with_kwargs=True)
+        self._mixers = wrap_mixers(layers, _pass.get)
         _wrap_attention(self._decoder.config)
         _wrap_queries(layers[-1])
         wrap_image_features(model.base_model)
@@ -167,7 +194,7 @@ class Decoder:
         return vision.features
 
     def kv_layout(self, batch: Mapping[str, Tensor]) -> KvLayout:
-        """What is kept of each token, seen in a pass over `batch`.
+        """What is kept of a prefix, seen in a pass over `batch`.
 
         Raises:
             UnsupportedModelError: a layer's keys and values differ in shape, or its attention is
@@ -182,10 +209,11 @@ class Decoder:
         if len(run.sources) != len(self.layers):
             raise UnsupportedModelError(
                 f"{len(self.layers) - len(run.sources)} of its {len(self.layers)} layers compute "
-                "no keys and values that could be kept"
+                "no keys and values that could be kept, and no state"
             )
         shapes = tuple(KvShape(keys.shape[1], keys.shape[3]) for keys in run.keys)
-        return KvLayout(shapes, run.keys[0].dtype, tuple(run.sources))
+        states = shapes_of(run.states)
+        return KvLayout(shapes, run.keys[0].dtype, tuple(run.sources), states)
 
     def prefill(
         self,
@@ -195,7 +223,7 @@ class Decoder:
         layout: KvLayout,
         features: Features | None = None,
     ) -> list[Prefilled]:
-        """Computes the keys and values of prefixes, and nothing that only their output needs.
+        """Computes what is kept of prefixes, and nothing that only their output needs.
 
         On a GPU they are queued when this returns: nothing waits for them here.
 
@@ -210,7 +238,7 @@ class Decoder:
         Raises:
             ValueError: `features` were given, and the model went on without a look at them.
         """
-        run = _Prefill(write, layout, Timer(self._model.device))
+        run = _Prefill(write, lengths, layout, Timer(self._model.device))
         token = _pass.set(run)
         try:
             with vision_pass(features) as vision, contextlib.suppress(_Finished):
@@ -220,9 +248,10 @@ class Decoder:
         run.timer.stop()
         _check_taken(features, vision)
         features = vision.features if len(lengths) == 1 else None
+        positions = _next_positions(run.position_ids, lengths)
         return [
-            Prefilled(position, features, run.timer)
-            for position in _next_positions(run.position_ids, lengths)
+            Prefilled(position, features, run.timer, states)
+            for position, states in zip(positions, run.states, strict=True)
         ]
 
     @torch.inference_mode()
@@ -231,7 +260,8 @@ class Decoder:
         input_ids: Tensor,
         position_ids: Tensor,
         last_rows: Tensor,
-        prefixes: Sequence[PrefixBatch],
+        prefixes: Sequence[PrefixBatch | None],
+        states: ReadStates | None = None,
     ) -> Tensor:
         """(B, D): the last layer's output at the last token of each suffix, before the final norm.
 
@@ -241,9 +271,20 @@ class Decoder:
             input_ids: (R,) the suffixes' tokens, packed.
             position_ids: (R,) their positions in their prompts.
             last_rows: (B,) the row of each suffix's last token.
-            prefixes: for each layer, the cached prefixes and which rows are whose.
+            prefixes: for each layer, the cached prefixes and which rows are whose; None for one
+                that carries a state instead.
+            states: takes the place of a layer among those that carry a state, and some suffixes;
+                gives the layer's state behind their prefixes, tensors (B, ...). None where no layer
+                carries one.
         """
         run = _Extend(prefixes, last_rows, self._last_layer, len(self.layers) - 1)
+        if self._mixers:
+            if states is None:
+                raise ValueError("its layers go on from states: `states` must give them")
+            run.states = {
+                mixer.layer: partial(states, place) for place, mixer in enumerate(self._mixers)
+            }
+            run.groups = _groups(next(filter(None, prefixes)), len(input_ids))
         token = _pass.set(run)
         try:
             hidden = _capture(
@@ -261,13 +302,14 @@ class Decoder:
 
 
 class _Look:
-    """A pass that sees whose keys and values each layer attends to."""
+    """A pass over one prompt that sees what each layer keeps, and whose it attends to."""
 
     skips_queries = False
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []  # different tensors, in order
-        self.sources: list[int] = []
+        self.sources: list[int | None] = []
+        self.states: list[LayerState] = []
 
     def attend(
         self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
@@ -282,17 +324,37 @@ class _Look:
             self.keys.append(key)
         self.sources.append(source)
 
+    def mix(self, mixer: Mixer, hidden: Tensor) -> Tensor:
+        if mixer.layer != len(self.sources):
+            raise UnsupportedModelError("its layers do not carry one state each, or attend once")
+        output, state = mixer.prefill(hidden)
+        self.states.append(state)
+        self.sources.append(None)
+        return output
+
 
 class _Prefill:
-    """A pass over prefixes that hands out keys and values and stops after the last."""
+    """A pass over prefixes that hands out keys and values, keeps states and stops after the last.
+
+    Args:
+        write: takes keys and values.
+        lengths: how many tokens each prefix has.
+        layout: says what is kept.
+        timer: measures.
+    """
 
     skips_queries = True
 
-    def __init__(self, write: WriteKv, layout: KvLayout, timer: Timer) -> None:
+    def __init__(
+        self, write: WriteKv, lengths: Sequence[int], layout: KvLayout, timer: Timer
+    ) -> None:
         self.write = write
+        self.lengths = lengths
         self.places = {layer: place for place, layer in enumerate(layout.owners)}
+        self.last_layer = layout.last_layer
         self.position_ids: Tensor | None = None
         self.timer = timer
+        self.states: list[list[LayerState]] = [[] for _ in lengths]
 
     def attend(
         self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
@@ -300,17 +362,28 @@ class _Prefill:
         place = self.places.get(module.layer_idx)
         if place is not None:
             self.write(place, key, value)
-            if place == len(self.places) - 1:
+            if module.layer_idx == self.last_layer:
                 raise _Finished
         return None
 
+    def mix(self, mixer: Mixer, hidden: Tensor) -> Tensor:
+        """Each prefix by itself, up to its own end: what fills it up would be in its state."""
+        outputs = []
+        for row, length in enumerate(self.lengths):
+            output, state = mixer.prefill(hidden[row : row + 1, :length])
+            self.states[row].append(state)
+            outputs.append(F.pad(output, (0, 0, 0, hidden.shape[1] - length)))
+        if mixer.layer == self.last_layer:
+            raise _Finished
+        return torch.cat(outputs)
+
 
 class _Extend:
-    """A pass over packed suffixes that attend to their prefixes."""
+    """A pass over packed suffixes that go on from their prefixes."""
 
     def __init__(
         self,
-        prefixes: Sequence[PrefixBatch],
+        prefixes: Sequence[PrefixBatch | None],
         last_rows: Tensor,
         last_layer: nn.Module,
         last_index: int,
@@ -320,7 +393,10 @@ class _Extend:
         self.last_layer = last_layer
         self.last_index = last_index
         self.collecting = False
-        self.collected: tuple[Tensor, Tensor] | None = None
+        # Of the last layer: keys and values, or what a mixer gives for the last rows
+        self.collected: tuple[Tensor, ...] = ()
+        self.states: dict[int, Callable[[slice], LayerState]] = {}  # by layer
+        self.groups: list[Group] = []
 
     @property
     def skips_queries(self) -> bool:
@@ -332,11 +408,11 @@ class _Extend:
         if terms := [name for name in _UNSUPPORTED_TERMS if options.get(name) is not None]:
             raise UnsupportedModelError(f"its attention adds {', '.join(terms)} to the scores")
         prefix = self.prefixes[module.layer_idx]
+        assert prefix is not None
         if self.collecting:
             self.collected = key, value
             raise _Finished
         if module.layer_idx == self.last_index:
-            assert self.collected is not None
             key, value = self.collected
             prefix = replace(prefix, last_only=True)
         out = prefix_attention(
@@ -348,6 +424,27 @@ class _Extend:
             sliding_window=options.get("sliding_window"),
         )
         return out[None]
+
+    def mix(self, mixer: Mixer, hidden: Tensor) -> Tensor:
+        if mixer.layer == self.last_index and not self.collecting:
+            return self.collected[0]
+        output = mixer.extend(hidden, self.groups, self.states[mixer.layer])
+        if self.collecting:
+            self.collected = (output.index_select(1, self.last_rows),)
+            raise _Finished
+        return output
+
+
+def _groups(batch: PrefixBatch, num_rows: int) -> list[Group]:
+    """How suffixes pass through modules that carry a state.
+
+    Each by itself on a CPU, where many small steps cost little and no bit depends on another. On a
+    GPU all at once, in a shape that the chunk's alone decides.
+    """
+    starts, lengths = batch.suffix_starts, batch.suffix_lengths
+    if starts.device.type == "cpu":
+        return alone(starts, lengths)
+    return together(starts, lengths, num_rows, batch.max_suffix_length)
 
 
 def _check_taken(features: Features | None, vision: VisionPass) -> None:

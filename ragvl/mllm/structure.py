@@ -10,7 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ragvl.messages import shown
 from ragvl.model_files import UnsupportedModelError
 
-_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f")
+_NORM_NAMES = (
+    *("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f"),
+    "embedding_norm",  # LFM2's, which comes last in spite of its name
+)
 
 
 def check_structure(model: PreTrainedModel) -> None:

@@ -57,7 +57,15 @@ class PrefixBuilder:
         return (torch.get_num_threads(), self._mllm.padded_length(len(prefix)), *tensors)
 
     def _at_once(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
-        return self._mllm.prefill(prefixes, self._pool.writer(pages, list(map(len, prefixes))))
+        write = self._pool.writer(pages, list(map(len, prefixes)))
+        return self._with_states(self._mllm.prefill(prefixes, write), pages)
+
+    def _with_states(self, every: list[Prefilled], pages: Pages) -> list[Prefilled]:
+        """Puts what has been prefilled into its pages, keys and values apart, which are there."""
+        for done, own in zip(every, pages, strict=True):
+            self._pool.write_states(own, done.states)
+            done.states.clear()  # they may be large, and are not needed again
+        return every
 
     def _one_by_one(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         return [
@@ -69,9 +77,9 @@ class PrefixBuilder:
     def _compared(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         """One by one, and also together, to find out whether that gives the same."""
         together: list[tuple[Tensor, Tensor]] = []
-        self._mllm.prefill(prefixes, lambda _, k, v: together.append((k, v)))
+        batch = self._mllm.prefill(prefixes, lambda _, k, v: together.append((k, v)))
         same = torch.ones((), dtype=torch.bool, device=self._pool.device)
-        done = []
+        every = []
         for row, (prefix, own) in enumerate(zip(prefixes, pages, strict=True)):
             write = self._pool.writer([own], [len(prefix)])
 
@@ -82,9 +90,13 @@ class PrefixBuilder:
                 for alone, batch in zip((keys, values), together[layer], strict=True):
                     same.logical_and_((alone[0] == batch[row]).all())
 
-            done += self._mllm.prefill([prefix], write_and_compare)
+            (done,) = self._mllm.prefill([prefix], write_and_compare)
+            for state, batch_state in zip(done.states, batch[row].states, strict=True):
+                for name, x in state.items():
+                    same.logical_and_((x == batch_state[name]).all())
+            every += self._with_states([done], [own])
         if same:
             self._same.add((len(prefixes), *self._shape(prefixes[0])))
         else:
             self._together = False
-        return done
+        return every

@@ -15,7 +15,13 @@ from ragvl.prefix_cache.device import DeviceTier
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.memory import Budget, device_budget, reservations
-from ragvl.prefix_cache.pages import PAGE_TOKENS, Compression, PagePool, page_bytes
+from ragvl.prefix_cache.pages import (
+    PAGE_TOKENS,
+    Compression,
+    PagePool,
+    num_state_pages,
+    page_bytes,
+)
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
@@ -205,7 +211,8 @@ class PrefixCache:
 
     def _reserve(self, mllm: MLLM) -> DeviceTier:
         bytes_per_page = page_bytes(mllm.kv_layout, self.compression)
-        budget = device_budget(self._device_bytes, mllm.device, bytes_per_page)
+        state_pages = num_state_pages(mllm.kv_layout, self.compression)
+        budget = device_budget(self._device_bytes, mllm.device, bytes_per_page, state_pages)
         if budget < bytes_per_page:
             raise ValueError(
                 f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "

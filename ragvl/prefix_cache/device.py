@@ -48,14 +48,14 @@ class LeaseFullError(Exception):
 
 @dataclass(eq=False)
 class CachedPrefix:
-    """A prefix whose keys and values are on the device.
+    """A prefix whose keys, values and states are on the device.
 
     Attributes:
         key: its name.
         input_ids: its token ids.
         expansions: what stands for each of its pictures in the prompt's text.
         next_position: the position of the token after it.
-        pages: where its keys and values are.
+        pages: where its states, and its keys and values, are.
         ready: when they are, on a GPU that may still be at it; None once they are known to be.
         users: how many leases hold it; it is not evicted before they end.
     """
@@ -211,7 +211,7 @@ class DeviceTier:
         Raises:
             PrefixTooLargeError: it is larger than the pool.
         """
-        if (count := num_pages(length)) > self.pool.size:
+        if (count := num_pages(length, self.pool.state_pages)) > self.pool.size:
             raise PrefixTooLargeError(
                 f"its prefix of {length} tokens takes {format_bytes(count * self.page_bytes)} and "
                 f"the prefix cache has {format_bytes(self.pool.size * self.page_bytes)}: give it "
@@ -229,7 +229,7 @@ class DeviceTier:
             PrefixCacheBusyError: other leases left no room for too long.
         """
         self.check_fits(max(lengths))
-        counts = [num_pages(length) for length in lengths]
+        counts = [num_pages(length, self.pool.state_pages) for length in lengths]
         start = time.monotonic()
         while True:
             bell = threading.Lock()

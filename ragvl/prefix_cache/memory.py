@@ -21,7 +21,7 @@ Budget = int | str
 # What "auto" takes of the memory that is available when the model has been loaded
 _GPU_SHARE, _CPU_SHARE = 0.5, 0.25
 # What is reserved where nothing is to be kept: the candidates of a chunk, of 640 tokens each
-_SCRATCH_TOKENS = 32 * 640
+_SCRATCH_PREFIXES, _SCRATCH_TOKENS = 32, 640
 
 # Version 1 writes "no limit" as the largest multiple of a page
 _NO_LIMIT = 1 << 62
@@ -40,15 +40,25 @@ _V1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactiv
 _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def device_budget(budget: Budget, device: torch.device, page_bytes: int) -> int:
-    """The bytes of a prefix cache on `device`: a number, or what "auto" or "scratch" means now."""
+def device_budget(
+    budget: Budget, device: torch.device, page_bytes: int, state_pages: int = 0
+) -> int:
+    """The bytes of a prefix cache on `device`: a number, or what "auto" or "scratch" means now.
+
+    Args:
+        budget: what was asked for.
+        device: the model's.
+        page_bytes: bytes of a page.
+        state_pages: pages that a prefix's states take.
+    """
     if isinstance(budget, int):
         return budget
     if device.type == "cuda":
         share = int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
     else:
         share = int(available_bytes() * _CPU_SHARE)
-    return min(share, page_bytes * num_pages(_SCRATCH_TOKENS)) if budget == "scratch" else share
+    scratch = page_bytes * _SCRATCH_PREFIXES * num_pages(_SCRATCH_TOKENS, state_pages)
+    return min(share, scratch) if budget == "scratch" else share
 
 
 def available_bytes(root: Path = Path("/")) -> int:

@@ -1,4 +1,8 @@
-"""Device memory for keys and values, in pages of a few tokens that any prefix may use."""
+"""Device memory for keys, values and states, in pages that any prefix may use.
+
+A page has room for the keys and values of a few tokens. Where layers carry a state, whose size does
+not depend on how many tokens a prefix has, its bytes lie in the prefix's first pages.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragvl.mllm import KvLayout, KvShape, WriteKv
+from ragvl.mllm import KvLayout, KvShape, LayerState, WriteKv
 from ragvl.ops import PrefixBatch, prefix_write
+from ragvl.prefix_cache.states import StateBytes
 from ragvl.prefix_cache.transfer import Transfer
 from ragvl.runtime import to_device
 
@@ -29,15 +34,25 @@ def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
     return 2 * PAGE_TOKENS * sum(heads * (head_dim + 4) for heads, head_dim in layout.shapes)
 
 
-def num_pages(num_tokens: int) -> int:
-    """How many pages that many tokens take."""
-    return -(-num_tokens // PAGE_TOKENS)
+def num_pages(num_tokens: int, state_pages: int = 0) -> int:
+    """How many pages a prefix of that many tokens takes, with those of its states."""
+    return state_pages + -(-num_tokens // PAGE_TOKENS)
 
 
-def pages_in_turn(lengths: Sequence[int]) -> list[list[int]]:
+def num_state_pages(layout: KvLayout, compression: Compression | None = None) -> int:
+    """How many pages the states of one prefix take; they are never compressed."""
+    (heads, dim), places = next(iter(_by_shape(layout.shapes).items()))
+    itemsize = layout.dtype.itemsize if compression is None else 1
+    room = 2 * len(places) * heads * dim * PAGE_TOKENS * itemsize
+    return -(-StateBytes(layout.states).size // room)
+
+
+def pages_in_turn(lengths: Sequence[int], state_pages: int = 0) -> list[list[int]]:
     """Pages for prefixes of so many tokens, one after the other from page 0 on."""
-    ends = accumulate(map(num_pages, lengths))
-    return [list(range(end - num_pages(n), end)) for n, end in zip(lengths, ends, strict=True)]
+    counts = [num_pages(length, state_pages) for length in lengths]
+    return [
+        list(range(end - count, end)) for count, end in zip(counts, accumulate(counts), strict=True)
+    ]
 
 
 class _Layer(NamedTuple):
@@ -52,7 +67,8 @@ class _Layer(NamedTuple):
 class PagePool:
     """A fixed number of pages, by their numbers; which are in use is the caller's to know.
 
-    What is in one is laid out as `prefix_attention` reads it.
+    A prefix's pages are those of its states, then those of its keys and values, which are laid out
+    as `prefix_attention` reads them.
 
     Args:
         layout: what a token takes.
@@ -60,7 +76,10 @@ class PagePool:
             as it is first written to.
         device: where.
         compression: "int8" keeps each number in one byte, with a float32 scale for each
-            token, head and layer; None keeps the decoder's own dtype.
+            token, head and layer; None keeps the decoder's own dtype. States are kept as they are.
+
+    Attributes:
+        state_pages: how many of a prefix's pages hold its states.
     """
 
     def __init__(
@@ -73,15 +92,22 @@ class PagePool:
         self.layout = layout
         self.size = size
         self.compression = compression
+        self.state_pages = num_state_pages(layout, compression)
         dtype = layout.dtype if compression is None else torch.int8
         self._tensors: dict[str, Tensor] = {}
         layers: dict[int, _Layer] = {}
         for group, (shape, places) in enumerate(_by_shape(layout.shapes).items()):
             heads, dim = shape
             pages = len(places), size, heads
+            memory = torch.empty(
+                2, len(places), size, heads * dim * PAGE_TOKENS, dtype=dtype, device=device
+            )
+            if not group:
+                # (2 L, P, bytes): what a page has of each layer's keys, then of its values
+                self._bytes = memory.view(torch.uint8).flatten(0, 1)
             tensors = {
-                "keys": torch.empty(*pages, dim, PAGE_TOKENS, dtype=dtype, device=device),
-                "values": torch.empty(*pages, PAGE_TOKENS, dim, dtype=dtype, device=device),
+                "keys": memory[0].view(*pages, dim, PAGE_TOKENS),
+                "values": memory[1].view(*pages, PAGE_TOKENS, dim),
             }
             if compression is not None:
                 for name in ("key_scales", "value_scales"):
@@ -91,6 +117,7 @@ class PagePool:
             suffix = f"/{group}" if group else ""
             self._tensors |= {f"{name}{suffix}": x for name, x in tensors.items()}
         self._layers = [layers[place] for place in range(len(layout.shapes))]
+        self._states = StateBytes(layout.states)
         self.device = device
         self._transfer = Transfer(device)
 
@@ -103,6 +130,7 @@ class PagePool:
             pages: of each of B prefixes.
             lengths: how many tokens each has; what is written after them is zero.
         """
+        pages = [own[self.state_pages :] for own in pages]
         table = page_table(pages, max(map(len, pages)))
         numbers = torch.cat([table.flatten(), torch.tensor(lengths, dtype=torch.int32)])
         numbers = to_device(numbers, self.device)
@@ -123,19 +151,53 @@ class PagePool:
 
         return write
 
+    def write_states(self, pages: Sequence[int], states: Sequence[LayerState]) -> None:
+        """Puts a prefix's states, of each layer that carries one, into its pages."""
+        if self.state_pages:
+            own = to_device(torch.tensor(pages[: self.state_pages]), self.device)
+            self._bytes.index_copy_(1, own, self._paged(states))
+
+    def states(self, page_table: Tensor, layer: int, prefixes: slice) -> LayerState:
+        """The states of some prefixes, tensors (B, ...).
+
+        Args:
+            page_table: (B, M) the pages of each prefix, as in `batches`.
+            layer: the layer's place among those that carry a state.
+            prefixes: which rows of the table.
+        """
+        pieces, _, size = self._bytes.shape
+        begin, end = self._states.span(layer)
+        first, last = begin // (pieces * size), -(-end // (pieces * size))
+        own = page_table[prefixes, first:last]
+        gathered = self._bytes.index_select(1, own.flatten()).unflatten(1, own.shape)
+        data = gathered.permute(1, 2, 0, 3).flatten(1)
+        return self._states.split(data, layer, first * pieces * size)
+
+    def _paged(self, states: Sequence[LayerState]) -> Tensor:
+        """One prefix's states as they lie in its pages: (2 L, pages, bytes) uint8."""
+        pieces, _, size = self._bytes.shape
+        data = self._states.join(states, self.state_pages * pieces * size)
+        return data.view(self.state_pages, pieces, size).transpose(0, 1)
+
     def synchronize(self) -> None:
         """Waits until nothing writes to any page."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def read(self, pages: Sequence[int]) -> dict[str, Tensor]:
-        """Copies of what `pages` hold, on the CPU, for `load`."""
+        """Copies of what a prefix's pages hold, on the CPU, for `load`."""
+        state_pages, pages = pages[: self.state_pages], pages[self.state_pages :]
         copies = {
             name: torch.empty((x.shape[0], len(pages), *x.shape[2:]), dtype=x.dtype)
             for name, x in self._tensors.items()
         }
         self._transfer.read([(x, copies[name]) for name, x in self._tensors.items()], pages)
-        return copies
+        if not state_pages:
+            return copies
+        pieces, _, size = self._bytes.shape
+        paged = torch.empty(pieces, len(state_pages), size, dtype=torch.uint8)
+        self._transfer.read([(self._bytes, paged)], state_pages)
+        return copies | self._states.named(paged.transpose(0, 1).flatten())
 
     def load(self, pages: Sequence[int], tensors: dict[str, Tensor]) -> torch.cuda.Event | None:
         """Puts back what `read` gave, into as many pages, of this pool or one like it.
@@ -146,11 +208,15 @@ class PagePool:
         Raises:
             ValueError: the tensors come from a pool of another shape, dtype or compression.
         """
+        state_pages, pages = pages[: self.state_pages], pages[self.state_pages :]
         for name, x in self._tensors.items():
             shape = (x.shape[0], len(pages), *x.shape[2:])
             given = tensors.get(name)
             if given is None or given.shape != shape or given.dtype != x.dtype:
                 raise ValueError(f"{name}: expected {shape} {x.dtype}")
+        if state_pages:
+            states = self._paged(self._states.from_named(tensors))
+            self._transfer.load([(states.contiguous(), self._bytes)], state_pages)
         return self._transfer.load([(tensors[n], x) for n, x in self._tensors.items()], pages)
 
     def batches(
@@ -160,8 +226,13 @@ class PagePool:
         suffix_starts: Tensor,
         suffix_lengths: Tensor,
         max_suffix_length: int,
-    ) -> list[PrefixBatch]:
-        """For each of the decoder's layers what `prefix_attention` takes; see `PrefixBatch`."""
+    ) -> list[PrefixBatch | None]:
+        """For each of the decoder's layers what `prefix_attention` takes; see `PrefixBatch`.
+
+        None for a layer that carries a state. `page_table` names all pages of each prefix.
+        """
+        if self.state_pages:
+            page_table = page_table[:, self.state_pages :].contiguous()
         batches = [
             PrefixBatch(
                 held.keys,
@@ -176,7 +247,7 @@ class PagePool:
             )
             for held in self._layers
         ]
-        return [batches[source] for source in self.layout.sources]
+        return [None if source is None else batches[source] for source in self.layout.sources]
 
 
 def _by_shape(shapes: Sequence[KvShape]) -> dict[KvShape, list[int]]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
 from ragvl.mllm.inputs import probe_image
-from ragvl.prefix_cache.pages import PagePool, num_pages, page_table, pages_in_turn
+from ragvl.prefix_cache.pages import (
+    PagePool,
+    num_pages,
+    num_state_pages,
+    page_table,
+    pages_in_turn,
+)
 from ragvl.runtime import is_out_of_memory
 from ragvl.torch_context import default_torch_context
 
@@ -86,23 +94,27 @@ def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
     """Whether a prompt gives the same in one piece and as a suffix on its cached prefix."""
     whole = mllm.hidden_states([prompt])[0, -1]
     split = _image_end(mllm, prompt) + 1
-    pool = PagePool(mllm.kv_layout, num_pages(split), mllm.device)
-    (pages,) = pages_in_turn([split])
+    state_pages = num_state_pages(mllm.kv_layout)
+    pool = PagePool(mllm.kv_layout, num_pages(split, state_pages), mllm.device)
+    (pages,) = pages_in_turn([split], state_pages)
     prefix = Prompt(prompt.input_ids[:split], prompt.images)
     (start,) = mllm.prefill([prefix], pool.writer([pages], [split]))
     suffix = torch.tensor(prompt.input_ids[split:], device=mllm.device)
     zero, prefix_length, suffix_length = (
         torch.tensor([n], dtype=torch.int32, device=mllm.device) for n in (0, split, len(suffix))
     )
+    pool.write_states(pages, start.states)
+    table = page_table([pages], len(pages)).to(mllm.device)
     prefixes = pool.batches(
-        page_table([pages], len(pages)).to(mllm.device),
+        table,
         prefix_length,
         zero,
         suffix_length,
         len(suffix),
     )
     positions = torch.arange(len(suffix), device=mllm.device) + start.next_position
-    halves = mllm.decoder.extend(suffix, positions, suffix_length.long() - 1, prefixes)[0]
+    states = partial(pool.states, table)
+    halves = mllm.decoder.extend(suffix, positions, suffix_length.long() - 1, prefixes, states)[0]
     return same(halves, whole, rounding(mllm.dtype))
 
 

@@ -264,7 +264,8 @@ class PrefixSupply:
             else:
                 prompt, features = features_of(record, self._mllm.device)
                 write = self.pool.writer([pages], [len(prompt)])
-                self._mllm.prefill([prompt], write, features)
+                (done,) = self._mllm.prefill([prompt], write, features)
+                self.pool.write_states(pages, done.states)
                 ready = record_event(self.pool.device)
         # Whatever a foreign record trips in a model
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:

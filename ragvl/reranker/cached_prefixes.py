@@ -179,7 +179,8 @@ class CachedPrefixes:
 
         Where a cached prefix makes one NaN, the prefix is computed again, once. Scored whole, last,
         are pairs whose query has a picture, and those whose prompts differ from their document's
-        prefix before its pictures are over, as a chat template may write them.
+        prefix before its pictures are over, as a chat template may write them, or anywhere in it
+        where layers carry states.
         """
         apart: list[int] = []
         chosen = [i for i, (query, _) in enumerate(pairs) if not query.pictures]
@@ -195,7 +196,7 @@ class CachedPrefixes:
         if apart and not self._reported_whole:
             self._reported_whole = True
             logger.warning(
-                "the chat template writes something else before a picture for some questions: "
+                "some questions change the prompt where its document's prefix cannot be left: "
                 "their prompts are scored whole (%d now)",
                 len(apart),
             )
@@ -251,8 +252,15 @@ class CachedPrefixes:
                 continue
             shared = shared_length(ids, prefix.input_ids)
             rest = ids[shared:]
-            if shared < len(prefix.input_ids) and self._prompting.image_token_id in rest:
+            if shared < len(prefix.input_ids) and self._cannot_go_on(rest):
                 apart.append(index)
                 continue
             suffixes.append(Suffix(index, prefix, shared, rest))
         return suffixes
+
+    def _cannot_go_on(self, rest: Sequence[int]) -> bool:
+        """Whether a prompt cannot start from an earlier token than its prefix's last.
+
+        A picture would be in `rest`; and a state is known behind the last token alone.
+        """
+        return self._prompting.image_token_id in rest or bool(self._supply.pool.state_pages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,7 +113,11 @@ class ChunkRunner:
             chunk.shape.longest,
         )
         hidden = self._mllm.decoder.extend(
-            chunk.input_ids, chunk.position_ids, chunk.last_rows, prefixes
+            chunk.input_ids,
+            chunk.position_ids,
+            chunk.last_rows,
+            prefixes,
+            partial(self._pool.states, chunk.page_table),
         )
         return self._head(hidden, torch.arange(len(hidden), device=hidden.device))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from plain import picture, plain_scores
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, HYBRIDS
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.data.images import ImageError
@@ -20,7 +20,7 @@ from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.reranker import PromptTemplate
 
 TINY = "llava"
-EIGHT = pytest.mark.parametrize("architecture", ARCHITECTURES)
+EACH = pytest.mark.parametrize("architecture", [*ARCHITECTURES, *HYBRIDS])
 QUERIES = [
     "What color is the roof?",
     "?",
@@ -58,7 +58,7 @@ def held(reranker: Reranker) -> tuple[int, int, int]:
 # --- exact ------------------------------------------------------------------------------------
 
 
-@EIGHT
+@EACH
 def test_cold_warm_and_plain_are_the_same(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
@@ -122,6 +122,28 @@ def test_compressed_prefixes_are_nearly_exact(mllm: MLLM) -> None:
     full.score(pairs)
     held_bytes = [r.prefix_cache.statistics()["device"].bytes for r in (reranker, full)]
     assert held_bytes[0] < held_bytes[1]
+
+
+@pytest.mark.parametrize(("architecture", "is_whole"), [("qwen3_5", True), ("qwen3_vl", False)])
+def test_a_token_that_merges_across_the_cut_costs_no_correctness(
+    architecture: str,
+    is_whole: bool,
+    tiny_mllm: Callable[[str], MLLM],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Attention leaves its prefix anywhere; a state is known behind the prefix's last token."""
+    template = PromptTemplate("mine", "<image>\n{caption}\nQuestion:\n{query}\nYes or No?")
+    reranker = Reranker(tiny_mllm(architecture), template=template)
+    document = Document(picture(0), caption="A barn")
+    queries = ["Is it red?", "\n\nIs it red?", "\n\nIs it blue?"]
+    (prefix, _), (shorter, _) = (reranker.split_prompt(query, document) for query in queries[:2])
+    assert len(shorter) < len(prefix)
+    pairs = [(query, document) for query in queries]
+    scores = reranker.score(pairs)
+    torch.testing.assert_close(scores, plain_scores(reranker, pairs), atol=1e-5, rtol=0)
+    assert torch.equal(torch.cat([reranker.score([pair]) for pair in pairs]), scores)
+    said = [r.getMessage() for r in caplog.records if "scored whole" in r.getMessage()]
+    assert [message.endswith("scored whole (2 now)") for message in said] == [True] * is_whole
 
 
 # --- what is kept -----------------------------------------------------------------------------
@@ -210,7 +232,7 @@ def test_each_document_is_built_once_for_many_queries(
     assert len(built) == 41
 
 
-@EIGHT
+@EACH
 def test_prefixes_built_together_are_the_same_bits(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
 ) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from tiny_models import assorted, eight, native, refused, tiled
+from tiny_models import assorted, eight, hybrid, native, refused, tiled
 from tiny_models.parts import byte_level_tokenizer, sentencepiece_tokenizer, spread
 
 __all__ = [
     "ARCHITECTURES",
+    "HYBRIDS",
     "MORE_ARCHITECTURES",
     "build_tiny",
     "byte_level_tokenizer",
@@ -24,11 +25,25 @@ __all__ = [
     "with_chat_template_changed",
 ]
 
-_BUILDERS = eight.BUILDERS | tiled.BUILDERS | native.BUILDERS | assorted.BUILDERS | refused.BUILDERS
+_BUILDERS = (
+    eight.BUILDERS
+    | tiled.BUILDERS
+    | native.BUILDERS
+    | assorted.BUILDERS
+    | hybrid.BUILDERS
+    | refused.BUILDERS
+)
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
 ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
-# Tested by tests/reranker/test_architectures.py alone
-MORE_ARCHITECTURES = (*tiled.BUILDERS, *native.BUILDERS, *assorted.BUILDERS)
+# Some of their layers carry a state from token to token
+HYBRIDS = tuple(hybrid.BUILDERS)
+# Tested by tests/reranker/test_architectures.py, most of them there alone
+MORE_ARCHITECTURES = (
+    *tiled.BUILDERS,
+    *native.BUILDERS,
+    *assorted.BUILDERS,
+    *hybrid.BUILDERS,
+)
 
 
 def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:

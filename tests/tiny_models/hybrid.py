@@ -1,0 +1,76 @@
+"""Architectures in whose decoder most layers carry a state from token to token."""
+
+from __future__ import annotations
+
+import transformers
+from torch import nn
+
+from tiny_models.eight import LLAVA_TEMPLATE, llava_tokenizer, qwen_ids, qwen_parts
+from tiny_models.parts import HIDDEN_SIZE, Builder, square, text_config, vision_config
+
+
+def _qwen3_5() -> tuple[nn.Module, object]:
+    tokenizer, processor = qwen_parts(transformers.Qwen3VLProcessor, 8)
+    rope = {
+        "rope_type": "default",
+        "mrope_section": [1, 1, 1],
+        "mrope_interleaved": True,
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.75,
+    }
+    text = text_config(
+        tokenizer,
+        rope_parameters=rope,
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    )
+    config = transformers.Qwen3_5Config(
+        text_config=text,
+        vision_config={
+            "depth": 2,
+            "hidden_size": HIDDEN_SIZE,
+            "out_hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "num_position_embeddings": 64,
+        },
+        **qwen_ids(tokenizer),
+    )
+    return transformers.Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _llava_lfm2() -> tuple[nn.Module, object]:
+    """LFM2's decoder, short convolutions beside attention, with LLaVA's vision.
+
+    Transformers prepares LFM2-VL's own pictures with torchvision only.
+    """
+    tokenizer = llava_tokenizer()
+    # The last layer carries a state, as in the published ones
+    kinds = ["conv", "full_attention", "conv"]
+    text = text_config(
+        tokenizer, num_hidden_layers=3, layer_types=kinds, block_auto_adjust_ff_dim=False
+    )
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "lfm2", **text},
+        vision_config=vision_config("clip_vision_model", 32, 8, projection_dim=HIDDEN_SIZE),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-2,
+    )
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32)),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    return transformers.LlavaForConditionalGeneration(config), processor
+
+
+BUILDERS: dict[str, Builder] = {"qwen3_5": _qwen3_5, "llava_lfm2": _llava_lfm2}
