@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,13 @@ class Document:
         if isinstance(document, Document):
             return document
         return cls(plain_source(document))
+
+    def with_caption_first(self) -> Document:
+        """The same document with its caption before its picture, where parts stand in order."""
+        turned = copy.copy(self)
+        if self.caption is not None:
+            object.__setattr__(turned, "parts", self.parts[::-1])
+        return turned
 
     @property
     def name(self) -> str:

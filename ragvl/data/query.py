@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragvl.arguments import check_characters
@@ -64,7 +64,7 @@ class Query:
     def of(cls, query: QueryLike) -> Query:
         """`query` itself, or the query that a text, a picture or {"text": ..., "image": ...} makes.
 
-        A string is always a text.
+        A string is always a text. The two of a mapping stay in its order.
 
         Raises:
             TypeError: it is none of these.
@@ -77,7 +77,10 @@ class Query:
         if isinstance(query, Mapping) and {"image", "text"}.intersection(query):
             if others := query.keys() - {"image", "text", "instruction"}:
                 raise TypeError(f"a query has unknown keys {shown(sorted(map(str, others)))}")
-            return cls(query.get("text"), query.get("image"), instruction=query.get("instruction"))
+            made = cls(query.get("text"), query.get("image"), instruction=query.get("instruction"))
+            if next(iter(query)) == "text":
+                object.__setattr__(made, "parts", made.parts[::-1])
+            return made
         try:
             if query is None:
                 raise TypeError
@@ -87,6 +90,16 @@ class Query:
                 "a query must be a string, a picture, a Query or {'text': ..., 'image': ...}, not "
                 f"{type(query).__name__}"
             ) from error
+
+    def instructed(self, instruction: str) -> Query:
+        """The same query with an instruction.
+
+        Raises:
+            TypeError, ValueError: see `Query`.
+        """
+        made = replace(self, instruction=instruction)
+        object.__setattr__(made, "parts", self.parts)
+        return made
 
     @property
     def name(self) -> str:

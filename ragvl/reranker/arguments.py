@@ -137,7 +137,8 @@ def as_documents(items: Sequence[Any]) -> list[Document]:
 def as_document(item: Any, place: int, name: str = "documents") -> Document:
     """A document from what CrossEncoder calls one: a picture, or {"image": ..., "text": ...}.
 
-    A mapping with a text alone is a text; with a picture too, a picture and its caption.
+    A mapping with a text alone is a text; with a picture too, a picture and its caption, in the
+    mapping's order. Of several pictures or texts, in a list, it is one document of parts.
 
     Args:
         item: it, or a document.
@@ -155,11 +156,25 @@ def as_document(item: Any, place: int, name: str = "documents") -> Document:
             return Document.of(item)
         if others := set(item) - {"image", "text"}:
             raise TypeError(f"unknown keys {shown(sorted(map(str, others)))}")
-        if item.get("image") is None:
-            return Document(text=item.get("text"))
-        return Document(item["image"], caption=item.get("text"))
+        return _of_mapping(item)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}[{place}]: {error}") from error
+
+
+def _of_mapping(item: Mapping[str, Any]) -> Document:
+    image, text = item.get("image"), item.get("text")
+    if isinstance(image, list | tuple) or isinstance(text, list | tuple):
+        several = [
+            {kind: each}
+            for kind, given in item.items()
+            for each in (given if isinstance(given, list | tuple) else [given])
+            if given is not None
+        ]
+        return Document(parts=several)
+    if image is None:
+        return Document(text=text)
+    document = Document(image, caption=text)
+    return document.with_caption_first() if next(iter(item)) == "text" else document
 
 
 def checked_pairs(pairs: object) -> list[tuple[Query, Document]]:
@@ -221,7 +236,10 @@ def _as_pair(item: Any, where: str) -> Sequence[Any]:
 
 
 def is_single_pair(inputs: object) -> bool:
-    """Whether CrossEncoder would take `inputs` for one pair: it begins with a text."""
+    """Whether CrossEncoder would take `inputs` for one pair: it begins with no pair."""
     if isinstance(inputs, np.ndarray):
         return inputs.ndim == 1 and inputs.size > 0 and isinstance(inputs[0], str)
-    return isinstance(inputs, list | tuple) and len(inputs) > 0 and isinstance(inputs[0], str)
+    if not isinstance(inputs, list | tuple) or len(inputs) == 0:
+        return False
+    first = inputs[0]
+    return isinstance(first, str | Query | Mapping | Image.Image | os.PathLike)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,7 +90,7 @@ def instructed(query: QueryLike, instruction: str | None) -> QueryLike:
     if instruction is None:
         return query
     asked = Query.of(query)
-    return asked if asked.instruction else replace(asked, instruction=instruction)
+    return asked if asked.instruction else asked.instructed(instruction)
 
 
 def _changes_nothing(name: str, value: object, device: torch.device) -> bool:

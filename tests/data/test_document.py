@@ -171,8 +171,12 @@ class TestQuery:
         image = Image.new("RGB", (4, 4))
         assert Query.of("a").parts == ("a",)
         assert Query.of(image).pictures[0].image is image
-        both = Query.of({"text": "a", "image": image})
+        both = Query.of({"image": image, "text": "a"})
         assert both.parts == (both.pictures[0], "a")
+        turned = Query.of({"text": "a", "image": image})
+        assert turned.parts == ("a", turned.pictures[0])
+        asked = turned.instructed("Find mills.")
+        assert (asked.instruction, asked.parts) == ("Find mills.", turned.parts)
         assert Query.of(both) is both
 
     @pytest.mark.parametrize(

@@ -138,14 +138,28 @@ def test_pictures_stand_on_their_own_sides(checkpoint):
     np.testing.assert_allclose(ours.predict(pairs), exchanged, **EXACT)
 
 
-def test_several_parts_read_as_the_chat_template_writes_them(checkpoint):
-    """sentence-transformers takes a list of pictures, then the text, where we take any order."""
-    pictures = [picture(1), picture(2, 30, 90)]
-    for document_first in (True, False):
-        folder = checkpoint(document_first=document_first)
-        expected = cross_encoder(folder).predict([(TEXT, {"image": pictures, "text": "Both."})])
-        document = Document(parts=[*pictures, "Both."])
-        np.testing.assert_allclose(load(folder).predict([(TEXT, document)]), expected, **EXACT)
+@ORDERS
+def test_parts_stay_in_order(document_first, checkpoint):
+    folder = checkpoint(document_first=document_first)
+    ours, theirs = load(folder), cross_encoder(folder)
+    first, second = picture(1), picture(2, 30, 90)
+    both = {"image": first, "text": "A tower."}
+    pairs = [
+        (TEXT, both),
+        (TEXT, dict(reversed(both.items()))),
+        (both, PAGE),
+        (dict(reversed(both.items())), PAGE),
+        (TEXT, {"image": [first, second], "text": "Towers."}),
+        (TEXT, {"text": ["One,", "two."], "image": [second, first]}),
+    ]
+    expected = theirs.predict(pairs)
+    assert len({*expected.round(5)}) == len(pairs)
+    np.testing.assert_allclose(ours.predict(pairs), expected, **EXACT)
+    document = Document(parts=[first, second, "Towers."])
+    np.testing.assert_allclose(ours.predict([(TEXT, document)]), expected[4:5], **EXACT)
+    asked = theirs.predict(pairs[2:4], prompt="Find towers.")
+    np.testing.assert_allclose(ours.predict(pairs[2:4], prompt="Find towers."), asked, **EXACT)
+    np.testing.assert_allclose(ours.predict(pairs[3]), expected[3], **EXACT)  # one pair
 
 
 def test_a_ranking_is_that_of_sentence_transformers(checkpoint):
