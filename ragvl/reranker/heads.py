@@ -184,18 +184,25 @@ class ScoreNetwork:
         return weights_name(tensors), activations, self.pooling, self.scale, self.bias
 
     def of(self, mllm: MLLM) -> ScoreNetwork:
-        """Itself, once it is seen that it fits the model.
+        """Itself, once it is seen that it fits the model; see `check_width`."""
+        self.check_width(len(mllm.final_norm.weight))
+        return self
+
+    def check_width(self, width: int) -> None:
+        """Refuses a model whose states it does not take.
+
+        Args:
+            width: of the model's states.
 
         Raises:
-            UnsupportedModelError: it is of another width.
+            UnsupportedModelError: it takes others.
         """
-        wanted, width = self.layers[0].weight.shape[1], len(mllm.final_norm.weight)
+        wanted = self.layers[0].weight.shape[1]
         if wanted != width:
             raise UnsupportedModelError(
-                f"the score network takes states of {wanted} numbers, and those of this "
-                f"{mllm.architecture} model have {width}: the two are of different checkpoints"
+                f"the score network takes states of {wanted} numbers, and those of the model have "
+                f"{width}: the two are of different checkpoints"
             )
-        return self
 
     def on(self, mllm: MLLM) -> ScoreHead:
         """The head that it is on the model's states."""

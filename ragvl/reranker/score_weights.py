@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragvl.messages import shown
 from ragvl.mllm import UnsupportedModelError
-from ragvl.model_files import shown_list, weight_files, weight_names
+from ragvl.model_files import CONFIG, read_json, shown_list, weight_files, weight_names
 from ragvl.reranker.heads import Layer, Pooling, ScoreNetwork
 
 
@@ -57,12 +57,15 @@ class ScoreWeights:
 
         Raises:
             OSError: a file is missing or cannot be read.
-            UnsupportedModelError: weights are missing, hold NaN or do not fit each other; the
-                message names the file.
+            UnsupportedModelError: weights are missing, hold NaN, or fit neither each other nor the
+                width that the configuration says; the message names the file.
         """
         layers = tuple(self._layer(layer, folder) for layer in self.layers)
         try:
-            return ScoreNetwork(layers, self.pooling, self.scale, self.bias)
+            network = ScoreNetwork(layers, self.pooling, self.scale, self.bias)
+            if (width := _declared_width(folder)) is not None:
+                network.check_width(width)
+            return network
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{shown(folder)}: {error}") from error
 
@@ -78,6 +81,14 @@ class ScoreWeights:
             )
         bias = None if layer.bias is None else tensors[layer.bias]
         return Layer(tensors[layer.weight], bias, layer.activation)
+
+
+def _declared_width(folder: Path) -> int | None:
+    """Of a model's states, by its configuration as it lies there; None if it does not say."""
+    settings = read_json(folder / CONFIG)
+    text = settings.get("text_config", settings)
+    width = text.get("hidden_size") if isinstance(text, dict) else None
+    return width if isinstance(width, int) else None
 
 
 def read_tensors(files: Iterable[Path], names: Iterable[str]) -> dict[str, Tensor]:
