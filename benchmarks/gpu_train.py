@@ -133,7 +133,7 @@ def _batches(
 def _sequence(mllm: MLLM, documents: Sequence[Document], words: int) -> dict[str, Tensor]:
     """One sequence with a question of so many words, each of which is a token."""
     text = " ".join(WORDS[i % len(WORDS)] for i in range(words))
-    template, fields = generator_prompt(text, [d.caption for d in documents])
+    template, fields = generator_prompt(text, documents)
     prompt = mllm.prompting.render(template, **fields)
     return Collator(mllm)([Example(prompt, documents, "red")])
 

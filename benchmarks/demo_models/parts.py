@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast
 
 from demo_models.training_set import TrainingSet
+from ragvl.data.document import Document
 from ragvl.data.synthetic.drawing import COLORS, KINDS, SETTINGS, SHAPES, SIZE, WORDS
 from ragvl.data.synthetic.world import NUMBERS, SYLLABLES
 from ragvl.generator.prompt import generator_prompt
@@ -30,7 +31,7 @@ def train_tokenizer(data: TrainingSet) -> PreTrainedTokenizerFast:
     sentences = [
         CAPTION.text.replace("<image>", ""),
         "Describe the image. x, outside inside:",
-        generator_prompt("", [""])[0].replace("<image>", ""),
+        generator_prompt("", [Document(b"", caption="x")])[0].replace("<image>", ""),
         *(
             f"What color is the roof wall carpet sign of x {k} {s}?"
             for k in KINDS

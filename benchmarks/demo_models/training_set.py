@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ragvl.data.document import Document
 from ragvl.data.questions import Question
 from ragvl.data.webqa import WebQA
 from ragvl.generator.prompt import generator_prompt
@@ -102,8 +103,10 @@ def answer_group(data: TrainingSet, rng: np.random.Generator) -> Group:
         if rng.random() < 0.5:
             rows.append(data.row[question.negatives[rng.integers(len(question.negatives))]])
     rng.shuffle(rows)
+    # of which the prompt holds the captions alone
+    documents = [Document(b"", caption=data.captions[row]) for row in rows]
     turns = []
     for question in questions[:4]:
-        template, fields = generator_prompt(question.text, [data.captions[row] for row in rows])
+        template, fields = generator_prompt(question.text, documents)
         turns.append((template.format(**fields), question.answers[0]))
     return Group(tuple(rows), tuple(turns))

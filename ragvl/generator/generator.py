@@ -13,7 +13,6 @@ import torch
 
 from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import DocumentError
 from ragvl.data.query import Query
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
@@ -78,7 +77,8 @@ class Generator:
     def fingerprint(self) -> str:
         """Names all that its answers depend on, the questions and documents apart."""
         mllm = self.mllm
-        prompts = generator_prompt("", [None, ""])  # without and with a caption
+        kinds = [Document(b""), Document(b"", caption="a"), Document(text="a")]
+        prompts = generator_prompt("", kinds)
         settings = config_content(mllm.model.generation_config)
         return name_of(
             "generator",
@@ -92,7 +92,7 @@ class Generator:
     def answer(
         self, query: str, documents: Sequence[DocumentLike] = (), *, max_new_tokens: int = 32
     ) -> str:
-        """The answer to `query` from the pictures and captions of `documents`; none is fine."""
+        """The answer to `query` from `documents` of any kinds; none is fine."""
         return self.answer_batch([query], [documents], max_new_tokens=max_new_tokens)[0]
 
     @default_torch_context
@@ -118,7 +118,7 @@ class Generator:
             ValueError: `queries` and `documents` differ in length, or a query is empty, or
                 `batch_size` or `max_new_tokens` is below 1.
             TypeError: what is to be a list is one query or one document, or holds what is none.
-            ImageError: a picture or a caption cannot be read; the message names the document.
+            DocumentError: a picture or a caption cannot be read; the message names the document.
             PromptTooLongError: a prompt does not fit the model's context; the message names its
                 documents and its query, `index` is the query's place.
         """
@@ -150,7 +150,11 @@ class Generator:
                         index,
                         queries[index],
                         evidence[index],
-                        [next(images).result() for _ in evidence[index]],
+                        [
+                            next(images).result()
+                            for document in evidence[index]
+                            for _ in document.pictures
+                        ],
                     )
                     for index in range(start, min(start + batch_size, len(queries)))
                 ]
@@ -164,8 +168,7 @@ class Generator:
         documents: Sequence[Document],
         images: Sequence[ImageInputs],
     ) -> Prompt:
-        captions = [self._captions(document.caption) for document in documents]
-        template, fields = generator_prompt(query, captions)
+        template, fields = generator_prompt(query, [*map(self._captions.shortened, documents)])
         prompting = self.mllm.prompting
         prompt = prompting.encode_prompt(prompting.render(template, **fields), images)
         if len(prompt) > prompting.max_length:
@@ -177,7 +180,5 @@ def _checked_documents(group: Sequence[DocumentLike]) -> list[Document]:
     refuse_one_document(group)
     documents = as_documents(group)
     for document in documents:
-        if document.image is None:
-            raise DocumentError(f"{document.name} is not one picture, which a generator needs")
         check_caption(document)
     return documents

@@ -1,22 +1,28 @@
-"""The generator's prompt: the kept documents, each picture with its caption, then the question."""
+"""The generator's prompt: the kept documents, then the question."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ragvl.data.document import Document
+
 INSTRUCTION = "Answer the question in one word or a short phrase."
 
 
-def generator_prompt(query: str, captions: Sequence[str | None]) -> tuple[str, dict[str, str]]:
-    """The template and its fields for `query`, with one `<image>` for each of `captions`.
+def generator_prompt(query: str, documents: Sequence[Document]) -> tuple[str, dict[str, str]]:
+    """The template and its fields for `query`, with an `<image>` for each picture, in order.
 
-    The pictures come first, as in the reranker's prompts. No captions: a prompt without a picture.
+    Documents come first, as in the reranker's prompts: a picture with its caption, a text, or parts
+    one after the other. No documents: a prompt without evidence.
     """
     fields = {"query": query}
     evidence = ""
-    for i, caption in enumerate(captions):
-        evidence += "<image>\n"
-        if caption is not None:
-            evidence += f"Image Caption: {{caption_{i}}}\n"
-            fields[f"caption_{i}"] = caption
+    for i, document in enumerate(documents):
+        for j, part in enumerate(document.parts):
+            if not isinstance(part, str):
+                evidence += "<image>\n"
+                continue
+            name = f"text_{i}_{j}"
+            fields[name] = part
+            evidence += f"{'Image Caption' if document.image is not None else 'Text'}: {{{name}}}\n"
     return f"{evidence}Question: {{query}}\n{INSTRUCTION}", fields

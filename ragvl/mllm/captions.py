@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol, TypeVar
 
 from ragvl.arguments import checked_count
+from ragvl.data.document import Document
 from ragvl.mllm.prompting import Prompting
 
 logger = logging.getLogger(__name__)
 
 _KNOWN_CAPTIONS = 1 << 12
 _LONGEST_KNOWN = 1 << 14  # characters; a longer one is cut anew each time, and not kept
-
-
-class _Captioned(Protocol):
-    @property
-    def caption(self) -> str | None: ...
-
-    @property
-    def name(self) -> str: ...
-
-
-T = TypeVar("T", bound=_Captioned)
 
 
 def checked_caption_tokens(value: object) -> int | None:
@@ -81,11 +71,18 @@ class CaptionLimit:
         ends = [end for _, end in offsets[:max_tokens]]
         return next((text[:end] for end in reversed(ends) if fits(text[:end])), "")
 
-    def watched(self, documents: Iterable[T]) -> Iterable[T]:
+    def shortened(self, document: Document) -> Document:
+        """The document with its caption cut; itself where there is nothing to cut."""
+        caption = self(document.caption)
+        if caption == document.caption:
+            return document
+        return replace(document, parts=(), caption=caption)
+
+    def watched(self, documents: Iterable[Document]) -> Iterable[Document]:
         """`documents`; once they have passed, logs how many of their captions are cut."""
         return documents if self.max_tokens is None else self._watched(documents)
 
-    def _watched(self, documents: Iterable[T]) -> Iterator[T]:
+    def _watched(self, documents: Iterable[Document]) -> Iterator[Document]:
         cut: dict[int, str] = {}
         try:
             for document in documents:

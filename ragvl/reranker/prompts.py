@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -132,11 +131,8 @@ class Prompts:
         """The document as it goes into prompts; never another one."""
         if document not in self._cut:
             check_caption(document)
-            caption = self.captions(document.caption)
-            cut = None
-            if caption != document.caption:
-                cut = dataclasses.replace(document, parts=(), caption=caption)
-            self._cut[document] = cut
+            cut = self.captions.shortened(document)
+            self._cut[document] = None if cut is document else cut
         return self._cut[document] or document
 
 

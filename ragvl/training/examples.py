@@ -133,8 +133,8 @@ class AnswerExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         question = self._questions[index]
         documents = [self._source.document(id) for id in self._evidence(index)]
-        captions = [self._captions(document.caption) for document in documents]
-        template, fields = generator_prompt(question.text, captions)
+        shortened = [*map(self._captions.shortened, documents)]
+        template, fields = generator_prompt(question.text, shortened)
         prompt = self._prompting.render(template, **fields)
         return Example(prompt, documents, self._source.target(question))
 

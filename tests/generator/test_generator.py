@@ -27,8 +27,9 @@ EVIDENCE = [
     [Document(picture(0), caption="A barn"), Document(picture(1, 80, 40), caption="A mill")],
     [],
     [Document(picture(2, 40, 80))],
+    [Document(parts=[picture(3), "From the south."]), Document(text="The barn burnt in 1987.")],
 ]
-QUERIES = ["What color is the roof of the barn?", "Why?", "How many windows are there?"]
+QUERIES = ["What color is the roof of the barn?", "Why?", "How many windows are there?", "When?"]
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -40,8 +41,8 @@ def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> N
     mllm = generator.mllm
     expected = []
     for query, documents in zip(QUERIES, EVIDENCE, strict=True):
-        template, fields = generator_prompt(query, [d.caption for d in documents])
-        images = [document.load() for document in documents]
+        template, fields = generator_prompt(query, documents)
+        images = [picture.load() for document in documents for picture in document.pictures]
         inputs = plain_inputs(mllm, images, mllm.prompting.render(template, **fields))
         with torch.inference_mode():
             ids = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -54,17 +55,26 @@ def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> N
     assert generator.answer(QUERIES[0], EVIDENCE[0], max_new_tokens=6) == expected[0]
 
 
-def test_the_prompt_puts_pictures_first_and_works_without_any() -> None:
-    template, fields = generator_prompt("Why?", ["A barn", None])
+def test_the_prompt_puts_documents_first_and_works_without_any() -> None:
+    template, fields = generator_prompt(
+        "Why?",
+        [
+            Document(b"", caption="A barn"),
+            Document(b""),
+            Document(text="It burnt."),
+            Document(parts=["Seen here:", b""]),
+        ],
+    )
     assert template.format(**fields) == (
-        "<image>\nImage Caption: A barn\n<image>\nQuestion: Why?\n"
+        "<image>\nImage Caption: A barn\n<image>\nText: It burnt.\nText: Seen here:\n<image>\n"
+        "Question: Why?\n"
         "Answer the question in one word or a short phrase."
     )
     template, fields = generator_prompt("Why?", [])
     assert template.format(**fields).startswith("Question: Why?")
     # braces in user text are text
-    template, fields = generator_prompt("{caption_0}?", ["{query}"])
-    assert "Image Caption: {query}\nQuestion: {caption_0}?" in template.format(**fields)
+    template, fields = generator_prompt("{text_0_0}?", [Document(b"", caption="{query}")])
+    assert "Image Caption: {query}\nQuestion: {text_0_0}?" in template.format(**fields)
 
 
 def test_what_does_not_fit_is_named(tiny_model: Callable[[str], Path]) -> None:

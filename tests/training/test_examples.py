@@ -116,7 +116,7 @@ def test_a_sample_is_worded_as_the_reranker_words_it(
     sample = RankingSample(question.text, question.gold[0], "Yes")
     example = RankingExamples([sample], questions, mllm.prompting, template)[0]
     reranker = Reranker(mllm, **({} if template is None else {"template": template.name}))
-    assert example.prompt == reranker._prompts.text(question.text, example.documents[0])
+    assert example.prompt == reranker.prompt(question.text, example.documents[0])
     assert (example.answer, example.documents[0].id) == ("Yes", question.gold[0])
 
 
