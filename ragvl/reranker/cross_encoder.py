@@ -6,6 +6,7 @@ A keyword is taken, or refused by name before any work.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ _REFUSED = {
     "processing_kwargs": "a processor is set up when it is loaded, with processor_settings=",
 }
 _OLD_NAMES = {"activation_fct": "activation_fn"}
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 # Without an effect in sentence-transformers as well
 _NO_EFFECT = {"num_workers", "convert_to_numpy", "convert_to_tensor"}
 
@@ -93,6 +95,27 @@ def instructed(query: QueryLike, instruction: str | None) -> QueryLike:
     return asked if asked.instruction else asked.instructed(instruction)
 
 
+def _query(query: Any) -> Any:
+    """What CrossEncoder takes for a query: a text is a picture if it names one."""
+    return {"image": query} if isinstance(query, str) and _names_picture(query) else query
+
+
+def _document(document: Any) -> Any:
+    """What CrossEncoder takes for a document: a text, unless it names a picture or any file."""
+    if not isinstance(document, str) or _names_picture(document) or os.path.isfile(document):
+        return document
+    is_path = document.lower().endswith(_PICTURE_SUFFIXES) and len(document.split()) == 1
+    return document if is_path else {"text": document}
+
+
+def _names_picture(text: str) -> bool:
+    if text[:5].lower() == "data:":
+        return True
+    named = text.lower().endswith(_PICTURE_SUFFIXES)
+    is_url = text.startswith(("http://", "https://", "file://")) and " " not in text
+    return named and (is_url or os.path.isfile(text))
+
+
 def _changes_nothing(name: str, value: object, device: torch.device) -> bool:
     if value is None or value is False:
         return True
@@ -147,7 +170,8 @@ class CrossEncoderDialect:
         """`score` under the name and types of sentence-transformers' `CrossEncoder.predict`.
 
         Args:
-            inputs: (query, document) pairs, or one such pair.
+            inputs: (query, document) pairs, or one such pair. A string on either side is a text,
+                unless it names a picture.
             batch_size: as in `rank`.
             show_progress_bar: show a bar when there are many.
             activation_fn: takes raw scores (n,), float32 on the CPU, to those that are returned:
@@ -179,7 +203,7 @@ class CrossEncoderDialect:
         given = sentences if inputs is None else inputs
         single = is_single_pair(given)
         pairs = [
-            (instructed(query, instruction), document)
+            (instructed(_query(query), instruction), _document(document))
             for query, document in listed_pairs([given] if single else given, "inputs")
         ]
         progress = bool(show_progress_bar)

@@ -138,6 +138,23 @@ def test_pictures_stand_on_their_own_sides(checkpoint):
     np.testing.assert_allclose(ours.predict(pairs), exchanged, **EXACT)
 
 
+def test_a_string_is_a_text_unless_it_names_a_picture(checkpoint, tmp_path):
+    ours, theirs = load(checkpoint()), cross_encoder(checkpoint())
+    path = str(tmp_path / "tower.PNG")
+    picture(0).save(path)
+    pairs = [(TEXT, PAGE["text"]), (TEXT, path), (path, "A tower")]
+    expected = theirs.predict(pairs)
+    np.testing.assert_allclose(ours.predict(pairs), expected, **EXACT)
+    assert ours.predict(pairs[0]) == pytest.approx(expected[0], abs=1e-5)
+    np.testing.assert_array_equal(
+        ours.predict([("See a.png", "No file b.png, nor c.png")]),
+        ours.score([("See a.png", {"text": "No file b.png, nor c.png"})]).numpy(),
+    )
+    for picture_that_is_none in ("gone.png", "https://example.com/a.png", "data:image/png;base64,"):
+        with pytest.raises(ValueError, match="document"):
+            ours.predict([(TEXT, picture_that_is_none)])
+
+
 @ORDERS
 def test_parts_stay_in_order(document_first, checkpoint):
     folder = checkpoint(document_first=document_first)
