@@ -37,7 +37,8 @@ class Document:
         text: a text without a picture.
         parts: pictures and texts, in order. Given are texts (a `str` is always a text), pictures
             (what `image` takes, a path as a `Path`), and `{"text": ...}` or `{"image": ...}`; kept
-            are texts and `Picture`s, also of a document made of `image` or `text`.
+            are texts and `Picture`s, also of a document made of `image` or `text`. An empty list
+            makes a document that says nothing, for rerankers that know such.
         max_pixels: refuse a picture with more; see `load_image`.
 
     Raises:
@@ -65,22 +66,26 @@ class Document:
         id: str | None = None,
         *,
         text: str | None = None,
-        parts: Sequence[PartLike] = (),
+        parts: Sequence[PartLike] | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        if isinstance(parts, str | bytes) or not isinstance(parts, Sequence):
+        if parts is not None and (
+            isinstance(parts, str | bytes) or not isinstance(parts, Sequence)
+        ):
             raise TypeError(f"a document's parts must be a list, not {type(parts).__name__}")
+        if [image is None, text is None, parts is None].count(False) != 1:
+            raise ValueError("a document must have one of image, text and parts")
         for name, value in {
             "image": None if image is None else plain_source(image),
             "caption": caption,
             "id": id,
             "text": text,
-            "parts": parts,
+            "parts": parts or (),
             "max_pixels": max_pixels,
         }.items():
             object.__setattr__(self, name, value)
         self._check_fields()
-        object.__setattr__(self, "parts", tuple(self._made_parts(parts)))
+        object.__setattr__(self, "parts", tuple(self._made_parts(parts or ())))
 
     def _check_fields(self) -> None:
         if self.id == "":
@@ -95,8 +100,6 @@ class Document:
         ):
             given = shown(repr(self.max_pixels), _ID_SHOWN)
             raise ValueError(f"{self.name}: max_pixels={given}: expected a whole number above 0")
-        if [self.image is None, self.text is None, not self.parts].count(False) != 1:
-            raise ValueError("a document must have one of image, text and parts")
         if self.caption is not None and self.image is None:
             raise ValueError(f"{self.name}: a caption belongs to an image; put texts into parts")
 
@@ -163,7 +166,7 @@ class Document:
             return describe(self.image, limit)
         if isinstance(self.text, str):
             return f"of the text {quoted(self.text, _ID_SHOWN)}"
-        return f"of {len(self.parts)} parts"
+        return f"of {len(self.parts)} parts" if self.parts else "that is empty"
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

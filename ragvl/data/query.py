@@ -23,12 +23,12 @@ class Query:
         text: the text.
         image: the picture; anything that `Document` takes.
         instruction: what is to be judged, for a template that has a place for it; None for the
-            template's own.
+            template's own. Given alone, the query is empty, for rerankers that know such.
         max_pixels: refuse a picture with more; see `load_image`.
 
     Raises:
         TypeError: a field has another type.
-        ValueError: neither was given, or a text is empty or holds half a character.
+        ValueError: none of the three was given, or a text is empty or holds half a character.
 
     Example:
         >>> Query("Which tower is this?", image="photo.jpg")
@@ -49,7 +49,7 @@ class Query:
             if not value.strip():
                 raise ValueError(f"the {name} is empty")
             check_characters(value)
-        if self.text is None and self.image is None:
+        if self.text is None and self.image is None and self.instruction is None:
             raise ValueError("the query is empty: give it a text or an image")
         parts: list[Part] = []
         if self.image is not None:
@@ -106,7 +106,8 @@ class Query:
         """What to call it in a message, in one line."""
         if self.text is not None:
             return f"query {quoted(self.text, _TEXT_SHOWN)}"
-        assert self.image is not None
+        if self.image is None:
+            return "empty query"
         return f"query {describe(plain_source(self.image))}"
 
     @property

@@ -172,7 +172,9 @@ class Generator:
         prompting = self.mllm.prompting
         prompt = prompting.encode_prompt(prompting.render(template, **fields), images)
         if len(prompt) > prompting.max_length:
-            raise too_long(prompting, len(prompt), documents, index=index, query=Query(query))
+            raise too_long(
+                prompting.max_length, len(prompt), documents, index=index, query=Query(query)
+            )
         return prompt
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 
 from ragvl.arguments import checked_count
@@ -76,7 +75,8 @@ class CaptionLimit:
         caption = self(document.caption)
         if caption == document.caption:
             return document
-        return replace(document, parts=(), caption=caption)
+        image, limit = document.image, document.max_pixels
+        return Document(image, caption, document.id, max_pixels=limit)
 
     def watched(self, documents: Iterable[Document]) -> Iterable[Document]:
         """`documents`; once they have passed, logs how many of their captions are cut."""

@@ -29,7 +29,7 @@ def encode_picture(prompting: Prompting, picture: Picture) -> ImageInputs:
 
 
 def too_long(
-    prompting: Prompting,
+    max_length: int,
     length: int,
     documents: Sequence[Document],
     *,
@@ -48,4 +48,4 @@ def too_long(
         rest = f" and the answer {quoted(answer, _TEXT_SHOWN)}"
     names = ", ".join(document.name for document in documents) or "no document"
     what = f"the prompt about {names}{rest}"
-    return PromptTooLongError.of(what, index, length, prompting.max_length)
+    return PromptTooLongError.of(what, index, length, max_length)

@@ -91,7 +91,7 @@ class PromptTooLongError(ValueError):
     def of(cls, what: str, index: int, length: int, max_length: int) -> PromptTooLongError:
         """The error about the prompt that `what` names."""
         message = (
-            f"{what} has {length} tokens and the model's context holds {max_length}: shorten its "
+            f"{what} has {length} tokens and the model takes at most {max_length}: shorten its "
             "text (caption_tokens= cuts captions), or use fewer or smaller pictures"
         )
         return cls(message, index=index, length=length, max_length=max_length)

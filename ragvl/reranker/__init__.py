@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragvl.reranker.answers import Answers
 from ragvl.reranker.arguments import checked_request
 from ragvl.reranker.heads import Layer, ScoreNetwork
+from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.reranker import Reranker
@@ -26,6 +27,7 @@ __all__ = [
     "Answers",
     "Layer",
     "LayerWeights",
+    "Lengths",
     "Preset",
     "PromptTemplate",
     "RankedDocument",

@@ -70,8 +70,8 @@ class DocumentPrefixes:
         if _digests(document) != digests:
             raise ImageError(f"{document.name} was changed while it was read")
         prefix = self._prompts.prefix(document, images, instruction)
-        if len(prefix) >= self._prompting.max_length:
-            raise too_long(self._prompting, len(prefix) + 1, [document], index=index)
+        if (length := len(prefix) + 1) > (most := self._prompts.max_length):
+            raise too_long(most, length, [document], index=index)
         return prefix
 
 
@@ -244,10 +244,10 @@ class CachedPrefixes:
             [(query, document, prefix.expansions) for _, query, document, prefix in held]
         )
         suffixes = []
-        max_length = self._prompting.max_length
+        most = self._prompts.max_length
         for (index, query, document, prefix), ids in zip(held, prompts, strict=True):
-            if len(ids) > max_length:
-                error = too_long(self._prompting, len(ids), [document], index=index, query=query)
+            if len(ids) > most:
+                error = too_long(most, len(ids), [document], index=index, query=query)
                 skip(error, on_error)
                 continue
             shared = shared_length(ids, prefix.input_ids)

@@ -18,6 +18,7 @@ from ragvl.mllm import (
     common_prefix_length,
     encode_picture,
 )
+from ragvl.reranker.lengths import NO_LIMITS, Cuts, Lengths
 from ragvl.reranker.templates import Template
 
 # Queries without a common character: what their prompts share, every query's prompt shares
@@ -31,26 +32,42 @@ class Prompts:
         prompting: the model's.
         template: what to write.
         caption_tokens: cuts captions to so many tokens; None cuts none.
+        lengths: of the checkpoint's prompts; longer ones are cut.
 
     Attributes:
         template: as given.
         captions: cuts captions.
+        cuts: what was cut because of `lengths`.
+        max_length: how many tokens a prompt may have.
 
     Raises:
         ValueError: `caption_tokens` is below 1.
     """
 
     def __init__(
-        self, prompting: Prompting, template: Template, caption_tokens: int | None = None
+        self,
+        prompting: Prompting,
+        template: Template,
+        caption_tokens: int | None = None,
+        lengths: Lengths = NO_LIMITS,
     ) -> None:
         self._prompting = prompting
         self.template = template
         self.captions = CaptionLimit(prompting, caption_tokens)
+        self.cuts = Cuts()
+        self.max_length = min(prompting.max_length, lengths.prompt or prompting.max_length)
+        self._lengths = lengths
+        self._texts = CaptionLimit(prompting, lengths.text)
         # None: as it is, since a value must not keep its own key
-        self._cut: WeakKeyDictionary[Document, Document | None] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Document, Document | None] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._prompting, self.template, self.captions.max_tokens)
+        return type(self), (
+            self._prompting,
+            self.template,
+            self.captions.max_tokens,
+            self._lengths,
+        )
 
     def check(self, query: Query, document: Document) -> None:
         """Refuses what the template has no place for, before any work.
@@ -88,12 +105,13 @@ class Prompts:
         return self.template.before_query(self._prompting, shortened, instruction)
 
     def tokens(self, parts: Sequence[tuple[Query, Document, Sequence[str]]]) -> list[list[int]]:
-        """The token ids of the prompts of (query, document, its pictures' expansions)."""
-        texts = [
-            self._prompting.expand(self.text(query, document), expansions)
-            for query, document, expansions in parts
-        ]
-        return self._prompting.tokenize(texts)
+        """The token ids of the prompts of (query, document, its pictures' expansions).
+
+        Those that cannot be cut have more than `max_length`: they would lose a picture, or all
+        that they say of the query or of the document.
+        """
+        whole = self._whole_tokens(parts)
+        return [self._cut(ids, *part) for ids, part in zip(whole, parts, strict=True)]
 
     def prompt(self, query: Query, document: Document, images: Sequence[ImageInputs]) -> Prompt:
         """The whole prompt, tokenised.
@@ -103,7 +121,10 @@ class Prompts:
             document: the document.
             images: the pictures of both, in the order of the template's `pictures`.
         """
-        return self._prompting.encode_prompt(self.text(query, document), images)
+        prompt = self._prompting.encode_prompt(self.text(query, document), images)
+        ids = [*prompt.input_ids, *self.template.ending]
+        expansions = [image.expansion for image in images]
+        return Prompt(self._cut(ids, query, document, expansions), prompt.images)
 
     def prefix(
         self, document: Document, images: Sequence[ImageInputs], instruction: str | None = None
@@ -121,19 +142,69 @@ class Prompts:
         """
         expansions = [image.expansion for image in images]
         probes = [Query(probe, instruction=instruction) for probe in _PROBES]
-        first, second = self.tokens([(probe, document, expansions) for probe in probes])
+        first, second = self._whole_tokens([(probe, document, expansions) for probe in probes])
         length = common_prefix_length(first, second)
         if self._prompting.image_token_id in first[length:]:
             length = len(first) - first[::-1].index(self._prompting.image_token_id)
         return Prompt(first[:length], tuple(images))
 
+    def _whole_tokens(
+        self, parts: Sequence[tuple[Query, Document, Sequence[str]]]
+    ) -> list[list[int]]:
+        texts = [
+            self._prompting.expand(self.text(query, document), expansions)
+            for query, document, expansions in parts
+        ]
+        return [[*ids, *self.template.ending] for ids in self._prompting.tokenize(texts)]
+
+    def _cut(
+        self, ids: list[int], query: Query, document: Document, expansions: Sequence[str]
+    ) -> list[int]:
+        """A prompt's tokens, or as many as the checkpoint takes, if that leaves what matters."""
+        cut = self._within(ids)
+        if len(cut) == len(ids) or not self._says_of_both(cut, query, document, expansions):
+            return ids
+        name = f"about {document.name} and the {query.name}"
+        self.cuts.add("prompts", len(cut), name, (id(query), id(document)))
+        return cut
+
+    def _within(self, ids: list[int]) -> list[int]:
+        tokenizer = self._prompting.tokenizer
+        special, picture = tokenizer.all_special_ids, self._prompting.image_token_id
+        return self._lengths.cut(ids, special, picture)
+
+    def _says_of_both(
+        self, cut: list[int], query: Query, document: Document, expansions: Sequence[str]
+    ) -> bool:
+        """Whether a prompt that was cut still depends on both; pictures are never cut."""
+        others = []
+        if not query.pictures:
+            probes = [Query(probe, instruction=query.instruction) for probe in _PROBES]
+            others.append([(probe, document, expansions) for probe in probes])
+        if not document.pictures:
+            others.append([(query, Document(text=probe), expansions) for probe in _PROBES])
+        return all(
+            any(self._within(ids) != cut for ids in self._whole_tokens(group)) for group in others
+        )
+
     def _shortened(self, document: Document) -> Document:
         """The document as it goes into prompts; never another one."""
-        if document not in self._cut:
+        if document not in self._known:
             check_caption(document)
-            cut = self.captions.shortened(document)
-            self._cut[document] = None if cut is document else cut
-        return self._cut[document] or document
+            self._known[document] = self._made_shorter(document)
+        shorter = self._known[document]
+        if shorter is not None and shorter.caption == document.caption:
+            self.cuts.add("documents", self._lengths.text or 0, document.name, id(document))
+        return shorter or document
+
+    def _made_shorter(self, document: Document) -> Document | None:
+        """The document with its texts cut, or None where nothing is to be cut."""
+        if (shortened := self.captions.shortened(document)) is not document:
+            return shortened
+        if self._lengths.text is None or document.pictures:
+            return None
+        texts = [self._texts(part) or "" for part in document.parts if isinstance(part, str)]
+        return None if texts == [*document.parts] else Document(parts=texts, id=document.id)
 
 
 def check_caption(document: Document) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,7 @@ from ragvl.reranker.cross_encoder import (
     take_instruction,
 )
 from ragvl.reranker.heads import Head, ScoreNetwork, relevance
+from ragvl.reranker.lengths import NO_LIMITS, Lengths
 from ragvl.reranker.presets import RAGVL, Preset, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, WarmReport
@@ -100,6 +102,8 @@ class Reranker(CrossEncoderDialect):
             is always so.
         caption_tokens: cuts a longer caption to so many tokens, with a word in the log; None, the
             default, leaves captions whole, and one that does not fit the context is an error.
+        lengths: how long the checkpoint's prompts are; what goes past that is cut, with a word in
+            the log.
         activation: what `predict` makes of raw scores, the name of one of `ACTIVATIONS`.
 
     Raises:
@@ -122,6 +126,7 @@ class Reranker(CrossEncoderDialect):
         prefix_cache: PrefixCache | int | str | None = "auto",
         deterministic: bool = True,
         caption_tokens: int | None = None,
+        lengths: Lengths = NO_LIMITS,
         activation: str = "sigmoid",
     ) -> None:
         self.mllm = mllm
@@ -129,6 +134,7 @@ class Reranker(CrossEncoderDialect):
         self.template = resolve_template(template).for_model(mllm.prompting)
         self.head = (_given_head(head, answers) or Answers()).of(mllm)
         self.caption_tokens = checked_caption_tokens(caption_tokens)
+        self.lengths = lengths
         if thresholds is not None:
             thresholds.check_model(self.weights, self.template.name, self.prompts_name)
         self.thresholds = thresholds
@@ -228,6 +234,7 @@ class Reranker(CrossEncoderDialect):
             prefix_cache=prefix_cache,
             deterministic=deterministic,
             caption_tokens=caption_tokens,
+            lengths=known.lengths,
             activation=known.activation,
         )
 
@@ -360,7 +367,8 @@ class Reranker(CrossEncoderDialect):
         deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
-        with ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden) as bar:
+        bar = ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden)
+        with self._prompts.cuts.reported(), bar:
             for indices, raw in self._scorer.score(pairs, batch_size, on_error):
                 scores[list(indices)] = raw
                 bar.update(len(indices))
@@ -396,7 +404,8 @@ class Reranker(CrossEncoderDialect):
         coming = (as_document(item, i) for i, item in enumerate(documents))
         warmed = self._scorer.warm(self._prompts.captions.watched(coming), on_error)
         total = len(documents) if isinstance(documents, Sized) else None
-        with ProgressBar(total=total, desc="warm", unit="doc", disable=not progress) as bar:
+        bar = ProgressBar(total=total, desc="warm", unit="doc", disable=not progress)
+        with self._prompts.cuts.reported(), bar:
             for outcome in warmed:
                 outcomes[outcome] += 1
                 bar.update()
@@ -414,7 +423,8 @@ class Reranker(CrossEncoderDialect):
         Also how much of a caption is in them.
         """
         settings = self.mllm.prompting.chat_settings, self.head.content, self.caption_tokens
-        return name_of("prompts", self.template.content, *settings)
+        lengths = () if self.lengths == NO_LIMITS else (asdict(self.lengths),)
+        return name_of("prompts", self.template.content, *settings, *lengths)
 
     @property
     def fingerprint(self) -> str:
@@ -465,7 +475,7 @@ class Reranker(CrossEncoderDialect):
 
     @cached_property
     def _prompts(self) -> Prompts:
-        return Prompts(self.mllm.prompting, self.template, self.caption_tokens)
+        return Prompts(self.mllm.prompting, self.template, self.caption_tokens, self.lengths)
 
     @property
     def _probe_prompt(self) -> Prompt:

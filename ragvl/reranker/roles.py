@@ -35,6 +35,7 @@ class RolesTemplate:
         query_first: the query stands before the document, so that no two queries share a prefix;
             as `for_model` finds it.
         takes_instruction: the chat template writes a system turn; as `for_model` finds it.
+        ending: see `PromptTemplate`.
     """
 
     name: str = "roles"
@@ -44,6 +45,7 @@ class RolesTemplate:
     instruction: str | None = None
     query_first: bool = True
     takes_instruction: bool = False
+    ending: tuple[int, ...] = ()
 
     @property
     def content(self) -> object:

@@ -43,6 +43,10 @@ class Template(Protocol):
         """Whether a query may bring an instruction, on which all of its prompts depend."""
 
     @property
+    def ending(self) -> tuple[int, ...]:
+        """Ids of tokens that are put behind every prompt once it is tokenised."""
+
+    @property
     def content(self) -> object:
         """All that shapes its prompts, as `name_of` takes it."""
 
@@ -93,10 +97,18 @@ class PromptTemplate:
         instruction: what stands for `{instruction}` where a query brings none.
         separator: what stands between the parts of a document, and of a query.
         query_pictures: whether a query may be, or have, a picture.
+        mixes: whether a document or a query may have several parts; else it is one picture or one
+            text.
+        pictures_first: a document's, or a query's, pictures go before its texts.
+        empty: what stands for a document or a query without parts; None refuses those.
+        chat: the text is a user's turn in the checkpoint's chat template; else the whole prompt.
+        picture: how a picture is written, for a text that is the whole prompt: the model's own
+            image token with the marks around it.
+        ending: ids of tokens that are put behind every prompt once it is tokenised.
 
     Raises:
-        ValueError: the text has not exactly one place for the query and one for the document, or
-            no instruction for its place.
+        ValueError: the text has not exactly one place for the query and one for the document, no
+            instruction for its place, or a system turn without a chat.
 
     Example:
         >>> PromptTemplate("mine", "{document}\nIs this about {query}? Answer 'Yes' or 'No'.")
@@ -109,6 +121,12 @@ class PromptTemplate:
     instruction: str | None = None
     separator: str = "\n"
     query_pictures: bool = True
+    mixes: bool = True
+    pictures_first: bool = False
+    empty: str | None = None
+    chat: bool = True
+    picture: str = _IMAGE
+    ending: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.text.count("{query}") != 1:
@@ -119,6 +137,8 @@ class PromptTemplate:
             )
         if "{instruction}" in self.text and not self.instruction:
             raise ValueError(f"template {self.name!r} holds {{instruction}}: give it one")
+        if not self.chat and self.system_turn is not None:
+            raise ValueError(f"template {self.name!r} has a system turn and is no chat")
 
     @property
     def query_first(self) -> bool:
@@ -144,12 +164,12 @@ class PromptTemplate:
         return [variant.settings for variant in self.variants]
 
     def for_model(self, prompting: Prompting) -> PromptTemplate:
-        """Itself, once it is seen that the model's chat template writes a user's turn.
+        """Itself, once it is seen that the model's chat template writes what it needs.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the chat template writes no user's turn.
         """
-        if not prompting.takes_user_turns:
+        if self.chat and not prompting.takes_user_turns:
             raise ValueError(
                 f"template {self.name!r} is a user's turn, and the checkpoint's chat template "
                 "writes none: its prompts are of a query and a document"
@@ -177,6 +197,8 @@ class PromptTemplate:
                 document has none; the message names the document.
         """
         if "{document}" in self.text:
+            if problem := self._problem(document.parts):
+                raise DocumentError(f"{document.name}: {problem}")
             return self
         if not _is_picture(document):
             raise DocumentError(
@@ -197,10 +219,20 @@ class PromptTemplate:
         """
         if query.pictures and not self.query_pictures:
             raise ValueError(f"template {self.name!r} takes texts as queries: {query.name}")
+        if problem := self._problem(query.parts):
+            raise ValueError(f"{query.name}: {problem}")
         if query.instruction is not None and not self.takes_instruction:
             raise ValueError(
                 f"template {self.name!r} has no place for the instruction of {query.name}"
             )
+
+    def _problem(self, parts: Sequence[Part]) -> str | None:
+        """Why the parts of a document or query have no place, if they have none."""
+        if not parts and self.empty is None:
+            return "it is empty"
+        if len(parts) > 1 and not self.mixes:
+            return f"template {self.name!r} takes one picture or one text, not {len(parts)} parts"
+        return None
 
     @property
     def takes_instruction(self) -> bool:
@@ -221,7 +253,8 @@ class PromptTemplate:
         """
         template = self.of(document)
         text, fields = template._filled(document, query.parts, query.instruction)
-        return prompting.render(text, system_turn=template.system_turn, **fields)
+        turn = template.system_turn
+        return prompting.render(text, template.chat, system_turn=turn, **fields)
 
     def before_query(
         self, prompting: Prompting, document: Document, instruction: str | None = None
@@ -239,7 +272,8 @@ class PromptTemplate:
         template = self.of(document)
         text, fields = template._filled(document, ("",), instruction)
         fields.pop("query_0")
-        return prompting.text_before(text, "query_0", system_turn=template.system_turn, **fields)
+        turn = template.system_turn
+        return prompting.text_before(text, "query_0", template.chat, system_turn=turn, **fields)
 
     def _filled(
         self, document: Document, query: Sequence[Part], instruction: str | None
@@ -257,11 +291,15 @@ class PromptTemplate:
 
     def _slots(self, name: str, parts: Sequence[Part], fields: dict[str, str]) -> str:
         """Places for parts; `fields` gets their texts."""
+        if not parts:
+            return self.empty or ""
+        if self.pictures_first:
+            parts = sorted(parts, key=lambda part: isinstance(part, str))
         places = []
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 fields[f"{name}_{i}"] = part
-            places.append(f"{{{name}_{i}}}" if isinstance(part, str) else _IMAGE)
+            places.append(f"{{{name}_{i}}}" if isinstance(part, str) else self.picture)
         return self.separator.join(places)
 
 

@@ -86,10 +86,9 @@ class WholePrompts:
     def _keep(self, document: Document, pictures: Sequence[SuppliedPicture], index: int) -> None:
         """Has the pictures looked at of a document whose prompt can fit the model's context."""
         self._prompts.check_document(document)
-        prompting = self._mllm.prompting
         length = sum(picture.inputs.num_tokens for picture in pictures) + 1
-        if length > prompting.max_length:
-            raise too_long(prompting, length, [document], index=index)
+        if length > self._prompts.max_length:
+            raise too_long(self._prompts.max_length, length, [document], index=index)
         for picture in pictures:
             picture.seen()
 
@@ -156,9 +155,8 @@ class WholePrompts:
         try:
             images = [picture.inputs for picture in pictures]
             prompt = self._prompts.prompt(query, document, images)
-            prompting = self._mllm.prompting
-            if len(prompt) > prompting.max_length:
-                raise too_long(prompting, len(prompt), [document], index=index, query=query)
+            if (length := len(prompt)) > (most := self._prompts.max_length):
+                raise too_long(most, length, [document], index=index, query=query)
         except (DocumentError, PromptTooLongError) as error:
             skip(error, on_error)
             return None

@@ -195,7 +195,9 @@ class Collator:
         answer = prompting.encode_answer(example.prompt, example.answer)
         length = len(prompt) + len(answer)
         if length > prompting.max_length:
-            raise too_long(prompting, length, example.documents, index=index, answer=example.answer)
+            raise too_long(
+                prompting.max_length, length, example.documents, index=index, answer=example.answer
+            )
         labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)
         return Prompt([*prompt.input_ids, *answer], prompt.images), labels

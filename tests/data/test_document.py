@@ -148,7 +148,6 @@ class TestParts:
             ({}, ValueError, "one of image, text and parts"),
             ({"image": b".", "text": "a"}, ValueError, "one of image, text and parts"),
             ({"text": "a", "parts": ["a"]}, ValueError, "one of image, text and parts"),
-            ({"parts": []}, ValueError, "one of image, text and parts"),
             ({"text": "a", "caption": "b"}, ValueError, "a caption belongs to an image"),
             ({"text": " \n"}, ValueError, "the text is empty"),
             ({"text": "a\ud800"}, ValueError, "half a character"),
@@ -196,3 +195,12 @@ class TestQuery:
     def test_what_is_no_query_is_refused(self, query, error, message):
         with pytest.raises(error, match=message):
             Query.of(query)
+
+
+def test_a_document_may_say_nothing_if_that_is_said() -> None:
+    empty = Document(parts=[], id="blank page")
+    assert empty.parts == empty.pictures == ()
+    assert empty.name == "document 'blank page' (that is empty)"
+    for given in ({}, {"text": ""}, {"parts": [""]}, {"parts": [], "text": "a"}):
+        with pytest.raises(ValueError, match=r"must have one of|is empty"):
+            Document(**given)

@@ -158,7 +158,7 @@ def test_too_long_a_prompt_is_named(tiny_mllm):
     prompts = [
         mllm.prompting.encode_prompt(mllm.prompting.render("word " * count)) for count in (3, 2000)
     ]
-    with pytest.raises(PromptTooLongError, match=r"prompt 1 has .* context holds 1024") as caught:
+    with pytest.raises(PromptTooLongError, match=r"prompt 1 has .* takes at most 1024") as caught:
         mllm.model_inputs(prompts)
     assert (caught.value.index, caught.value.length) == (1, len(prompts[1]))
 

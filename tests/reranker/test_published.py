@@ -1,0 +1,373 @@
+"""Published rerankers score as their authors' code does.
+
+Each plain implementation is written from what was published (named at each), in calls of
+transformers, and reads the checkpoint's files by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from plain import picture
+from safetensors.torch import load_file
+from tiny_models import published as checkpoints
+from tiny_models.eight import QWEN_TEMPLATE
+from torch import Tensor
+from transformers.processing_utils import ProcessorMixin
+
+from ragvl import Document, Query, Reranker
+from ragvl.mllm import PromptTooLongError
+from ragvl.mllm.loading import without_video
+from ragvl.reranker import PRESETS, Lengths, Preset
+
+Side = dict[str, list]  # the "texts" and "images" of a query or a document
+
+
+class Plain(Protocol):
+    def logit(self, query: Side, document: Side) -> float: ...
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`published("jina_reranker_m0")` is a folder with that checkpoint's files, tiny and random."""
+
+    @cache
+    def folder(name: str) -> Path:
+        return getattr(checkpoints, name)(tmp_path_factory.mktemp(name))
+
+    return folder
+
+
+def processor_of(
+    folder: Path, kind: type[ProcessorMixin], **image_settings: object
+) -> ProcessorMixin:
+    """The folder's processor, with other settings for its pictures."""
+    pictures = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder, **image_settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return without_video(kind)(pictures, tokenizer, chat_template=QWEN_TEMPLATE)
+
+
+def last_state(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(D,): what the decoder says at the prompt's end, behind its norm."""
+    output = model(**inputs, use_cache=False, output_hidden_states=True)
+    return output.hidden_states[-1][0, -1]
+
+
+class JinaRerankerM0:
+    """`compute_score` of jinaai/jina-reranker-m0, `modeling.py`."""
+
+    def __init__(self, folder: Path, max_length: int = 10240, max_query_length: int = 512) -> None:
+        self.model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
+        self.score = {
+            name: x
+            for name, x in load_file(folder / "model.safetensors").items()
+            if name.startswith("score.")
+        }
+        size = {"shortest_edge": 3136, "longest_edge": 602112}
+        self.processor = processor_of(folder, transformers.Qwen2VLProcessor, size=size)
+        self.max_length, self.max_document = max_length, max_length - max_query_length
+
+    @torch.no_grad()
+    def logit(self, query: Side, document: Side) -> float:
+        image = "<|vision_start|><|image_pad|><|vision_end|>"
+        query_text = image if query["images"] else query["texts"][0]
+        document_text = image if document["images"] else self._cut(document["texts"][0])
+        inputs = self.processor(
+            text=[f"**Document**:\n{document_text}\n**Query**:\n{query_text}"],
+            images=[*document["images"], *query["images"]] or None,
+            return_tensors="pt",
+        )
+        ends = {"input_ids": 100, "attention_mask": 1, "mm_token_type_ids": 0}
+        for name, end in ends.items():
+            row = inputs[name][:, : self.max_length - 1]
+            inputs[name] = torch.cat([row, torch.tensor([[end]])], 1)
+        state = last_state(self.model, inputs)
+        state = torch.relu(self.score["score.0.weight"] @ state + self.score["score.0.bias"])
+        return (self.score["score.2.weight"] @ state + self.score["score.2.bias"]).item() - 2.65
+
+    def _cut(self, text: str) -> str:
+        ids = self.processor.tokenizer(text, truncation=True, max_length=self.max_document)
+        if len(ids.input_ids) < self.max_document:
+            return text
+        return self.processor.tokenizer.decode(ids.input_ids)
+
+
+class Qwen3VLReranker:
+    """QwenLM/Qwen3-VL-Embedding, `src/models/qwen3_vl_reranker.py`."""
+
+    INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+    SYSTEM = (
+        "Judge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".'
+    )
+
+    def __init__(self, folder: Path, max_length: int = 10240) -> None:
+        self.model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
+        self.processor = processor_of(folder, transformers.Qwen3VLProcessor, do_resize=False)
+        self.max_length = max_length
+
+    @torch.no_grad()
+    def logit(self, query: Side, document: Side, instruction: str | None = None) -> float:
+        content = [{"type": "text", "text": f"<Instruct>: {instruction or self.INSTRUCTION}"}]
+        content += self._content("<Query>:", query) + self._content("\n<Document>:", document)
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": self.SYSTEM}]},
+            {"role": "user", "content": content},
+        ]
+        text = self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        images = [self._resized(image) for image in [*query["images"], *document["images"]]]
+        inputs = self.processor(text=[text], images=images or None, return_tensors="pt")
+        ids = inputs["input_ids"][0].tolist()
+        kept = torch.tensor([self._cut(ids[:-5]) + ids[-5:]])
+        is_image = kept == self.model.config.image_token_id
+        inputs |= {
+            "input_ids": kept,
+            "attention_mask": torch.ones_like(kept),
+            "mm_token_type_ids": is_image.int(),
+        }
+        vocabulary = self.processor.tokenizer.get_vocab()
+        rows = self.model.lm_head.weight
+        return (
+            (rows[vocabulary["yes"]] - rows[vocabulary["no"]]) @ last_state(self.model, inputs)
+        ).item()
+
+    @staticmethod
+    def _content(prefix: str, side: Side) -> list[dict]:
+        content: list[dict] = [{"type": "text", "text": prefix}]
+        if not side["images"] and not side["texts"]:
+            return [*content, {"type": "text", "text": "NULL"}]
+        content += [{"type": "image", "image": image} for image in side["images"]]
+        return content + [{"type": "text", "text": text} for text in side["texts"]]
+
+    @staticmethod
+    def _resized(image: Image.Image) -> Image.Image:
+        """As `qwen_vl_utils.fetch_image` resizes a picture within its limits of pixels."""
+        least, most, pixels = 4 * 32 * 32, 1800 * 32 * 32, image.width * image.height
+        scale, to_whole = 1.0, round
+        if round(image.width / 32) * round(image.height / 32) * 32 * 32 > most:
+            scale, to_whole = math.sqrt(most / pixels), math.floor
+        elif round(image.width / 32) * round(image.height / 32) * 32 * 32 < least:
+            scale, to_whole = math.sqrt(least / pixels), math.ceil
+        width, height = (to_whole(side * scale / 32) * 32 for side in image.size)
+        return image.resize((width, height))
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        if len(tokens) <= self.max_length:
+            return tokens
+        special = set(self.processor.tokenizer.all_special_ids)
+        others = self.max_length - sum(token in special for token in tokens)
+        kept, count = [], 0
+        for token in tokens:
+            if token in special:
+                kept.append(token)
+            elif count < others:
+                kept.append(token)
+                count += 1
+        return kept
+
+
+class MonoQwen2VL:
+    """AnswerDotAI/rerankers, `models/monovlm_ranker.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
+        self.processor = processor_of(folder, transformers.Qwen2VLProcessor)
+
+    @torch.no_grad()
+    def logit(self, query: Side, document: Side) -> float:
+        asked = (
+            "Assert the relevance of the previous image document to the following query, answer "
+            f"True or False. The query is: {query['texts'][0]}"
+        )
+        content = [{"type": "image"}, {"type": "text", "text": asked}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        inputs = self.processor(text=[text], images=document["images"], return_tensors="pt")
+        logits = self.model(**inputs).logits[0, -1]
+        true, false = (
+            self.processor.tokenizer.convert_tokens_to_ids(word) for word in ("True", "False")
+        )
+        return (logits[true] - logits[false]).item()
+
+
+# --- what is scored ------------------------------------------------------------------------------
+
+MILL = "A mill by the river, built of red stone."
+LONG = "The mill stands by a river. It has a red roof, and two towers of white stone. " * 3
+
+
+def side(*parts: str | Image.Image) -> Side:
+    return {
+        "texts": [part for part in parts if isinstance(part, str)],
+        "images": [part for part in parts if not isinstance(part, str)],
+    }
+
+
+def query_of(given: Side, instruction: str | None = None) -> Query:
+    text, image = "".join(given["texts"]), given["images"]
+    if not text and not image:  # which must be said: with the instruction that is asked anyway
+        instruction = instruction or Qwen3VLReranker.INSTRUCTION
+    return Query(text or None, image[0] if image else None, instruction=instruction)
+
+
+def document_of(given: Side) -> Document:
+    return Document(parts=[*given["images"], *given["texts"]])
+
+
+def load(folder: Path, preset: Preset | str) -> Reranker:
+    return Reranker.from_pretrained(folder, preset=preset, device="cpu", dtype="float32")
+
+
+def check_scores(
+    reranker: Reranker,
+    plain: Plain,
+    pairs: Sequence[tuple[Side, Side]],
+    instruction: str | None = None,
+) -> None:
+    """All at once, cold and then warm, are what the authors' code gives for each by itself."""
+    given = [(query_of(query, instruction), document_of(document)) for query, document in pairs]
+    asked = {} if instruction is None else {"instruction": instruction}
+    expected = [plain.logit(query, document, **asked) for query, document in pairs]
+    assert np.ptp(expected) > 0.1
+    for _ in range(2):
+        raw = reranker.score(given, raw=True).numpy()
+        np.testing.assert_allclose(raw, expected, atol=2e-5, rtol=0)
+    relevance = 1 / (1 + np.exp(-np.array(expected)))
+    np.testing.assert_allclose(reranker.score(given).numpy(), relevance, atol=1e-5, rtol=0)
+
+
+M0_QUERIES = [side("red roof"), side("Is it a mill?"), side(picture(3))]
+M0_DOCUMENTS = [side(MILL), side(LONG), side(picture(1)), side(picture(2, 320, 200))]
+
+
+def test_jina_reranker_m0(published: Callable[[str], Path]) -> None:
+    folder = published("jina_reranker_m0")
+    pairs = [(query, document) for query in M0_QUERIES for document in M0_DOCUMENTS]
+    check_scores(load(folder, "jina-reranker-m0"), JinaRerankerM0(folder), pairs)
+
+
+def test_jina_reranker_m0_reuses_prefixes(published: Callable[[str], Path]) -> None:
+    reranker = load(published("jina_reranker_m0"), "jina-reranker-m0")
+    documents = [document_of(document) for document in M0_DOCUMENTS]
+    assert reranker.warm(documents, progress=False).built == len(documents)
+    decode = reranker.mllm.prompting.tokenizer.decode
+    for document in documents:
+        before, after = reranker.split_prompt("red roof", document)
+        assert decode(before).endswith("**Query**:\n")
+        assert decode(after) == "red roof}"  # the last is token 100
+
+
+M0_LENGTHS = Lengths(prompt=80, last=1, text=60)
+
+
+def test_jina_reranker_m0_cuts(
+    published: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = published("jina_reranker_m0")
+    reranker = load(folder, dataclasses.replace(PRESETS["jina-reranker-m0"], lengths=M0_LENGTHS))
+    plain = JinaRerankerM0(folder, max_length=80, max_query_length=20)
+    queries = [side("red roof"), side(LONG)]
+    pairs = [(query, document) for query in queries for document in M0_DOCUMENTS[:3]]
+    check_scores(reranker, plain, pairs)
+    caplog.clear()
+    reranker.score([(query_of(query), document_of(document)) for query, document in pairs])
+    texts, prompts = (record.getMessage() for record in caplog.records)
+    assert texts.startswith("documents cut to 60 tokens")
+    assert ": 2, the first" in texts
+    assert prompts.startswith("prompts cut to 80 tokens")
+    assert ": 3, the first" in prompts
+
+
+def test_a_picture_is_never_cut(published: Callable[[str], Path]) -> None:
+    preset = dataclasses.replace(PRESETS["jina-reranker-m0"], lengths=M0_LENGTHS)
+    reranker = load(published("jina_reranker_m0"), preset)
+    pair = (Query(image=picture(1, 200, 200)), Document(text=LONG, id="long"))
+    with pytest.raises(PromptTooLongError, match="'long'"):
+        reranker.score([pair])
+    scores = reranker.score([pair, ("red roof", pair[1])], on_error="skip")
+    assert scores.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "problem"),
+    [
+        ("red roof", Document(picture(1), caption="A mill"), "one picture or one text"),
+        ("red roof", Document(parts=[picture(1), picture(2)]), "one picture"),
+        (Query("red roof", picture(1)), Document(text=MILL), "one picture or one text"),
+        (Query("red roof", instruction="Judge."), Document(text=MILL), "instruction"),
+    ],
+)
+def test_jina_reranker_m0_refuses(
+    query: Query | str, document: Document, problem: str, published: Callable[[str], Path]
+) -> None:
+    reranker = load(published("jina_reranker_m0"), "jina-reranker-m0")
+    with pytest.raises(ValueError, match=problem):
+        reranker.score([(query, document)])
+
+
+QWEN_QUERIES = [side("red roof"), side(picture(3)), side("red roof", picture(3)), side()]
+QWEN_DOCUMENTS = [
+    side(LONG),
+    side(picture(1)),
+    side(picture(1), MILL),
+    side(picture(4, 90, 30), picture(2, 320, 200), MILL, LONG),
+    side(),
+]
+
+
+@pytest.mark.parametrize("instruction", [None, "Find the picture of the mill."])
+def test_qwen3_vl_reranker(published: Callable[[str], Path], instruction: str | None) -> None:
+    folder = published("qwen3_vl_reranker")
+    pairs = [(query, document) for query in QWEN_QUERIES for document in QWEN_DOCUMENTS]
+    reranker, plain = load(folder, "qwen3-vl-reranker"), Qwen3VLReranker(folder)
+    check_scores(reranker, plain, pairs[instruction is not None :: 2], instruction)
+
+
+def test_qwen3_vl_reranker_puts_pictures_before_texts(published: Callable[[str], Path]) -> None:
+    reranker = load(published("qwen3_vl_reranker"), "qwen3-vl-reranker")
+    parts = [MILL, picture(1), LONG, picture(2)]
+    mixed, sorted_ = Document(parts=parts), document_of(side(*parts))
+    scores = reranker.score([("red roof", mixed), ("red roof", sorted_)])
+    assert scores[0] == scores[1]
+
+
+def test_qwen3_vl_reranker_cuts(
+    published: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = published("qwen3_vl_reranker")
+    lengths = dataclasses.replace(PRESETS["qwen3-vl-reranker"].lengths, prompt=270 + 5)
+    reranker = load(folder, dataclasses.replace(PRESETS["qwen3-vl-reranker"], lengths=lengths))
+    plain = Qwen3VLReranker(folder, max_length=270)
+    pairs = [(query, document) for query in QWEN_QUERIES[:3] for document in QWEN_DOCUMENTS[:4]]
+    check_scores(reranker, plain, pairs)
+    assert any("cut to 275 tokens" in record.getMessage() for record in caplog.records)
+
+
+def test_qwen3_vl_reranker_keeps_its_limits_of_pixels(published: Callable[[str], Path]) -> None:
+    prompting = load(published("qwen3_vl_reranker"), "qwen3-vl-reranker").mllm.prompting
+    for size in ((20, 30), (2000, 1100), (300, 200)):
+        width, height = Qwen3VLReranker._resized(picture(0, *size)).size
+        assert prompting.encode_image(picture(0, *size)).num_tokens == width * height / 32 / 32
+
+
+def test_monoqwen2_vl(published: Callable[[str], Path]) -> None:
+    folder = published("monoqwen2_vl")
+    pairs = [
+        (side(query), document)
+        for query in ("red roof", "Is it a mill?")
+        for document in M0_DOCUMENTS[2:]
+    ]
+    check_scores(load(folder, "monoqwen2-vl"), MonoQwen2VL(folder), pairs)
