@@ -22,8 +22,10 @@ from PIL import Image
 from tiny_models import ARCHITECTURES
 from typer.testing import CliRunner
 
+from ragvl import Document, Query, Reranker
 from ragvl.cli import app
 from ragvl.messages import visible
+from ragvl.mllm import MLLM
 from ragvl.ops.backends import OPERATIONS
 from ragvl.training.command import recipes
 
@@ -80,7 +82,7 @@ def test_rerank_prints_whole_names_and_json(
     table = CliRunner().invoke(app, ["rerank", "Is it red?", *paths, *model])
     assert table.exit_code == 0, table.output
     head, *rows = [line.split("\t") for line in table.stdout.splitlines()]
-    assert head == ["picture", "relevance", "kept"]
+    assert head == ["document", "relevance", "kept"]
     assert [name for name, _, _ in rows] == list(map(visible, paths))  # all score alike
     outcome = CliRunner().invoke(app, ["rerank", "Is it red?", *paths, *model, "--json"])
     printed = json.loads(outcome.stdout)
@@ -108,6 +110,87 @@ def test_rerank_takes_data_urls(tiny_model: Callable[[str], Path], pictures: lis
     assert first["relevance"] == second["relevance"]
     table = CliRunner().invoke(app, ["rerank", "Is it red?", url, *model])
     assert len(table.stdout.splitlines()[1]) < 300 < len(url)
+
+
+def test_rerank_takes_texts_documents_and_a_picture_query(
+    tiny_mllm: Callable[[str], MLLM],
+    tiny_model: Callable[[str], Path],
+    pictures: list[str],
+    tmp_path: Path,
+) -> None:
+    """All kinds of documents and queries, scored as in Python."""
+    parts = [{"image": "red.png"}, "Seen twice.", {"image": "blue.png"}]
+    lines = [{"parts": parts, "id": "pair"}, {"text": "Blue."}, {"image": "lost.png"}]
+    own = tmp_path / "documents.jsonl"
+    own.write_text("\n".join(map(json.dumps, lines)))
+    documents = [
+        Document(pictures[0]),
+        Document(text="The roof is red."),
+        Document(parts=[Path(pictures[0]), "Seen twice.", Path(pictures[1])]),
+        Document(text="Blue."),
+    ]
+    command = ["rerank", "--model", str(tiny_model("qwen2_vl")), "--device", "cpu"]
+    command += ["--text", "The roof is red.", "--documents", str(own)]
+    reranker = Reranker(tiny_mllm("qwen2_vl"))
+    for text, picture in [("Is it red?", None), ("Is it this?", pictures[1]), ("", pictures[1])]:
+        extra = [] if picture is None else ["--query-image", picture]
+        outcome = CliRunner().invoke(app, [*command, *extra, "--json", text, pictures[0]])
+        assert outcome.exit_code == 0, outcome.output
+        printed = json.loads(outcome.stdout)
+        assert (printed["query"], printed.get("query_picture")) == (text, picture)
+        expected = reranker.score([(Query(text or None, picture), one) for one in documents])
+        results = {result["index"]: result for result in printed["results"]}
+        scores = [results[i]["relevance"] for i in range(len(documents))]
+        assert scores == pytest.approx(expected.tolist(), abs=1e-6)
+        assert results[0]["picture"] == pictures[0]
+        assert results[1]["text"] == "The roof is red."
+        assert results[2]["id"] == "pair"
+        assert [list(part) for part in results[2]["parts"]] == [["picture"], ["text"], ["picture"]]
+        assert results[3]["text"] == "Blue."
+        assert "missing picture: 1" in outcome.stderr
+    table = CliRunner().invoke(app, [*command, "Is it red?", pictures[0]], env={"COLUMNS": "300"})
+    shown = {line.split("\t")[0] for line in table.stdout.splitlines()[1:]}
+    assert shown == {pictures[0], "'The roof is red.'", "pair", "'Blue.'"}
+
+
+def test_rerank_refuses_what_it_has_no_place_for(
+    tiny_model: Callable[[str], Path], pictures: list[str]
+) -> None:
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    for command, message in [
+        (["", *pictures], "the query is empty"),
+        (["Red?"], "documents is empty"),
+        (["Red?", "--text", " "], "the text is empty"),
+        (["Red?", *pictures, "--query-image", "lost.png"], "lost.png"),
+        (["Red?", *pictures, "--instruction", "Judge."], "no place for the instruction"),
+        (["Red?", "--documents", "lost.jsonl"], "there is no lost.jsonl"),
+    ]:
+        failed = CliRunner().invoke(app, ["rerank", *command, *model])
+        assert failed.exit_code == 1
+        assert message in failed.stderr
+        assert "Traceback" not in failed.output
+
+
+def test_warm_knows_documents_of_every_kind(
+    tiny_model: Callable[[str], Path],
+    pictures: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = [
+        {"image": pictures[0], "caption": "A mill"},
+        {"text": "Anna Brandt built the mill."},
+        {"parts": [{"image": pictures[0]}, "and", {"image": pictures[1]}]},
+    ]
+    own = tmp_path / "documents.jsonl"
+    own.write_text("\n".join(map(json.dumps, lines)))
+    command = ["warm", str(own), "--model", str(tiny_model("qwen2_vl")), "--device", "cpu"]
+    command += ["--cache", str(tmp_path / "cache"), "--keep", "kv"]
+    assert "3 built, 0 there already, 0 skipped" in CliRunner().invoke(app, command).output
+    assert "0 built, 3 there already, 0 skipped" in CliRunner().invoke(app, command).output
+    limited = CliRunner().invoke(app, [*command, "--template", "plain"])
+    assert "1 built, 0 there already, 2 skipped" in limited.output
+    assert "'plain' is about one picture" in caplog.text
 
 
 def test_every_command_with_a_table_prints_json(tmp_path: Path) -> None:

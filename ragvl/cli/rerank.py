@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,40 +16,70 @@ from ragvl.cli.common import (
     problem_figures,
 )
 from ragvl.cli.groups import RerankerOptions, takes
-from ragvl.messages import shown
+from ragvl.messages import quoted, shown
 from ragvl.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from ragvl.data.document import Document
+    from ragvl.data.sources import Documents
 
 
 @takes(RerankerOptions)
 def rerank(
     chosen: RerankerOptions,
-    query: Annotated[str, typer.Argument(help="The question.")],
-    images: Annotated[list[str], typer.Argument(help="The pictures: files, or data: URLs.")],
+    query: Annotated[
+        str, typer.Argument(help="The question; '' where --query-image is all there is.")
+    ],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Pictures: files, or data: URLs.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to order with them; may be given again.")
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(help="Others: a JSONL file, a folder of pictures, or a data set."),
+    ] = None,
+    query_image: Annotated[
+        str | None, typer.Option(help="The question's picture: a file, or a data: URL.")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What is judged, for a prompt that has a place for it.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
     threshold: Annotated[
-        str, typer.Option(help="From what relevance a picture is kept: a number, or a saved name.")
+        str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
     ] = "natural",
     cache: Annotated[
         Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Order pictures by their relevance to a question."""
+    """Order pictures, texts and documents of both by their relevance to a question."""
     with command_work("rerank"):
+        from ragvl.data.document import Document
+        from ragvl.data.query import Query
+        from ragvl.data.sources import Documents
         from ragvl.prefix_cache import PrefixCache
         from ragvl.reranker import checked_request
 
         limit = parse_threshold(threshold)
-        documents = checked_request(query, images, top_k, limit)
+        asked = Query(query or None, query_image, instruction=instruction)
+        given = [*(images or ()), *(Document(text=one) for one in text or ())]
+        listed = () if documents is None else Documents(documents)
+        every = checked_request(asked, [*given, *listed], top_k, limit)
         reranker = chosen.load(
             threshold=limit,
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
-        ranked = reranker.rank(query, documents, top_k=top_k)
+        ranked = reranker.rank(asked, every, top_k=top_k)
+    if isinstance(listed, Documents):
+        _say_problems(listed)
+    names = dict(enumerate(images or ()))  # as they were given
     if as_json:
         results = [
             {
-                "picture": images[result.index],
+                **_content(result.document, names.get(result.index)),
                 "index": result.index,
                 "relevance": result.score,
                 "raw": result.raw,
@@ -57,29 +87,65 @@ def rerank(
             }
             for result in ranked
         ]
-        print_json({"query": query, "threshold": reranker.threshold, "results": results})
+        print_json(
+            {
+                "query": query,
+                **({} if query_image is None else {"query_picture": query_image}),
+                "threshold": reranker.threshold,
+                "results": results,
+            }
+        )
         return
     rows = [
         (
-            _shown_picture(images[result.index]),
+            _shown_document(result.document, names.get(result.index)),
             f"{result.score:.4f}",
             "yes" if result.kept else "no",
         )
         for result in ranked
     ]
-    print_table(("picture", "relevance", "kept"), rows, numbers=("relevance",))
+    print_table(("document", "relevance", "kept"), rows, numbers=("relevance",))
 
 
-def _shown_picture(image: str) -> str:
-    """A path in full, of a data: URL the beginning and the end."""
-    return shown(image) if image[:5].lower() == "data:" else image
+def _content(document: Document, given: str | None) -> dict[str, Any]:
+    """What a document is, as JSON has it; `given` is how a picture was named."""
+    name = {} if document.id is None else {"id": document.id}
+    if document.image is not None:
+        return {**name, "picture": document.path if given is None else given}
+    if document.text is not None:
+        return {**name, "text": document.text}
+    parts = [
+        {"text": part} if isinstance(part, str) else {"picture": part.path}
+        for part in document.parts
+    ]
+    return {**name, "parts": parts}
+
+
+def _shown_document(document: Document, given: str | None) -> str:
+    """A path in full; of a data: URL, and of a text, the beginning and the end."""
+    if given is not None:
+        return shown(given) if given[:5].lower() == "data:" else given
+    if document.id is not None:
+        return document.id
+    return "; ".join(
+        quoted(part) if isinstance(part, str) else part.path or "a picture"
+        for part in document.parts
+    )
+
+
+def _say_problems(documents: Documents) -> None:
+    for line in documents.problems.lines():
+        say(line, err=True)
+    if documents.passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in documents.passed_over.items())
+        say(f"files that are no pictures by their names: {kinds}", err=True)
 
 
 @takes(RerankerOptions)
 def warm(
     chosen: RerankerOptions,
     source: Annotated[
-        Path, typer.Argument(help="A folder of pictures, a data set, or a JSONL file.")
+        Path, typer.Argument(help="A folder of pictures, a data set, or JSONL: a document a line.")
     ],
     cache: Annotated[Path, typer.Option(help="The cache's folder.")],
     template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
@@ -94,7 +160,7 @@ def warm(
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     caption_tokens: options.CaptionTokens = None,
-    strict: Annotated[bool, typer.Option(help="Stop at a picture that cannot be used.")] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compute documents' prefixes ahead of the queries, into a cache on disk.
@@ -116,11 +182,7 @@ def warm(
             template=template, prefix_cache=prefix_cache, caption_tokens=caption_tokens
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
-    for line in documents.problems.lines():
-        say(line, err=True)
-    if documents.passed_over:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in documents.passed_over.items())
-        say(f"files that are no pictures by their names: {kinds}", err=True)
+    _say_problems(documents)
     skipped = report.skipped + documents.num_unusable
     num_bytes = prefix_cache.statistics()["disk"].bytes
     if as_json:

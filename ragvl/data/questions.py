@@ -10,8 +10,9 @@ from typing import Literal
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.data.problems import Problems, no_use
-from ragvl.identity import document_name, file_version_name
+from ragvl.identity import document_name, file_version_name, name_of
 from ragvl.messages import shown
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Search:
 class QuestionSet(ABC):
     """One split of a data set. Questions are held in memory, pictures read when they are needed.
 
-    A question of which a gold document has no picture is left out, and so is a distractor without
-    one; `problems` counts and names them.
+    A question of which a gold document lacks a picture is left out, and so is a distractor that
+    lacks one; `problems` counts and names them.
 
     Attributes:
         name: what results call it: data set and split.
@@ -91,8 +92,12 @@ class QuestionSet(ABC):
             ImageError: its picture cannot be read.
         """
 
+    def other_documents(self) -> Iterator[Document]:
+        """The documents that are not one picture, such as texts; no picture is read for it."""
+        return iter(())
+
     def document_name(self, document_id: str) -> str:
-        """Names a document's content: another after its caption or its picture's file changed.
+        """Names a document's content: another after a text of it or a picture's file changed.
 
         No picture is decoded or read; see `identity.file_version_name`.
 
@@ -100,9 +105,10 @@ class QuestionSet(ABC):
             KeyError: there is none of that id.
         """
         document = self.document(document_id)
-        if document.image is None or document.path is None:
-            return document_name(document.caption, document.digest())
-        return document_name(document.caption, file_version_name(document.path))
+        if document.image is not None:
+            return document_name(document.caption, _version(document.pictures[0]))
+        parts = [part if isinstance(part, str) else (_version(part),) for part in document.parts]
+        return name_of("parts", parts)
 
     @property
     def gold(self) -> dict[str, tuple[str, ...]]:
@@ -141,7 +147,8 @@ class QuestionSet(ABC):
         """
         for document in documents:
             try:
-                document.load()
+                for picture in document.pictures:
+                    picture.load()
             except ImageError as error:
                 self.problems.add("broken picture", str(error))
             else:
@@ -161,3 +168,7 @@ class QuestionSet(ABC):
             raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
             logger.warning("%s: %s", shown(self.name), self.problems)
+
+
+def _version(picture: Picture) -> str:
+    return picture.digest() if picture.path is None else file_version_name(picture.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -43,17 +43,14 @@ def plain_path(path: str) -> str:
     return path if is_plain else str(PurePosixPath(path))
 
 
-def _plain_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(plain_path, paths))
-
-
 def _number_as_text(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
 
 StringOrNumber = Annotated[String, BeforeValidator(_number_as_text)]
-Paths = Annotated[tuple[Text, ...], FIRST_ERROR, AfterValidator(_plain_paths)]
+PlainPath = Annotated[Text, AfterValidator(plain_path)]
+Paths = Annotated[tuple[PlainPath, ...], FIRST_ERROR]
 
 
 def parsed(

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from ragvl.data.document import Document
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
+from ragvl.data.lines import DocumentLine
 from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.questions import QuestionSet
 from ragvl.data.reading import is_file, place, read_json_lines
-from ragvl.data.schemas import String, Text, parsed
+from ragvl.data.schemas import parsed
 from ragvl.messages import reason
 
 
@@ -25,9 +25,9 @@ class Documents:
     """The documents of `source`, read one at a time as they are iterated over.
 
     Args:
-        source: a folder of pictures, searched with its subfolders; a JSONL file, each line
-            `{"image": path, "caption": text, "id": name}`, the last two optional, paths relative
-            to the file; or a data set that `open_questions` knows.
+        source: a folder of pictures, searched with its subfolders; a JSONL file with a
+            `DocumentLine` a line, paths relative to the file; or a data set that `open_questions`
+            knows.
         split: of a data set.
         strict: stop at the first problem; otherwise it is left out and noted in `problems`.
 
@@ -113,33 +113,26 @@ class Documents:
         seen: set[str] = set()
         for number, fields in read_json_lines(self._source, problems):
             where = place(self._source, number)
-            line = parsed(_DocumentLine.model_validate, fields, "broken line", where, problems)
+            line = parsed(DocumentLine.model_validate, fields, "broken line", where, problems)
             if line is None:
                 continue
-            path = self._source.parent / line.image
+            folder = self._source.parent
+            lost = next((image for image in line.images if not is_file(folder / image)), None)
             if line.id is not None and line.id in seen:
                 problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
-            elif not is_file(path):
-                problems.add("missing picture", f"{where}: {place(path)}")
+            elif lost is not None:
+                problems.add("missing picture", f"{where}: {place(folder / lost)}")
             else:
-                yield Document(path, caption=line.caption, id=line.id)
+                yield line.document(folder)
             seen.add(line.id or "")
 
 
-class _DocumentLine(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    image: Text
-    caption: String | None = None
-    id: Text | None = None
-
-
 def _is_document_file(path: Path) -> bool:
-    """Whether a file's lines are documents; questions' lines have `images`."""
+    """Whether a file's lines are documents; questions' lines have a question."""
     if ".jsonl" not in path.suffixes:
         return False
     first = next(read_json_lines(path, Problems()), None)
-    return first is None or "images" not in first[1]
+    return first is None or not {"question", "images"}.intersection(first[1])
 
 
 def _suffixes() -> set[str]:

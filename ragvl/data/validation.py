@@ -92,3 +92,6 @@ class CaptionTable:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._captions)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._captions

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragvl.data.checking import check_questions
-from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.jsonl import JsonlQuestions, text_id
 from ragvl.data.problems import DataError
 
 
@@ -67,6 +67,66 @@ def test_reads_questions_documents_and_gold(file: Path) -> None:
     assert JsonlQuestions(write(file, [plain])).document("a.png").caption is None
 
 
+MIXED = {
+    "id": "q1",
+    "question": "Who built the mill?",
+    "images": ["a.png"],
+    "texts": ["Anna Brandt built it in 1871.", "http://mills.example//brandt"],
+    "documents": [
+        {"id": "page 7", "parts": [{"image": "./b.png"}, "Deed", {"text": "of sale"}]},
+        {"id": "plan", "image": "deep/c.png", "caption": "Ground floor"},
+        {"id": "note", "text": "The mill burnt down."},
+    ],
+    "gold": ["Anna Brandt built it in 1871.", "page 7", "./a.png", "http://mills.example//brandt"],
+}
+
+
+def test_reads_texts_and_documents_of_several_parts(file: Path) -> None:
+    dataset = JsonlQuestions(write(file, [line(), MIXED]))
+    built, address = map(text_id, MIXED["texts"])
+    assert dataset.gold["q1"] == (built, "page 7", "a.png", address)
+    assert dataset.questions[1].negatives == ("plan", "note")
+    ids = ["a.png", "b.png", built, address, "page 7", "plan", "note"]
+    assert dataset.document_ids() == ids
+    assert dataset.document_ids("gold") == ["b.png", built, "page 7", "a.png", address]
+    documents = {str(document.id): document for document in dataset.documents()}
+    assert list(documents) == ids
+    assert documents[built].text == "Anna Brandt built it in 1871."
+    assert documents["page 7"].parts[1:] == ("Deed", "of sale")
+    assert [picture.load().size for picture in documents["page 7"].pictures] == [(8, 8)]
+    assert documents["plan"].caption == "Ground floor"
+    assert [d.id for d in dataset.other_documents()] == [built, address, "page 7", "note"]
+    assert list(dataset.decodable(documents.values())) == list(documents.values())
+    assert not len(dataset.problems)
+
+
+def test_a_text_is_one_document_wherever_it_stands(file: Path) -> None:
+    texts = [{"id": f"q{n}", "question": "Who?", "texts": [" One. ", f"{n}"]} for n in range(3)]
+    dataset = JsonlQuestions(write(file, texts))
+    assert [d.text for d in dataset.documents()] == ["One.", "0", "1", "2"]
+    assert not len(dataset.problems)
+
+
+def test_an_id_is_one_documents(file: Path) -> None:
+    def other(id: str, name: str, **document: object) -> dict[str, Any]:
+        return line(id, images=[], captions=None, documents=[{"id": name, **document}], gold=[name])
+
+    lines = [
+        other("q0", "d.png", text="Red."),
+        other("q1", "d.png", text="Red."),
+        other("q2", "d.png", text="Blue."),
+        line("q3"),
+        other("q4", "a.png", text="Blue."),
+        line("q5", images=["d.png", "a.png"], gold=["a.png"]),
+    ]
+    write_picture(file.parent / "d.png")
+    dataset = JsonlQuestions(write(file, lines))
+    assert list(dataset.gold) == ["q0", "q1", "q3"]
+    assert dataset.document("d.png").text == "Red."
+    assert dataset.problems.counts == {"two documents of one id": 3}
+    assert "line 3: 'd.png'" in dataset.problems.messages["two documents of one id"][0]
+
+
 @pytest.mark.parametrize(
     ("bad", "kind", "words"),
     [
@@ -79,11 +139,40 @@ def test_reads_questions_documents_and_gold(file: Path) -> None:
         (line("x", captions=["one"]), "broken line", "1 captions for 2 images"),
         (line("x", images=["a.png", "a.png"]), "broken line", "names one twice"),
         (line(), "duplicate id", "'q0'"),
-        (line("x", gold=["z.png"]), "gold not among images", "'z.png'"),
-        (line("x", images=[], captions=[], gold=[]), "broken line", "at least 1 item"),
+        (line("x", gold=["z.png"]), "gold not among documents", "'z.png'"),
+        (line("x", images=[], captions=[], gold=[]), "broken line", "at least one of images"),
         (line("x", images=["a.png", "./a.png"]), "broken line", "names one twice"),
         (line("x", gold="b.png"), "broken line", "gold"),
         (line("\ud800"), "broken line", "hex escape"),
+        (line("x", texts=["One.", " One. "]), "broken line", "texts names one twice"),
+        (line("x", texts=[" "]), "broken line", "texts"),
+        (line("x", texts=["a.png"]), "broken line", "another one's name"),
+        (line("x", texts=["Red."], gold=["Blue."]), "gold not among documents", "'Blue.'"),
+        (line("x", documents=[{"text": "Red."}]), "broken line", "id: Field required"),
+        (line("x", documents=[{"id": "d"}]), "broken line", "one of image, text and parts"),
+        (
+            line("x", documents=[{"id": "d", "text": "Red.", "image": "a.png"}]),
+            "broken line",
+            "one of image, text and parts",
+        ),
+        (
+            line("x", documents=[{"id": "d", "text": "Red.", "caption": "Roof"}]),
+            "broken line",
+            "a caption belongs to an image",
+        ),
+        (line("x", documents=[{"id": "d", "parts": []}]), "broken line", "at least 1 item"),
+        (line("x", documents=[{"id": "d", "parts": [""]}]), "broken line", "at least 1 character"),
+        (
+            line("x", documents=[{"id": "d", "parts": [{"video": "a.mp4"}]}]),
+            "broken line",
+            "video",
+        ),
+        (line("x", documents=[{"id": "d", "parts": [{}]}]), "broken line", "an image or a text"),
+        (
+            line("x", documents=[{"id": "a.png", "text": "Red."}]),
+            "broken line",
+            "another one's name",
+        ),
     ],
 )
 def test_a_bad_line_is_left_out_counted_and_named(
@@ -116,6 +205,19 @@ def test_lesser_problems_do_not_cost_the_line(file: Path) -> None:
     assert dataset.document_ids() == ["a.png", "b.png"]
     assert dataset.document("a.png").caption == "Harbour"
     assert dataset.problems.counts == {"missing picture": 1, "two captions": 1}
+
+
+def test_a_document_that_lacks_a_picture_is_left_out(file: Path) -> None:
+    documents = [
+        {"id": "whole", "parts": ["Red.", {"image": "b.png"}]},
+        {"id": "lost", "parts": ["Red.", {"image": "z.png"}]},
+    ]
+    lines = [line(f"{gold}", documents=documents, gold=[gold]) for gold in ("whole", "lost")]
+    dataset = JsonlQuestions(write(file, lines))
+    assert list(dataset.gold) == ["whole"]
+    assert dataset.document_ids() == ["a.png", "b.png", "whole"]
+    assert dataset.problems.counts == {"missing picture": 1, "gold picture missing": 1}
+    assert "line 2: 'lost'" in dataset.problems.messages["gold picture missing"][0]
 
 
 def test_encodings(file: Path) -> None:
@@ -230,6 +332,24 @@ def test_a_documents_key_changes_with_its_caption_and_its_file(file: Path) -> No
     edited = JsonlQuestions(write(file, [line(captions=["Edited", None])]))
     assert {edited.document_name(id) for id in ("a.png", "b.png")}.isdisjoint(keys)
     assert edited.document_name("a.png") == edited.document_name("a.png")
+
+
+def test_a_documents_key_changes_with_each_of_its_parts(file: Path) -> None:
+    def keys(**page: object) -> dict[str, str]:
+        edited = {**MIXED, "documents": [{**MIXED["documents"][0], **page}]}
+        dataset = JsonlQuestions(write(file, [{**edited, "gold": []}]))
+        return {id: dataset.document_name(id) for id in dataset.document_ids()}
+
+    before = keys()
+    assert len(set(before.values())) == len(before)
+    assert keys() == before
+    pictures = [{"image": "a.png"}, {"image": "b.png"}]
+    for parts in (["Deed"], pictures, pictures[::-1], [*pictures, "Deed"], ["Deed", *pictures]):
+        assert keys(parts=parts)["page 7"] not in before.values()
+        before |= {str(parts): keys(parts=parts)["page 7"]}
+    last = keys(parts=pictures)["page 7"]
+    write_picture(file.parent / "b.png", "blue")
+    assert keys(parts=pictures)["page 7"] != last
 
 
 @settings(max_examples=60)

@@ -39,10 +39,37 @@ def test_a_file_names_a_document_a_line(tmp_path: Path) -> None:
     assert (second.id, second.caption, second.load().size) == (None, None, (8, 8))
 
 
+def test_a_line_may_be_a_text_or_several_parts(tmp_path: Path) -> None:
+    for name in ("p1.png", "p2.png"):
+        write_picture(tmp_path / name)
+    parts = [{"image": "p1.png"}, "The deed of sale", {"image": "p2.png"}, {"text": "of 1871"}]
+    lines = [
+        {"text": "Anna Brandt built it.", "id": "fact"},
+        {"parts": parts, "id": "pages"},
+        {"parts": [{"image": "lost.png"}, "Lost"]},
+    ]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    documents = Documents(path)
+    fact, pages = documents
+    assert len(documents) == 2
+    assert (fact.id, fact.text, fact.pictures) == ("fact", "Anna Brandt built it.", ())
+    assert pages.parts[1::2] == ("The deed of sale", "of 1871")
+    assert [Path(str(p.path)).name for p in pages.pictures] == ["p1.png", "p2.png"]
+    assert documents.problems.counts == {"missing picture": 1}
+    assert "lost.png" in documents.problems.messages["missing picture"][0]
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "no json",
+        '{"text": ""}',
+        '{"text": "one", "image": "a.png"}',
+        '{"text": "one", "caption": "two"}',
+        '{"parts": []}',
+        '{"parts": [7]}',
+        '{"parts": "one"}',
         "[1]",
         "{}",
         '{"image": 3}',

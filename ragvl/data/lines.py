@@ -1,0 +1,79 @@
+"""A document as a line of JSON describes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ragvl.data.document import Document, PartLike
+from ragvl.data.schemas import FIRST_ERROR, PlainPath, String, Text
+
+_KINDS = ("image", "text", "parts")
+
+
+class _PartLine(BaseModel):
+    """A part: `{"image": path}`, or `{"text": text}`, or the text alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: PlainPath | None = None
+    text: Text | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> _PartLine:
+        if (self.image is None) == (self.text is None):
+            raise ValueError("a part has either an image or a text")
+        return self
+
+
+def _text_alone(part: object) -> object:
+    return {"text": part} if isinstance(part, str) else part
+
+
+class DocumentLine(BaseModel):
+    """`{"image": path, "caption": text}`, `{"text": text}` or `{"parts": [...]}`, each with an id.
+
+    The caption and the id may be left out. A part is `{"image": path}`, `{"text": text}`, or a
+    string, which is a text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text | None = None
+    image: PlainPath | None = None
+    caption: String | None = None
+    text: Text | None = None
+    parts: Annotated[
+        tuple[Annotated[_PartLine, BeforeValidator(_text_alone)], ...] | None,
+        Field(min_length=1),
+        FIRST_ERROR,
+    ] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> DocumentLine:
+        if [getattr(self, kind) is None for kind in _KINDS].count(False) != 1:
+            raise ValueError("a document has one of image, text and parts")
+        if self.caption is not None and self.image is None:
+            raise ValueError("a caption belongs to an image; put texts into parts")
+        return self
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Its pictures' paths, as they are written."""
+        if self.image is not None:
+            return (self.image,)
+        return tuple(part.image for part in self.parts or () if part.image is not None)
+
+    def document(self, folder: Path) -> Document:
+        """The document; paths are relative to `folder`."""
+        if self.image is not None:
+            return Document(folder / self.image, self.caption, self.id)
+        if self.text is not None:
+            return Document(text=self.text, id=self.id)
+        parts: list[PartLike] = [
+            str(part.text) if part.image is None else folder / part.image
+            for part in self.parts or ()
+        ]
+        return Document(parts=parts, id=self.id)
