@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ __all__ = [
 
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers")
 _VIDEO = "video_processor"  # a part of some processors
+# What transformers says where a class needs a package that is not installed
+_MISSING_PACKAGE = (
+    re.compile(r"(\w+) requires the (\w+) library but it was not found"),
+    re.compile(r"image processor classes: \w+: (\w+)\..*Missing optional dependencies: (\w+)"),
+)
 _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
@@ -159,11 +165,12 @@ def naming(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         UnsupportedModelError: something was raised that is the file's fault.
+        ImportError: a package is not installed.
     """
     try:
         yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError, FloatingPointError):
-        raise  # these are not the file's fault, or say what is
+    except (MemoryError, torch.OutOfMemoryError, FloatingPointError):
+        raise  # these are not the file's fault
     except UnsuitableSettingError:  # the caller's
         raise
     except UnsupportedModelError as error:
@@ -171,9 +178,24 @@ def naming(path: Path, what: str) -> Iterator[None]:
             raise
         raise UnsupportedModelError(f"{shown(path)}: {error}") from error
     except Exception as error:
+        if (missing := _missing_package(error)) is not None:
+            name, package = missing
+            raise ImportError(
+                f"{shown(path)}: {name} needs {package}, which is not installed: pip install "
+                f"{package}",
+                name=package,
+            ) from error
+        if isinstance(error, ImportError):
+            raise  # it says what is missing
         raise UnsupportedModelError(
             f"{shown(path)}: its {what} cannot be loaded: {reason(error)}"
         ) from error
+
+
+def _missing_package(error: Exception) -> tuple[str, str] | None:
+    """The class of transformers that cannot be made for want of a package, and that package."""
+    found = next(filter(None, (pattern.search(str(error)) for pattern in _MISSING_PACKAGE)), None)
+    return None if found is None else (found[1], found[2].lower())
 
 
 def load_weights(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, build_tiny
+from tiny_models.parts import chatml_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
 )
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.mllm.structure import check_structure
@@ -108,3 +113,20 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_its_reason(
         MLLM.from_pretrained(folder, device="cpu")
     assert str(caught.value).count("\n") == 0
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+@pytest.mark.parametrize("name", ["molmo2", "cohere2_vision"])
+def test_a_package_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    """Some image processors of transformers exist for torchvision alone."""
+    config = CONFIG_MAPPING[name]()
+    config.save_pretrained(tmp_path)
+    processor_class = PROCESSOR_MAPPING[type(config)].__name__
+    tokenizer = chatml_tokenizer(["<|image|>"], image_token="<|image|>")
+    tokenizer.save_pretrained(tmp_path)
+    image_processor = processor_class.replace("Processor", "ImageProcessor")
+    settings = {"processor_class": processor_class, "image_processor_type": image_processor}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ImportError, match=f"{image_processor} needs torchvision, .*: pip install"):
+        MLLM.from_pretrained(tmp_path, device="cpu")

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from ragvl.mllm.loading import without_video
-from tiny_models.eight import gemma_tokenizer, qwen_ids, qwen_parts
+from tiny_models.eight import gemma_tokenizer
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -519,38 +519,6 @@ def _gemma4_moe() -> tuple[nn.Module, object]:
     )
 
 
-def _qwen3_vl_moe() -> tuple[nn.Module, object]:
-    tokenizer, processor = qwen_parts(transformers.Qwen3VLProcessor, 8)
-    rope = {
-        "rope_type": "default",
-        "mrope_section": [2, 1, 1],
-        "mrope_interleaved": True,
-        "rope_theta": 10_000.0,
-    }
-    config = transformers.Qwen3VLMoeConfig(
-        text_config=text_config(
-            tokenizer,
-            rope_parameters=rope,
-            num_experts=8,
-            num_experts_per_tok=2,
-            moe_intermediate_size=32,
-            decoder_sparse_step=1,
-        ),
-        vision_config={
-            "depth": 2,
-            "hidden_size": HIDDEN_SIZE,
-            "out_hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 8,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        **qwen_ids(tokenizer),
-    )
-    return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
-
-
 BUILDERS: dict[str, Builder] = {
     "ovis2": _ovis2,
     "aya_vision": _aya_vision,
@@ -563,5 +531,4 @@ BUILDERS: dict[str, Builder] = {
     "gemma4_small": _gemma4_small,
     "gemma4_large": _gemma4_large,
     "gemma4_moe": _gemma4_moe,
-    "qwen3_vl_moe": _qwen3_vl_moe,
 }
