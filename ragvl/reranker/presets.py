@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ragvl.messages import quoted
+from ragvl.model_files import CONFIG, read_json
 from ragvl.reranker.answers import Answers
 from ragvl.reranker.lengths import NO_LIMITS, Lengths
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
@@ -150,3 +152,17 @@ def resolve_preset(preset: Preset | str) -> Preset:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {quoted(preset)}; known: {', '.join(PRESETS)}")
     return PRESETS[preset]
+
+
+def preset_of_architecture(folder: Path) -> Preset | None:
+    """The preset of the checkpoint in `folder`, if its configuration names one's architecture.
+
+    Raises:
+        OSError: the configuration cannot be read.
+        UnsupportedModelError: it holds no JSON object.
+    """
+    if not (folder / CONFIG).exists():  # of adapters
+        return None
+    names = read_json(folder / CONFIG).get("architectures")
+    known = [preset for preset in PRESETS.values() if preset.architecture is not None]
+    return next((x for x in known if isinstance(names, list) and x.architecture in names), None)

@@ -56,7 +56,7 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.heads import Head, ScoreNetwork, relevance
 from ragvl.reranker.lengths import NO_LIMITS, Lengths
-from ragvl.reranker.presets import RAGVL, Preset, resolve_preset
+from ragvl.reranker.presets import RAGVL, Preset, preset_of_architecture, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.score_weights import ScoreWeights
@@ -184,8 +184,8 @@ class Reranker(CrossEncoderDialect):
             device: "auto" is CUDA where it is present.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
             preset: what the checkpoint was trained on: a `Preset`, the name of one of `PRESETS`, or
-                "auto": what its files say in sentence-transformers' format, and the paper's prompts
-                ("ragvl") where they do not.
+                "auto": the one of its architecture, or what its files say in sentence-transformers'
+                format, and the paper's prompts ("ragvl") where they say nothing.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
             thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
@@ -560,7 +560,8 @@ def _preset(preset: Preset | str, path: str | Path, load: Mapping[str, Any]) -> 
     """The preset that a name means, or that a checkpoint's files describe."""
     if preset != "auto":
         return resolve_preset(preset)
-    return preset_of_folder(_folder(path, load)) or RAGVL
+    folder = _folder(path, load)
+    return preset_of_architecture(folder) or preset_of_folder(folder) or RAGVL
 
 
 def _folder(path: str | Path, load: Mapping[str, Any]) -> Path:

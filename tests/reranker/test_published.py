@@ -7,7 +7,9 @@ transformers, and reads the checkpoint's files by itself.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from ragvl import Document, Query, Reranker
 from ragvl.mllm import PromptTooLongError
 from ragvl.mllm.loading import without_video
 from ragvl.reranker import PRESETS, Lengths, Preset
+from ragvl.reranker.presets import preset_of_architecture
 
 Side = dict[str, list]  # the "texts" and "images" of a query or a document
 
@@ -259,6 +262,37 @@ def test_jina_reranker_m0(published: Callable[[str], Path]) -> None:
     check_scores(load(folder, "jina-reranker-m0"), JinaRerankerM0(folder), pairs)
 
 
+ROLES = """\
+{%- macro side(role) -%}
+{%- for message in messages if message.role == role -%}{%- for part in message.content -%}
+{{ '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text }}
+{%- endfor -%}{%- endfor -%}
+{%- endmacro -%}
+**Document**:\n{{ side('document') }}\n**Query**:\n{{ side('query') }}"""
+
+
+def test_jina_reranker_m0_is_known_by_its_files(
+    published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = published("jina_reranker_m0")
+    # as sentence-transformers asks it: by roles, and by code of its own for the rest
+    newer = shutil.copytree(folder, tmp_path / "newer")
+    (newer / "chat_template.json").write_text(json.dumps({"chat_template": ROLES}))
+    (newer / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "its.Own"}]')
+    expected = load(folder, "jina-reranker-m0").score([("red roof", picture(1))])
+    for known in (folder, newer):
+        reranker = load(known, "auto")
+        assert reranker.template_name == "jina-reranker-m0"
+        assert reranker.score([("red roof", picture(1))]) == expected
+
+
+def test_a_checkpoint_of_no_known_architecture_has_no_preset(tmp_path: Path) -> None:
+    assert preset_of_architecture(tmp_path) is None
+    for names in ('["Qwen2VLForConditionalGeneration", 3, null]', "null", '{"a": "b"}'):
+        (tmp_path / "config.json").write_text(f'{{"architectures": {names}}}')
+        assert preset_of_architecture(tmp_path) is None
+
+
 def test_jina_reranker_m0_reuses_prefixes(published: Callable[[str], Path]) -> None:
     reranker = load(published("jina_reranker_m0"), "jina-reranker-m0")
     documents = [document_of(document) for document in M0_DOCUMENTS]
@@ -371,3 +405,15 @@ def test_monoqwen2_vl(published: Callable[[str], Path]) -> None:
         for document in M0_DOCUMENTS[2:]
     ]
     check_scores(load(folder, "monoqwen2-vl"), MonoQwen2VL(folder), pairs)
+
+
+def test_videos_are_refused_by_name(published: Callable[[str], Path]) -> None:
+    reranker = load(published("qwen3_vl_reranker"), "qwen3-vl-reranker")
+    video = {"video": "a.mp4"}
+    for query, document in (("red roof", video), ("red roof", {"text": MILL, **video})):
+        with pytest.raises(TypeError, match="video"):
+            reranker.score([(query, document)])
+    with pytest.raises(TypeError, match="video"):
+        Document(parts=[MILL, video])
+    with pytest.raises(TypeError, match="video"):
+        Query.of({"text": "red roof", **video})
