@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import architectures
 import bench_diffusion_noise
 import bench_evaluate
 import bench_fast_rerank
@@ -40,6 +41,7 @@ from plots import PLOTS
 from tables import Result, Results
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "architectures": architectures.architectures_table,
     "fast_rerank": bench_fast_rerank.speed_table,
     "gpu_rerank": gpu_rerank.speed_table,
     "gpu_rerank_goals": gpu_rerank.goals_table,

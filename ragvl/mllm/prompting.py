@@ -155,8 +155,8 @@ class Prompting(Chat):
             ) from error
         if not (offsets := encoded.get("text_replacement_offsets")):
             raise UnsupportedModelError(
-                f"{type(self.processor).__name__} does not report which text stands for a picture: "
-                "none may, as where pictures are seen by layers of cross-attention"
+                f"{type(self.processor).__name__} does not report which text stands for a picture; "
+                "none does where layers of cross-attention see pictures"
             )
         tensors = _of_images(encoded)
         num_tokens = int((encoded["input_ids"] == self.image_token_id).sum())

@@ -25,7 +25,7 @@ from ragvl.mllm.structure import check_structure
 REFUSED = {
     "florence2": "florence2 has an encoder for what it is given",
     "idefics2": "Idefics2Processor does not report which text stands for a picture",
-    "mllama": "MllamaProcessor does not report which text stands for a picture: none may",
+    "mllama": "MllamaProcessor does not report which text stands for a picture; none does",
     "git": "GitProcessor and GitConfig do not both name an image token",
 }
 DEPTHS = (

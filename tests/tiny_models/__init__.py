@@ -19,6 +19,8 @@ __all__ = [
     "ARCHITECTURES",
     "HYBRIDS",
     "MORE_ARCHITECTURES",
+    "REFUSED",
+    "WHOLE",
     "build_tiny",
     "byte_level_tokenizer",
     "sentencepiece_tokenizer",
@@ -34,7 +36,8 @@ _BUILDERS = (
     | refused.BUILDERS
 )
 # PaliGemma reads its prompt in both directions and has no chat template; it is scored, not cached.
-ARCHITECTURES = tuple(name for name in eight.BUILDERS if name != "paligemma")
+WHOLE = ("paligemma",)
+ARCHITECTURES = tuple(name for name in eight.BUILDERS if name not in WHOLE)
 # Some of their layers carry a state from token to token
 HYBRIDS = tuple(hybrid.BUILDERS)
 # Tested by tests/reranker/test_architectures.py, most of them there alone
@@ -44,6 +47,7 @@ MORE_ARCHITECTURES = (
     *assorted.BUILDERS,
     *hybrid.BUILDERS,
 )
+REFUSED = tuple(refused.BUILDERS)
 
 
 def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import transformers
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from tiny_models.eight import LLAVA_TEMPLATE, llava_tokenizer, qwen_ids, qwen_parts
 from tiny_models.parts import HIDDEN_SIZE, Builder, square, text_config, vision_config
+
+
+def qwen3_5_text(tokenizer: PreTrainedTokenizerFast, **changes: object) -> dict:
+    """The configuration of a Qwen3.5 decoder."""
+    return text_config(
+        tokenizer,
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        **changes,
+    )
 
 
 def _qwen3_5() -> tuple[nn.Module, object]:
@@ -18,18 +33,8 @@ def _qwen3_5() -> tuple[nn.Module, object]:
         "rope_theta": 10_000.0,
         "partial_rotary_factor": 0.75,
     }
-    text = text_config(
-        tokenizer,
-        rope_parameters=rope,
-        num_hidden_layers=4,
-        layer_types=["linear_attention", "full_attention"] * 2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-    )
     config = transformers.Qwen3_5Config(
-        text_config=text,
+        text_config=qwen3_5_text(tokenizer, rope_parameters=rope),
         vision_config={
             "depth": 2,
             "hidden_size": HIDDEN_SIZE,

@@ -7,6 +7,7 @@ from torch import nn
 
 from ragvl.mllm.loading import without_video
 from tiny_models.eight import IDEFICS3_TEMPLATE, idefics3_tokenizer, llava_tokenizer
+from tiny_models.hybrid import qwen3_5_text
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -91,7 +92,7 @@ def _minicpmv4_6() -> tuple[nn.Module, object]:
     }
     tokenizer = chatml_tokenizer([*named.values()], **named)
     config = transformers.MiniCPMV4_6Config(
-        text_config={"model_type": "qwen2", **text_config(tokenizer)},
+        text_config={"model_type": "qwen3_5_text", **qwen3_5_text(tokenizer)},
         vision_config=vision_config("minicpmv4_6_vision", 32, 4),
         insert_layer_id=0,
         image_size=32,
