@@ -21,6 +21,7 @@ class Lengths:
         prompt: of a whole prompt; None cuts none, and one that does not fit the model's context is
             an error.
         last: so many tokens at a prompt's end are kept, whatever is cut before them.
+        keep_end: kept are those that the template puts behind query and document, however many.
         keep_special: special tokens are kept, too, and pictures; others are cut in their stead.
         text: of a text document by itself; the rest is room for the query.
 
@@ -31,6 +32,7 @@ class Lengths:
 
     prompt: int | None = None
     last: int = 0
+    keep_end: bool = False
     keep_special: bool = False
     text: int | None = None
 

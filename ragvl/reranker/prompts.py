@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +24,8 @@ from ragvl.reranker.templates import Template
 
 # Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
+# Texts without a common end, of unlike lengths
+_ENDS = ("0", "1 2 3 4")
 
 
 class Prompts:
@@ -57,6 +60,7 @@ class Prompts:
         self.cuts = Cuts()
         self.max_length = min(prompting.max_length, lengths.prompt or prompting.max_length)
         self._lengths = lengths
+        self._by_instruction: dict[str | None, Lengths] = {}
         self._texts = CaptionLimit(prompting, lengths.text)
         # None: as it is, since a value must not keep its own key
         self._known: WeakKeyDictionary[Document, Document | None] = WeakKeyDictionary()
@@ -161,17 +165,34 @@ class Prompts:
         self, ids: list[int], query: Query, document: Document, expansions: Sequence[str]
     ) -> list[int]:
         """A prompt's tokens, or as many as the checkpoint takes, if that leaves what matters."""
-        cut = self._within(ids)
+        cut = self._within(ids, query.instruction)
         if len(cut) == len(ids) or not self._says_of_both(cut, query, document, expansions):
             return ids
         name = f"about {document.name} and the {query.name}"
         self.cuts.add("prompts", len(cut), name, (id(query), id(document)))
         return cut
 
-    def _within(self, ids: list[int]) -> list[int]:
+    def _within(self, ids: list[int], instruction: str | None) -> list[int]:
+        if self._lengths.prompt is None or len(ids) <= self._lengths.prompt:
+            return ids
         tokenizer = self._prompting.tokenizer
         special, picture = tokenizer.all_special_ids, self._prompting.image_token_id
-        return self._lengths.cut(ids, special, picture)
+        return self._lengths_after(instruction).cut(ids, special, picture)
+
+    def _lengths_after(self, instruction: str | None) -> Lengths:
+        """The limits, with the number of tokens at the end of prompts of this instruction."""
+        if not self._lengths.keep_end:
+            return self._lengths
+        if instruction not in self._by_instruction:
+            pairs = [(Query(text, instruction=instruction), Document(text=text)) for text in _ENDS]
+            try:
+                first, second = self._whole_tokens([(*pair, ()) for pair in pairs])
+                last = common_prefix_length(first[::-1], second[::-1])
+                lengths = dataclasses.replace(self._lengths, last=last)
+            except ValueError:  # no place for texts, or no room: all that is too long is an error
+                lengths = NO_LIMITS
+            self._by_instruction[instruction] = lengths
+        return self._by_instruction[instruction]
 
     def _says_of_both(
         self, cut: list[int], query: Query, document: Document, expansions: Sequence[str]
@@ -184,7 +205,8 @@ class Prompts:
         if not document.pictures:
             others.append([(query, Document(text=probe), expansions) for probe in _PROBES])
         return all(
-            any(self._within(ids) != cut for ids in self._whole_tokens(group)) for group in others
+            any(self._within(ids, query.instruction) != cut for ids in self._whole_tokens(group))
+            for group in others
         )
 
     def _shortened(self, document: Document) -> Document:

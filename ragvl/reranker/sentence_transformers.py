@@ -24,7 +24,7 @@ from ragvl.model_files import (
 )
 from ragvl.reranker.answers import Answers
 from ragvl.reranker.heads import ACTIVATIONS, Pooling
-from ragvl.reranker.lengths import Lengths
+from ragvl.reranker.lengths import NO_LIMITS, Lengths
 from ragvl.reranker.presets import Preset
 from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
@@ -87,6 +87,7 @@ def preset_of_folder(folder: Path) -> Preset | None:
         ),
         head=_head(modules, task),
         processor_settings=calls.images,
+        lengths=calls.lengths,
         activation=_activation(model, "activation_fn", "torch.nn.modules.activation.Sigmoid"),
     )
 
@@ -296,7 +297,8 @@ class _Calls:
             raise file.refusal(f"calls' chat_template {shown(sorted(refused))} is not understood")
         own_limit = processor.get("model_max_length", int) or file.get("max_seq_length", int)
         limit = _length_limit([chat, text, common], own_limit or tokenizer_limit)
-        self.lengths = Lengths(prompt=limit)
+        keep_end = chat.get("restore_suffix", bool, True)
+        self.lengths = NO_LIMITS if limit is None else Lengths(prompt=limit, keep_end=keep_end)
 
 
 def _length_limit(sized: Sequence[_File], limit: int | None) -> int | None:

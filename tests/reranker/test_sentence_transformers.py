@@ -29,7 +29,7 @@ from tiny_models.parts import HIDDEN_SIZE
 from torch import nn
 
 from ragvl import Document, Query, Reranker
-from ragvl.mllm import UnsupportedModelError
+from ragvl.mllm import PromptTooLongError, UnsupportedModelError
 from ragvl.reranker.sentence_transformers import preset_of_folder
 
 EXACT = {"rtol": 0, "atol": 1e-5}
@@ -283,6 +283,40 @@ def test_without_a_sigmoid_predict_gives_raw_scores_and_score_probabilities(chec
     sigmoid = torch.from_numpy(raw).sigmoid().numpy()
     np.testing.assert_allclose(ours.score(PAIRS).numpy(), sigmoid, **EXACT)
     np.testing.assert_allclose(ours.predict(PAIRS, activation_fn=nn.Sigmoid()), sigmoid, **EXACT)
+
+
+@ORDERS
+def test_long_texts_are_cut_as_there_and_said(document_first, tiny_model, tmp_path, caplog):
+    template = pair_template("qwen2_vl", document_first=document_first)
+    base = with_template(tiny_model("qwen2_vl"), tmp_path / "base", template)
+    processing = {
+        "text": {"max_length": 120, "truncation": True},
+        "chat_template": {"add_generation_prompt": True},
+    }
+    folder = save_cross_encoder(
+        base, tmp_path / "model", logit_score(TRUE, FALSE), processing_kwargs=processing
+    )
+    long = "The tower of Velmora. " * 40
+    pairs = [
+        (TEXT, {"text": "A tower."}),
+        (long, PAGE) if document_first else (TEXT, {"text": long}),
+    ]
+    expected = cross_encoder(folder).predict(pairs)
+    ours = load(folder)
+    caplog.set_level(logging.WARNING)
+    np.testing.assert_allclose(ours.predict(pairs), expected, **EXACT)
+    assert "cut to 120 tokens" in caplog.text
+    captioned = Document(picture(0), caption=long)
+    if document_first:  # nothing would be left of the query, which is no score
+        with pytest.raises(PromptTooLongError, match="takes at most 120"):
+            ours.score([(TEXT, captioned)])
+    else:  # there, a prompt with a picture loses its end, and here it does not
+        prompts = [
+            [token for part in ours.split_prompt(TEXT, document) for token in part]
+            for document in (captioned, Document(picture(0), caption="A tower."))
+        ]
+        assert len(prompts[0]) == 120
+        assert prompts[0][-3:] == prompts[1][-3:]  # "Answer:"
 
 
 def test_adapters_that_were_saved_with_their_modules(tiny_model, tmp_path):
