@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,11 +35,17 @@ class ImageInputs:
     num_tokens: int
     features: Features | None = None
 
-    def with_features(self, features: Features) -> ImageInputs:
-        """The picture without its pixels, which the vision tower has read."""
-        # A model only looks whether there are pixels; tensors of whole numbers say where they were
+    def with_features(self, features: Features, unread: Collection[str] = ()) -> ImageInputs:
+        """The picture without its pixels, which the vision tower has read.
+
+        Args:
+            features: what it gave.
+            unread: names of other tensors that only the tower reads.
+        """
+        # A model looks whether there are pixels; other tensors of whole numbers say where they were
         tensors = {
-            name: x.new_empty(0) if x.is_floating_point() else x for name, x in self.tensors.items()
+            name: x.new_zeros((1,) * x.ndim) if x.is_floating_point() or name in unread else x
+            for name, x in self.tensors.items()
         }
         return replace(self, tensors=tensors, features=features)
 
@@ -144,13 +150,13 @@ def as_one(
     """Pictures as if they were one: what a model makes of them joined.
 
     Args:
-        tensors: of all of them, joined.
+        tensors: of all of them, joined, without their pixels.
         images: them.
         features: what the vision tower gave for them together.
     """
     expansion = "".join(image.expansion for image in images)
     num_tokens = sum(image.num_tokens for image in images)
-    return ImageInputs(tensors, expansion, num_tokens).with_features(features)
+    return ImageInputs(tensors, expansion, num_tokens, features)
 
 
 def placed(
@@ -171,7 +177,6 @@ def probe_image(
 
 
 def _pad_and_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    dim = min(dim, tensors[0].ndim - 1)  # pixels that are not there any more have one dimension
     target = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:

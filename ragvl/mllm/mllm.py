@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -39,6 +40,7 @@ from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
 
+_SMALL = 8  # numbers of a picture that are little to keep, such as its size
 _LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
 
 
@@ -99,7 +101,7 @@ class MLLM:
         output = self.model.get_output_embeddings()
         self._head = None if output is None else LanguageHead(self.model, output, self.norm)
         self.decoder = Decoder(self.model, self.norm.module)
-        for learned in ("kv_layout", "features_join"):
+        for learned in ("kv_layout", "features_join", "_unread"):
             self.__dict__.pop(learned, None)
         if self._head is not None:
             self._check_logits()
@@ -379,7 +381,9 @@ class MLLM:
         Raises:
             UnsupportedModelError: the model does not ask for them in the way that is known here.
         """
-        return image if image.features else image.with_features(self._features([image]))
+        if image.features:
+            return image
+        return image.with_features(self._features([image]), self._unread)
 
     @cached_property
     @default_torch_context
@@ -422,7 +426,7 @@ class MLLM:
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
         done = self.decoder.prefill(batch, lengths, write, self.kv_layout, features)
         if len(prefixes) == 1 and done[0].features:
-            images = prefixes[0].images
+            images = [image.with_features({}, self._unread) for image in prefixes[0].images]
             done[0].pictures = as_one(self.prompting.joined(images), images, done[0].features)
         return done
 
@@ -500,6 +504,29 @@ class MLLM:
         (ids,) = self.prompting.tokenize(["".join(image.expansion for image in images)])
         prompt = Prompt(ids[: self.prompting.max_length], tuple(images))  # its text matters not
         return self.decoder.features(self.model_inputs([prompt]))
+
+    @cached_property
+    @default_torch_context
+    @torch.inference_mode()
+    def _unread(self) -> frozenset[str]:
+        """Which of a picture's tensors only the vision tower reads, such as a mask of its pixels.
+
+        They need not be kept beside visual tokens. Small ones are not tried, and are kept.
+        """
+        inputs = self.prompting.encode_image(probe_image())
+        image = inputs.with_features(self._features([inputs]))
+        large = {name for name, x in image.tensors.items() if x.numel() > _SMALL}
+        if not large:
+            return frozenset()
+        expected = self.hidden_states([self.prompting.probe_prompt(image)])
+        unread = set()
+        for name in large:
+            without = image.with_features(image.features or {}, {name})
+            with contextlib.suppress(ValueError, LookupError, TypeError, RuntimeError):
+                given = self.hidden_states([self.prompting.probe_prompt(without)])
+                if torch.equal(given, expected):
+                    unread.add(name)
+        return frozenset(unread)
 
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.probe(picture=False))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from plain import picture
 from transformers.utils import ModelOutput
 
-from ragvl.mllm import UnsupportedModelError
+from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.mllm.vision import join_features, learn_join, vision_pass, wrap_image_features
 
 
@@ -147,3 +149,24 @@ def test_a_pass_may_end_with_the_tower() -> None:
         base.forward()
         pytest.fail("the pass goes on")
     assert vision.features is not None and base.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "unread", "read"),
+    [("idefics3", "pixel_attention_mask", None), ("qwen2_vl", None, "image_grid_thw")],
+)
+def test_what_only_the_tower_reads_is_not_kept_beside_features(
+    architecture: str,
+    unread: str | None,
+    read: str | None,
+    tiny_mllm: Callable[[str], MLLM],
+) -> None:
+    mllm = tiny_mllm(architecture)
+    inputs = mllm.prompting.encode_image(picture(0, 90, 60))
+    tensors = mllm.with_features(inputs).tensors
+    assert tensors.keys() == inputs.tensors.keys()
+    assert tensors["pixel_values"].numel() == 1
+    if unread is not None:
+        assert tensors[unread].numel() == 1 < inputs.tensors[unread].numel()
+    if read is not None:
+        assert torch.equal(tensors[read], inputs.tensors[read])

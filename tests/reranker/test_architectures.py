@@ -101,6 +101,7 @@ def test_visual_tokens_on_disk_give_the_same_bits(
     architecture: str,
     tiny_mllm: Callable[[str], MLLM],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pairs = [(QUERIES[0], document) for document in ragged_documents()[:3]]
     scores = []
@@ -109,6 +110,7 @@ def test_visual_tokens_on_disk_give_the_same_bits(
         scores.append(Reranker(tiny_mllm(architecture), prefix_cache=cache).score(pairs))
     assert torch.equal(*scores)
     assert cache.statistics()["disk"].hits == len(pairs)
+    assert "computed again" not in caplog.text
 
 
 @EACH

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from plain import picture, plain_scores
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, MORE_ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Query, Reranker
 from ragvl.data.images import ImageError
@@ -91,6 +91,18 @@ def test_known_pictures_cost_nothing_and_change_no_bit(
             warm = reranker.score(pairs, batch_size=batch_size)
         assert torch.equal(warm, uncached)
     assert torch.equal(reranker.score(pairs), cold)
+
+
+@pytest.mark.parametrize("architecture", MORE_ARCHITECTURES)
+def test_known_pictures_cost_more_architectures_nothing(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    reranker = reranker_of(tiny_mllm(architecture))
+    pairs = [(QUERIES[0], document) for document in documents()[1:4]]
+    cold = reranker.score(pairs)
+    torch.testing.assert_close(cold, plain_scores(reranker, pairs), atol=1e-5, rtol=0)
+    with without_pictures():
+        assert torch.equal(reranker.score(pairs), cold)
 
 
 def test_a_picture_query_costs_no_vision_again_where_prefixes_are_reused(
