@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ragvl.mllm.loading import without_video
+from tiny_models.eight import qwen_ids, qwen_parts
 from tiny_models.parts import (
     HIDDEN_SIZE,
     Builder,
@@ -139,6 +140,37 @@ def _glm_ocr() -> tuple[nn.Module, object]:
     return transformers.GlmOcrForConditionalGeneration(config), processor
 
 
+def _qwen3_vl_moe() -> tuple[nn.Module, object]:
+    tokenizer, processor = qwen_parts(transformers.Qwen3VLProcessor, 8)
+    rope = {
+        "rope_type": "default",
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+        "rope_theta": 10_000.0,
+    }
+    config = transformers.Qwen3VLMoeConfig(
+        text_config=text_config(
+            tokenizer,
+            rope_parameters=rope,
+            moe_intermediate_size=32,
+            num_experts_per_tok=2,
+            num_experts=4,
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": HIDDEN_SIZE,
+            "out_hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **qwen_ids(tokenizer),
+    )
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
+
+
 def _pixtral_images() -> object:
     return transformers.PixtralImageProcessorPil(
         patch_size={"height": 16, "width": 16}, size={"longest_edge": 96}
@@ -225,6 +257,7 @@ BUILDERS: dict[str, Builder] = {
     "glm46v": _glm46v,
     "glm4v_moe": _glm4v_moe,
     "glm_ocr": _glm_ocr,
+    "qwen3_vl_moe": _qwen3_vl_moe,
     "lighton_ocr": _lighton_ocr,
     "mistral3": _mistral3,
     "ministral3": _ministral3,
