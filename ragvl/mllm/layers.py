@@ -143,9 +143,10 @@ class _ReplacedCode:
             mlp: Any = layer.mlp
             if operations.gate is not None and set(dict(mlp.named_children())) == _MLP:
                 self._replace(mlp, _Mlp(mlp, operations.gate))
-        for attention in (getattr(layer, "self_attn", None) for layer in layers):
+        attentions: Any = (getattr(layer, "self_attn", None) for layer in layers)
+        for attention in filter(None, attentions):
             forward = _rotary_forward(attention, operations.rotary)
-            if attention is not None and forward is not None:
+            if forward is not None:
                 self._replace(attention, forward)
             else:
                 self.left.add(f"the rotary embedding of {type(attention).__name__}")
@@ -283,7 +284,7 @@ def _is_known(layer: nn.Module, norms: dict[nn.Module, _Norm]) -> bool:
 
 
 def _rotary_forward(
-    attention: nn.Module | None, rotary: Callable[..., tuple[Tensor, Tensor]]
+    attention: nn.Module, rotary: Callable[..., tuple[Tensor, Tensor]]
 ) -> Callable[..., Any] | None:
     """The code of `attention`, which calls `rotary` where it called its file's own function.
 

@@ -69,6 +69,19 @@ def test_scores_are_those_of_eager_layers_and_independent_of_company(
     assert torch.equal(Reranker(mllm, prefix_cache=None).score(pairs()[::-1]).flip(0), scores)
 
 
+def test_layers_that_carry_a_state_keep_what_is_their_own(
+    tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for architecture, code in (("llava_lfm2", "fused"), ("qwen3_5", "eager")):
+        folder = tiny_model(architecture)
+        mllm = load(folder, "fused")
+        assert code_in_force(mllm.decoder.layers) == code
+        scores, expected = (Reranker(x).score(pairs()) for x in (mllm, load(folder, "eager")))
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    assert "leaves the residual connections of Lfm2DecoderLayer as is" in caplog.text
+    assert "layers='fused' is not for this model" in caplog.text  # part of a head is rotated
+
+
 def test_bfloat16_errs_no_more_than_eager_layers(tiny_model: Callable[[str], Path]) -> None:
     folder = tiny_model("gemma3")
     exact = Reranker(load(folder, "eager")).score(pairs())
