@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -49,14 +50,28 @@ class ChunkRunner:
         else:
             # Each of torch's threads gets whole rows too, or its share would end within a vector
             self._row_step = math.lcm(_BLOCK_ROWS, 1 if self._on_gpu else torch.get_num_threads())
+        # Layers that carry a state run suffixes as sequences of the longest one's length there
+        self._by_length = self._on_gpu and deterministic and bool(pool.state_pages)
         self._graphs = Graphs(mllm.device, mllm.architecture)
         self._lock = fork_safe(threading.Lock())
 
     def chunks(
         self, suffixes: Sequence[Suffix], batch_size: int | None
     ) -> Iterator[Sequence[Suffix]]:
-        """`suffixes`, in order, cut where a chunk is full."""
+        """`suffixes`, in order, cut where a chunk is full.
+
+        Where a chunk's longest suffix could decide bits, those that count as equally long come
+        together, the shorter first.
+        """
         max_size = _BLOCK_ROWS if batch_size is None else min(batch_size, _BLOCK_ROWS)
+        suffixes = sorted(suffixes, key=self._counted_length)
+        for _, equals in groupby(suffixes, key=self._counted_length):
+            yield from self._filled(list(equals), max_size)
+
+    def _counted_length(self, suffix: Suffix) -> int:
+        return _power_of_two(len(suffix.input_ids)) if self._by_length else 0
+
+    def _filled(self, suffixes: Sequence[Suffix], max_size: int) -> Iterator[Sequence[Suffix]]:
         start = rows = 0
         for end, suffix in enumerate(suffixes):
             length = len(suffix.input_ids)
@@ -64,8 +79,7 @@ class ChunkRunner:
                 yield suffixes[start:end]
                 start, rows = end, 0
             rows += length
-        if start < len(suffixes):
-            yield suffixes[start:]
+        yield suffixes[start:]
 
     @torch.inference_mode()
     def __call__(self, suffixes: Sequence[Suffix]) -> Tensor:

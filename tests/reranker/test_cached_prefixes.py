@@ -443,7 +443,7 @@ def test_threads_at_once_get_the_same_scores(mllm: MLLM, documents_held: int) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@EACH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_with_graphs(
     architecture: str, dtype: str, tiny_model: Callable[[str], Path]

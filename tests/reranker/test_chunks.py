@@ -48,6 +48,16 @@ def test_chunks_are_in_order_and_bounded(
         assert rows > 1024 or len(one) == min(batch_size or 32, 32)
 
 
+def test_suffixes_share_a_chunk_with_equally_long_ones_where_that_decides_bits(
+    runner: ChunkRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_by_length", True)  # as on a GPU, where layers carry states
+    suffixes = [suffix(i, length) for i, length in enumerate([17, 33, 32, 5, 64, 20, 8])]
+    chunks = [[s.index for s in chunk] for chunk in runner.chunks(suffixes, None)]
+    assert chunks == [[3, 6], [0, 2, 5], [1, 4]]
+    assert list(runner.chunks([], None)) == []
+
+
 def test_a_chunk_says_which_rows_are_whose() -> None:
     chunk = Chunk.pack([suffix(0, 3), suffix(1, 2, dropped=4), suffix(2, 1)], Shape(8, 4, 3, 3))
     assert chunk.input_ids.tolist() == [0, 1, 2, 1000, 1001, 2000, 0, 0]
