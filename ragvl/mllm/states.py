@@ -16,9 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import cache_utils
-
-from ragvl.mllm.loading import UnsupportedModelError
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 # One layer's state of some sequences: tensors (B, ...) by names such as "conv_states/0"
 LayerState = dict[str, Tensor]
@@ -152,12 +150,12 @@ class Mixer:
         return gathered if self._last is None else self._last.own(gathered)
 
     def _run(self, hidden: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        layer = cache_utils.LinearAttentionLayer()
+        layer = LinearAttentionLayer()
         for name, x in state.items():
             kind, _, number = name.partition("/")
             getattr(layer, _UPDATES[kind])(x, int(number))
         # The module asks for its own layer's alone
-        cache = cache_utils.Cache(layers=[layer] * (self.layer + 1))
+        cache = Cache(layers=[layer] * (self.layer + 1))
         output = self._own(hidden, **{self._cache_argument: cache})
         return output, {
             f"{kind}/{number}": x
@@ -170,8 +168,9 @@ class Mixer:
 def wrap_mixers(layers: nn.ModuleList, current: Callable[[], MixerPass | None]) -> list[Mixer]:
     """The mixers in a decoder's layers, in order, each wrapped once however often this is done.
 
-    Raises:
-        UnsupportedModelError: this version of transformers has no cache for such layers.
+    Args:
+        layers: the decoder's.
+        current: gives the pass that is under way in this thread, None for ordinary calls.
     """
     mixers = []
     for number, layer in enumerate(layers):
@@ -181,11 +180,6 @@ def wrap_mixers(layers: nn.ModuleList, current: Callable[[], MixerPass | None]) 
                 continue
             mixer = getattr(module, _MIXER, None)
             if mixer is None:
-                if not hasattr(cache_utils, "LinearAttentionLayer"):
-                    raise UnsupportedModelError(
-                        f"{type(module).__name__} carries a state, for which this version of "
-                        "transformers has no cache: install transformers 5.23 or newer"
-                    )
                 mixer = Mixer(module, number, argument, current)
                 object.__setattr__(module, _MIXER, mixer)
                 setattr(module, "forward", mixer)  # noqa: B010 (a method, to mypy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +26,8 @@ def qwen3_5_text(tokenizer: PreTrainedTokenizerFast, **changes: object) -> dict:
     )
 
 
-def _qwen3_5() -> tuple[nn.Module, object]:
+def _qwen3_5_parts(**changes: object) -> tuple[dict[str, Any], object]:
+    """Settings of a configuration, and a processor."""
     tokenizer, processor = qwen_parts(transformers.Qwen3VLProcessor, 8)
     rope = {
         "rope_type": "default",
@@ -33,20 +36,34 @@ def _qwen3_5() -> tuple[nn.Module, object]:
         "rope_theta": 10_000.0,
         "partial_rotary_factor": 0.75,
     }
-    config = transformers.Qwen3_5Config(
-        text_config=qwen3_5_text(tokenizer, rope_parameters=rope),
-        vision_config={
-            "depth": 2,
-            "hidden_size": HIDDEN_SIZE,
-            "out_hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 8,
-            "num_position_embeddings": 64,
-        },
-        **qwen_ids(tokenizer),
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": HIDDEN_SIZE,
+        "out_hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 8,
+        "num_position_embeddings": 64,
+    }
+    text = qwen3_5_text(tokenizer, rope_parameters=rope, **changes)
+    return {"text_config": text, "vision_config": vision, **qwen_ids(tokenizer)}, processor
+
+
+def _qwen3_5() -> tuple[nn.Module, object]:
+    settings, processor = _qwen3_5_parts()
+    config = transformers.Qwen3_5Config(**settings)
     return transformers.Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _qwen3_5_moe() -> tuple[nn.Module, object]:
+    settings, processor = _qwen3_5_parts(
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+    config = transformers.Qwen3_5MoeConfig(**settings)
+    return transformers.Qwen3_5MoeForConditionalGeneration(config), processor
 
 
 def _llava_lfm2() -> tuple[nn.Module, object]:
@@ -78,4 +95,8 @@ def _llava_lfm2() -> tuple[nn.Module, object]:
     return transformers.LlavaForConditionalGeneration(config), processor
 
 
-BUILDERS: dict[str, Builder] = {"qwen3_5": _qwen3_5, "llava_lfm2": _llava_lfm2}
+BUILDERS: dict[str, Builder] = {
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
+    "llava_lfm2": _llava_lfm2,
+}
