@@ -34,6 +34,7 @@ import bench_visual_weighted_cross_entropy
 import gpu_ops
 import gpu_rerank
 import gpu_train
+import presets_table
 import runs.tables
 import typer
 from common import ROOT
@@ -65,6 +66,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_train": gpu_train.cost_table,
     "gpu_train_goals": gpu_train.goals_table,
     "evaluate_speed": bench_evaluate.speed_table,
+    "presets": presets_table.presets_table,
     **{function.__name__: function for function in runs.tables.TABLES},
 }
 _TABLE = re.compile(
