@@ -94,7 +94,7 @@ def place(
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(folder)
-    for name in ("a.jpg", "b.jpg"):
+    for name in ("a.jpg", "b.jpg", "page-7.png"):
         write_picture(tmp_path / name, "green")
     monkeypatch.chdir(tmp_path)
     return tmp_path
