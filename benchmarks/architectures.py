@@ -39,11 +39,12 @@ class Published:
 
     Attributes:
         name: its hub id.
-        layers: of its decoder.
+        layers: of its decoder, those with attention.
         kv_heads: of each layer.
         head_dim: numbers of a key.
         images: settings of its image processor, where they are not transformers' defaults.
         processor: settings of its processor.
+        state_bytes: of the layers that carry a state instead of attention.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Published:
     head_dim: int
     images: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
+    state_bytes: int = 0
 
     def kv_bytes_per_token(self) -> int:
         """Keys and values of all layers in bfloat16."""
@@ -137,6 +139,13 @@ PUBLISHED = {
         },
         {"patch_size": 28, "img_size": 364},
     ),
+    "qwen3_5": Published(
+        "Qwen/Qwen3.5-9B",
+        *(8, 4, 256),
+        {"patch_size": 16, "size": {"shortest_edge": 1 << 16, "longest_edge": 1 << 24}},
+        # Of 24 layers: 4 columns of a convolution in bfloat16, 32 heads' matrices in float32
+        state_bytes=24 * (4 * (2 * 16 * 128 + 32 * 128) * 2 + 32 * 128 * 128 * 4),
+    ),
     "paddleocr_vl": Published("PaddlePaddle/PaddleOCR-VL", 18, 2, 128),
     "deepseek_vl": Published(
         "deepseek-community/deepseek-vl-1.3b-chat", 24, 16, 128, {}, {"num_image_tokens": 576}
@@ -187,7 +196,7 @@ def tried(architecture: str) -> dict[str, Any]:
 def kept_bytes(mllm: MLLM, published: Published | None, tokens: int) -> int:
     """Of a prefix of so many tokens in bfloat16, and of states in their own dtype."""
     if published is not None:
-        return tokens * published.kv_bytes_per_token()
+        return tokens * published.kv_bytes_per_token() + published.state_bytes
     layout = mllm.kv_layout
     numbers = tokens * layout.bytes_per_token() // layout.dtype.itemsize
     states = (state for layer in layout.states for state in layer)
