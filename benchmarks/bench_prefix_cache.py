@@ -323,10 +323,9 @@ def tier_rows(
         if served < len(documents) * rounds:
             raise RuntimeError(f"the tier {name} served {served} documents only: there is a bug")
         by_share = {share: figures[f"{name}: {share}"] for share in known_shares}
-        without, known, unknown = (
-            f["ms"]["median"] for f in (figures["no cache"], by_share[1.0], by_share[0.0])
-        )
-        break_even = max(0.0, (unknown - without) / (unknown - known))
+        # In units of the time without a cache, by ratios within a round, as speeds are
+        known, unknown = (1 / by_share[share]["speedup"]["median"] for share in (1.0, 0.0))
+        break_even = max(0.0, (unknown - 1) / (unknown - known))
         rows.append(
             {
                 "tier": name,

@@ -256,10 +256,12 @@ def test_what_the_chat_template_reads_can_be_set(
     assert "must be a JSON object" in warm("--chat-template-kwargs", "[1]")
 
 
+@pytest.mark.parametrize("architecture", [ARCHITECTURES[0], "paligemma"])
 def test_warm_fills_a_cache_that_rerank_uses(
-    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+    architecture: str, tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
 ) -> None:
-    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    """With prefixes, or where none can be reused with visual tokens."""
+    model = ["--model", str(tiny_model(architecture)), "--device", "cpu"]
     cache = ["--cache", str(tmp_path / "cache")]
     folder = str(Path(pictures[0]).parent)
     first = CliRunner().invoke(app, ["warm", folder, *model, *cache])

@@ -165,9 +165,10 @@ def warm(
 ) -> None:
     """Compute documents' prefixes ahead of the queries, into a cache on disk.
 
-    Stopped in the middle, it goes on where it was when it is run again. A reranker uses the folder
-    with prefix_cache=PrefixCache(folder=...). What cannot be used is counted and named; exits with
-    1 where that is everything.
+    Where no prefix can be reused, as where the query comes first, pictures' visual tokens. Stopped
+    in the middle, it goes on where it was when it is run again. A reranker uses the folder with
+    prefix_cache=PrefixCache(folder=...). What cannot be used is counted and named; exits with 1
+    where that is everything.
     """
     with command_work("warm"):
         from ragvl.data.sources import Documents

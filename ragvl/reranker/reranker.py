@@ -385,7 +385,8 @@ class Reranker(CrossEncoderDialect):
     ) -> WarmReport:
         """Computes documents' prefixes ahead of the queries; what is cached stays.
 
-        On a GPU kernels are compiled and CUDA graphs captured as well: the first query is fast.
+        Where no prefix can be reused, pictures' visual tokens. On a GPU kernels are compiled and
+        CUDA graphs captured as well: the first query is fast.
 
         Args:
             documents: documents, or bare paths or pictures, as in `rank`; taken one at a time.
@@ -396,7 +397,7 @@ class Reranker(CrossEncoderDialect):
             TypeError: `documents` is one document, or holds what is none.
             DocumentError: see `rank`.
             PromptTooLongError: a prefix fills the model's context; the message names the document.
-            ValueError: this model or template has no prefixes that could be reused.
+            ValueError: nothing that this model computes of a document could be kept.
         """
         check_on_error(on_error)
         refuse_one_document(documents)
