@@ -49,6 +49,7 @@ PICTURES = {
     "llava": "'<image>\n'",
     "qwen2_vl": "'<|vision_start|><|image_pad|><|vision_end|>'",
     "qwen3_vl": "'<|vision_start|><|image_pad|><|vision_end|>'",
+    "qwen3_5": "'<|vision_start|><|image_pad|><|vision_end|>'",
 }
 
 

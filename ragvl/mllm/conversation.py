@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ragvl.messages import quoted
 from ragvl.mllm.chat_template import ChatTemplate, Messages, Treatment
@@ -22,8 +22,7 @@ IMAGE_PART = {"type": "image", "image": "image"}  # some templates look for the 
 TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One message.
 
     Attributes:
@@ -33,6 +32,10 @@ class Turn:
 
     role: str
     parts: tuple[str | None, ...]
+
+
+# Of each turn its role, and whether each of its parts is a picture
+Shape = tuple[tuple[str, tuple[bool, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Conversations:
         self._control_tokens = control_tokens
         self._image_token = image_token
         self._add_generation_prompt = add_generation_prompt
-        self._forms: dict[tuple[Turn, ...], Form] = {}
+        self._forms: dict[Shape, Form] = {}
 
     def write(self, turns: Sequence[Turn]) -> str:
         """The prompt, with the image token for each picture; see `Chat.escape` for its texts.
@@ -123,10 +126,10 @@ class Conversations:
         Raises:
             ValueError: the template refuses the conversation.
         """
-        shape = _shape(turns)
+        shape = tuple((role, tuple(part is None for part in parts)) for role, parts in turns)
         form = self._forms.get(shape)
         if form is None:
-            form = self._make_form(shape)
+            form = self._make_form(turns)
             while len(self._forms) >= _KNOWN_FORMS:
                 self._forms.pop(next(iter(self._forms)), None)
             self._forms[shape] = form
@@ -139,13 +142,13 @@ class Conversations:
         prompt = self.write(_with_texts(turns, [*texts[:number], word, *texts[number + 1 :]]))
         return prompt.index(word)
 
-    def _make_form(self, shape: tuple[Turn, ...]) -> Form:
-        count = len(_texts(shape))
+    def _make_form(self, turns: Sequence[Turn]) -> Form:
+        count = len(_texts(turns))
         words = unused_words(self._template.source, 2)
         marks = [[f"{word}{'i' * i}{word}" for i in range(1, count + 1)] for word in words]
-        wholes = [self._render(_with_texts(shape, of_word)) for of_word in marks]
+        wholes = [self._render(_with_texts(turns, of_word)) for of_word in marks]
         first, second = map(_cut, wholes, marks)
-        treatments = {self._treatment(shape, number) for number in range(count)}
+        treatments = {self._treatment(turns, number) for number in range(count)}
         return Form(
             first if first == second and "rewrites" not in treatments else None,
             "trims" in treatments,
@@ -154,13 +157,13 @@ class Conversations:
             len(self._control_tokens.find(wholes[0])),
         )
 
-    def _treatment(self, shape: Sequence[Turn], number: int) -> Treatment:
+    def _treatment(self, turns: Sequence[Turn], number: int) -> Treatment:
         """What the template does with the text of this number."""
-        count = len(_texts(shape))
+        count = len(_texts(turns))
 
         def says(text: str) -> Messages:
             texts = [text if i == number else "x" for i in range(count)]
-            return _messages(_with_texts(shape, texts))
+            return _messages(_with_texts(turns, texts))
 
         return self._template.treatment(
             says, TEXT_OF_ALL_KINDS, add_generation_prompt=self._add_generation_prompt
@@ -221,10 +224,6 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 def _texts(turns: Sequence[Turn]) -> list[str]:
     return [part for turn in turns for part in turn.parts if part is not None]
-
-
-def _shape(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    return tuple(_with_texts(turns, [""] * len(_texts(turns))))
 
 
 def _with_texts(turns: Sequence[Turn], texts: Sequence[str]) -> list[Turn]:

@@ -91,30 +91,7 @@ class RolesTemplate:
             ValueError: the query holds it.
             DocumentError: the document does; the message names it.
         """
-        if query.instruction is not None and not self.takes_instruction:
-            raise ValueError(f"the chat template has no place for the instruction of {query.name}")
-        turns = self._turns(query.instruction, query.parts, document.parts)
-        try:
-            form = self._conversations(prompting).form(turns)
-        except ValueError as error:
-            raise DocumentError(f"{document.name}, for {query.name}: {error}") from error
-        num_pictures = len(query.pictures) + len(document.pictures)
-        first = 1 if turns[0].role == "system" else 0  # a default's system turn may be left out
-        lost = [number for number in form.lost if number >= first]
-        if not lost and form.num_images == num_pictures:
-            return
-        num_query_texts = len(query.parts) - len(query.pictures)
-        if lost and lost[0] < first + num_query_texts:
-            raise ValueError(f"the chat template has no place for the text of {query.name}")
-        what = "text" if lost else "pictures"
-        whose = f"{document.name} and {query.name}" if query.pictures else document.name
-        message = (
-            f"the chat template has no place for the {what} of {whose}: it writes "
-            f"{form.num_images} of {num_pictures} pictures"
-        )
-        if query.pictures and not document.pictures and not lost:
-            raise ValueError(message)
-        raise DocumentError(message)
+        self._checked(prompting, query, document)
 
     def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
         """The pictures of a prompt, in the order of their places in it."""
@@ -128,9 +105,8 @@ class RolesTemplate:
         Raises:
             ValueError: see `check`.
         """
-        self.check(prompting, query, document)
-        turns = self._turns(query.instruction, query.parts, document.parts)
-        return self._conversations(prompting).write(turns)
+        conversations, turns = self._checked(prompting, query, document)
+        return conversations.write(turns)
 
     def before_query(
         self, prompting: Prompting, document: Document, instruction: str | None = None
@@ -145,9 +121,9 @@ class RolesTemplate:
         Raises:
             DocumentError: see `check`.
         """
-        self.check(prompting, Query(_PROBE), document)
-        turns = self._turns(instruction, (_PROBE,), document.parts)
-        return self._conversations(prompting).before(turns, len(turns) - 2)
+        query = Query(_PROBE, instruction=instruction)
+        conversations, turns = self._checked(prompting, query, document)
+        return conversations.before(turns, len(turns) - 2)
 
     def instruction_named(self, name: str) -> str | None:
         """The instruction of this name; None where it says nothing.
@@ -161,6 +137,25 @@ class RolesTemplate:
                 f"{shown(', '.join(self.instructions)) or 'none'}"
             )
         return self.instructions[name] or None
+
+    def _checked(
+        self, prompting: Prompting, query: Query, document: Document
+    ) -> tuple[Conversations, list[Turn]]:
+        """What writes a pair, and the pair as turns; see `check`."""
+        if query.instruction is not None and not self.takes_instruction:
+            raise ValueError(f"the chat template has no place for the instruction of {query.name}")
+        conversations = self._conversations(prompting)
+        turns = self._turns(query.instruction, query.parts, document.parts)
+        try:
+            form = conversations.form(turns)
+        except ValueError as error:
+            raise DocumentError(f"{document.name}, for {query.name}: {error}") from error
+        own = 1 if turns[0].role == "system" else 0  # a default's turn may be left out
+        lost = [number - own for number in form.lost if number >= own]
+        misplaced = _misplaced(query, document, lost, form.num_images)
+        if misplaced is not None:
+            raise misplaced
+        return conversations, turns
 
     def _conversations(self, prompting: Prompting) -> Conversations:
         return prompting.conversations(
@@ -177,6 +172,26 @@ class RolesTemplate:
 
 def _texts(parts: tuple[Part, ...]) -> tuple[str | None, ...]:
     return tuple(part if isinstance(part, str) else None for part in parts)
+
+
+def _misplaced(
+    query: Query, document: Document, lost: list[int], num_images: int
+) -> ValueError | None:
+    """What is wrong with a prompt that lacks texts, by number, or has so many pictures."""
+    num_query_texts = len(query.parts) - len(query.pictures)
+    no_place = "the chat template has no place for"
+    if lost and lost[0] < num_query_texts:
+        return ValueError(f"{no_place} the text of {query.name}")
+    if lost:
+        return DocumentError(f"{no_place} the text of {document.name}")
+    num_pictures = len(query.pictures) + len(document.pictures)
+    if num_images == num_pictures:
+        return None
+    written = f"it writes {num_images} of {num_pictures}"
+    if not document.pictures:
+        return ValueError(f"{no_place} the pictures of {query.name}: {written}")
+    whose = f"{document.name} and {query.name}" if query.pictures else document.name
+    return DocumentError(f"{no_place} the pictures of {whose}: {written}")
 
 
 def _writes_instruction(conversations: Conversations, turns: list[Turn]) -> bool:

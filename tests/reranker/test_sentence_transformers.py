@@ -480,6 +480,19 @@ def test_documents_and_queries_without_a_place_are_refused_by_name(tiny_model, t
     assert scores.isnan().tolist() == [True, False]
 
 
+def test_what_the_chat_template_refuses_is_refused_in_its_words(tiny_model, tmp_path):
+    template = (
+        "{% if messages[-1].content | length > 1 %}{{ raise_exception('one part') }}{% endif %}"
+    )
+    template += pair_template("qwen2_vl", document_first=True)
+    base = with_template(tiny_model("qwen2_vl"), tmp_path / "base", template)
+    ours = load(save_cross_encoder(base, tmp_path / "model", logit_score(TRUE, FALSE)))
+    pairs = [(TEXT, picture(0)), (TEXT, Document(picture(1), caption="A tower", id="captioned"))]
+    with pytest.raises(ValueError, match=r"document 'captioned'.* query .*refuses.* one part"):
+        ours.score(pairs)
+    assert ours.score(pairs, on_error="skip").isnan().tolist() == [False, True]
+
+
 def test_an_instruction_without_a_place_is_refused(tiny_model, tmp_path):
     template = pair_template("qwen2_vl", document_first=True).replace(
         "{% if asked %}", "{% if 0 %}"
