@@ -34,6 +34,16 @@ def webqa_fact(image_id: int) -> dict:
     }
 
 
+def webqa_text_fact(snippet_id: str, **changes: object) -> dict:
+    return {
+        "title": f"t{snippet_id}",
+        "fact": f"Fact {snippet_id}.",
+        "url": "",
+        "snippet_id": snippet_id,
+        **changes,
+    }
+
+
 def webqa_sample(
     split: str = "test", gold: int = 30000000, negative: int = 30000001, **changes: object
 ) -> dict:

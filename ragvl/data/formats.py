@@ -9,9 +9,9 @@ from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, MultimodalQA
 from ragvl.data.problems import brief_quoted
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import Modality, QuestionSet
 from ragvl.data.reading import is_file, place
-from ragvl.data.webqa import ROWS, WebQA
+from ragvl.data.webqa import ANNOTATIONS, ROWS, WebQA
 from ragvl.messages import shown
 
 Purpose = Literal["train", "evaluate"]
@@ -34,6 +34,7 @@ def open_questions(
     purpose: Purpose = "evaluate",
     images: str | Path | None = None,
     protocol: Protocol | None = None,
+    modality: Modality | None = None,
     strict: bool = False,
 ) -> QuestionSet:
     """One split of the data set in `source`.
@@ -45,6 +46,7 @@ def open_questions(
             one of most published results: WebQA's val, MultimodalQA's dev, test elsewhere.
         images: the pictures' folder, of formats that keep them apart.
         protocol: of Flickr30K and MSCOCO; see `Captions`.
+        modality: of WebQA; see there. By default pictures.
         strict: stop at the first problem.
 
     Raises:
@@ -61,6 +63,12 @@ def open_questions(
     if protocol is not None and not is_captions:
         raise ValueError(
             f"protocol={protocol!r} is of Flickr30K and MSCOCO; {place(path)} is neither"
+        )
+
+    is_webqa = is_file(path / ROWS) or is_file(path / ANNOTATIONS)
+    if modality is not None and not is_webqa:
+        raise ValueError(
+            f"modality={modality!r} is of WebQA; {place(path)} has the documents that it names"
         )
 
     def chosen(usual: str) -> str:
@@ -80,8 +88,8 @@ def open_questions(
         raise ValueError(
             f"images={brief_quoted(images)}: {place(path)} says itself where its pictures are"
         )
-    if is_file(path / ROWS):
-        return WebQA(path, split=chosen("val"), strict=strict)
+    if is_webqa:
+        return WebQA(path, split=chosen("val"), modality=modality or "image", strict=strict)
     if path.is_dir() and any(path.glob("*.jsonl")):
         return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)
     if not path.is_dir() and ".jsonl" in path.suffixes:

@@ -34,8 +34,8 @@ from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.data.reading import Listings, existing, place, read_lines
 from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed, plain_path
 from ragvl.data.validation import (
-    CaptionTable,
     MissingPictures,
+    TextTable,
     each_once,
     given_answers,
     pictures_are_there,
@@ -146,7 +146,7 @@ class JsonlQuestions(QuestionSet):
         self._folder = path.parent
         self._listings = Listings()
         self._missing = MissingPictures(self._why_missing, self.problems)
-        self._captions = CaptionTable(self.problems)
+        self._captions = TextTable(self.problems)
         self._described: dict[str, NamedDocument] = {}
         self._ids: dict[str, None] = {}  # ordered set
         self._gold: dict[str, None] = {}

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Pool = Literal["full", "gold"]
 POOLS: tuple[Pool, ...] = ("full", "gold")
+Modality = Literal["image", "text", "both"]
+"""Which documents of a data set that has pictures and texts, and the questions about those."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
 from ragvl.data.lines import DocumentLine
 from ragvl.data.problems import DataError, Problems, brief_quoted
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import Modality, QuestionSet
 from ragvl.data.reading import is_file, place, read_json_lines
 from ragvl.data.schemas import parsed
 from ragvl.messages import reason
@@ -29,6 +29,7 @@ class Documents:
             `DocumentLine` a line, paths relative to the file; or a data set that `open_questions`
             knows.
         split: of a data set.
+        modality: of a data set; see `open_questions`.
         strict: stop at the first problem; otherwise it is left out and noted in `problems`.
 
     Attributes:
@@ -41,7 +42,12 @@ class Documents:
     """
 
     def __init__(
-        self, source: str | Path, *, split: str | None = None, strict: bool = False
+        self,
+        source: str | Path,
+        *,
+        split: str | None = None,
+        modality: Modality | None = None,
+        strict: bool = False,
     ) -> None:
         path = Path(source)
         if not path.exists():
@@ -51,13 +57,19 @@ class Documents:
         self._source = path
         self._questions: QuestionSet | None = None
         self._paths: list[Path] = []
-        if path.is_dir():
+        if not _is_document_file(path):
             try:
-                self._questions = open_questions(path, split=split, strict=strict)
+                self._questions = open_questions(
+                    path, split=split, modality=modality, strict=strict
+                )
             except UnknownFormatError:
+                if not path.is_dir():
+                    raise
                 self._paths = self._pictures_in(path)
-        elif not _is_document_file(path):
-            self._questions = open_questions(path, split=split, strict=strict)
+        elif modality is not None:
+            raise ValueError(
+                f"modality={modality!r} is of WebQA, and {place(path)} lists documents"
+            )
         if self._questions is not None:
             self.problems = self._questions.problems
             self._length = len(self._questions.document_ids())
@@ -129,7 +141,7 @@ class Documents:
 
 def _is_document_file(path: Path) -> bool:
     """Whether a file's lines are documents; questions' lines have a question."""
-    if ".jsonl" not in path.suffixes:
+    if path.is_dir() or ".jsonl" not in path.suffixes:
         return False
     first = next(read_json_lines(path, Problems()), None)
     return first is None or not {"question", "images"}.intersection(first[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ragvl.data.problems import Problems, brief_quoted
 
@@ -71,27 +71,33 @@ class MissingPictures:
         return {id for id in ids if not self._is_there[id]}
 
 
-class CaptionTable:
-    """Documents' captions: the first that is not empty is kept, and another one noted."""
+class TextTable:
+    """Captions or texts of documents: the first that is not empty is kept, and another one noted.
 
-    def __init__(self, problems: Problems) -> None:
+    Args:
+        problems: where that is noted.
+        what: what they are called.
+    """
+
+    def __init__(self, problems: Problems, what: Literal["caption", "text"] = "caption") -> None:
         self._problems = problems
-        self._captions: dict[str, str | None] = {}
+        self._what = what
+        self._texts: dict[str, str | None] = {}
 
-    def add(self, id: str, caption: str | None, where: str) -> None:
-        """Notes a document with what its caption is said to be."""
-        kept = self._captions.setdefault(id, caption)
-        if caption and not kept:
-            self._captions[id] = caption
-        elif caption and caption != kept:
-            message = f"{where}: {brief_quoted(id)} had another caption before, which is kept"
-            self._problems.add("two captions", message)
+    def add(self, id: str, text: str | None, where: str) -> None:
+        """Notes a document with what its caption or text is said to be."""
+        kept = self._texts.setdefault(id, text)
+        if text and not kept:
+            self._texts[id] = text
+        elif text and text != kept:
+            message = f"{where}: {brief_quoted(id)} had another {self._what} before, which is kept"
+            self._problems.add(f"two {self._what}s", message)
 
     def __getitem__(self, id: str) -> str | None:
-        return self._captions[id]
+        return self._texts[id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._captions)
+        return iter(self._texts)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._captions
+        return id in self._texts

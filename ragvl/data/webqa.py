@@ -12,22 +12,22 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
-from ragvl.data.problems import Problems, brief
-from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.problems import Problems, brief, brief_quoted
+from ragvl.data.questions import Modality, Pool, Question, QuestionSet
 from ragvl.data.reading import existing, is_file, place, read_lines
-from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, parsed
+from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, Text, parsed
 from ragvl.data.validation import (
-    CaptionTable,
     MissingPictures,
+    TextTable,
     each_once,
     given_answers,
     is_of_another_split,
@@ -43,6 +43,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 _SPLITS = ("train", "val", "test")
 _BESIDE = "a WebQA folder holds it beside the annotations"
 ROWS = "imgs.tsv"
+ANNOTATIONS = "WebQA_train_val.json"
 
 
 class ImageRows:
@@ -183,12 +184,22 @@ def _not_empty(text: str) -> str:
 _Unquoted = Annotated[String, AfterValidator(_unquoted)]
 
 
+_Id = Annotated[StringOrNumber, StringConstraints(min_length=1)]
+
+
 class _ImageFact(BaseModel):
-    image_id: Annotated[StringOrNumber, StringConstraints(min_length=1)]
+    id: _Id = Field(alias="image_id")
     caption: String
 
 
+class _TextFact(BaseModel):
+    id: _Id = Field(alias="snippet_id")
+    fact: Text
+
+
 _ImageFacts = Annotated[list[_ImageFact], FIRST_ERROR]
+_TextFacts = Annotated[list[_TextFact], FIRST_ERROR]
+_Facts = Sequence[_ImageFact | _TextFact]
 
 
 class _Sample(BaseModel):
@@ -201,22 +212,44 @@ class _KnownSample(_Sample):
     img_posFacts: _ImageFacts
     img_negFacts: _ImageFacts
     txt_posFacts: list[Any] = []
+    txt_negFacts: list[Any] = []
 
 
 class _TestSample(_Sample):
     img_Facts: _ImageFacts
+    txt_Facts: list[Any] = []
+
+
+# Facts in words are looked at only where they are wanted
+class _KnownSampleWithTexts(_KnownSample):
+    txt_posFacts: _TextFacts = []
+    txt_negFacts: _TextFacts = []
+
+
+class _TestSampleWithTexts(_TestSample):
+    txt_Facts: _TextFacts = []
+
+
+_SHOWN_MODALITY: dict[Modality, str] = {
+    "image": "",
+    "text": ", texts",
+    "both": ", pictures and texts",
+}
 
 
 class WebQA(QuestionSet):
     """One split of a WebQA folder: its questions, its documents, and which document is gold.
 
-    Facts in words, and questions that are answered from them alone, are left aside. Of a file
-    whose samples have `img_Facts` in the place of `img_posFacts` and `img_negFacts`, as the
+    A picture's fact is a picture with its caption, a text's its `fact`, by its `snippet_id`. Of a
+    file whose samples have `img_Facts` in the place of `img_posFacts` and `img_negFacts`, as the
     published test file has, neither gold documents nor answers are known.
 
     Args:
-        folder: holds the annotations, imgs.tsv, and imgs.lineidx or imgs.lineidx.new.
+        folder: holds the annotations, imgs.tsv, and imgs.lineidx or imgs.lineidx.new; without
+            pictures, the annotations are enough.
         split: "train", "val" or "test", as the annotations name it.
+        modality: which facts are documents. Questions that are answered from others alone are left
+            aside.
         annotations: the name of the JSON file; by default WebQA_test.json for "test" where there
             is one, else WebQA_train_val.json.
         strict: stop at the first problem.
@@ -233,20 +266,23 @@ class WebQA(QuestionSet):
         folder: str | Path,
         *,
         split: str = "val",
+        modality: Modality = "image",
         annotations: str | None = None,
         strict: bool = False,
     ) -> None:
         folder = Path(folder)
         if annotations is None:
             has_test_file = split == "test" and is_file(folder / "WebQA_test.json")
-            annotations = "WebQA_test.json" if has_test_file else "WebQA_train_val.json"
+            annotations = "WebQA_test.json" if has_test_file else ANNOTATIONS
         path = existing(folder / annotations, _BESIDE)
-        self.name = f"{folder.resolve().name}, {split}"
+        self.name = f"{folder.resolve().name}, {split}{_SHOWN_MODALITY[modality]}"
+        self._modality = modality
         self.problems = Problems(strict)
         self.questions: list[Question] = []
-        self._images = ImageRows(folder, self.problems)
+        self._rows = None if modality == "text" else ImageRows(folder, self.problems)
         self._missing = MissingPictures(self._why_missing, self.problems)
-        self._captions = CaptionTable(self.problems)
+        self._captions = TextTable(self.problems)
+        self._texts = TextTable(self.problems, "text")
         self._gold: dict[str, None] = {}  # ordered set
         seen: set[str] = set()
         for guid, sample in read_json_entries(path, self.problems):
@@ -260,26 +296,36 @@ class WebQA(QuestionSet):
         self.check()
 
     def _add(self, guid: str, sample: Any, where: str) -> None:
-        known = not isinstance(sample, dict) or "img_Facts" not in sample
-        layout = _KnownSample if known else _TestSample
+        layout: type[_Sample]
+        if not isinstance(sample, dict) or "img_Facts" not in sample:
+            layout = _KnownSample if self._modality == "image" else _KnownSampleWithTexts
+        else:
+            layout = _TestSample if self._modality == "image" else _TestSampleWithTexts
         valid = parsed(layout.model_validate, sample, "broken sample", where, self.problems)
         if isinstance(valid, _KnownSample):
             self._add_known(guid, valid, where)
         elif isinstance(valid, _TestSample):
-            self._keep(guid, valid, (), (), valid.img_Facts, where)
+            facts = self._wanted(valid.img_Facts, valid.txt_Facts)
+            self._keep(guid, valid, (), (), facts, where)
+
+    def _wanted(self, images: Sequence[_ImageFact], texts: Sequence[_TextFact]) -> _Facts:
+        if self._modality == "both":
+            return [*images, *texts]
+        return images if self._modality == "image" else texts
 
     def _add_known(self, guid: str, sample: _KnownSample, where: str) -> None:
-        gold = each_once([fact.image_id for fact in sample.img_posFacts], where, self.problems)
-        if not gold and sample.txt_posFacts:
-            return  # a question about words
+        positive = self._wanted(sample.img_posFacts, sample.txt_posFacts)
+        negative = self._wanted(sample.img_negFacts, sample.txt_negFacts)
+        gold = each_once([fact.id for fact in positive], where, self.problems)
+        if not gold and (sample.img_posFacts or sample.txt_posFacts):
+            return  # a question about the others
         if not gold:
             self.problems.add("no gold picture", f"{where} has no gold facts at all")
-        others = each_once([fact.image_id for fact in sample.img_negFacts], where, self.problems)
-        for image_id in (id for id in others if id in gold):
-            self.problems.add("gold is a distractor", f"{where}: image {brief(image_id)}")
+        others = each_once([fact.id for fact in negative], where, self.problems)
+        for id in (id for id in others if id in gold):
+            self.problems.add("gold is a distractor", f"{where}: document {brief(id)}")
         answers = given_answers(sample.A, where, self.problems)
-        facts = [*sample.img_posFacts, *sample.img_negFacts]
-        self._keep(guid, sample, answers, gold, facts, where)
+        self._keep(guid, sample, answers, gold, [*positive, *negative], where)
 
     def _keep(
         self,
@@ -287,16 +333,25 @@ class WebQA(QuestionSet):
         sample: _Sample,
         answers: tuple[str, ...],
         gold: tuple[str, ...],
-        facts: list[_ImageFact],
+        facts: _Facts,
         where: str,
     ) -> None:
-        ids = dict.fromkeys(fact.image_id for fact in facts)
-        missing = self._missing.among(ids, where)
+        ids = dict.fromkeys(fact.id for fact in facts)
+        images = {fact.id: fact.caption for fact in facts if isinstance(fact, _ImageFact)}
+        texts = {fact.id: fact.fact for fact in facts if isinstance(fact, _TextFact)}
+        for id in ids:
+            if (id in images or id in self._captions) and (id in texts or id in self._texts):
+                message = f"{where}: {brief_quoted(id)} is a picture and a text"
+                self.problems.add("two documents of one id", message)
+                return
+        missing = self._missing.among(images, where)
         if not pictures_are_there(gold, missing, where, self.problems):
             return
         for fact in facts:
-            if fact.image_id not in missing:
-                self._captions.add(fact.image_id, fact.caption, where)
+            if isinstance(fact, _TextFact):
+                self._texts.add(fact.id, fact.fact, where)
+            elif fact.id not in missing:
+                self._captions.add(fact.id, fact.caption, where)
         self._gold |= dict.fromkeys(gold)
         # Where no gold is known, the others are not known to be distractors either
         others = [id for id in ids if gold and id not in gold and id not in missing]
@@ -304,23 +359,35 @@ class WebQA(QuestionSet):
             Question(guid, sample.Q, answers, sample.Qcate, gold, negatives=tuple(others))
         )
 
+    @property
+    def _images(self) -> ImageRows:
+        assert self._rows is not None, "documents without pictures"
+        return self._rows
+
     def _why_missing(self, image_id: str) -> str | None:
         return (
             None if image_id in self._images else f"image {brief(image_id)}: the index has no row"
         )
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
-        """Every picture that the split names, or gold ones only; see `QuestionSet`."""
-        return list(self._gold if pool == "gold" else self._captions)
+        """Every document that the split names, pictures first, or gold ones; see `QuestionSet`."""
+        return list(self._gold) if pool == "gold" else [*self._captions, *self._texts]
 
     def document(self, document_id: str) -> Document:
         """One document, its picture read from disk now; see `QuestionSet`."""
-        return Document(
-            image=self._images[document_id], caption=self._captions[document_id], id=document_id
-        )
+        if document_id in self._texts:
+            return Document(text=self._texts[document_id], id=document_id)
+        caption = self._captions[document_id]
+        return Document(image=self._images[document_id], caption=caption, id=document_id)
+
+    def other_documents(self) -> Iterator[Document]:
+        """Texts; see `QuestionSet`."""
+        return map(self.document, self._texts)
 
     def document_name(self, document_id: str) -> str:
         """Names a document's content, without reading its row; see `QuestionSet`."""
+        if document_id in self._texts:
+            return super().document_name(document_id)
         return document_name(self._captions[document_id], self._images.version(document_id))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_files import write_picture
+from data_files import webqa_sample, webqa_text_fact, write_picture, write_webqa
 
 from ragvl.data.problems import DataError
 from ragvl.data.sources import Documents
@@ -110,6 +110,17 @@ def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
     assert [document.id for document in documents] == expected.document_ids()
     assert len(documents) == len(expected.document_ids())
     assert next(iter(documents)).caption
+
+
+def test_texts_of_a_webqa_folder(tmp_path: Path) -> None:
+    sample = webqa_sample(txt_negFacts=[webqa_text_fact("s0")])
+    documents = Documents(write_webqa(tmp_path, {"a": sample}), split="test", modality="both")
+    assert [document.id for document in documents] == ["30000000", "30000001", "s0"]
+    write_picture(tmp_path / "pictures" / "a.png")
+    (tmp_path / "documents.jsonl").write_text('{"text": "One."}')
+    for other in ("pictures", "documents.jsonl"):
+        with pytest.raises(ValueError, match="modality='text' is of WebQA"):
+            Documents(tmp_path / other, modality="text")
 
 
 def test_a_file_of_questions_gives_their_documents(tmp_path: Path) -> None:

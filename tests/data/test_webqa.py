@@ -7,12 +7,13 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from data_files import WEBQA_IMAGES, webqa_fact, webqa_sample, write_webqa
+from data_files import WEBQA_IMAGES, webqa_fact, webqa_sample, webqa_text_fact, write_webqa
 
+from ragvl.data.formats import open_questions
 from ragvl.data.images import ImageError
 from ragvl.data.problems import DataError
 from ragvl.data.webqa import WebQA, write_submission
@@ -112,6 +113,123 @@ def test_questions_about_words_are_left_aside(tmp_path: Path) -> None:
     dataset = WebQA(write_webqa(tmp_path, {"a": webqa_sample(), "words": words}), split="test")
     assert list(dataset.gold) == ["a"]
     assert not len(dataset.problems)
+
+
+# Answered from a picture, from a text, and from both
+MIXED = {
+    "picture": webqa_sample(txt_negFacts=[webqa_text_fact("s0"), webqa_text_fact("s1")]),
+    "text": webqa_sample(
+        img_posFacts=[],
+        img_negFacts=[webqa_fact(30000002)],
+        txt_posFacts=[webqa_text_fact("s1")],
+        txt_negFacts=[webqa_text_fact("s2")],
+    ),
+    "both": webqa_sample(txt_posFacts=[webqa_text_fact("s3", fact=" A fact. ")]),
+}
+
+
+@pytest.mark.parametrize(
+    ("modality", "gold", "negatives", "ids"),
+    [
+        (
+            "image",
+            {"picture": "0", "both": "0"},
+            {"picture": "1", "both": "1"},
+            "0 1",
+        ),
+        ("text", {"text": "s1", "both": "s3"}, {"text": "s2", "both": ""}, "s1 s2 s3"),
+        (
+            "both",
+            {"picture": "0", "text": "s1", "both": "0 s3"},
+            {"picture": "1 s0 s1", "text": "2 s2", "both": "1"},
+            "0 1 2 s0 s1 s2 s3",
+        ),
+    ],
+)
+def test_facts_in_words_are_documents_where_that_is_asked_for(
+    tmp_path: Path,
+    modality: Literal["image", "text", "both"],
+    gold: dict[str, str],
+    negatives: dict[str, str],
+    ids: str,
+) -> None:
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(id if id[0] == "s" else f"3000000{id}" for id in text.split())
+
+    dataset = WebQA(write_webqa(tmp_path, MIXED), split="test", modality=modality)
+    assert dataset.gold == {id: names(text) for id, text in gold.items()}
+    assert {q.id: q.negatives for q in dataset.questions} == {
+        id: names(text) for id, text in negatives.items()
+    }
+    assert sorted(dataset.document_ids()) == list(names(ids))
+    assert set(dataset.document_ids("gold")) == {id for row in dataset.gold.values() for id in row}
+    for document in dataset.documents():
+        id = str(document.id)
+        assert document.caption == (None if id[0] == "s" else f"c{id}")
+        expected = {"s3": "A fact."}.get(id, f"Fact {id}.")
+        assert document.text == (expected if id[0] == "s" else None)
+    texts = [id for id in dataset.document_ids() if id[0] == "s"]
+    assert [document.id for document in dataset.other_documents()] == texts
+    assert not len(dataset.problems)
+    named = {dataset.document_name(id) for id in dataset.document_ids()}
+    assert len(named) == len(dataset.document_ids())
+
+
+def test_texts_alone_need_no_pictures(tmp_path: Path) -> None:
+    write_webqa(tmp_path, MIXED)
+    for name in ("imgs.tsv", "imgs.lineidx"):
+        (tmp_path / name).unlink()
+    opened = open_questions(tmp_path, split="test", modality="text")
+    assert list(opened.gold) == ["text", "both"]
+    assert opened.name == f"{tmp_path.name}, test, texts"
+    for modality in (None, "image", "both"):
+        with pytest.raises(FileNotFoundError, match=r"imgs\.tsv is missing"):
+            open_questions(tmp_path, split="test", modality=modality)
+
+
+def test_a_test_file_lists_texts_too(tmp_path: Path) -> None:
+    facts = {"Q": '"What?"', "split": "test", "Qcate": "text", "Guid": "g"}
+    facts |= {"img_Facts": [webqa_fact(30000001)], "txt_Facts": [webqa_text_fact("s0")]}
+    folder = write_webqa(tmp_path, {})
+    (folder / "WebQA_test.json").write_text(json.dumps({"g": facts}))
+    dataset = WebQA(folder, split="test", modality="both")
+    assert dataset.document_ids() == ["30000001", "s0"]
+    assert dataset.questions[0].gold == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"txt_posFacts": [webqa_text_fact("s1", fact=" ")]}, "broken sample", "fact"),
+        ({"txt_posFacts": [webqa_text_fact("")]}, "broken sample", "snippet_id"),
+        ({"txt_posFacts": [{"fact": "One."}]}, "broken sample", "snippet_id"),
+        ({"txt_posFacts": [7]}, "broken sample", "txt_posFacts"),
+        ({"txt_negFacts": "s1"}, "broken sample", "txt_negFacts"),
+        ({"txt_negFacts": [webqa_text_fact("30000002")]}, "two documents of one id", "30000002"),
+        ({"img_negFacts": [], "txt_posFacts": [webqa_text_fact("s0")] * 2}, "named twice", "s0"),
+        ({"txt_posFacts": [webqa_text_fact("s0", fact="Other.")]}, "two texts", "s0"),
+        (
+            {"txt_posFacts": [webqa_text_fact("s0")], "txt_negFacts": [webqa_text_fact("s0")]},
+            "gold is a distractor",
+            "s0",
+        ),
+        ({"img_posFacts": [], "txt_posFacts": []}, "no gold picture", "no gold facts at all"),
+    ],
+)
+def test_broken_facts_in_words_are_counted_and_named(
+    tmp_path: Path, changes: dict, kind: str, words: str
+) -> None:
+    first = webqa_sample(gold=30000002, txt_negFacts=[webqa_text_fact("s0")])
+    folder = write_webqa(tmp_path, {"a": first, "b": webqa_sample(**changes)})
+    dataset = WebQA(folder, split="test", modality="both")
+    assert dataset.problems.counts == {kind: 1}
+    (message,) = dataset.problems.messages[kind]
+    assert "sample b" in message
+    assert words in message
+    with pytest.raises(DataError, match=kind):
+        WebQA(folder, split="test", modality="both", strict=True)
+    if "Facts" not in words and kind == "broken sample":
+        assert not len(WebQA(folder, split="test").problems), "not looked at where not wanted"
 
 
 def test_the_submission_has_sources_and_answers(tmp_path: Path) -> None:
