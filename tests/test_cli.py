@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from data_files import write_picture
+from data_files import webqa_sample, webqa_text_fact, write_picture, write_webqa
 from PIL import Image
 from tiny_models import ARCHITECTURES
 from typer.testing import CliRunner
@@ -383,6 +383,26 @@ def test_data_draw_writes_what_the_other_commands_read(tmp_path: Path) -> None:
         assert outcome.exit_code == 1
         assert message in outcome.output
     assert not (tmp_path / "wrong").exists()
+
+
+def test_facts_in_words_are_documents_where_modality_says_so(tmp_path: Path) -> None:
+    fact = webqa_text_fact("s0")
+    samples = {
+        "picture": webqa_sample(txt_negFacts=[fact]),
+        "text": webqa_sample(img_posFacts=[], txt_posFacts=[fact]),
+    }
+    folder = str(write_webqa(tmp_path, samples))
+    for modality, counts in {"": (1, 2), "image": (1, 2), "text": (1, 1), "both": (2, 3)}.items():
+        option = ["--modality", modality] if modality else []
+        command = ["data", "check", folder, "--split", "test", *option, "--json"]
+        checked = json.loads(CliRunner().invoke(app, command).stdout)
+        assert (checked["questions"], checked["documents"]) == counts
+        assert not checked["problems"]
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"id": "q", "question": "Who?", "texts": ["Anna."]}')
+    refused = CliRunner().invoke(app, ["data", "check", str(own), "--modality", "text"])
+    assert refused.exit_code == 1
+    assert "modality='text' is of WebQA" in refused.stderr
 
 
 def test_data_check_says_what_is_wrong(tmp_path: Path) -> None:

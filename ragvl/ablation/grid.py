@@ -34,6 +34,7 @@ from pydantic import (
     model_validator,
 )
 
+from ragvl.data.questions import Modality
 from ragvl.files import open_regular
 from ragvl.messages import MAX_ERROR, reason, validation_reason
 from ragvl.training.command import Plan, plan
@@ -55,6 +56,7 @@ class TestSettings(BaseModel):
     Attributes:
         data: a data set; see `open_questions`.
         split: of it.
+        modality: of WebQA, which facts are documents; see `open_questions`.
         num_questions: only so many, the first ones; all by default.
         encoder: of a reranker: the retriever's model.
         num_candidates: of a reranker.
@@ -67,6 +69,7 @@ class TestSettings(BaseModel):
 
     data: Path
     split: str | None = None
+    modality: Modality | None = None
     num_questions: int | None = Field(None, ge=1)
     encoder: str | None = None
     num_candidates: int = Field(20, ge=1)

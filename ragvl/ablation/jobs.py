@@ -11,7 +11,7 @@ from pathlib import Path
 from ragvl.ablation.grid import UNTRAINED, AblationSettings, Problems, Run
 from ragvl.data.formats import Purpose, open_questions
 from ragvl.data.images import ImageError
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import Modality, QuestionSet
 from ragvl.identity import file_bytes_name, file_version_name, name_of
 from ragvl.training.command import Plan, RunSettings
 
@@ -92,12 +92,13 @@ def data_name(path: Path, source: QuestionSet) -> str:
 def _picture_files(source: QuestionSet) -> Iterator[Path]:
     for id in source.document_ids():
         try:
-            path = source.document(id).path
+            pictures = source.document(id).pictures
         except ImageError:
             continue
-        if path is None:
-            return  # they are rows of one file, which lies beside the annotations
-        yield Path(path)
+        for picture in pictures:
+            if picture.path is None:
+                return  # they are rows of one file, which lies beside the annotations
+            yield Path(picture.path)
 
 
 def _file_name(file: Path) -> str:
@@ -117,7 +118,7 @@ class _Ingredients:
         """Names the content of what a run learns from."""
         run = plan.run
         splits = [run.split] if run.eval_split is None else [run.split, run.eval_split]
-        names = [self._data(run.data, split, "train") for split in splits]
+        names = [self._data(run.data, split, "train", run.modality) for split in splits]
         if plan.ranking is not None:
             files = (plan.ranking.ranking, plan.ranking.eval_ranking)
             names += [_file_name(file) for file in files if file is not None]
@@ -131,8 +132,9 @@ class _Ingredients:
         return settings.load_model().fingerprint
 
     @staticmethod
-    def _data_of(path: Path, split: str | None, purpose: Purpose) -> str:
-        return data_name(path, open_questions(path, split=split, purpose=purpose))
+    def _data_of(path: Path, split: str | None, purpose: Purpose, modality: Modality | None) -> str:
+        opened = open_questions(path, split=split, purpose=purpose, modality=modality)
+        return data_name(path, opened)
 
 
 def _values(plan: Plan) -> str:

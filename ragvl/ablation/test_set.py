@@ -56,7 +56,7 @@ class TestSet:
             OSError: data or encoder are not there.
         """
         test = settings.test
-        source = open_questions(test.data, split=test.split)
+        source = open_questions(test.data, split=test.split, modality=test.modality)
         encoder, words, questions = None, None, []
         if settings.stage == "reranker":
             encoder = DualEncoder.from_pretrained(str(test.encoder))

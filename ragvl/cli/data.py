@@ -19,6 +19,7 @@ def check(
     split: Annotated[str | None, typer.Option(help="Which, of a set that has several.")] = None,
     images: options.Images = None,
     protocol: options.Protocol = None,
+    modality: options.Modality = None,
     pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
     as_json: options.AsJson = False,
@@ -28,7 +29,12 @@ def check(
         from ragvl.data.checking import check_questions
 
         report = check_questions(
-            source, split=split, images=images, protocol=protocol, pictures=pictures
+            source,
+            split=split,
+            images=images,
+            protocol=protocol,
+            modality=modality,
+            pictures=pictures,
         )
     if as_json:
         figures = {"questions": report.questions, "documents": report.documents}
@@ -82,6 +88,7 @@ def ranking(
     encoder: options.Encoder,
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
     split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
+    modality: options.Modality = None,
     ratio: Annotated[float, typer.Option(min=0, help="No samples for each Yes.")] = 1.0,
     depth: Annotated[
         int, typer.Option(min=1, help="No samples come from the retriever's first so many.")
@@ -112,7 +119,9 @@ def ranking(
         check_settings(encoder, device=device)
         if index is not None:
             check_writable_folder(index)
-        questions = open_questions(source, split=split, purpose="train", strict=strict)
+        questions = open_questions(
+            source, split=split, purpose="train", modality=modality, strict=strict
+        )
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():
             vectors = VectorIndex.load(index)

@@ -77,6 +77,7 @@ class EvaluationOptions:
     split: options.Split = None
     images: options.Images = None
     protocol: options.Protocol = None
+    modality: options.Modality = None
     template: options.Template = None
     candidates: options.Candidates = 20
     top_k: options.TopK = None
@@ -111,6 +112,7 @@ class EvaluationOptions:
             split=self.split,
             images=self.images,
             protocol=self.protocol,
+            modality=self.modality,
             strict=self.strict,
         )
 

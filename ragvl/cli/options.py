@@ -24,6 +24,11 @@ Images = Annotated[
 
 Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K and MSCOCO.")]
 
+Modality = Annotated[
+    Literal["image", "text", "both"] | None,
+    typer.Option(help="Of WebQA: documents are pictures, facts in words, or both; pictures."),
+]
+
 Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
 
 CaptionTokens = Annotated[

@@ -159,6 +159,7 @@ def warm(
     ] = None,
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
+    modality: options.Modality = None,
     caption_tokens: options.CaptionTokens = None,
     strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
     as_json: options.AsJson = False,
@@ -175,7 +176,7 @@ def warm(
         from ragvl.prefix_cache import PrefixCache, format_bytes
 
         check_settings(chosen.model, device=chosen.device, dtype=chosen.dtype)
-        documents = Documents(source, split=split, strict=strict)
+        documents = Documents(source, split=split, modality=modality, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions
 from ragvl.data.problems import DataError, Problems
+from ragvl.data.questions import Modality
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def check_questions(
     split: str | None = None,
     images: str | Path | None = None,
     protocol: Protocol | None = None,
+    modality: Modality | None = None,
     pictures: bool = False,
 ) -> CheckReport:
     """Reads a data set's files and says what is wrong.
@@ -43,13 +45,16 @@ def check_questions(
         split: see `open_questions`.
         images: see `open_questions`.
         protocol: see `open_questions`.
+        modality: see `open_questions`.
         pictures: decode every picture too; otherwise only whether it is there.
 
     Raises:
         OSError, UnknownFormatError, ValueError: see `open_questions`.
     """
     try:
-        data_set = open_questions(source, split=split, images=images, protocol=protocol)
+        data_set = open_questions(
+            source, split=split, images=images, protocol=protocol, modality=modality
+        )
     except DataError as error:
         if error.problems is None:
             raise

@@ -98,6 +98,10 @@ class QuestionSet(ABC):
         """The documents that are not one picture, such as texts; no picture is read for it."""
         return iter(())
 
+    def texts(self) -> set[str]:
+        """Ids of the documents without a picture."""
+        return {str(document.id) for document in self.other_documents() if not document.pictures}
+
     def document_name(self, document_id: str) -> str:
         """Names a document's content: another after a text of it or a picture's file changed.
 
@@ -170,6 +174,16 @@ class QuestionSet(ABC):
             raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
             logger.warning("%s: %s", shown(self.name), self.problems)
+
+
+def one_of_each_kind(documents: Iterable[Document]) -> Iterator[Document]:
+    """One document for each order of pictures and texts that there is among them."""
+    kinds: set[tuple[bool, ...]] = set()
+    for document in documents:
+        kind = tuple(isinstance(part, str) for part in document.parts)
+        if kind not in kinds:
+            kinds.add(kind)
+            yield document
 
 
 def _version(picture: Picture) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.ranking import Ranking
@@ -128,7 +128,7 @@ class Answers:
                     progress=False,
                 )
             )
-        except (PromptTooLongError, ImageError):
+        except (PromptTooLongError, DocumentError):
             if len(wanted) == 1:
                 return [None]
             # One by one, so that only the culprit has no answer

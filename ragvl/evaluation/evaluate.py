@@ -17,7 +17,13 @@ from ragvl.evaluation.journal import work_folder
 from ragvl.evaluation.latency import time_stages
 from ragvl.evaluation.metrics import median_figure
 from ragvl.evaluation.models import Models
-from ragvl.evaluation.ranking import Ranking, answerable, rank_questions, wrong_pictures
+from ragvl.evaluation.ranking import (
+    Ranking,
+    answerable,
+    check_documents,
+    rank_questions,
+    wrong_pictures,
+)
 from ragvl.evaluation.result import EvaluationResult, ModelFingerprints
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.summary import answer_figures, pool_result
@@ -86,6 +92,7 @@ def evaluate(
     Raises:
         ValueError: a threshold is not known or was estimated on one of these questions, no question
             is left, or there are no two documents to swap.
+        DocumentError: the reranker's prompts have no place for a document.
         DataError: a document cannot be read, and the data set is strict.
     """
     settings = settings or EvaluationSettings()
@@ -97,6 +104,7 @@ def evaluate(
     swapped = wrong_pictures(source, settings.noise_ratio, settings.seed)
     evidence: dict[Selection, list[tuple[str, ...]]] = {}
     answers: dict[Selection, list[str]] = {}
+    check_documents(source, models.reranker)
     with work_folder(work) as folder:
         vectors = embed_documents(source, models.encoder, folder, progress=progress)
         questions = answerable(source, questions, vectors)

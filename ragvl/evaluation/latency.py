@@ -10,7 +10,7 @@ import numpy as np
 
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.models import Models
-from ragvl.retriever import VectorIndex
+from ragvl.retriever import VectorIndex, kinds_of, search_in_turn
 
 
 def time_stages(
@@ -45,6 +45,7 @@ def time_stages(
         return {}
     index = VectorIndex(models.encoder.dim)
     index.add(ids, np.stack([vectors[id] for id in ids]))
+    kinds = kinds_of(index, source.texts())
     samples: dict[str, list[float]] = {}
 
     def clock(stage: str, call: Callable[[], Any]) -> Any:
@@ -56,7 +57,9 @@ def time_stages(
     def run(question: Question) -> None:
         (hits,) = clock(
             "retrieve",
-            lambda: index.search(models.encoder.encode_texts([question.text]), num_candidates),
+            lambda: search_in_turn(
+                index, models.encoder.encode_texts([question.text]), num_candidates, kinds
+            ),
         )
         documents = list(source.documents(ids=[id for id, _ in hits]))
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ragvl.data.questions import Pool, Question, QuestionSet
+from ragvl.data.questions import Pool, Question, QuestionSet, one_of_each_kind
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.models import Models
 from ragvl.identity import name_of
 from ragvl.progress import ProgressBar
 from ragvl.reranker import Reranker
 from ragvl.reranker.heads import relevance
-from ragvl.retriever import DualEncoder, VectorIndex
+from ragvl.retriever import DualEncoder, VectorIndex, kinds_of, search_in_turn
 
 _DOCUMENTS_AT_ONCE = 256
 
@@ -30,8 +30,8 @@ class Candidate:
 
     Attributes:
         id: the document's.
-        cosine: of its picture's and the question's vectors.
-        relevance: by the reranker; NaN where the picture could not be used.
+        cosine: of its and the question's vectors.
+        relevance: by the reranker; NaN where the document could not be used.
         raw: its raw score, by which candidates are ordered: probabilities near 1 may be equal.
     """
 
@@ -42,7 +42,7 @@ class Candidate:
 
     @property
     def is_scored(self) -> bool:
-        """Whether its picture could be used."""
+        """Whether it could be used."""
         return not math.isnan(self.relevance)
 
 
@@ -90,6 +90,16 @@ def answerable(
     if not usable:
         raise ValueError(f"{source.name} has no question whose gold documents can all be read")
     return usable
+
+
+def check_documents(source: QuestionSet, reranker: Reranker) -> None:
+    """Refuses data with documents that the reranker's prompts have no place for.
+
+    Raises:
+        DocumentError: there is such a document; the message names it.
+    """
+    for document in one_of_each_kind(source.other_documents()):
+        reranker.prompt(source.questions[0].text, document)
 
 
 def rank_questions(
@@ -162,9 +172,13 @@ def retrieve(
     vectors: Mapping[str, np.ndarray],
     num_candidates: int,
 ) -> dict[str, list[tuple[str, float]]]:
-    """By question id, the documents of the pool that fit it best, with their cosines."""
+    """By question id, the documents of the pool that fit it best, with their cosines.
+
+    Pictures and texts take turns: see `search_in_turn`.
+    """
     wanted = {question.id for question in questions}
     hits: dict[str, list[tuple[str, float]]] = {}
+    texts = source.texts()
     for search in source.searches(pool):
         here = [question for question in search.questions if question.id in wanted]
         ids = [id for id in search.document_ids if id in vectors]
@@ -172,7 +186,8 @@ def retrieve(
             continue
         index = VectorIndex(encoder.dim)
         index.add(ids, np.stack([vectors[id] for id in ids]))
-        rows = index.search(encoder.encode_texts([q.text for q in here]), num_candidates)
+        of_questions = encoder.encode_texts([q.text for q in here])
+        rows = search_in_turn(index, of_questions, num_candidates, kinds_of(index, texts))
         hits |= {question.id: row for question, row in zip(here, rows, strict=True)}
     return hits
 
@@ -231,8 +246,8 @@ class PairScores:
             if math.isnan(self._journal[key]):
                 self._source.problems.add(
                     "pair that cannot be scored",
-                    f"question {question.id!r} and document {id!r}: its prompt is too long, its "
-                    "picture broken, or its relevance NaN",
+                    f"question {question.id!r} and document {id!r}: its prompt is too long, a "
+                    "picture of it broken, or its relevance NaN",
                 )
 
     def _score(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -13,14 +14,37 @@ from markupsafe import Markup
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.evaluation import plots
 from ragvl.evaluation.answering import GOLD, RETRIEVED
 from ragvl.evaluation.cases import pick_cases
 from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.result import EvaluationResult
 from ragvl.evaluation.tables import answer_measures, interval, percent, signed
+from ragvl.messages import shown
 
 _PICTURE_SIDE = 160  # pixels; a page of full-size pictures would be hundreds of megabytes
+_WORDS_SHOWN = 300  # characters of a document's texts
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A document as the page shows it.
+
+    Attributes:
+        pictures: as data: URLs; an empty one cannot be read.
+        words: its caption, or its texts.
+    """
+
+    pictures: list[str]
+    words: str
+
+    @classmethod
+    def of(cls, document: Document) -> _Face:
+        """The face of a document."""
+        texts = " ".join(part for part in document.parts if isinstance(part, str))
+        words = shown(" ".join(texts.split()), _WORDS_SHOWN)
+        return cls([_data_url(picture) for picture in document.pictures], words)
 
 
 def write_report(
@@ -44,21 +68,20 @@ def write_report(
     environment.filters["interval"] = interval
     environment.filters["signed"] = signed
     environment.filters["measures"] = answer_measures
-    shown = pick_cases(evaluation, cases)
+    picked = pick_cases(evaluation, cases)
     wanted = dict.fromkeys(
         id
-        for case in shown
+        for case in picked
         for id in [*(c.id for c in (*case.retrieved, *case.reranked)), *case.gold]
     )
     documents = {str(document.id): document for document in evaluation.source.documents(ids=wanted)}
     page = environment.from_string(source).render(
         result=evaluation.result,
         plots=[(title, Markup(plot)) for title, plot in draw_plots(evaluation.result).items()],
-        cases=shown,
+        cases=picked,
         which=cases,
         problems=list(evaluation.source.problems.lines()),
-        captions={id: document.caption or "" for id, document in documents.items()},
-        pictures={id: _data_url(document) for id, document in documents.items()},
+        faces={id: _Face.of(document) for id, document in documents.items()},
     )
     # Half a character, as a broken file name has, must not lose the page
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -86,13 +109,13 @@ def draw_plots(result: EvaluationResult) -> dict[str, str]:
     return drawn
 
 
-def _data_url(document: Document) -> str:
+def _data_url(picture: Picture) -> str:
     try:
-        picture = document.load()
+        image = picture.load()
     except ImageError:
         return ""
-    if max(picture.size) > _PICTURE_SIDE:
-        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    if max(image.size) > _PICTURE_SIDE:
+        image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragvl.retriever.documents import encode_documents
 from ragvl.retriever.encoder import DualEncoder, check_encoder
 from ragvl.retriever.index import VectorIndex
+from ragvl.retriever.kinds import kinds_of, search_in_turn
 from ragvl.retriever.retriever import IndexMismatchError, RetrievedDocument, Retriever
 from ragvl.retriever.storage import IndexFileError
 
@@ -17,4 +18,6 @@ __all__ = [
     "VectorIndex",
     "check_encoder",
     "encode_documents",
+    "kinds_of",
+    "search_in_turn",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain, islice, zip_longest
 
 import numpy as np
@@ -10,6 +10,19 @@ import numpy as np
 from ragvl.retriever.index import Selection, VectorIndex
 
 Hits = list[tuple[str, float]]
+
+
+def kinds_of(index: VectorIndex, texts: Collection[str]) -> list[Selection]:
+    """Documents with pictures and documents of text, where an index holds both.
+
+    Args:
+        index: holds them.
+        texts: ids of documents without a picture; there may be others among them.
+    """
+    pictured = [id for id in index.ids if id not in texts]
+    others = [id for id in index.ids if id in texts]
+    both = [pictured, others] if pictured and others else []
+    return [index.selection(ids) for ids in both]
 
 
 def search_in_turn(

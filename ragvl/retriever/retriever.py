@@ -16,7 +16,7 @@ from ragvl.identity import document_name
 from ragvl.messages import quoted, reason, shown
 from ragvl.retriever.encoder import DualEncoder
 from ragvl.retriever.index import IndexKind, SearchDevice, Selection, VectorIndex, check_ids
-from ragvl.retriever.kinds import search_in_turn
+from ragvl.retriever.kinds import kinds_of, search_in_turn
 from ragvl.retriever.storage import IndexFileError, load_state
 
 _DOCUMENTS_FILE = "documents.jsonl"
@@ -170,10 +170,8 @@ class Retriever:
     def _of_kinds(self) -> list[Selection]:
         """Documents with pictures, and documents without, if there are both."""
         if (kinds := self._kinds) is None:
-            pictured = [id for id, document in self._documents.items() if document.pictures]
-            others = self._documents.keys() - set(pictured)
-            both = [pictured, others] if pictured and others else []
-            kinds = self._kinds = [self.index.selection(ids) for ids in both]
+            texts = {id for id, document in self._documents.items() if not document.pictures}
+            kinds = self._kinds = kinds_of(self.index, texts)
         return kinds
 
     def save(self, folder: str | Path) -> None:

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
 from ragvl.data.formats import open_questions
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import Modality, QuestionSet
 from ragvl.files import check_regular, check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.mllm import MLLM, Prompting, check_reader
@@ -52,6 +52,7 @@ class RunSettings:
         split: the questions to learn from; of a reranker the split its ranking samples are from.
             Null is train; data without splits has none.
         eval_split: the same for evaluation; null for none.
+        modality: of WebQA, which facts are documents: image (also null), text or both.
         num_examples: only so many, the first ones; null for all.
         share: only this share of those, drawn by the seed.
         num_eval_examples: the same for evaluation.
@@ -68,6 +69,7 @@ class RunSettings:
     data: Path
     split: str | None = None
     eval_split: str | None = None
+    modality: Modality | None = None
     num_examples: int | None = None
     share: float = 1.0
     num_eval_examples: int | None = None
@@ -103,13 +105,16 @@ class RankingSettings:
     Args:
         ranking: samples that `ragvl data ranking` wrote.
         eval_ranking: those of eval_split.
-        template: caption, plain, retrieval or instruction-first; null is retrieval for a data set
-            of captions, else caption for a document with a caption, and plain for one without.
+        template: caption, plain, retrieval, instruction-first or document; null is retrieval for a
+            data set of captions, else caption for a picture with a caption, plain for one without,
+            and document for texts and parts.
     """
 
     ranking: Path
     eval_ranking: Path | None = None
-    template: Literal["caption", "plain", "retrieval", "instruction-first"] | None = None
+    template: Literal["caption", "plain", "retrieval", "instruction-first", "document"] | None = (
+        None
+    )
 
 
 def recipes() -> dict[str, str]:
@@ -344,7 +349,13 @@ def _answer_examples(
 
 
 def _open(settings: RunSettings, split: str | None) -> QuestionSet:
-    return open_questions(settings.data, split=split, purpose="train", strict=settings.strict)
+    return open_questions(
+        settings.data,
+        split=split,
+        purpose="train",
+        modality=settings.modality,
+        strict=settings.strict,
+    )
 
 
 def _drawn(examples: Dataset[Example], share: float, seed: int) -> Dataset[Example]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ragvl.data.document import Document
 from ragvl.data.query import Query
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import QuestionSet, one_of_each_kind
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
@@ -44,12 +44,14 @@ class RankingExamples(Dataset[Example]):
         samples: see `ranking_samples`.
         source: where their documents are.
         prompting: that of the model to train; it goes to worker processes.
-        template: None is the data set's own: of captions `retrieval`; else `caption` for a
-            document with a caption, and `plain` for one without.
+        template: None is the data set's own: of captions `retrieval`; else `auto`, which is
+            `caption` for a picture with a caption, `plain` for one without, `document` for all
+            else.
         caption_tokens: cuts captions as a `Reranker` with the same does.
 
     Raises:
         ValueError: no samples, or a sample's document is not in `source`.
+        DocumentError: the template has no place for a sample's document.
     """
 
     def __init__(
@@ -74,6 +76,10 @@ class RankingExamples(Dataset[Example]):
         self._source = source
         template = template or resolve_template(source.template)
         self._prompts = Prompts(prompting.on_cpu(), template, caption_tokens)
+        wanted = {sample.document for sample in samples}
+        others = (one for one in source.other_documents() if one.id in wanted)
+        for document in one_of_each_kind(others):
+            self._prompts.check_document(document)
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -1,8 +1,8 @@
-"""Samples that teach a reranker Yes and No: a question's own pictures, and near misses.
+"""Samples that teach a reranker Yes and No: a question's own documents, and near misses.
 
-RagVL's knowledge-enhanced training (arXiv 2407.21439, section 3.2): each gold picture of a question
-gives a Yes; pictures that a retriever ranks high and that are not gold give a No. So may those that
-the data set itself lists as distractors: near misses that a weak retriever seldom finds.
+RagVL's knowledge-enhanced training (arXiv 2407.21439, section 3.2): each gold document of a
+question gives a Yes; documents that a retriever ranks high and that are not gold give a No. So may
+those that the data set itself lists as distractors: near misses that a weak retriever seldom finds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ragvl.arguments import checked_count
+from ragvl.data.document import Document
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
 from ragvl.data.reading import place, read_lines
 from ragvl.files import whole_file
 from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar
-from ragvl.retriever import DualEncoder, IndexMismatchError, VectorIndex, encode_documents
+from ragvl.retriever import (
+    DualEncoder,
+    IndexMismatchError,
+    VectorIndex,
+    encode_documents,
+    kinds_of,
+    search_in_turn,
+)
 
 _DOCUMENTS_AT_ONCE = 256
 _Text = Annotated[str, Field(min_length=1)]
@@ -36,14 +44,15 @@ class RankingFileError(ValueError):
 
 @dataclass(frozen=True)
 class RankingSample:
-    """One question about one picture.
+    """One question about one document.
 
     Attributes:
         question: its text.
         document: the document's id.
         answer: "Yes" or "No".
-        caption: the document's caption, for people who read the file; training reads the data set.
-        rank: where the retriever had it, from 1; None for a gold picture beyond the depth.
+        caption: the document's caption or texts, for people who read the file; training reads the
+            data set.
+        rank: where the retriever had it, from 1; None for a gold one beyond the depth.
         question_id: the question's id.
     """
 
@@ -66,7 +75,7 @@ def index_documents(
     batch_size: int = 32,
     progress: bool = False,
 ) -> VectorIndex:
-    """Vectors of a data set's pictures; few pictures are in memory at a time.
+    """Vectors of a data set's documents; few pictures are in memory at a time.
 
     A picture that cannot be read is a problem of the data set (`QuestionSet.problems`), and is left
     out.
@@ -141,13 +150,15 @@ def ranking_samples(
             f"{min(strangers)!r}: it was made from another data set or split"
         )
     rng = np.random.default_rng(seed)
+    kinds = kinds_of(index, source.texts())
     answerable = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
     starts = range(0, len(answerable), batch_size)
     for start in ProgressBar(starts, desc="rank", unit="batch", disable=not progress):
         batch = answerable[start : start + batch_size]
         most_gold = max(len(question.gold) for question in batch)
         vectors = encoder.encode_texts([question.text for question in batch])
-        for question, hits in zip(batch, index.search(vectors, depth + most_gold), strict=True):
+        found = search_in_turn(index, vectors, depth + most_gold, kinds)
+        for question, hits in zip(batch, found, strict=True):
             ranks = {id: rank for rank, (id, _) in enumerate(hits, start=1)}
             near_misses = [id for id in ranks if id not in question.gold][:depth]
             wanted = negatives_per_positive * len(question.gold)
@@ -162,10 +173,16 @@ def ranking_samples(
                     question=question.text,
                     document=id,
                     answer=answer,
-                    caption=source.document(id).caption,
+                    caption=_words(source.document(id)),
                     rank=ranks.get(id),
                     question_id=question.id,
                 )
+
+
+def _words(document: Document) -> str | None:
+    if document.image is not None:
+        return document.caption
+    return "\n".join(part for part in document.parts if isinstance(part, str)) or None
 
 
 def _draw(rng: np.random.Generator, ids: list[str], count: int) -> list[str]:

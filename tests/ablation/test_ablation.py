@@ -236,7 +236,17 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
     Image.new("RGB", (9, 9)).save(picture)
     second = name()
     lines.write_text(lines.read_text().replace('"q"', '"why"'))
-    assert len({first, second, name()}) == 3
+    third = name()
+    assert len({first, second, third}) == 3
+    parts = ["A text.", {"image": "pictures/b.png"}, {"image": "pictures/c.png"}]
+    more = {"texts": ["A text."], "documents": [{"id": "d", "parts": parts}]}
+    for letter in "bc":
+        Image.new("RGB", (8, 8)).save(picture.with_name(f"{letter}.png"))
+    lines.write_text(json.dumps({**one, "images": [], **more}) + "\n")
+    fourth = name()
+    assert fourth == name()
+    Image.new("RGB", (9, 9)).save(picture.with_name("c.png"))
+    assert name() != fourth, "the last picture of a document that follows a text"
 
 
 # --- runs that fail, and runs that are killed ---------------------------------------------------

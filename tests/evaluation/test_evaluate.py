@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 from ragvl.cli import app
 from ragvl.data.captions import Captions
-from ragvl.data.document import Document
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.picture import Picture
 from ragvl.data.problems import DataError
 from ragvl.data.questions import Question
 from ragvl.data.synthetic import Places, write_world
@@ -309,6 +309,75 @@ def own(tmp_path: Path, source: WebQA) -> Path:
 QUICK = replace(SETTINGS, pools=("full",), num_timed=0)
 
 
+@pytest.fixture
+def mixed(own: Path) -> Path:
+    """The same, and beside the pictures texts, of which some are gold, and pages of several."""
+    lines = [json.loads(line) for line in own.read_text().splitlines()[:4]]
+    for number, line in enumerate(lines):
+        line["texts"] = [f"The roof of mill {number} is <b>red</b>.", "Every mill has a roof."]
+        parts = [{"image": line["images"][1]}, f"Page {number}", {"image": line["images"][-1]}]
+        line["documents"] = [{"id": f"page {number}", "parts": parts}]
+    lines[0]["gold"] = lines[0]["texts"][:1]
+    lines[1]["gold"].append("page 1")
+    own.write_text("\n".join(map(json.dumps, lines)))
+    return own
+
+
+def test_a_pool_of_pictures_and_texts_is_handled_as_by_the_stages(
+    mixed: Path, models: Models, tmp_path: Path
+) -> None:
+    source, work = JsonlQuestions(mixed), tmp_path / "work"
+    settings = replace(QUICK, num_timed=1)
+    evaluated = evaluate(source, models, settings, work=work, progress=False)
+    assert not len(source.problems)
+    retriever = Retriever(models.encoder, list(source.documents()), progress=False)
+    assert models.generator is not None
+    for number, question in enumerate(source.questions):
+        ranking = evaluated.rankings["full"][number]
+        hits = retriever.retrieve(question.text, 8)
+        assert [c.id for c in ranking.retrieved] == [hit.id for hit in hits]
+        assert {bool(hit.document.pictures) for hit in hits} == {True, False}
+        ranked = models.reranker.rank(question.text, [hit.document for hit in hits])
+        assert [c.id for c in ranking.reranked] == [r.document.id for r in ranked]
+        assert [c.relevance for c in ranking.reranked] == [r.score for r in ranked]
+        first = [hit.document for hit in hits[:2]]
+        assert {bool(document.pictures) for document in first} == {True, False}
+        answer = models.generator.answer(question.text, first, max_new_tokens=8)
+        assert evaluated.answers["full", "retrieved"][number] == answer
+    again = evaluate(JsonlQuestions(mixed), models, QUICK, work=work, progress=False)
+    assert (again.rankings, again.answers) == (evaluated.rankings, evaluated.answers)
+    saved, _ = calibrate(source, models, settings=QUICK, work=work, progress=False)
+    assert len(saved.questions) == len(source.questions)
+
+    write_report(evaluated, tmp_path / "report.html", cases="mixed")
+    page = _Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.tags["blockquote"] and page.tags["b"] == 0
+    assert page.images and all(image.startswith("data:image/png") for image in page.images)
+    assert "The roof of mill 0 is &lt;b&gt;red&lt;/b&gt;." in (tmp_path / "report.html").read_text()
+
+
+def test_a_text_that_has_changed_is_scored_again(
+    mixed: Path, models: Models, tmp_path: Path
+) -> None:
+    own = replace(models, generator=None)
+    evaluate(JsonlQuestions(mixed), own, QUICK, work=tmp_path / "work", progress=False)
+    mixed.write_text(mixed.read_text().replace("Page ", "Seite "))
+    resumed = evaluate(JsonlQuestions(mixed), own, QUICK, work=tmp_path / "work", progress=False)
+    fresh = evaluate(JsonlQuestions(mixed), own, QUICK, progress=False)
+    assert resumed.rankings == fresh.rankings
+
+
+def test_documents_that_the_prompt_has_no_place_for_are_refused_before_the_work(
+    mixed: Path, models: Models, tmp_path: Path
+) -> None:
+    own = replace(models, reranker=Reranker(models.reranker.mllm, template="caption"))
+    for run in (evaluate, calibrate):
+        with pytest.raises(DocumentError, match=r"'caption' is about one picture, and document"):
+            run(JsonlQuestions(mixed), own, settings=QUICK, work=tmp_path / "work", progress=False)
+    assert not list(tmp_path.glob("work/*"))
+
+
 def test_data_that_have_changed_are_computed_again(
     own: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -398,10 +467,10 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
     now = ["embed"]
 
     def failing(read: Any) -> Any:
-        def fails(document: Document, *args: Any, **named: Any) -> Any:
-            if document.id == lost and now[-1] == stage:
-                raise ImageError(f"document {lost!r}: the disk is asleep")
-            return read(document, *args, **named)
+        def fails(picture: Picture, *args: Any, **named: Any) -> Any:
+            if picture.path == str(own.parent / lost) and now[-1] == stage:
+                raise ImageError(f"{picture.name}: the disk is asleep")
+            return read(picture, *args, **named)
 
         return fails
 
@@ -413,7 +482,7 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
 
     with monkeypatch.context() as patch:
         for name in ("load", "decoded"):
-            patch.setattr(Document, name, failing(getattr(Document, name)))
+            patch.setattr(Picture, name, failing(getattr(Picture, name)))
         patch.setattr(PairScores, "compute", noted("rerank", PairScores.compute))
         patch.setattr(Answers, "compute", noted("answer", Answers.compute))
         assert problem in run().result.problems

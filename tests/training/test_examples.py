@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +16,15 @@ from tiny_models import ARCHITECTURES
 
 from ragvl.data.captions import Captions
 from ragvl.data.document import Document
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError, ImageError
+from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import MultimodalQA
 from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
 from ragvl.mllm import MLLM, PromptTooLongError
 from ragvl.reranker import Reranker
-from ragvl.reranker.templates import INSTRUCTION_FIRST
+from ragvl.reranker.templates import INSTRUCTION_FIRST, resolve_template
 from ragvl.training.examples import IGNORE, AnswerExamples, Collator, Example, RankingExamples
 from ragvl.training.ranking import RankingSample
 
@@ -133,6 +135,63 @@ def test_captions_are_cut_as_they_are_used(questions: WebQA, mllm: MLLM) -> None
     generator = Generator(mllm, caption_tokens=3)
     expected = generator._encode(0, question.text, answer.documents, images)
     assert mllm.prompting.encode_prompt(answer.prompt, images).input_ids == expected.input_ids
+
+
+MIXED = {
+    "id": "q",
+    "question": "Who built it?",
+    "answer": "Anna",
+    "images": ["a.png"],
+    "captions": ["The mill"],
+    "texts": ["Anna Brandt built it in 1871."],
+    "documents": [{"id": "page", "parts": [{"image": "a.png"}, "Deed", {"image": "b.png"}]}],
+    "gold": ["Anna Brandt built it in 1871.", "page"],
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> JsonlQuestions:
+    """A question answered from a text and a page of two pictures."""
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "own.jsonl").write_text(json.dumps(MIXED))
+    return JsonlQuestions(tmp_path / "own.jsonl")
+
+
+def test_documents_of_every_kind_are_learned_from(mixed: JsonlQuestions, mllm: MLLM) -> None:
+    """Worded as reranker and generator word them, and a batch of each gives a finite loss."""
+    samples = [RankingSample("Who built it?", id, "Yes") for id in mixed.document_ids()]
+    ranking = RankingExamples(samples, mixed, mllm.prompting)
+    reranker = Reranker(mllm)
+    for example, sample in zip(ranking, samples, strict=True):
+        assert example.prompt == reranker.prompt(sample.question, mixed.document(sample.document))
+    answers = AnswerExamples(mixed, mllm.prompting, num_pictures=3)
+    (example,) = answers
+    assert {document.id for document in example.documents} == set(mixed.document_ids())
+    images = [
+        mllm.prompting.encode_image(picture.load())
+        for document in example.documents
+        for picture in document.pictures
+    ]
+    expected = Generator(mllm)._encode(0, "Who built it?", example.documents, images)
+    assert mllm.prompting.encode_prompt(example.prompt, images).input_ids == expected.input_ids
+    for examples in (list(ranking), [example]):
+        batch = Collator(mllm)(examples)
+        with torch.no_grad():
+            assert torch.isfinite(mllm.model(**batch).loss)
+
+
+def test_documents_that_the_template_has_no_place_for_are_refused_at_once(
+    mixed: JsonlQuestions, mllm: MLLM
+) -> None:
+    template = resolve_template("caption")
+    of_picture, *others = [RankingSample("Who?", id, "Yes") for id in mixed.document_ids()]
+    assert len(RankingExamples([of_picture], mixed, mllm.prompting, template)) == 1
+    for sample in others:
+        with pytest.raises(
+            DocumentError, match=f"'caption' is about one picture.*{sample.document}"
+        ):
+            RankingExamples([of_picture, sample], mixed, mllm.prompting, template)
 
 
 def test_samples_of_another_data_set_are_refused(questions: WebQA, mllm: MLLM) -> None:

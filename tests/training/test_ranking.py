@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import write_picture
 from tiny_encoders import save_checkpoint
 from typer.testing import CliRunner
 
 from ragvl.cli import app
+from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
@@ -176,6 +178,34 @@ def test_bad_arguments(questions: WebQA, encoder: DualEncoder, index: VectorInde
 
 YES = RankingSample("Wo ist die Mühle?", "7", "Yes", "Die Mühle, 1987", 3, "q1")
 NO = RankingSample("Wo ist die Mühle?", "8", "No", None, None, None)
+
+
+def test_texts_are_near_misses_beside_pictures(tmp_path: Path, encoder: DualEncoder) -> None:
+    """They take turns, though a text is always nearer to a question; the file shows their words."""
+    lines = []
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png", f"#{number * 40:02x}0000")
+        texts = [f"Mill {number} is red.", f"Mill {number} was built in 187{number}."]
+        line = {"id": f"q{number}", "question": f"What color is mill {number}?"}
+        lines.append({**line, "images": [f"{number}.png"], "texts": texts, "gold": texts[:1]})
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(map(json.dumps, lines)))
+    source = JsonlQuestions(own)
+    index = index_documents(source, encoder)
+    assert sorted(index.ids) == sorted(source.document_ids())
+    samples = list(
+        ranking_samples(source, encoder, index, negatives_per_positive=4, depth=4, seed=0)
+    )
+    for question in source.questions:
+        mine = [s for s in samples if s.question_id == question.id]
+        assert [s.document for s in mine if s.answer == "Yes"] == list(question.gold)
+        no = [s for s in mine if s.answer == "No"]
+        assert len(no) == 4
+        of_kinds = Counter(s.document.endswith(".png") for s in no)
+        assert of_kinds[True] in (2, 3), "every other one is a picture"
+        for sample in mine:
+            text = source.document(sample.document).text
+            assert sample.caption == text
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
