@@ -76,8 +76,8 @@ class JinaRerankerM0:
             for name, x in load_file(folder / "model.safetensors").items()
             if name.startswith("score.")
         }
-        size = {"shortest_edge": 3136, "longest_edge": 602112}
-        self.processor = processor_of(folder, transformers.Qwen2VLProcessor, size=size)
+        limits = {"min_pixels": 3136, "max_pixels": 602112}
+        self.processor = processor_of(folder, transformers.Qwen2VLProcessor, **limits)
         self.max_length, self.max_document = max_length, max_length - max_query_length
 
     @torch.no_grad()
@@ -302,6 +302,10 @@ def test_jina_reranker_m0_reuses_prefixes(published: Callable[[str], Path]) -> N
         before, after = reranker.split_prompt("red roof", document)
         assert decode(before).endswith("**Query**:\n")
         assert decode(after) == "red roof}"  # the last is token 100
+    warm = reranker.score([("red roof", document) for document in documents], raw=True)
+    for document, score in zip(documents, warm, strict=True):
+        cold = load(published("jina_reranker_m0"), "jina-reranker-m0")
+        assert cold.score([("red roof", document)], raw=True) == score, "bitwise"
 
 
 M0_LENGTHS = Lengths(prompt=80, last=1, text=60)
@@ -390,11 +394,38 @@ def test_qwen3_vl_reranker_cuts(
     assert any("cut to 275 tokens" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize(
+    ("preset", "query", "document"),
+    [
+        ("qwen3-vl-reranker", LONG * 3, MILL),
+        ("qwen3-vl-reranker-document-first", "red roof", LONG * 3),
+    ],
+)
+def test_nothing_is_scored_that_says_nothing_of_one_side(
+    preset: str, query: str, document: str, published: Callable[[str], Path]
+) -> None:
+    lengths = dataclasses.replace(PRESETS[preset].lengths, prompt=270 + 5)
+    shorter = dataclasses.replace(PRESETS[preset], lengths=lengths)
+    reranker = load(published("qwen3_vl_reranker"), shorter)
+    with pytest.raises(PromptTooLongError, match=r"'filler'.*takes at most 275"):
+        reranker.score([(query, Document(text=document, id="filler"))])
+
+
 def test_qwen3_vl_reranker_keeps_its_limits_of_pixels(published: Callable[[str], Path]) -> None:
     prompting = load(published("qwen3_vl_reranker"), "qwen3-vl-reranker").mllm.prompting
     for size in ((20, 30), (2000, 1100), (300, 200)):
         width, height = Qwen3VLReranker._resized(picture(0, *size)).size
         assert prompting.encode_image(picture(0, *size)).num_tokens == width * height / 32 / 32
+
+
+def test_jina_reranker_m0_keeps_its_limits_of_pixels(published: Callable[[str], Path]) -> None:
+    folder = published("jina_reranker_m0")
+    prompting = load(folder, "jina-reranker-m0").mllm.prompting
+    plain = JinaRerankerM0(folder).processor.image_processor
+    for size in ((20, 30), (2000, 1100), (300, 200)):
+        grid = plain(picture(0, *size), return_tensors="pt")["image_grid_thw"]
+        num_tokens = prompting.encode_image(picture(0, *size)).num_tokens
+        assert 4 <= num_tokens == grid.prod() / 4 <= 768
 
 
 def test_monoqwen2_vl(published: Callable[[str], Path]) -> None:
