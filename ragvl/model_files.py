@@ -17,6 +17,7 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"  # of sentence-transformers' format
+PEFT_MODEL = "base_model.model."  # what the names of a model's weights begin with in adapters
 
 _MAX_JSON_BYTES = 256 << 20  # the largest published tokenizer has 33 MB
 _JSON_FILES = (

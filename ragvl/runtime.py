@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,46 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         why = shown(str(error).partition("\n")[0])
         raise ValueError(f"device={str(device)!r} cannot be used: {why}") from error
     return resolved
+
+
+DeviceMap = str | int | torch.device | Mapping[str, Any]
+_BY_SPACE = ("auto", "balanced", "balanced_low_0", "sequential")  # of what devices there are
+
+
+def mapped_device(device: str | torch.device, device_map: DeviceMap | None) -> str | torch.device:
+    """The one device that Hugging Face's `device_map` names; `device` where it is None.
+
+    Args:
+        device: as `resolve_device` takes it.
+        device_map: a device or its number, a mapping from parts of a model to devices, or "auto"
+            and its like, which mean the only device that is here.
+
+    Raises:
+        ValueError: it names several devices or a disk, or `device` is given too.
+    """
+    if device_map is None:
+        return device
+    if device != "auto":
+        raise ValueError(
+            f"both device={quoted(device)} and device_map={shown(repr(device_map))} say where the "
+            "model is: give one"
+        )
+    whole = "a model is on one device here, whole"
+    advice = "give device= one of them, and for several of them load a model on each"
+    if isinstance(device_map, str) and device_map in _BY_SPACE:
+        if (count := torch.cuda.device_count()) > 1:
+            raise ValueError(
+                f"device_map={device_map!r} would spread the model over {count} GPUs, and {whole}: "
+                f"{advice}"
+            )
+        return "auto"
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    named = dict.fromkeys(f"cuda:{one}" if isinstance(one, int) else str(one) for one in places)
+    if len(named) != 1 or "disk" in named:
+        raise ValueError(
+            f"device_map names {shown(', '.join(named)) or 'no device'}, and {whole}: {advice}"
+        )
+    return next(iter(named))
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

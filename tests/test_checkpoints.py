@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_encoders import save_checkpoint
 
 from ragvl import Generator, Reranker
 from ragvl.checkpoints import find_checkpoint, model_folder, similar_folders
@@ -94,13 +96,13 @@ def test_similar_folders_hold_models_first(scratch):
 # --- the hub ------------------------------------------------------------------------------------
 
 
-def into_cache(folder: Path, repo_id: str, cache: Path) -> None:
+def into_cache(folder: Path, repo_id: str, cache: Path, revision: str = "main") -> None:
     """As the hub's client leaves a repository in its cache."""
     repository = cache / f"models--{repo_id.replace('/', '--')}"
-    commit = "0123456789" * 4
+    commit = hashlib.sha1(revision.encode()).hexdigest()
     shutil.copytree(folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
 
 
 def test_a_cached_hub_model_loads_without_network(folder, scratch):
@@ -243,6 +245,94 @@ def test_what_the_hub_refuses_is_one_line(repo_id, message):
     with pytest.raises(OSError, match=message) as caught:
         find_checkpoint(repo_id, revision="main")
     assert "\n" not in str(caught.value)
+
+
+# --- where in a repository, and in which cache ---------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", [Reranker.from_pretrained, DualEncoder.from_pretrained])
+@pytest.mark.parametrize("path", ["runs", "owner/model"])
+@pytest.mark.usefixtures("folder")
+def test_a_model_is_found_in_a_subfolder_of_another_cache(path, loader, scratch, encoder_folder):
+    if loader == DualEncoder.from_pretrained:
+        shutil.copytree(encoder_folder, scratch / "runs" / "deep" / "model")
+        subfolder = "deep/model"
+    else:
+        subfolder = "reranker"
+    into_cache(scratch / "runs", "owner/model", scratch / "mine", "v1")
+    whole = loader(scratch / "runs" / subfolder, device="cpu")
+    revision = None if path == "runs" else "v1"
+    found = loader(
+        path, device="cpu", revision=revision, subfolder=subfolder, cache_dir=scratch / "mine"
+    )
+    assert found.fingerprint == whole.fingerprint
+
+
+@pytest.fixture
+def encoder_folder(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("encoder"), "clip")
+
+
+def test_a_model_of_another_cache_goes_to_another_process(folder, scratch, monkeypatch):
+    into_cache(folder.parent, "owner/model", scratch / "mine")
+    mllm = MLLM.from_pretrained("owner/model", device="cpu", subfolder="reranker", cache_dir="mine")
+    assert mllm.model.name_or_path == "owner/model/reranker"
+    sent = pickle.dumps(mllm)
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).fingerprint == mllm.fingerprint
+
+
+def test_a_revision_and_a_cache_that_are_not_here_are_named(folder, scratch):
+    into_cache(folder, "owner/model", scratch / "mine", "v1")
+    with pytest.raises(FileNotFoundError, match=r"revision 'v2' .* in .*mine.*HF_HUB_OFFLINE"):
+        find_checkpoint("owner/model", revision="v2", cache_dir=scratch / "mine")
+    with pytest.raises(FileNotFoundError, match="no copy of a model of that name"):
+        find_checkpoint("owner/model", revision="v1")
+
+
+def test_a_subfolder_that_is_not_there_is_named(folder, scratch):
+    into_cache(folder, "owner/model", scratch / "hub")
+    with pytest.raises(FileNotFoundError, match=r"no folder 'rerank' in runs.*mean runs/reranker"):
+        find_checkpoint("runs", subfolder="rerank")
+    with pytest.raises(FileNotFoundError, match=r"no folder 'a' in owner/model; .*OFFLINE is set"):
+        find_checkpoint("owner/model", subfolder="a")
+    with pytest.raises(FileNotFoundError, match=r"models in it: subfolder='reranker'"):
+        find_checkpoint("runs")
+
+
+@pytest.mark.parametrize("subfolder", ["..", "/tmp", "a/../../b", "a\\b", "a\0b"])
+@pytest.mark.parametrize("path", ["runs", "owner/model"])
+@pytest.mark.usefixtures("folder")
+def test_a_subfolder_does_not_lead_elsewhere(path, subfolder):
+    with pytest.raises(ValueError, match="is not the name of a folder in the model's"):
+        find_checkpoint(path, subfolder=subfolder)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_has_no_revisions():
+    with pytest.raises(ValueError, match="revision='v1' is of a repository on the hub"):
+        find_checkpoint("runs/reranker", revision="v1")
+
+
+def test_offline_a_shard_that_was_not_downloaded_is_named(sharded, scratch):
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    into_cache(sharded, "owner/model", scratch / "hub")
+    with pytest.raises(FileNotFoundError, match=r"HF_HUB_OFFLINE.* lacks .*00002\.safetensors"):
+        find_checkpoint("owner/model")
+
+
+@pytest.mark.usefixtures("hub")
+def test_of_a_subfolder_nothing_beside_it_is_downloaded(folder, monkeypatch):
+    (folder.parent / "config.json").write_text("{")
+    (folder / "4_Other").mkdir()
+    (folder / "4_Other" / "config.json").write_text("{")
+    monkeypatch.setattr(_Hub, "folder", folder.parent, raising=False)
+    monkeypatch.setattr(_Hub, "sent", [])
+    found = find_checkpoint("here/model", subfolder="reranker", cache_dir="mine")
+    assert Path("mine").resolve() in found.folder.resolve().parents
+    assert "reranker/tokenizer.json" in _Hub.sent
+    assert _Hub.sent[-1] == "reranker/model.safetensors"
+    assert {Path(name).parent for name in _Hub.sent} == {Path("reranker")}
 
 
 # --- damaged files ------------------------------------------------------------------------------

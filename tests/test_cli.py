@@ -61,6 +61,23 @@ def test_rerank_prints_each_picture_with_its_relevance(
     assert all(any(Path(path).name in line for line in lines) for path in pictures)
 
 
+def test_rerank_finds_a_model_of_a_subfolder(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model(ARCHITECTURES[0]), tmp_path / "models" / "mine")
+    command = ["rerank", "q", pictures[0], "--model", str(tmp_path / "models"), "--device", "cpu"]
+    found = CliRunner().invoke(app, [*command, "--subfolder", "mine", "--json"])
+    assert found.exit_code == 0, found.output
+    assert len(json.loads(found.stdout)["results"]) == 1
+    for options, problem in (
+        (["--subfolder", "other"], "there is no folder 'other' in"),
+        (["--subfolder", "mine", "--revision", "v1"], "revision='v1' is of a repository"),
+        (["--subfolder", "mine", "--adapters", "./nowhere"], "no model folder './nowhere'"),
+    ):
+        refused = CliRunner().invoke(app, [*command, *options])
+        assert refused.exit_code == 1 and problem in refused.output
+
+
 ODD_NAMES = ["[red]a.png", "x\x1b[31m.png", "two\nlines.png", "a[/b].png"]
 
 

@@ -46,11 +46,21 @@ class RerankerOptions:
     """A reranker, for the commands that need nothing else."""
 
     model: options.Model
+    revision: options.Revision = None
+    subfolder: options.Subfolder = None
+    adapters: options.Adapters = None
     preset: options.Preset = "auto"
     date: options.Date = None
     chat_template_kwargs: options.ChatTemplateKwargs = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+
+    def check(self) -> None:
+        """Refuses at once what is wrong, before data are read or the hub is asked."""
+        from ragvl.checkpoints import model_folder
+
+        check_settings(self.adapters, device=self.device, dtype=self.dtype, date=self.date)
+        model_folder(self.model, revision=self.revision, subfolder=self.subfolder)
 
     def load(self, **settings: Any) -> Reranker:
         """The reranker; `settings` are others of `Reranker.from_pretrained`."""
@@ -58,6 +68,9 @@ class RerankerOptions:
 
         return Reranker.from_pretrained(
             self.model,
+            revision=self.revision,
+            subfolder=self.subfolder,
+            adapters=self.adapters,
             preset=self.preset,
             device=self.device,
             dtype=self.dtype,

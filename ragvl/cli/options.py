@@ -86,6 +86,14 @@ Skip = Annotated[int, typer.Option(min=0, help="Leave out so many questions, the
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]
 Model = Annotated[str, typer.Option(help="A hub id or a folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a model on the hub.")]
+Subfolder = Annotated[
+    str | None, typer.Option(help="Where the model is in the folder or hub repository.")
+]
+Adapters = Annotated[
+    str | None,
+    typer.Option(help="Adapters (LoRA) to merge into the model: a hub id or a folder."),
+]
 Preset = Annotated[str, typer.Option(help="How the checkpoint is prompted.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 

@@ -10,7 +10,6 @@ import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import (
-    check_settings,
     command_work,
     parse_threshold,
     problem_figures,
@@ -175,7 +174,7 @@ def warm(
         from ragvl.data.sources import Documents
         from ragvl.prefix_cache import PrefixCache, format_bytes
 
-        check_settings(chosen.model, device=chosen.device, dtype=chosen.dtype)
+        chosen.check()
         documents = Documents(source, split=split, modality=modality, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression

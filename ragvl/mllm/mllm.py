@@ -36,7 +36,13 @@ from ragvl.mllm.loading import (
 )
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.vision import Join, join_features, learn_join
-from ragvl.runtime import float32_precision, resolve_device, resolve_dtype
+from ragvl.runtime import (
+    DeviceMap,
+    float32_precision,
+    mapped_device,
+    resolve_device,
+    resolve_dtype,
+)
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
 
@@ -115,7 +121,11 @@ class MLLM:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        device_map: DeviceMap | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | Path | None = None,
+        adapters: str | Path | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         processor_settings: Mapping[str, Any] | None = None,
@@ -135,7 +145,13 @@ class MLLM:
                 checkpoint that training left, is merged into the model that it names.
             device: "auto" is CUDA where it is present, else the CPU.
             dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
+            device_map: Hugging Face's way to say `device`, of one device: `{"": "cuda:1"}`, "cpu",
+                or "auto" where there is only one.
             revision: branch, tag or commit of a hub repository.
+            subfolder: where in the folder or repository the model is.
+            cache_dir: where models of the hub are kept; `HF_HUB_CACHE` by default.
+            adapters: a folder or hub id of adapters, which are merged into the model at `path`
+                whatever model they name.
             trust_remote_code: lets Python code that comes with the checkpoint run.
             attn_implementation: passed to Hugging Face: "sdpa", "eager", "flash_attention_2". By
                 default the last where flash-attn is installed and the model can use it, else
@@ -167,15 +183,23 @@ class MLLM:
                 incomplete, or built as ragvl does not understand.
             ValueError: an unknown device, dtype, attention or `layers`, or a processor setting that
                 is unknown or would have no effect; `date` is none, or the chat template does not
-                read what `chat_template_kwargs` name.
+                read what `chat_template_kwargs` name; `device_map` names several devices, a folder
+                has no `revision`, or `subfolder` leads elsewhere.
         """
-        on = resolve_device(device)
+        on = resolve_device(mapped_device(device, device_map))
         resolved = resolve_dtype(dtype, on)
         resolve_date(date)  # a slip in it shows before the model is loaded
         attention = attn_implementation or _best_attention(on, resolved)
         check_attention(attention)
         checked_layers(layers)
-        checkpoint = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+        checkpoint = find_checkpoint(
+            path,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            adapters=adapters,
+            trust_remote_code=trust_remote_code,
+        )
         processor, config = load_processor(
             checkpoint, processor_settings or {}, trust_remote_code=trust_remote_code
         )
@@ -196,6 +220,9 @@ class MLLM:
             mllm._set_up(model.to(on), prompting, layers)
         options = {
             "revision": revision,
+            "subfolder": subfolder,
+            "cache_dir": None if cache_dir is None else _absolute(cache_dir),
+            "adapters": None if adapters is None else _absolute(adapters),
             "trust_remote_code": trust_remote_code,
             "attn_implementation": attn_implementation,
             "processor_settings": dict(processor_settings or {}),

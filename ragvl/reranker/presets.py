@@ -161,7 +161,7 @@ def preset_of_architecture(folder: Path) -> Preset | None:
         OSError: the configuration cannot be read.
         UnsupportedModelError: it holds no JSON object.
     """
-    if not (folder / CONFIG).exists():  # of adapters
+    if not (folder / CONFIG).exists():
         return None
     names = read_json(folder / CONFIG).get("architectures")
     known = [preset for preset in PRESETS.values() if preset.architecture is not None]

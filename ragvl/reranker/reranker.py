@@ -29,13 +29,12 @@ import torch
 from torch import Tensor
 
 from ragvl.arguments import checked_count
-from ragvl.checkpoints import find_checkpoint, model_folder
+from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
-from ragvl.model_files import MODULES
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answers import Answers, AnswerTokens, check_share, probe_prompt
@@ -70,6 +69,7 @@ from ragvl.reranker.thresholds import (
     resolve_threshold,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
+from ragvl.runtime import mapped_device
 from ragvl.torch_context import default_torch_context
 
 logger = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ class Reranker(CrossEncoderDialect):
             prefix_cache: see `Reranker`.
             deterministic: see `Reranker`.
             caption_tokens: see `Reranker`.
-            load: what else `MLLM.from_pretrained` takes, such as `revision`, `layers` and
-                `chat_template_kwargs`.
+            load: what else `MLLM.from_pretrained` takes, such as `revision`, `subfolder`,
+                `adapters`, `layers` and `chat_template_kwargs`.
 
         Raises:
             OSError: there is no such model; see `MLLM.from_pretrained`.
@@ -206,18 +206,19 @@ class Reranker(CrossEncoderDialect):
         checked_caption_tokens(caption_tokens)
         given = _given_head(head, answers)
         check_threshold(threshold)
-        model_folder(path, revision=load.get("revision"))
+        device = mapped_device(device, load.pop("device_map", None))
+        folder = model_folder(path, **_named(load, ("revision", "subfolder", "cache_dir")))
         known = _preset(preset, path, load)
         head = known.head if given is None else given
         template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
-            thresholds = SavedThresholds.of_model(path, template.name)
+            thresholds = SavedThresholds.of_model(folder or path, template.name)
         threshold = resolve_threshold(threshold, thresholds)
         if prefix_cache not in (None, "auto") and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)
         own_settings = load.pop("processor_settings", None) or {}
         settings = merge_settings(known.processor_settings, own_settings)
-        read = head if isinstance(head, Answers) else head.read(_folder(path, load))
+        read = head if isinstance(head, Answers) else head.read(_checkpoint(path, load))
         mllm = MLLM.from_pretrained(
             path,
             device=device,
@@ -561,19 +562,19 @@ def _preset(preset: Preset | str, path: str | Path, load: Mapping[str, Any]) -> 
     """The preset that a name means, or that a checkpoint's files describe."""
     if preset != "auto":
         return resolve_preset(preset)
-    folder = _folder(path, load)
-    return preset_of_architecture(folder) or preset_of_folder(folder) or RAGVL
+    checkpoint = _checkpoint(path, load)
+    known = preset_of_architecture(checkpoint.folder)
+    return known or preset_of_folder(checkpoint.modules_folder) or RAGVL
 
 
-def _folder(path: str | Path, load: Mapping[str, Any]) -> Path:
-    """The folder of a checkpoint that `load` is about to load, or of its adapters.
+def _checkpoint(path: str | Path, load: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that `load` is about to load."""
+    return find_checkpoint(path, **_named(load, LOCATION))
 
-    What describes the whole reranker is with the adapters, if they brought it.
-    """
-    known = {name: load[name] for name in ("revision", "trust_remote_code") if name in load}
-    checkpoint = find_checkpoint(path, **known)
-    own = checkpoint.adapters
-    return own if own is not None and (own / MODULES).is_file() else checkpoint.folder
+
+def _named(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of `values` that have these names."""
+    return {name: values[name] for name in names if name in values}
 
 
 def _check_finite(

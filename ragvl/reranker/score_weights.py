@@ -11,9 +11,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ragvl.checkpoints import Checkpoint
 from ragvl.messages import shown
 from ragvl.mllm import UnsupportedModelError
-from ragvl.model_files import CONFIG, read_json, shown_list, weight_files, weight_names
+from ragvl.model_files import (
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    PEFT_MODEL,
+    read_json,
+    shown_list,
+    weight_files,
+    weight_names,
+)
 from ragvl.reranker.heads import Layer, Pooling, ScoreNetwork
 
 
@@ -25,8 +34,8 @@ class LayerWeights:
         weight: the name of its weight.
         bias: the name of its bias, or None.
         activation: see `Layer`.
-        file: the safetensors file that holds them, relative to the checkpoint's folder; None where
-            they stand among the model's own weights.
+        file: the safetensors file that holds them, relative to the folder that describes the
+            reranker; None where they stand among the model's own weights, or adapters'.
     """
 
     weight: str
@@ -52,35 +61,49 @@ class ScoreWeights:
     scale: float = 1.0
     bias: float = 0.0
 
-    def read(self, folder: Path) -> ScoreNetwork:
-        """The network, from the checkpoint in `folder`.
+    def read(self, checkpoint: Checkpoint) -> ScoreNetwork:
+        """The network, from a checkpoint's files; from its adapters what they hold of it.
 
         Raises:
             OSError: a file is missing or cannot be read.
             UnsupportedModelError: weights are missing, hold NaN, or fit neither each other nor the
                 width that the configuration says; the message names the file.
         """
-        layers = tuple(self._layer(layer, folder) for layer in self.layers)
+        layers = tuple(_layer(layer, checkpoint) for layer in self.layers)
         try:
             network = ScoreNetwork(layers, self.pooling, self.scale, self.bias)
-            if (width := _declared_width(folder)) is not None:
+            if (width := _declared_width(checkpoint.folder)) is not None:
                 network.check_width(width)
             return network
         except UnsupportedModelError as error:
+            folder = checkpoint.adapters or checkpoint.folder
             raise UnsupportedModelError(f"{shown(folder)}: {error}") from error
 
-    def _layer(self, layer: LayerWeights, folder: Path) -> Layer:
-        files = weight_files(folder) if layer.file is None else [folder / layer.file]
-        names = [name for name in (layer.weight, layer.bias) if name is not None]
-        tensors = read_tensors(files, names)
-        if missing := [name for name in names if name not in tensors]:
-            where = folder if layer.file is None else folder / layer.file
-            raise UnsupportedModelError(
-                f"{shown(where)} lacks weights of the score network, which would be random: "
-                f"{shown_list(missing)}"
-            )
-        bias = None if layer.bias is None else tensors[layer.bias]
-        return Layer(tensors[layer.weight], bias, layer.activation)
+
+def _layer(layer: LayerWeights, checkpoint: Checkpoint) -> Layer:
+    names = [name for name in (layer.weight, layer.bias) if name is not None]
+    if layer.file is None:
+        where = checkpoint.folder
+        tensors = read_tensors(weight_files(where), names)
+        if checkpoint.adapters is not None:
+            tensors |= _adapted(checkpoint.adapters, names)
+    else:
+        where = checkpoint.modules_folder / layer.file
+        tensors = read_tensors([where], names)
+    if missing := [name for name in names if name not in tensors]:
+        raise UnsupportedModelError(
+            f"{shown(where)} lacks weights of the score network, which would be random: "
+            f"{shown_list(missing)}"
+        )
+    bias = None if layer.bias is None else tensors[layer.bias]
+    return Layer(tensors[layer.weight], bias, layer.activation)
+
+
+def _adapted(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these names that PEFT has put whole beside its adapters."""
+    saved = {f"{PEFT_MODEL}{name}": name for name in names}
+    read = read_tensors([folder / ADAPTER_WEIGHTS], saved)
+    return {saved[name]: tensor for name, tensor in read.items()}
 
 
 def _declared_width(folder: Path) -> int | None:

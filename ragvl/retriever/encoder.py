@@ -118,9 +118,13 @@ class DualEncoder:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | Path | None = None,
         trust_remote_code: bool = False,
     ) -> DualEncoder:
         """Loads a folder or hub id; the weights from safetensors only.
+
+        `revision`, `subfolder` and `cache_dir` are as of `MLLM.from_pretrained`.
 
         Raises:
             OSError: there is no such checkpoint, or a file of it is missing or cannot be read.
@@ -128,7 +132,13 @@ class DualEncoder:
             ValueError: a setting is not valid.
         """
         resolve_dtype(dtype, resolve_device(device))
-        folder = _find(path, revision=revision, trust_remote_code=trust_remote_code)
+        folder = _find(
+            path,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+        )
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         # The PIL processors even where torchvision is installed: it resizes a little differently,
         # and an index must not depend on what else was installed when it was built.
@@ -328,12 +338,12 @@ def check_encoder(path: str | Path) -> None:
     Raises:
         OSError, UnsupportedModelError, ValueError: see `DualEncoder.from_pretrained`.
     """
-    _find(path, revision=None, trust_remote_code=False)
+    _find(path, trust_remote_code=False)
 
 
-def _find(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Path:
+def _find(path: str | Path, *, trust_remote_code: bool, **where: Any) -> Path:
     """The folder of a dual encoder's files."""
-    checkpoint = find_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+    checkpoint = find_checkpoint(path, trust_remote_code=trust_remote_code, **where)
     if checkpoint.adapters is not None:
         raise UnsupportedModelError(
             f"{shown(path)} is a folder of adapters: merge them into their model first, with "

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ragvl import Reranker
+from ragvl.runtime import mapped_device
+
+
+@pytest.mark.parametrize(
+    ("device_map", "device"),
+    [
+        (None, "auto"),
+        ("cpu", "cpu"),
+        (0, "cuda:0"),
+        (torch.device("cuda", 1), "cuda:1"),
+        ({"": "cuda"}, "cuda"),
+        ({"model.vision_tower": 1, "model": "cuda:1", "lm_head": torch.device("cuda:1")}, "cuda:1"),
+    ],
+)
+def test_a_map_to_one_device_is_that_device(device_map, device):
+    assert mapped_device("auto", device_map) == device
+
+
+@pytest.mark.parametrize("name", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_a_map_by_space_is_the_only_device(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert mapped_device("auto", name) == "auto"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"over 4 GPUs, .*whole: give device= one of them"):
+        mapped_device("auto", name)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "names"),
+    [
+        ({"model": 0, "lm_head": 1}, "cuda:0, cuda:1"),
+        ({"model": "cuda:0", "lm_head": "cpu"}, "cuda:0, cpu"),
+        ({"": "disk"}, "disk"),
+        ({}, "no device"),
+    ],
+)
+def test_several_devices_are_refused_with_what_to_do(device_map, names):
+    with pytest.raises(ValueError, match=f"device_map names {names}, .* load a model on each"):
+        Reranker.from_pretrained("owner/model", device_map=device_map)
+
+
+def test_a_device_and_a_map_are_not_both_given():
+    with pytest.raises(ValueError, match=r"both device='cpu' and device_map='cpu'"):
+        mapped_device("cpu", "cpu")
+
+
+def test_a_model_is_put_where_the_map_says(tiny_model):
+    reranker = Reranker.from_pretrained(tiny_model("llava"), device_map={"": "cpu"})
+    assert reranker.mllm.device == torch.device("cpu")
