@@ -191,8 +191,9 @@ def test_a_ranking_is_that_of_sentence_transformers(checkpoint):
 # --- the cut ------------------------------------------------------------------------------------
 
 
-def test_document_first_another_query_costs_its_own_tokens(checkpoint):
-    reranker = load(checkpoint(document_first=True))
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_5"])
+def test_document_first_another_query_costs_its_own_tokens(architecture, checkpoint):
+    reranker = load(checkpoint(architecture, document_first=True))
     run: list[int] = []
 
     def count(_: nn.Module, __: tuple, inputs: dict[str, Any]) -> None:
