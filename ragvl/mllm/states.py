@@ -24,8 +24,6 @@ LayerState = dict[str, Tensor]
 _KINDS = ("conv_states", "recurrent_states")
 _UPDATES = {"conv_states": "update_conv_state", "recurrent_states": "update_recurrent_state"}
 _CACHE_ARGUMENTS = ("cache_params", "past_key_values")
-_MIXER = "_ragvl_mixer"  # attribute of a module that is wrapped: its `Mixer`
-_PRODUCT = "_ragvl_product"  # marks a projection that is wrapped already
 
 
 class StateShape(NamedTuple):
@@ -100,12 +98,7 @@ class Mixer:
         self._own: Callable[..., Tensor] = module.forward
         self._cache_argument = cache_argument
         self._current = current
-        self._last: _Product | None = None
-        for child in module.children():
-            if isinstance(child, nn.Linear) and not hasattr(child.forward, _PRODUCT):
-                product = _Product(child)
-                setattr(product, _PRODUCT, True)
-                setattr(child, "forward", product)  # noqa: B010 (a method, to mypy)
+        self._last: _Product | None = None  # whose result is the mixer's, as last seen
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What stands in the place of the module's `forward`."""
@@ -119,8 +112,7 @@ class Mixer:
         seen = _Seen()
         with _products(seen):
             output, state = self._run(hidden, {})
-        if seen.output is output:
-            self._last = seen.product
+        self._last = seen.product if seen.output is output else None
         return output, state
 
     def extend(
@@ -136,18 +128,23 @@ class Mixer:
             groups: of suffixes.
             states: gives the states of some of them.
         """
-        packed = _Packed(hidden, self._last)
+        last = self._last
+        packed = _Packed(hidden, last)
         parts = []
         with _products(packed):
             for group in groups:
                 output, _ = self._run(packed.enter(group), states(group.slots))
+                if last is not None and output is not packed.left:
+                    # It is no longer the mixer's result: an adapter was put around it, or turned on
+                    self._last = None
+                    return self.extend(hidden, groups, states)
                 parts.append((group.targets.flatten(), output.flatten(0, 1)))
         width = parts[0][1].shape[-1]
         gathered = hidden.new_zeros(hidden.shape[1] + 1, width)  # and a row for what is none's
         for targets, output in parts:
             gathered[targets] = output
         gathered = gathered[None, :-1]
-        return gathered if self._last is None else self._last.own(gathered)
+        return gathered if last is None else last.own(gathered)
 
     def _run(self, hidden: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         layer = LinearAttentionLayer()
@@ -178,12 +175,14 @@ def wrap_mixers(layers: nn.ModuleList, current: Callable[[], MixerPass | None]) 
             argument = _cache_argument(module)
             if argument is None:
                 continue
-            mixer = getattr(module, _MIXER, None)
-            if mixer is None:
+            mixer = vars(module).get("forward")
+            if not isinstance(mixer, Mixer):
                 mixer = Mixer(module, number, argument, current)
-                object.__setattr__(module, _MIXER, mixer)
                 setattr(module, "forward", mixer)  # noqa: B010 (a method, to mypy)
             mixers.append(mixer)
+            for child in module.children():
+                if isinstance(child, nn.Linear) and not isinstance(child.forward, _Product):
+                    setattr(child, "forward", _Product(child))  # noqa: B010
     return mixers
 
 
@@ -235,6 +234,9 @@ class _Packed:
     Args:
         hidden: (1, R, D) the mixer's input.
         last: the product whose result is the mixer's; it is left to be computed at the end.
+
+    Attributes:
+        left: what stands for the result of `last`: its input.
     """
 
     def __init__(self, hidden: Tensor, last: _Product | None) -> None:
@@ -242,6 +244,7 @@ class _Packed:
         self._last = last
         self._results: dict[_Product, Tensor] = {}
         self._rows = self._part = hidden
+        self.left: Tensor | None = None
 
     def enter(self, group: Group) -> Tensor:
         """The group's part of the input, (B, T, D)."""
@@ -251,6 +254,7 @@ class _Packed:
 
     def multiply(self, product: _Product, x: Tensor) -> Tensor:
         if product is self._last:
+            self.left = x
             return x
         if x is not self._part:
             return product.own(x)

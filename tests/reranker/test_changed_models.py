@@ -52,11 +52,19 @@ def own(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
-def test_adapters_that_are_added_disabled_and_switched(own: Path) -> None:
-    reranker = Reranker(load(own))
+@pytest.mark.parametrize(
+    ("architecture", "targets"),
+    [
+        (TINY, r".*language_model.*(q_proj|k_proj|v_proj|up_proj)"),
+        ("qwen3_5", r".*language_model.*(in_proj_qkv|in_proj_a|out_proj|k_proj)"),
+    ],
+)
+def test_adapters_that_are_added_disabled_and_switched(
+    architecture: str, targets: str, tiny_model: Callable[[str], Path]
+) -> None:
+    reranker = Reranker(load(tiny_model(architecture)))
     before = scores(reranker)
     model = reranker.mllm.model
-    targets = r".*language_model.*(q_proj|k_proj|v_proj|up_proj)"
     lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
 
     def disable() -> None:
