@@ -13,8 +13,10 @@ from tiny_models import MORE_ARCHITECTURES
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
+from ragvl.reranker import PromptTemplate
 
 QUERIES = ["What color is the roof?", "Is it by the sea, or in the forest behind the old mill?"]
+ANY_DOCUMENT = PromptTemplate("any", "{document}\nIs it about this: {query} Answer 'Yes' or 'No'.")
 EACH = pytest.mark.parametrize("architecture", MORE_ARCHITECTURES)
 
 
@@ -94,6 +96,24 @@ def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
     uncached = Reranker(mllm, prefix_cache=None)
     alone = torch.cat([uncached.score([pair]) for pair in pairs[:5]])
     assert torch.equal(alone, cold[:5])
+
+
+@EACH
+def test_documents_of_several_pictures_and_of_none(
+    architecture: str, tiny_mllm: Callable[[str], MLLM]
+) -> None:
+    reranker = Reranker(tiny_mllm(architecture), template=ANY_DOCUMENT)
+    documents = [
+        Document(parts=[picture(0), "From the south:", picture(1, 40, 90)]),
+        Document(text="The tower of Velmora has a red roof."),
+        Document(picture(0)),
+    ]
+    pairs = [(query, document) for query in QUERIES for document in documents]
+    cold = reranker.score(pairs)
+    torch.testing.assert_close(cold, plain_scores(reranker, pairs), atol=1e-5, rtol=0)
+    misses = reranker.prefix_cache.statistics()["device"].misses
+    assert torch.equal(reranker.score(pairs[::-1]), cold.flip(0))
+    assert reranker.prefix_cache.statistics()["device"].misses == misses == len(documents)
 
 
 @EACH
