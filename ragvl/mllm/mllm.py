@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
@@ -45,6 +47,8 @@ from ragvl.runtime import (
 )
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
+
+logger = logging.getLogger(__name__)
 
 _SMALL = 8  # numbers of a picture that are little to keep, such as its size
 _LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
@@ -107,7 +111,7 @@ class MLLM:
         output = self.model.get_output_embeddings()
         self._head = None if output is None else LanguageHead(self.model, output, self.norm)
         self.decoder = Decoder(self.model, self.norm.module)
-        for learned in ("kv_layout", "features_join", "_unread"):
+        for learned in ("kv_layout", "features_join", "_unread", "batches_agree"):
             self.__dict__.pop(learned, None)
         if self._head is not None:
             self._check_logits()
@@ -392,11 +396,37 @@ class MLLM:
         prompts comes with its features. Thread-safe.
         """
         images = [image for prompt in prompts for image in prompt.images]
+        if images and len(prompts) > 1 and not self.batches_agree:
+            alone = [self.hidden_states([prompt])[0] for prompt in prompts]
+            return pad_sequence(alone, batch_first=True)
         known = [image.features for image in images if image.features is not None]
         features = None
         if images and len(known) == len(images):
             features = known[0] if len(known) == 1 else join_features(self.features_join, known)
         return self.decoder.hidden_states(self.model_inputs(prompts), features)
+
+    @cached_property
+    @default_torch_context
+    @torch.inference_mode()
+    def batches_agree(self) -> bool:
+        """Whether a prompt with a picture gives the same in every place of a batch, tried on one.
+
+        It does not in Hunyuan-VL, which counts the pictures of a whole batch. Prompts are run one
+        by one then.
+        """
+        small, wide = (
+            self.prompting.probe_prompt(self.prompting.encode_image(probe_image(*size)))
+            for size in ((64, 48), (96, 48))
+        )
+        first, _, last = self.decoder.hidden_states(self.model_inputs([small, wide, small]))
+        # Rows of one batch are rounded alike, so a small difference is one already
+        if same(last[: len(small)], first[: len(small)], tolerance=1e-4):
+            return True
+        logger.warning(
+            "%s computes prompts otherwise in a batch than alone: whole prompts are run one by one",
+            self.architecture,
+        )
+        return False
 
     @torch.inference_mode()
     def with_features(self, image: ImageInputs) -> ImageInputs:
