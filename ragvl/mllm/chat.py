@@ -106,6 +106,17 @@ class Chat:
         if self._template is not None:
             self._check_template(self._template, date_given=date is not None)
 
+    @cached_property
+    def numbers_pictures(self) -> bool:
+        """Whether the chat template writes something else around a second picture."""
+        picture = {"type": "image"}
+        try:
+            two = self._turn([picture, picture, {"type": "text", "text": self._probe}])
+        except ValueError:  # it takes one, or no user's turn
+            return False
+        is_of_two = two.count(self.processor.image_token) == 2
+        return is_of_two and two.count(self.image_placeholder) != 2
+
     @property
     def before_answer(self) -> str:
         """What the chat template puts between a prompt and an answer, such as a space."""

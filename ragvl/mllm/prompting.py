@@ -34,10 +34,8 @@ from ragvl.mllm.inputs import (
 from ragvl.mllm.loading import UnsupportedModelError, check_image_tokens
 from ragvl.mllm.processors import without_saved_calls
 
-_TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
-_NOT_OF_IMAGES = (
-    "input_ids", "attention_mask", *_TYPE_IDS, "labels", "text_replacement_offsets",
-)  # fmt: skip
+_TYPE_IDS = "token_type_ids"  # how the names of what says a token's kind end
+_NOT_OF_IMAGES = ("input_ids", "attention_mask", "labels", "text_replacement_offsets")
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,14 @@ class Prompting(Chat):
         """Tokenises a rendered prompt with `images` in the place of its placeholders, in order.
 
         Raises:
-            ValueError: the prompt has more or fewer placeholders than there are images.
+            ValueError: the prompt has more or fewer placeholders than there are images, or several
+                where the chat template numbers them.
         """
+        if len(images) > 1 and self.numbers_pictures:
+            raise ValueError(
+                f"the chat template numbers pictures ({self.image_placeholder!r}), so a prompt of "
+                "several is not known here: give one picture"
+            )
         # Only PaliGemma's processor adds to the text here; the pictures are for counting
         blanks = [Image.new("RGB", (1, 1))] * len(images) or None
         _, laid_out, *_ = self.processor.prepare_inputs_layout(images=blanks, text=[prompt])
@@ -299,10 +303,10 @@ class Prompting(Chat):
         return join_images(images, self._company.joins if len(images) > 1 else {})
 
     def _process(self, images: Sequence[Image.Image]) -> Any:
-        """What the processor makes of pictures and the image tokens for them alone."""
+        """What the processor makes of pictures and their placeholders alone."""
         return self.processor(
             images=list(images),
-            text=[self.processor.image_token * len(images)],
+            text=[self.image_placeholder * len(images)],
             return_text_replacement_offsets=True,
             return_tensors="pt",
             verbose=False,  # more tokens than the tokenizer's limit is no matter here
@@ -360,14 +364,18 @@ class Prompting(Chat):
                 f"{type(self.processor).__name__} puts pictures into a prompt in a form of its "
                 f"own: it gives {len(ids)} tokens where {len(ours)} were expected"
             )
-        for name in _TYPE_IDS:
-            if name in theirs:
+        for name in theirs:
+            if name.endswith(_TYPE_IDS):
                 pairs = zip(ids, theirs[name][0].tolist(), strict=True)
                 self._marked_tokens[name] = sorted({token for token, kind in pairs if kind})
 
 
 def _of_images(encoded: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: x for name, x in encoded.items() if name not in _NOT_OF_IMAGES}
+    return {
+        name: x
+        for name, x in encoded.items()
+        if name not in _NOT_OF_IMAGES and not name.endswith(_TYPE_IDS)
+    }
 
 
 def _joins(together: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]]) -> dict[str, int]:

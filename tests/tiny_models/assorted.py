@@ -95,6 +95,33 @@ GEMMA4_TEMPLATE = (
     "{{ '<turn|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
+ERNIE_TEMPLATE = (
+    "{{ '<|begin_of_sentence|>' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' }}{% endif %}"
+    "{% set pictures = namespace(count=0) %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set pictures.count = pictures.count + 1 %}"
+    "{{ 'Picture ' ~ pictures.count ~ ':<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|end_of_sentence|>' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+HUNYUAN_TEMPLATE = (
+    "{{ '<|hy_begin|>' }}{% for message in messages %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|hy_im_start|><|hy_image|><|hy_im_end|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|hy_User|>' if message['role'] == 'user' else '<|hy_Assistant|>' }}{% endfor %}"
+)
+JANUS_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ('<|User|>' if message['role'] == 'user' else '<|Assistant|>') + ': ' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image_placeholder>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"
+)
 VISION_PAD_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% for part in message['content'] %}"
@@ -519,6 +546,160 @@ def _gemma4_moe() -> tuple[nn.Module, object]:
     )
 
 
+def _ernie4_5_vl_moe() -> tuple[nn.Module, object]:
+    special = ["<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>"]
+    marks = {
+        "image_start_token": "<|IMAGE_START|>",
+        "image_end_token": "<|IMAGE_END|>",
+        "image_token": "<|IMAGE_PLACEHOLDER|>",
+        "video_start_token": "<|VIDEO_START|>",
+        "video_end_token": "<|VIDEO_END|>",
+        "video_token": "<|VIDEO_PLACEHOLDER|>",
+    }
+    tokenizer = fast_tokenizer(
+        sentencepiece_tokenizer([*special, *marks.values()], bos="<s>", prefix_space=False),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        additional_special_tokens=[*special[3:], *marks.values()],
+        extra_special_tokens=marks,
+    )
+    config = transformers.Ernie4_5_VLMoeConfig(
+        text_config=text_config(
+            tokenizer,
+            num_hidden_layers=3,
+            rope_parameters={
+                "rope_type": "default",
+                "mrope_section": [1, 1, 2],
+                "rope_theta": 500_000.0,
+            },
+            moe_intermediate_size=[32, 16],
+            moe_k=2,
+            moe_num_experts=8,
+            moe_num_shared_experts=1,
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+        },
+        **{f"{name}_id": tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()},
+        tie_word_embeddings=False,
+    )
+    own_class = without_video(transformers.Ernie4_5_VLMoeProcessor)
+    # Its own way to save copies a font for videos, too
+    saved_plainly = {"save_pretrained": transformers.ProcessorMixin.save_pretrained}
+    processor = type(own_class.__name__, (own_class,), saved_plainly)(
+        transformers.Ernie4_5_VLMoeImageProcessorPil(
+            size={"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2}, patch_size=8
+        ),
+        tokenizer,
+        chat_template=ERNIE_TEMPLATE,
+    )
+    return transformers.Ernie4_5_VLMoeForConditionalGeneration(config), processor
+
+
+def _hunyuan_vl() -> tuple[nn.Module, object]:
+    special = ["<|hy_begin|>", "<|hy_end|>", "<|hy_pad|>", "<|hy_User|>", "<|hy_Assistant|>"]
+    marks = {
+        "image_start_token": "<|hy_im_start|>",
+        "image_end_token": "<|hy_im_end|>",
+        "image_token": "<|hy_image|>",
+    }
+    tokenizer = fast_tokenizer(
+        byte_level_tokenizer([*special, *marks.values()]),
+        bos_token="<|hy_begin|>",
+        eos_token="<|hy_end|>",
+        pad_token="<|hy_pad|>",
+        additional_special_tokens=[*special[3:], *marks.values()],
+        extra_special_tokens=marks,
+    )
+    start, end, image = _ids(tokenizer, *marks.values())
+    config = transformers.HunYuanVLConfig(
+        text_config=text_config(
+            tokenizer,
+            rope_parameters={
+                "rope_type": "default",
+                "mrope_section": [1, 1, 1, 1],
+                "rope_theta": 10_000.0,
+            },
+        ),
+        vision_config={
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "out_hidden_size": HIDDEN_SIZE,
+            "patch_size": 8,
+            "max_image_size": 128,
+        },
+        image_token_id=image,
+        image_start_token_id=start,
+        image_end_token_id=end,
+        tie_word_embeddings=False,
+    )
+    processor = transformers.HunYuanVLProcessor(
+        transformers.HunYuanVLImageProcessorPil(
+            size={"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2}, patch_size=8
+        ),
+        tokenizer,
+        chat_template=HUNYUAN_TEMPLATE,
+    )
+    return transformers.HunYuanVLForConditionalGeneration(config), processor
+
+
+def _janus() -> tuple[nn.Module, object]:
+    special = ["<bos>", "<eos>", "<pad>", "<|User|>", "<|Assistant|>"]
+    marks = {
+        "image_token": "<image_placeholder>",
+        "boi_token": "<begin_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    tokenizer = fast_tokenizer(
+        byte_level_tokenizer([*special, *marks.values()], bos="<bos>"),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        additional_special_tokens=[*special[3:], *marks.values()],
+        extra_special_tokens=marks,
+    )
+    config = transformers.JanusConfig(
+        text_config={"model_type": "llama", **text_config(tokenizer)},
+        vision_config={
+            "hidden_size": HIDDEN_SIZE,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": HIDDEN_SIZE,
+            "num_image_tokens": 16,
+        },
+        vq_config={  # of its half that draws pictures
+            "embed_dim": 4,
+            "num_embeddings": 8,
+            "latent_channels": 32,
+            "base_channels": 32,
+            "channel_multiplier": [1],
+            "num_res_blocks": 1,
+            "num_patches": 4,
+            "projection_dim": HIDDEN_SIZE,
+            "image_token_embed_dim": HIDDEN_SIZE,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+        tie_word_embeddings=False,
+    )
+    processor = transformers.JanusProcessor(
+        transformers.JanusImageProcessorPil(size=square(32)),
+        tokenizer,
+        num_image_tokens=16,
+        chat_template=JANUS_TEMPLATE,
+    )
+    return transformers.JanusForConditionalGeneration(config), processor
+
+
 BUILDERS: dict[str, Builder] = {
     "ovis2": _ovis2,
     "aya_vision": _aya_vision,
@@ -528,6 +709,9 @@ BUILDERS: dict[str, Builder] = {
     "vipllava": _vipllava,
     "video_llama_3": _video_llama_3,
     "exaone4_5": _exaone4_5,
+    "ernie4_5_vl_moe": _ernie4_5_vl_moe,
+    "hunyuan_vl": _hunyuan_vl,
+    "janus": _janus,
     "gemma4_small": _gemma4_small,
     "gemma4_large": _gemma4_large,
     "gemma4_moe": _gemma4_moe,
