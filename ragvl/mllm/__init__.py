@@ -5,7 +5,7 @@ from __future__ import annotations
 from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
-from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, WriteKv
+from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, ReadStates, WriteKv
 from ragvl.mllm.documents import encode_picture, too_long
 from ragvl.mllm.inputs import (
     Features,
@@ -34,6 +34,7 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "Prompting",
+    "ReadStates",
     "StateShape",
     "UnsupportedModelError",
     "UnusableImageError",

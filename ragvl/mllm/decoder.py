@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,11 +201,8 @@ class Decoder:
                 not called as others' are.
         """
         run = _Look()
-        token = _pass.set(run)
-        try:
+        with _passing(run):
             self._model.base_model(**batch, use_cache=False)
-        finally:
-            _pass.reset(token)
         if len(run.sources) != len(self.layers):
             raise UnsupportedModelError(
                 f"{len(self.layers) - len(run.sources)} of its {len(self.layers)} layers compute "
@@ -239,12 +236,8 @@ class Decoder:
             ValueError: `features` were given, and the model went on without a look at them.
         """
         run = _Prefill(write, lengths, layout, Timer(self._model.device))
-        token = _pass.set(run)
-        try:
-            with vision_pass(features) as vision, contextlib.suppress(_Finished):
-                self._model.base_model(**batch, use_cache=False)
-        finally:
-            _pass.reset(token)
+        with _passing(run), vision_pass(features) as vision, contextlib.suppress(_Finished):
+            self._model.base_model(**batch, use_cache=False)
         run.timer.stop()
         _check_taken(features, vision)
         features = vision.features if len(lengths) == 1 else None
@@ -277,6 +270,54 @@ class Decoder:
                 gives the layer's state behind their prefixes, tensors (B, ...). None where no layer
                 carries one.
         """
+        run = self._extend_pass(len(input_ids), last_rows, prefixes, states)
+        with _passing(run):
+            hidden = _capture(
+                self._decoder,
+                input_ids=input_ids[None],
+                position_ids=position_ids[None],
+                attention_mask=_finished_mask(self._model),
+            )
+        return hidden[0]
+
+    @torch.inference_mode()
+    def extend_with_pictures(
+        self,
+        batch: Mapping[str, Tensor],
+        first_position: int,
+        last_rows: Tensor,
+        prefixes: Sequence[PrefixBatch | None],
+        states: ReadStates | None = None,
+        features: Features | None = None,
+    ) -> Tensor:
+        """`extend` for one suffix that has pictures: the model puts them among its tokens.
+
+        Args:
+            batch: `MLLM.model_inputs` of the suffix, filled up to R tokens.
+            first_position: of its first token in its prompt.
+            last_rows: see `extend`.
+            prefixes: see `extend`.
+            states: see `extend`.
+            features: what the vision tower gives for its pictures; it does not run then.
+
+        Raises:
+            ValueError: `features` were given, and the model went on without a look at them.
+        """
+        run = self._extend_pass(batch["input_ids"].shape[1], last_rows, prefixes, states)
+        run.first_position = first_position
+        run.mask = _finished_mask(self._model)
+        with vision_pass(features) as vision, _passing(run):
+            hidden = _capture(self._model.base_model, **batch)
+        _check_taken(features, vision)
+        return hidden[0]
+
+    def _extend_pass(
+        self,
+        num_rows: int,
+        last_rows: Tensor,
+        prefixes: Sequence[PrefixBatch | None],
+        states: ReadStates | None,
+    ) -> _Extend:
         run = _Extend(prefixes, last_rows, self._last_layer, len(self.layers) - 1)
         if self._mixers:
             if states is None:
@@ -284,21 +325,8 @@ class Decoder:
             run.states = {
                 mixer.layer: partial(states, place) for place, mixer in enumerate(self._mixers)
             }
-            run.groups = _groups(next(filter(None, prefixes)), len(input_ids))
-        token = _pass.set(run)
-        try:
-            hidden = _capture(
-                self._decoder,
-                input_ids=input_ids[None],
-                position_ids=position_ids[None],
-                # Taken for a finished mask by Hugging Face, and read by nothing
-                attention_mask=torch.zeros(
-                    1, 1, 1, 1, dtype=self._model.dtype, device=input_ids.device
-                ),
-            )
-        finally:
-            _pass.reset(token)
-        return hidden[0]
+            run.groups = _groups(next(filter(None, prefixes)), num_rows)
+        return run
 
 
 class _Look:
@@ -397,10 +425,26 @@ class _Extend:
         self.collected: tuple[Tensor, ...] = ()
         self.states: dict[int, Callable[[slice], LayerState]] = {}  # by layer
         self.groups: list[Group] = []
+        # Of a suffix that the whole model is given, which takes it for a prompt
+        self.first_position: int | None = None
+        self.mask: Tensor | None = None
 
     @property
     def skips_queries(self) -> bool:
         return self.collecting
+
+    def moved(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's arguments with positions that start where the prefix ends."""
+        if self.first_position is None:
+            return kwargs
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            rows = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"))
+            given = next(x for x in rows if x is not None)
+            positions = torch.arange(given.shape[1], device=given.device)[None]
+        first = positions[..., :1].amin()  # some models count from 1
+        moved = positions - first + self.first_position
+        return {**kwargs, "position_ids": moved, "attention_mask": self.mask}
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
@@ -447,6 +491,21 @@ def _groups(batch: PrefixBatch, num_rows: int) -> list[Group]:
     return together(starts, lengths, num_rows, batch.max_suffix_length)
 
 
+@contextlib.contextmanager
+def _passing(run: _Prefill | _Extend | _Look) -> Iterator[None]:
+    """`run` is what this thread's pass is for."""
+    token = _pass.set(run)
+    try:
+        yield
+    finally:
+        _pass.reset(token)
+
+
+def _finished_mask(model: PreTrainedModel) -> Tensor:
+    """Taken for a finished mask by Hugging Face, and read by nothing."""
+    return torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
+
+
 def _check_taken(features: Features | None, vision: VisionPass) -> None:
     if features is not None and not vision.requested:
         raise ValueError("the model took no features: its images lack what it looks for")
@@ -477,11 +536,14 @@ def _before_norm(_norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (args[0][:1, :1], *args[1:])
 
 
-def _before_decoder(_decoder: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+def _before_decoder(
+    _decoder: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     run = _pass.get()
     if isinstance(run, _Prefill):
         run.position_ids = kwargs.get("position_ids")
         run.timer.start()
+    return args, run.moved(kwargs) if isinstance(run, _Extend) else kwargs
 
 
 def _before_last_layer(

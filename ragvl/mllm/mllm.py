@@ -25,7 +25,7 @@ from ragvl.files import expand_user
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import shown
 from ragvl.mllm.chat_template import resolve_date
-from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, WriteKv
+from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, ReadStates, WriteKv
 from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
 from ragvl.mllm.inputs import Features, ImageInputs, Prompt, as_one, placed, probe_image
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
@@ -38,6 +38,7 @@ from ragvl.mllm.loading import (
 )
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.vision import Join, join_features, learn_join
+from ragvl.ops import PrefixBatch
 from ragvl.runtime import (
     DeviceMap,
     float32_precision,
@@ -399,11 +400,43 @@ class MLLM:
         if images and len(prompts) > 1 and not self.batches_agree:
             alone = [self.hidden_states([prompt])[0] for prompt in prompts]
             return pad_sequence(alone, batch_first=True)
+        return self.decoder.hidden_states(self.model_inputs(prompts), self._known(images))
+
+    @torch.inference_mode()
+    def extend_with_pictures(
+        self,
+        suffix: Prompt,
+        first_position: int,
+        last_rows: Tensor,
+        prefixes: Sequence[PrefixBatch | None],
+        states: ReadStates | None = None,
+        *,
+        num_rows: int = 0,
+    ) -> Tensor:
+        """(B, D): see `Decoder.extend_with_pictures`.
+
+        Args:
+            suffix: the rest of a prompt, and the pictures in it.
+            first_position: of its first token in its prompt.
+            last_rows: see `Decoder.extend`.
+            prefixes: see `Decoder.extend`.
+            states: see `Decoder.extend`.
+            num_rows: how many tokens it is filled up to.
+        """
+        batch = self.model_inputs([suffix], length=num_rows)
+        # No token sees one after it, so that what fills up need not be masked
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+        features = self._known(suffix.images)
+        return self.decoder.extend_with_pictures(
+            batch, first_position, last_rows, prefixes, states, features
+        )
+
+    def _known(self, images: Sequence[ImageInputs]) -> Features | None:
+        """The features of pictures in one pass, if every one of them comes with its own."""
         known = [image.features for image in images if image.features is not None]
-        features = None
-        if images and len(known) == len(images):
-            features = known[0] if len(known) == 1 else join_features(self.features_join, known)
-        return self.decoder.hidden_states(self.model_inputs(prompts), features)
+        if not images or len(known) < len(images):
+            return None
+        return known[0] if len(known) == 1 else join_features(self.features_join, known)
 
     @cached_property
     @default_torch_context

@@ -48,13 +48,33 @@ def reuse_problem(mllm: MLLM) -> str | None:
     if sees_suffix:
         return "what it computes for a prompt's beginning depends on what comes after"
     try:
-        if _halves_agree(mllm, prompt):
+        if _halves_agree(mllm, prompt, _image_end(mllm, prompt) + 1):
             return None
         return "a prompt in two halves gives another result than in one piece"
     except _FAILURES as error:
         if is_out_of_memory(error):
             raise
         return f"its decoder is built in a way of its own: {reason(error)}"
+
+
+@default_torch_context
+@torch.inference_mode()
+def picture_suffix_problem(mllm: MLLM) -> str | None:
+    """Why a suffix with a picture cannot go on from a cached prefix, or None where it can.
+
+    Of a model whose prefixes can be reused.
+    """
+    first = mllm.prompting.probe_prompt()
+    second = mllm.prompting.probe_prompt(mllm.prompting.encode_image(probe_image(96, 48)))
+    both = Prompt([*first.input_ids, *second.input_ids], (*first.images, *second.images))
+    try:
+        if _halves_agree(mllm, both, _image_end(mllm, first) + 1):
+            return None
+        return "what it computes for a picture depends on the picture's later tokens"
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return reason(error)
 
 
 @default_torch_context
@@ -90,14 +110,16 @@ def _prefix_sees_suffix(mllm: MLLM, prompt: Prompt) -> bool:
     return not same(one, other, tolerance=1e-3)
 
 
-def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
-    """Whether a prompt gives the same in one piece and as a suffix on its cached prefix."""
+def _halves_agree(mllm: MLLM, prompt: Prompt, split: int) -> bool:
+    """Whether a prompt gives the same in one piece and as a suffix on its cached prefix.
+
+    The first picture is in the prefix, which has `split` tokens.
+    """
     whole = mllm.hidden_states([prompt])[0, -1]
-    split = _image_end(mllm, prompt) + 1
     state_pages = num_state_pages(mllm.kv_layout)
     pool = PagePool(mllm.kv_layout, num_pages(split, state_pages), mllm.device)
     (pages,) = pages_in_turn([split], state_pages)
-    prefix = Prompt(prompt.input_ids[:split], prompt.images)
+    prefix = Prompt(prompt.input_ids[:split], prompt.images[:1])
     (start,) = mllm.prefill([prefix], pool.writer([pages], [split]))
     suffix = torch.tensor(prompt.input_ids[split:], device=mllm.device)
     zero, prefix_length, suffix_length = (
@@ -112,10 +134,15 @@ def _halves_agree(mllm: MLLM, prompt: Prompt) -> bool:
         suffix_length,
         len(suffix),
     )
-    positions = torch.arange(len(suffix), device=mllm.device) + start.next_position
     states = partial(pool.states, table)
-    halves = mllm.decoder.extend(suffix, positions, suffix_length.long() - 1, prefixes, states)[0]
-    return same(halves, whole, rounding(mllm.dtype))
+    last_rows = suffix_length.long() - 1
+    if others := prompt.images[1:]:
+        rest = Prompt(prompt.input_ids[split:], others)
+        halves = mllm.extend_with_pictures(rest, start.next_position, last_rows, prefixes, states)
+    else:
+        positions = torch.arange(len(suffix), device=mllm.device) + start.next_position
+        halves = mllm.decoder.extend(suffix, positions, last_rows, prefixes, states)
+    return same(halves[0], whole, rounding(mllm.dtype))
 
 
 def _image_end(mllm: MLLM, prompt: Prompt) -> int:

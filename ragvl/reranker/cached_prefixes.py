@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from ragvl.data.document import Document
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError, ImageError
+from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM, Prompt, Prompting, encode_picture, too_long
-from ragvl.prefix_cache import CachedPrefix, PictureSupply, PrefixCache, PrefixSupply
+from ragvl.prefix_cache import (
+    CachedPrefix,
+    PictureSupply,
+    PrefixCache,
+    PrefixSupply,
+    SuppliedPicture,
+    picture_suffix_problem,
+)
 from ragvl.reranker.chunks import Suffix
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts, shared_length
 from ragvl.reranker.runner import ChunkRunner
 from ragvl.reranker.scorer import OnError, skip
 from ragvl.reranker.whole_prompts import WholePrompts
+from ragvl.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +151,9 @@ class CachedPrefixes:
         self._supply = PrefixSupply(mllm, cache, exact=deterministic)
         self._prefixes = DocumentPrefixes(mllm.prompting, prompts, (model, cache.compression))
         self._run = ChunkRunner(mllm, head, self._supply.pool, deterministic=deterministic)
-        pictures = PictureSupply(mllm, cache, model=model)
-        self._whole = WholePrompts(mllm, prompts, head, pictures)
+        self._mllm = mllm
+        self._pictures = PictureSupply(mllm, cache, model=model)
+        self._whole = WholePrompts(mllm, prompts, head, self._pictures)
         self._deterministic = deterministic
         self._reported_whole = False
 
@@ -178,21 +188,22 @@ class CachedPrefixes:
         """Indices of pairs with their raw scores (B,), in chunks; see `Scorer`.
 
         Where a cached prefix makes one NaN, the prefix is computed again, once. Scored whole, last,
-        are pairs whose query has a picture, and those whose prompts differ from their document's
-        prefix before its pictures are over, as a chat template may write them, or anywhere in it
-        where layers carry states.
+        are pairs whose prompts differ from their document's prefix before its pictures are over, as
+        a chat template may write them, or anywhere in it where layers carry states; and those whose
+        query has a picture that cannot go on from a prefix.
         """
         apart: list[int] = []
-        chosen = [i for i, (query, _) in enumerate(pairs) if not query.pictures]
-        for is_last in (False, True):
-            again: list[int] = []
-            for suffixes, raw in self._chunks(pairs, chosen, apart, batch_size, on_error):
-                nan = raw.isnan().nonzero()[:, 0].tolist()
-                broken = self._supply.forget_broken(suffixes[row].prefix for row in nan)
-                again += [suffix.index for suffix in suffixes if suffix.prefix.key in broken]
-                rows = [i for i, s in enumerate(suffixes) if is_last or s.prefix.key not in broken]
-                yield [suffixes[row].index for row in rows], raw[rows]
-            chosen = again
+        pictured = {i for i, (query, _) in enumerate(pairs) if query.pictures}
+        if pictured and self._pictures_go_on:
+            with Workers() as workers:
+                call = self._pictures.call(workers)
+                taken = {p: call.take(p) for i in pictured for p in pairs[i][0].pictures}
+                every = range(len(pairs))
+                yield from self._score_cached(pairs, every, taken, apart, batch_size, on_error)
+            pictured = set()
+        else:
+            chosen = [i for i in range(len(pairs)) if i not in pictured]
+            yield from self._score_cached(pairs, chosen, {}, apart, batch_size, on_error)
         if apart and not self._reported_whole:
             self._reported_whole = True
             logger.warning(
@@ -200,16 +211,43 @@ class CachedPrefixes:
                 "their prompts are scored whole (%d now)",
                 len(apart),
             )
-        apart += [i for i, (query, _) in enumerate(pairs) if query.pictures]
+        apart += sorted(pictured)
         size = 1 if self._deterministic else batch_size
         whole = [pairs[i] for i in apart]
         for places, raw in self._whole.score(whole, size, on_error):
             yield [apart[place] for place in places], raw
 
+    @cached_property
+    def _pictures_go_on(self) -> bool:
+        """Whether a query's picture can be in a suffix; where not, a line of the log says why."""
+        if problem := picture_suffix_problem(self._mllm):
+            logger.warning("queries with pictures are scored whole: %s", problem)
+        return problem is None
+
+    def _score_cached(
+        self,
+        pairs: Sequence[Queried],
+        chosen: Sequence[int],
+        taken: Mapping[Picture, SuppliedPicture],
+        apart: list[int],
+        batch_size: int | None,
+        on_error: OnError,
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        for is_last in (False, True):
+            again: list[int] = []
+            for suffixes, raw in self._chunks(pairs, chosen, taken, apart, batch_size, on_error):
+                nan = raw.isnan().nonzero()[:, 0].tolist()
+                broken = self._supply.forget_broken(suffixes[row].prefix for row in nan)
+                again += [suffix.index for suffix in suffixes if suffix.prefix.key in broken]
+                rows = [i for i, s in enumerate(suffixes) if is_last or s.prefix.key not in broken]
+                yield [suffixes[row].index for row in rows], raw[rows]
+            chosen = again
+
     def _chunks(
         self,
         pairs: Sequence[Queried],
         chosen: Iterable[int],
+        taken: Mapping[Picture, SuppliedPicture],
         apart: list[int],
         batch_size: int | None,
         on_error: OnError,
@@ -217,7 +255,8 @@ class CachedPrefixes:
         """Suffixes of the `chosen` pairs with their raw scores (B,).
 
         Pairs are taken document by document, so that a prefix is built once and held for no longer
-        than its own pairs are at work. `apart` gets the pairs that must be scored whole.
+        than its own pairs are at work. `taken` are queries' pictures; `apart` gets the pairs that
+        must be scored whole.
         """
         by_prefix: dict[tuple[int, str | None], list[int]] = {}
         for i in chosen:
@@ -229,38 +268,49 @@ class CachedPrefixes:
         ]
         for block in self._supply.blocks(wanted, partial(skip, on_error=on_error)):
             held = [(i, *pairs[i], prefix) for one, prefix in block for i in one.pairs]
-            suffixes = self._suffixes(held, apart, on_error)
+            suffixes = self._suffixes(held, taken, apart, on_error)
             for chunk in self._run.chunks(suffixes, batch_size):
                 yield chunk, self._run(chunk)
 
     def _suffixes(
         self,
         held: Sequence[tuple[int, Query, Document, CachedPrefix]],
+        taken: Mapping[Picture, SuppliedPicture],
         apart: list[int],
         on_error: OnError,
     ) -> list[Suffix]:
         """What is left of each prompt; `apart` gets those whose pictures are no part of it."""
+        every = []
+        for index, query, document, prefix in held:
+            try:
+                pictures = [taken[picture].seen() for picture in query.pictures]
+            except DocumentError as error:
+                skip(error, on_error)
+            else:
+                every.append((index, query, document, prefix, pictures))
         prompts = self._prompts.tokens(
-            [(query, document, prefix.expansions) for _, query, document, prefix in held]
+            [
+                (query, document, (*prefix.expansions, *(one.expansion for one in pictures)))
+                for _, query, document, prefix, pictures in every
+            ]
         )
         suffixes = []
         most = self._prompts.max_length
-        for (index, query, document, prefix), ids in zip(held, prompts, strict=True):
+        for (index, query, document, prefix, pictures), ids in zip(every, prompts, strict=True):
             if len(ids) > most:
-                error = too_long(most, len(ids), [document], index=index, query=query)
-                skip(error, on_error)
+                skip(too_long(most, len(ids), [document], index=index, query=query), on_error)
                 continue
             shared = shared_length(ids, prefix.input_ids)
-            rest = ids[shared:]
-            if shared < len(prefix.input_ids) and self._cannot_go_on(rest):
+            if shared < len(prefix.input_ids) and self._cannot_go_on(prefix, shared):
                 apart.append(index)
                 continue
-            suffixes.append(Suffix(index, prefix, shared, rest))
+            suffixes.append(Suffix(index, prefix, shared, ids[shared:], pictures))
         return suffixes
 
-    def _cannot_go_on(self, rest: Sequence[int]) -> bool:
+    def _cannot_go_on(self, prefix: CachedPrefix, shared: int) -> bool:
         """Whether a prompt cannot start from an earlier token than its prefix's last.
 
-        A picture would be in `rest`; and a state is known behind the last token alone.
+        A picture would not be whole; and a state is known behind the last token alone.
         """
-        return self._prompting.image_token_id in rest or bool(self._supply.pool.state_pages)
+        image_token_id = self._prompting.image_token_id
+        return image_token_id in prefix.input_ids[shared:] or bool(self._supply.pool.state_pages)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from ragvl.mllm import ImageInputs
 from ragvl.prefix_cache import CachedPrefix, page_table
 
 
@@ -21,12 +22,19 @@ class Suffix:
         prefix: the cached prefix.
         shared: how many tokens of the prefix the prompt begins with; as a rule all.
         input_ids: the tokens after those.
+        pictures: those among these tokens, in order.
     """
 
     index: int
     prefix: CachedPrefix
     shared: int
     input_ids: list[int]
+    pictures: Sequence[ImageInputs] = ()
+
+    @property
+    def first_position(self) -> int:
+        """Of its first token: it goes on where its prefix ends, or sooner if less is shared."""
+        return self.prefix.next_position - len(self.prefix.input_ids) + self.shared
 
 
 class Shape(NamedTuple):
@@ -80,8 +88,7 @@ class Chunk:
         chunk = cls(shape, pinned=pinned)
         lengths = [len(suffix.input_ids) for suffix in suffixes]
         ends = list(accumulate(lengths))
-        # A suffix goes on where its prefix ends, or sooner if some of that is not shared
-        firsts = [s.prefix.next_position - len(s.prefix.input_ids) + s.shared for s in suffixes]
+        firsts = [suffix.first_position for suffix in suffixes]
         for target, values in (
             (chunk.input_ids, [token for suffix in suffixes for token in suffix.input_ids]),
             (

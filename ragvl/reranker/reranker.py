@@ -81,8 +81,7 @@ class Reranker(CrossEncoderDialect):
     """An MLLM as a reranker: prefill only, nothing is generated (RagVL, arXiv 2407.21439, 3.1).
 
     Whatever precedes the query in a prompt, pictures and texts, is computed once for a document and
-    kept; a later query costs its own tokens only, and its scores are the same. A query that has a
-    picture is scored in one piece with each document.
+    kept; a later query costs its own tokens only, and its scores are the same.
 
     Args:
         mllm: the model.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ragvl.forks import fork_safe
-from ragvl.mllm import MLLM
+from ragvl.mllm import MLLM, Prompt, ReadStates
+from ragvl.ops import PrefixBatch
 from ragvl.ops.backends import on_device
 from ragvl.prefix_cache import PagePool
 from ragvl.reranker.chunks import Chunk, Shape, Suffix
@@ -60,8 +61,8 @@ class ChunkRunner:
     ) -> Iterator[Sequence[Suffix]]:
         """`suffixes`, in order, cut where a chunk is full.
 
-        Where a chunk's longest suffix could decide bits, those that count as equally long come
-        together, the shorter first.
+        One with pictures is a chunk by itself. Where a chunk's longest suffix could decide bits,
+        those that count as equally long come together, the shorter first.
         """
         max_size = _BLOCK_ROWS if batch_size is None else min(batch_size, _BLOCK_ROWS)
         suffixes = sorted(suffixes, key=self._counted_length)
@@ -75,7 +76,8 @@ class ChunkRunner:
         start = rows = 0
         for end, suffix in enumerate(suffixes):
             length = len(suffix.input_ids)
-            if end > start and (rows + length > self._max_rows or end - start == max_size):
+            is_full = rows + length > self._max_rows or end - start == max_size
+            if end > start and (is_full or suffix.pictures or suffixes[start].pictures):
                 yield suffixes[start:end]
                 start, rows = end, 0
             rows += length
@@ -90,12 +92,16 @@ class ChunkRunner:
             max(len(suffix.input_ids) for suffix in suffixes),
         )
         if not self._on_gpu:
-            return self._raw(Chunk.pack(suffixes, shape))[: len(suffixes)]
+            return self._run(Chunk.pack(suffixes, shape), suffixes)[: len(suffixes)]
         chunk = Chunk.pack(suffixes, shape, pinned=True)
         with self._lock, on_device(self._mllm.device):
             for suffix in suffixes:
                 suffix.prefix.wait()
-            return self._graphs.of(shape, self._raw)(chunk)[: len(suffixes)]
+            if suffixes[0].pictures:
+                raw = self._run(chunk.to(self._mllm.device), suffixes).cpu()
+            else:
+                raw = self._graphs.of(shape, self._raw)(chunk)
+            return raw[: len(suffixes)]
 
     @torch.inference_mode()
     def prepare(self, pages: int, suffix_length: int) -> None:
@@ -117,8 +123,29 @@ class ChunkRunner:
             pages, longest = _power_of_two(pages), _power_of_two(longest)
         return Shape(_round_up(rows, self._row_step), _BLOCK_ROWS, pages, longest)
 
+    def _run(self, chunk: Chunk, suffixes: Sequence[Suffix]) -> Tensor:
+        """(B,) float32 on the model's device, of what `chunk` was packed from."""
+        first = suffixes[0]
+        if not first.pictures:
+            return self._raw(chunk)
+        hidden = self._mllm.extend_with_pictures(
+            Prompt(first.input_ids, tuple(first.pictures)),
+            first.first_position,
+            chunk.last_rows,
+            *self._reached(chunk),
+            num_rows=chunk.shape.rows,
+        )
+        return self._read(hidden)
+
     def _raw(self, chunk: Chunk) -> Tensor:
         """(B,) float32 on the model's device."""
+        hidden = self._mllm.decoder.extend(
+            chunk.input_ids, chunk.position_ids, chunk.last_rows, *self._reached(chunk)
+        )
+        return self._read(hidden)
+
+    def _reached(self, chunk: Chunk) -> tuple[Sequence[PrefixBatch | None], ReadStates]:
+        """What each layer goes on from."""
         prefixes = self._pool.batches(
             chunk.page_table,
             chunk.prefix_lengths,
@@ -126,13 +153,9 @@ class ChunkRunner:
             chunk.suffix_lengths,
             chunk.shape.longest,
         )
-        hidden = self._mllm.decoder.extend(
-            chunk.input_ids,
-            chunk.position_ids,
-            chunk.last_rows,
-            prefixes,
-            partial(self._pool.states, chunk.page_table),
-        )
+        return prefixes, partial(self._pool.states, chunk.page_table)
+
+    def _read(self, hidden: Tensor) -> Tensor:
         return self._head(hidden, torch.arange(len(hidden), device=hidden.device))
 
 

@@ -106,6 +106,40 @@ def test_mappings_and_bare_pictures_are_documents_and_queries(
     assert fast_rerank("Red?", [{"text": "It is red."}, image], model=reranker)[0].score > 0
 
 
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl", "idefics3"])
+def test_a_query_with_a_picture_costs_its_own_tokens(
+    tiny_mllm: Callable[[str], MLLM], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its picture is looked at once, and goes on from the documents' prefixes."""
+    mllm = tiny_mllm(architecture)
+    reranker = Reranker(mllm, prefix_cache=PrefixCache("64MiB"))
+    reranker.warm(DOCUMENTS, progress=False)
+    pairs = [pair for pair in PAIRS if not isinstance(pair[0], str)]
+    expected = plain_scores(reranker, pairs)
+    reranker.score(pairs[:1])  # the model is tried
+    looked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(MLLM, "hidden_states", lambda *_: pytest.fail("a prompt was run whole"))
+        patch.setattr(
+            MLLM,
+            "with_features",
+            lambda self, image, real=MLLM.with_features: looked.append(1) or real(self, image),
+        )
+        scores = reranker.score(pairs)
+        assert len(looked) == 1  # the other query's is known
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_where_a_picture_cannot_go_on_it_is_said_once(
+    tiny_mllm: Callable[[str], MLLM], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gemma 3's pictures see their own later tokens."""
+    reranker = Reranker(tiny_mllm("gemma3"), prefix_cache=PrefixCache("64MiB"))
+    for _ in range(2):
+        reranker.rank(QUERIES[1], DOCUMENTS[:2])
+    assert caplog.text.count("queries with pictures are scored whole: what it computes") == 1
+
+
 INSTRUCTED = PromptTemplate(
     "instructed",
     "{instruction}\n{document}\nQuery: {query}",
@@ -161,6 +195,8 @@ class TestRefused:
             reranker.rank("Red?", [Document(parts=["a", torn])])
         with pytest.raises(ImageError, match=r"query.*torn\.png"):
             reranker.rank(Query(image=torn), DOCUMENTS[:1])
+        pairs = [(Query(image=torn), DOCUMENTS[0]), ("Red?", DOCUMENTS[0])]
+        assert reranker.score(pairs, on_error="skip").isnan().tolist() == [True, False]
 
     @pytest.mark.parametrize(
         ("template", "message"),
