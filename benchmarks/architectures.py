@@ -150,6 +150,10 @@ PUBLISHED = {
     "deepseek_vl": Published(
         "deepseek-community/deepseek-vl-1.3b-chat", 24, 16, 128, {}, {"num_image_tokens": 576}
     ),
+    "janus": Published(
+        "deepseek-community/Janus-Pro-1B", 24, 16, 128, {}, {"num_image_tokens": 576}
+    ),
+    "ernie4_5_vl_moe": Published("baidu/ERNIE-4.5-VL-28B-A3B-PT", 28, 4, 128),
     "vipllava": Published("llava-hf/vip-llava-7b-hf", 32, 32, 128, _CLIP_336, {"patch_size": 14}),
     "video_llama_3": Published("lkhl/VideoLLaMA3-2B-Image-HF", 28, 2, 128),
 }
