@@ -87,9 +87,13 @@ def test_cold_warm_and_plain_are_the_same(
     assert torch.equal(shuffled, cold[order])
 
 
-def test_scores_are_the_same_bits_in_bfloat16(tiny_model: Callable[[str], Path]) -> None:
-    reranker = Reranker.from_pretrained(tiny_model(TINY), device="cpu", dtype="bfloat16")
-    exact = Reranker.from_pretrained(tiny_model(TINY), device="cpu", dtype="float32")
+@pytest.mark.parametrize("architecture", [TINY, *HYBRIDS])
+def test_scores_are_the_same_bits_in_bfloat16(
+    architecture: str, tiny_model: Callable[[str], Path]
+) -> None:
+    folder = tiny_model(architecture)
+    reranker = Reranker.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    exact = Reranker.from_pretrained(folder, device="cpu", dtype="float32")
     pairs = [(query, document) for query in QUERIES[:3] for document in ragged_documents()]
     cold = reranker.score(pairs)
     assert torch.equal(reranker.score(pairs), cold)
