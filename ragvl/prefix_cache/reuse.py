@@ -10,6 +10,7 @@ from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError, UnsupportedModelError
 from ragvl.mllm.head import rounding, same
 from ragvl.mllm.inputs import probe_image
+from ragvl.model_files import shown_list
 from ragvl.prefix_cache.pages import (
     PagePool,
     num_pages,
@@ -20,7 +21,10 @@ from ragvl.prefix_cache.pages import (
 from ragvl.runtime import is_out_of_memory
 from ragvl.torch_context import default_torch_context
 
-_CHUNKED = "chunked_attention"  # of a configuration's `layer_types`, as Llama 4's has it
+# What a configuration's `layer_types` may name: layers whose tokens see all before them or those
+# in a window, or that carry a state. Others, as Llama 4's chunks and attention to tokens that an
+# index picks, do the same on a prompt that is small enough.
+_KNOWN_KINDS = {"full_attention", "sliding_attention", "linear_attention", "conv"}
 # What code of transformers raises that does not go together with ours
 _FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -34,8 +38,8 @@ def reuse_problem(mllm: MLLM) -> str | None:
         UnsupportedModelError: the model fails on a prompt with a picture.
     """
     kinds = getattr(mllm.model.config.get_text_config(), "layer_types", None) or ()
-    if _CHUNKED in kinds:
-        return "some of its layers see a prompt in chunks, which no small prompt shows"
+    if unknown := sorted(set(kinds) - _KNOWN_KINDS):
+        return f"no small prompt shows what its layers of {shown_list(unknown)} do in a large one"
     prompt = mllm.prompting.probe_prompt()
     try:
         sees_suffix = _prefix_sees_suffix(mllm, prompt)

@@ -39,11 +39,14 @@ def test_an_attention_scale_is_passed_on(tiny_model: Callable[[str], Path]) -> N
     assert reuse_problem(mllm) is None
 
 
-def test_attention_in_chunks_is_a_problem(tiny_model: Callable[[str], Path]) -> None:
-    """A chunk of Llama 4's is 8,192 tokens, and its mask is all that knows of it."""
+@pytest.mark.parametrize("kind", ["chunked_attention", "indexed_attention"])
+def test_attention_that_differs_on_long_prompts_alone_is_a_problem(
+    kind: str, tiny_model: Callable[[str], Path]
+) -> None:
+    """A chunk of Llama 4's is 8,192 tokens; an index picks a few thousand."""
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
-    mllm.model.config.get_text_config().layer_types = ["chunked_attention", "full_attention"]
-    assert "in chunks" in str(reuse_problem(mllm))
+    mllm.model.config.get_text_config().layer_types = [kind, "full_attention"]
+    assert f"what its layers of {kind} do in a large one" in str(reuse_problem(mllm))
 
 
 def test_code_that_fails_is_a_problem_and_no_error(tiny_model: Callable[[str], Path]) -> None:
