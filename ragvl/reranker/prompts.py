@@ -41,7 +41,6 @@ class Prompts:
         template: as given.
         captions: cuts captions.
         cuts: what was cut because of `lengths`.
-        max_length: how many tokens a prompt may have.
 
     Raises:
         ValueError: `caption_tokens` is below 1.
@@ -58,7 +57,6 @@ class Prompts:
         self.template = template
         self.captions = CaptionLimit(prompting, caption_tokens)
         self.cuts = Cuts()
-        self.max_length = min(prompting.max_length, lengths.prompt or prompting.max_length)
         self._lengths = lengths
         self._by_instruction: dict[str | None, Lengths] = {}
         self._texts = CaptionLimit(prompting, lengths.text)
@@ -72,6 +70,12 @@ class Prompts:
             self.captions.max_tokens,
             self._lengths,
         )
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a prompt may have."""
+        most = self._prompting.max_length
+        return min(most, self._lengths.prompt or most)
 
     def check(self, query: Query, document: Document) -> None:
         """Refuses what the template has no place for, before any work.
