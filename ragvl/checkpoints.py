@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ragvl.files import expand_user
+from ragvl.files import expand_user, open_regular
 from ragvl.messages import quoted, reason, shown
 from ragvl.model_files import (
     ADAPTER_CONFIG,
@@ -41,6 +41,9 @@ from ragvl.model_files import (
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # Of each of sentence-transformers' modules, which are small
 _OF_MODULES = ("config.json", WEIGHTS)
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER = "tokenizer.json"
+_MAX_TEMPLATE_BYTES = 1 << 24
 _LIKELY_SLIP = 0.85  # of difflib's ratio, from which a name that may be a hub id is a mistyped path
 
 
@@ -64,17 +67,15 @@ class Checkpoint:
 
     @property
     def processor_folder(self) -> Path:
-        """Where tokenizer and processor are: with the adapters, if they brought them."""
-        return self._with_adapters("tokenizer_config.json")
+        """Where tokenizer and processor are: with the adapters, if they brought both."""
+        own = self.adapters
+        return self.folder if own is None or not _holds_processor(own) else own
 
     @property
     def modules_folder(self) -> Path:
         """Where sentence-transformers' modules are: with the adapters, if they brought them."""
-        return self._with_adapters(MODULES)
-
-    def _with_adapters(self, file: str) -> Path:
-        own = self.adapters is not None and (self.adapters / file).is_file()
-        return self.adapters if own and self.adapters is not None else self.folder
+        own = self.adapters
+        return self.folder if own is None or not (own / MODULES).is_file() else own
 
 
 def find_checkpoint(
@@ -370,7 +371,7 @@ def _with_adapters(place: _Place, hub: _Hub, base: _Place | None = None) -> Chec
         )
     check_weights({folder / ADAPTER_WEIGHTS: None})
     if base is not None:
-        return replace(_base_model(base), name=place.name, adapters=folder)
+        return _joined(_base_model(base), place)
     settings = read_json(folder / ADAPTER_CONFIG)
     named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(named, str) or not named:
@@ -388,7 +389,53 @@ def _with_adapters(place: _Place, hub: _Hub, base: _Place | None = None) -> Chec
             "from where it is, and give the folder as adapters=; or put the model's path into "
             f"base_model_name_or_path of its {ADAPTER_CONFIG}"
         ) from error
-    return replace(whole, name=place.name, adapters=folder)
+    return _joined(whole, place)
+
+
+def _joined(base: Checkpoint, adapters: _Place) -> Checkpoint:
+    """Adapters on their model.
+
+    Raises:
+        UnsupportedModelError: they bring a tokenizer that is not the model's, and no processor.
+    """
+    folder = adapters.folder
+    if not _holds_processor(folder) and (changed := _changed_text_files(folder, base.folder)):
+        raise UnsupportedModelError(
+            f"{shown(folder)} has another {changed} than its model {shown(base.folder)}, and not "
+            "the rest of a processor: save the whole processor into it (processor.save_pretrained),"
+            " or remove its tokenizer's files if the model's own are meant"
+        )
+    return replace(base, name=adapters.name, adapters=folder)
+
+
+def _holds_processor(folder: Path) -> bool:
+    held = [(folder / name).is_file() for name in _PROCESSOR_FILES]
+    return any(held) and (folder / "tokenizer_config.json").is_file()
+
+
+def _changed_text_files(adapters: Path, base: Path) -> str | None:
+    """What of a tokenizer lies with adapters and is not as in their model's folder."""
+    if (adapters / _TOKENIZER).is_file() and _vocabulary(adapters) != _vocabulary(base):
+        return "tokenizer"
+    own = _chat_template(adapters)
+    return "chat template" if own is not None and own != _chat_template(base) else None
+
+
+def _vocabulary(folder: Path) -> dict[str, Any]:
+    """A tokenizer as its file has it, without how it was last called."""
+    if not (folder / _TOKENIZER).is_file():
+        return {}
+    called = ("truncation", "padding")
+    return {name: x for name, x in read_json(folder / _TOKENIZER).items() if name not in called}
+
+
+def _chat_template(folder: Path) -> object:
+    if (path := folder / "chat_template.jinja").is_file():
+        with open_regular(path, max_bytes=_MAX_TEMPLATE_BYTES) as file:
+            return file.read().decode("utf-8", "replace")
+    settings = [folder / name for name in ("chat_template.json", "tokenizer_config.json")]
+    given = (read_json(path).get("chat_template") for path in settings if path.is_file())
+    return next((template for template in given if template is not None), None)
 
 
 def _base_model(place: _Place) -> Checkpoint:

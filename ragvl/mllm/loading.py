@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ from ragvl.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
+    PEFT_MODEL,
     UnsuitableSettingError,
     UnsupportedModelError,
     read_json,
     shown_list,
     weight_files,
+    weight_names,
     weight_shapes,
 )
 
@@ -106,7 +108,8 @@ def load_model(
 
     Weights are read from safetensors only, and code in the checkpoint runs only with
     `trust_remote_code`. Adapters are merged into the model that they belong on. Without
-    `language_head` that head may be missing, and is not read; below adapters it is.
+    `language_head` that head may be missing, and is not read; and what adapters hold of modules
+    that the model lacks, such as a score network, is left to whoever reads it.
 
     Raises:
         UnsupportedModelError: it is damaged, or lacks weights.
@@ -115,14 +118,22 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    # Adapters name the layers of a model with its head
-    with_head = language_head or checkpoint.adapters is not None
-    auto_class = _auto_class(checkpoint.folder, config, with_head=with_head)
+    auto_class = _auto_class(checkpoint.folder, config, with_head=language_head)
+    if checkpoint.adapters is not None and not language_head:
+        code = {"trust_remote_code": trust_remote_code}
+        if not _are_for(auto_class, config, code, checkpoint.adapters):
+            auto_class = _auto_class(checkpoint.folder, config, with_head=True)
     model = load_weights(
-        auto_class, checkpoint.folder, check=check_structure, config=config, **options
+        auto_class,
+        checkpoint.folder,
+        check=check_structure,
+        language_head=language_head,
+        config=config,
+        **options,
     )
     if checkpoint.adapters is not None:
-        model = _with_adapters(model, checkpoint.adapters)
+        model = _with_adapters(model, checkpoint.adapters, whole=language_head)
+        model = model if language_head else model.base_model
     # What a checkpoint that is trained from this one calls its base
     model.name_or_path = model.config.name_or_path = checkpoint.name
     return model.eval()
@@ -203,6 +214,7 @@ def load_weights(
     folder: Path,
     *,
     check: Callable[[PreTrainedModel], None] = lambda _: None,
+    language_head: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
     """A model with all of its weights, from a folder that `find_checkpoint` checked.
@@ -211,6 +223,7 @@ def load_weights(
         auto_class: one of transformers' Auto classes.
         folder: the model's.
         check: looks at the model without weights, before they are read.
+        language_head: False lets the weights of that head be missing.
         options: what else `from_pretrained` takes.
 
     Raises:
@@ -226,7 +239,8 @@ def load_weights(
             ignore_mismatched_sizes=True,  # it is refused below, in one line
             **options,
         )
-    if missing := sorted(info["missing_keys"]):
+    needless = set() if language_head else _head_weights(model)
+    if missing := sorted(set(info["missing_keys"]) - needless):
         raise UnsupportedModelError(
             f"{shown(folder)} lacks {len(missing)} weights of the model, which would be random: "
             f"{shown_list(missing)}; save the whole model into the folder"
@@ -238,6 +252,13 @@ def load_weights(
             f"{shown(name)}: {tuple(there)}, not {tuple(wanted)}"
         )
     return model
+
+
+def _head_weights(model: PreTrainedModel) -> set[str]:
+    """The names of the weights of a model's language-model head."""
+    head = model.get_output_embeddings()
+    paths = [path for path, module in model.named_modules() if module is head]
+    return {f"{path}.{name}" for path in paths for name in head._parameters}
 
 
 def _check_shape(
@@ -323,8 +344,35 @@ def _load_config(checkpoint: Checkpoint, code: dict[str, Any]) -> PretrainedConf
     return config
 
 
-def _with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`model` with the adapters in `folder` merged into its weights."""
+def _are_for(auto_class: Any, config: PretrainedConfig, code: dict[str, Any], folder: Path) -> bool:
+    """Whether adapters name the modules of the model that `auto_class` makes."""
+    with naming(folder / ADAPTER_CONFIG, "configuration"), torch.device("meta"):
+        model = auto_class.from_config(config, **code)
+    modules = {path for path, _ in model.named_modules()}
+    saved = _saved_modules(read_json(folder / ADAPTER_CONFIG).get("modules_to_save"))
+    paths = [
+        name.removeprefix(PEFT_MODEL).split(".")
+        for name in weight_names(folder / ADAPTER_WEIGHTS)
+        if not _is_of(name, saved)
+    ]
+    # What an adapter calls its weight stands behind its module's path, in one part or two
+    return all({".".join(path[:-1]), ".".join(path[:-2])} & modules for path in paths)
+
+
+def _saved_modules(value: object) -> list[str]:
+    """The names of modules of which PEFT keeps another copy whole."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _is_of(weight: str, modules: Iterable[str]) -> bool:
+    return any(f".{name}." in f".{weight}" for name in modules)
+
+
+def _with_adapters(model: PreTrainedModel, folder: Path, *, whole: bool) -> PreTrainedModel:
+    """`model` with the adapters in `folder` merged into its weights.
+
+    Unless `whole`, modules that the adapters bring and the model lacks are passed over.
+    """
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -342,10 +390,16 @@ def _with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"{shown(folder)} holds {shown(config.peft_type)} adapters, which add to the prompt "
             "and cannot be merged into the weights"
         )
+    saved = _saved_modules(getattr(config, "modules_to_save", None))
+    paths = [f".{path}" for path, _ in model.named_modules()]
+    absent = [name for name in saved if not any(path.endswith(f".{name}") for path in paths)]
+    if not whole and absent:
+        config.modules_to_save = [name for name in saved if name not in absent] or None
     with naming(folder / ADAPTER_WEIGHTS, "adapters"):
         adapted = PeftModel(model, config)
         result = adapted.load_adapter(str(folder), "default")
         foreign, missing = sorted(result.unexpected_keys), sorted(result.missing_keys)
+        foreign = [name for name in foreign if whole or not _is_of(name, absent)]
         if foreign or missing:
             raise UnsupportedModelError(
                 f"{shown(folder / ADAPTER_WEIGHTS)} does not fit its model: {len(foreign)} weights "

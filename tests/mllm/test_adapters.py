@@ -66,6 +66,45 @@ def test_a_base_beside_its_adapters_is_found_from_anywhere(adapters, tiny_model,
     assert MLLM.from_pretrained(folder, device="cpu").architecture == "llava"
 
 
+def test_adapters_are_merged_into_the_model_that_is_given(adapters, tiny_model):
+    folder, adapted = adapters(
+        LoraConfig(r=2, target_modules=r".*v_proj", modules_to_save=["lm_head"])
+    )
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name or "lm_head.modules_to_save" in name:
+                weight.add_(0.1)
+    adapted.save_pretrained(folder)
+    _config(folder, base_model_name_or_path="/it/was/trained/here")
+    with pytest.raises(FileNotFoundError, match="give the folder as adapters="):
+        MLLM.from_pretrained(folder)
+    base = tiny_model("llava")
+    loaded = MLLM.from_pretrained(base, adapters=folder, device="cpu", dtype="float32")
+    with torch.no_grad():
+        prompt = loaded.prompting.encode_prompt(loaded.prompting.render("Yes or No?"))
+        batch = loaded.model_inputs([prompt])
+        torch.testing.assert_close(loaded.model(**batch).logits, adapted(**batch).logits)
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json"):
+        MLLM.from_pretrained(base, adapters=base)
+    with pytest.raises(UnsupportedModelError, match="a folder of adapters itself"):
+        MLLM.from_pretrained(folder, adapters=folder)
+
+
+def test_a_tokenizer_beside_adapters_is_the_models_or_refused(adapters, tiny_model):
+    folder, _ = adapters()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model("llava") / name, folder / name)
+    assert MLLM.from_pretrained(folder, device="cpu").architecture == "llava"
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UnsupportedModelError, match="another chat template than its model"):
+        MLLM.from_pretrained(folder, device="cpu")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["added_tokens"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match=r"another tokenizer .*save the whole"):
+        MLLM.from_pretrained(folder, device="cpu")
+
+
 def _config(folder: Path, **changes: object) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

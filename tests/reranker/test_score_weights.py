@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from plain import picture
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -215,3 +216,46 @@ def test_a_missing_file_is_refused_before_the_model_is_read(scored, tmp_path, mo
     monkeypatch.setattr(MLLM, "from_pretrained", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(FileNotFoundError, match=r"2_Dense.w\.safetensors is missing"):
         load(folder, DENSE)
+
+
+# --- in adapters --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_head", [True, False], ids=["of the whole model", "of its base"])
+@torch.no_grad()
+def test_a_network_that_was_trained_with_adapters_is_read_from_them(
+    with_head, scored, tiny_model, tmp_path
+) -> None:
+    """As PEFT saves `modules_to_save=["score"]`, beside adapters by either class's names."""
+    full = MLLM.from_pretrained(tiny_model("qwen2_vl"), device="cpu", dtype="float32")
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = get_peft_model(full.model if with_head else full.model.base_model, settings)
+    adapted.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    width = full.model.config.get_text_config().hidden_size
+    trained = torch.full((1, width), 0.5)
+    save_file(
+        {**weights, "base_model.model.score.weight": trained},
+        tmp_path / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    config = tmp_path / "adapter_config.json"
+    found = json.loads(config.read_text()) | {"modules_to_save": ["score"]}
+    config.write_text(json.dumps(found | {"base_model_name_or_path": str(scored("qwen2_vl"))}))
+
+    document = Document(picture(1), caption="A barn")
+    for reranker in (
+        load(tmp_path, LINEAR),
+        load(scored("qwen2_vl"), LINEAR, adapters=tmp_path),
+    ):
+        assert not any("lora" in name for name, _ in reranker.mllm.model.named_modules())
+        image = full.prompting.encode_image(document.load())
+        prompt = full.prompting.encode_prompt(reranker.prompt(QUERY, document), [image])
+        batch = full.model_inputs([prompt])
+        states = full.model.base_model(**batch, use_cache=False).last_hidden_state[0].double()
+        expected = float(trained.double() @ states.mean(0))
+        raw = reranker.score([(QUERY, document)], raw=True)
+        assert raw.item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UnsupportedModelError, match=r"[19] weights have no place in it"):
+        Reranker.from_pretrained(tiny_model("qwen2_vl"), adapters=tmp_path, device="cpu")
