@@ -312,7 +312,7 @@ class _ByContent(PromptTemplate):
 
     def of(self, document: Document) -> PromptTemplate:
         if not _is_picture(document):
-            return DOCUMENT
+            return DOCUMENT.of(document)
         return PLAIN if document.caption is None else CAPTION
 
 

@@ -28,7 +28,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import ImageError, count_kept_pixels
+from ragvl.data.images import DocumentError, ImageError, count_kept_pixels
 from ragvl.data.picture import Picture
 from ragvl.data.query import Query, QueryLike
 from ragvl.forks import fork_safe
@@ -188,12 +188,15 @@ class DualEncoder:
             (n, dim) float32.
 
         Raises:
-            ImageError: a picture cannot be used; the message names its document.
+            DocumentError: a document is empty, or a picture cannot be used; the message names it.
             TypeError: an item is neither a document nor a picture.
             ValueError: `batch_size` is below 1.
             FloatingPointError: a vector is not finite.
         """
         every = [Document.of(document) for document in documents]
+        for document in every:
+            if not document.parts:
+                raise DocumentError(f"{document.name}: there is nothing to find it by")
         pictures = [picture for document in every for picture in document.pictures]
         of_pictures = iter(self.encode_pictures(pictures, batch_size=batch_size, progress=progress))
         texts = ["\n".join(map(str, one.parts)) for one in every if not one.pictures]
@@ -223,6 +226,8 @@ class DualEncoder:
         for i, query in enumerate(queries):
             try:
                 every.append(Query.of(query))
+                if not every[-1].parts:
+                    raise ValueError("the query is empty: give it a text or an image")
             except (TypeError, ValueError) as error:
                 raise type(error)(f"queries[{i}]: {error}") from error
         of_texts = iter(self.encode_texts([q.text for q in every if q.text is not None]))

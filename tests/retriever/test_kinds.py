@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ragvl import Document, Query
-from ragvl.data.images import ImageError
+from ragvl.data.images import DocumentError, ImageError
 from ragvl.retriever import IndexFileError, Retriever, VectorIndex
 from ragvl.retriever.kinds import search_in_turn
 
@@ -48,6 +48,13 @@ def test_vectors_of_queries(encoder, pictures):
         encoder.encode_queries(["a", 3])
     with pytest.raises(ImageError, match=r"the query .*no\.png"):
         encoder.encode_queries([Query(image=Path("no.png"))])
+    with pytest.raises(ValueError, match=r"queries\[0\]: the query is empty"):
+        encoder.encode_queries([Query(instruction="Find it.")])
+
+
+def test_a_document_that_says_nothing_is_named(encoder):
+    with pytest.raises(DocumentError, match=r"'blank' .*nothing to find it by"):
+        encoder.encode_documents([Document(text="a"), Document(parts=[], id="blank")])
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
