@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -17,9 +17,10 @@ from transformers.processing_utils import ProcessorMixin
 from ragvl.messages import quoted, reason
 from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
 from ragvl.mllm.control_tokens import ControlTokens
-from ragvl.mllm.conversation import IMAGE_PART, TEXT_OF_ALL_KINDS, Conversations, unused_words
+from ragvl.mllm.conversation import IMAGE_PART, Conversations
 from ragvl.mllm.inputs import common_prefix_length
 from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
+from ragvl.mllm.pieces import TEXT_OF_ALL_KINDS, Pieces, cut, joined, marks, unused_words
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ _THOUGHTS = (
     (re.compile(r"<\|begin_of_(thought|thinking|reasoning)\|>"), r"<|end_of_\1|>", "\n\n"),
 )
 _KNOWN_FORMS = 256
-
-Pieces = tuple[tuple[str, str | None], ...]  # a text, and the field that comes after it
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Chat:
         form = self._form(template, system_turn, chat)
         self._check_fields(form, template, fields)
         filled = self._filled(form, fields)
-        return self._rendered(form, system_turn, fields) if filled is None else filled[0]
+        return self._rendered(form, system_turn, fields) if filled is None else filled
 
     def text_before(
         self,
@@ -186,8 +185,7 @@ class Chat:
         self._check_fields(form, template, {**fields, name: ""})
         filled = self._filled(form, {**fields, name: ""}, open_field=name)
         if filled is not None:
-            whole, at = filled
-            return whole[:at]
+            return filled
         words = unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
         first, second = (
             self.render(template, system_turn=system_turn, **{**fields, name: word})
@@ -285,17 +283,16 @@ class Chat:
             )
         own = "".join(text for text, _ in pieces)
         words = unused_words(f"{self._source}{own}{system_turn}", 2)
+        names = [name for _, name in pieces[:-1]]
         wholes, cuts = [], []
         for word in words:
-            marks = [f"{word}{'i' * i}{word}" for i in range(1, len(pieces))]
+            written = marks(word, len(names))
             turn = "".join(
-                text + mark for (text, _), mark in zip(pieces, [*marks, ""], strict=True)
+                text + mark for (text, _), mark in zip(pieces, [*written, ""], strict=True)
             )
             wholes.append(self._turn([{"type": "text", "text": turn}], system_turn))
-            cuts.append(_cut(wholes[-1], marks))
-        prompt = None
-        if self._treatment != "rewrites" and cuts[0] is not None and cuts[0] == cuts[1]:
-            prompt = tuple(zip(cuts[0], [name for _, name in pieces], strict=True))
+            cuts.append(cut(wholes[-1], written, names))
+        prompt = cuts[0] if self._treatment != "rewrites" and cuts[0] == cuts[1] else None
         num_control_tokens = len(self._control_tokens.find(wholes[0]))
         return _Form(pieces, prompt, _fields_at_ends(pieces), num_control_tokens)
 
@@ -324,8 +321,8 @@ class Chat:
 
     def _filled(
         self, form: _Form, fields: Mapping[str, str], open_field: str | None = None
-    ) -> tuple[str, int] | None:
-        """The prompt, and where in it `open_field` is, which may hold anything.
+    ) -> str | None:
+        """The prompt, up to `open_field` if one is named, which may hold anything.
 
         None where only rendering shows what the chat template makes of the fields.
         """
@@ -336,21 +333,7 @@ class Chat:
                 value = self.escape(fields[name])
                 if not value or value != value.strip():
                     return None
-        return self._joined(form.prompt, fields, open_field)
-
-    def _joined(
-        self, pieces: Pieces, fields: Mapping[str, str], open_field: str | None = None
-    ) -> tuple[str, int]:
-        """Texts and escaped fields in turn, and where `open_field` is."""
-        whole = ""
-        at = 0
-        for i, (text, name) in enumerate(pieces):
-            whole += text
-            if name == open_field:
-                at = len(whole)
-            if name is not None:
-                whole += self.escape(fields[name], whole, pieces[i + 1][0])
-        return whole, at
+        return joined(form.prompt, fields, self.escape, open_field)
 
     def _rendered(self, form: _Form, system_turn: str | None, fields: Mapping[str, str]) -> str:
         """The prompt as the chat template writes it.
@@ -358,7 +341,7 @@ class Chat:
         Raises:
             ValueError: it makes control tokens of a field, which no space keeps it from.
         """
-        text, _ = self._joined(form.template, fields)
+        text = joined(form.template, fields, self.escape)
         prompt = self._turn([{"type": "text", "text": text}], system_turn)
         if len(self._control_tokens.find(prompt)) != form.num_control_tokens:
             raise ValueError(
@@ -575,14 +558,3 @@ def _fields_at_ends(pieces: Pieces) -> frozenset[str]:
     if len(pieces) > 1 and not pieces[-1][0].strip():
         ends.append(pieces[-2][1])
     return frozenset(name for name in ends if name is not None)
-
-
-def _cut(whole: str, marks: Sequence[str]) -> list[str] | None:
-    """The texts around `marks`; None unless each comes once, and in this order."""
-    texts = []
-    for mark in marks:
-        if whole.count(mark) != 1:
-            return None
-        text, _, whole = whole.partition(mark)
-        texts.append(text)
-    return [*texts, whole]

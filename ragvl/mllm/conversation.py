@@ -15,11 +15,10 @@ from ragvl.messages import quoted
 from ragvl.mllm.chat_template import ChatTemplate, Messages, Treatment
 from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.inputs import common_prefix_length
+from ragvl.mllm.pieces import TEXT_OF_ALL_KINDS, Pieces, cut, joined, marks, unused_words
 
 _KNOWN_FORMS = 256
 IMAGE_PART = {"type": "image", "image": "image"}  # some templates look for the key
-# Shows what a chat template does to a text: changes of case, space, markup, characters, escapes
-TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
 
 
 class Turn(NamedTuple):
@@ -51,7 +50,7 @@ class Form:
         num_control_tokens: how many control tokens it has of its own.
     """
 
-    pieces: tuple[tuple[str, int | None], ...] | None
+    pieces: Pieces | None
     trims: bool
     num_images: int
     lost: tuple[int, ...]
@@ -90,7 +89,7 @@ class Conversations:
         """
         form, texts = self.form(turns), _texts(turns)
         if form.pieces is not None and self._puts_in(form, texts):
-            return self._joined(form.pieces, texts, None)
+            return self._joined(form.pieces, texts)
         escaped = [self._control_tokens.escape(text) for text in texts]
         prompt = self._render(_with_texts(turns, escaped))
         if len(self._control_tokens.find(prompt)) != form.num_control_tokens:
@@ -145,15 +144,17 @@ class Conversations:
     def _make_form(self, turns: Sequence[Turn]) -> Form:
         count = len(_texts(turns))
         words = unused_words(self._template.source, 2)
-        marks = [[f"{word}{'i' * i}{word}" for i in range(1, count + 1)] for word in words]
-        wholes = [self._render(_with_texts(turns, of_word)) for of_word in marks]
-        first, second = map(_cut, wholes, marks)
+        written = [marks(word, count) for word in words]
+        wholes = [self._render(_with_texts(turns, texts)) for texts in written]
+        first, second = (
+            cut(whole, texts, range(count)) for whole, texts in zip(wholes, written, strict=True)
+        )
         treatments = {self._treatment(turns, number) for number in range(count)}
         return Form(
             first if first == second and "rewrites" not in treatments else None,
             "trims" in treatments,
             wholes[0].count(self._image_token),
-            tuple(i for i, mark in enumerate(marks[0]) if mark not in wholes[0]),
+            tuple(i for i, text in enumerate(written[0]) if text not in wholes[0]),
             len(self._control_tokens.find(wholes[0])),
         )
 
@@ -176,36 +177,13 @@ class Conversations:
         escaped = map(self._control_tokens.escape, texts)
         return all(text and text == text.strip() for text in escaped)
 
-    def _joined(
-        self,
-        pieces: Sequence[tuple[str, int | None]],
-        texts: Sequence[str],
-        open_number: int | None,
-    ) -> str:
-        """Pieces and escaped texts in turn, up to the text of `open_number`."""
-        whole = ""
-        for i, (piece, number) in enumerate(pieces):
-            whole += piece
-            if number is None or number == open_number:
-                break
-            whole += self._control_tokens.escape(texts[number], whole, pieces[i + 1][0])
-        return whole
+    def _joined(self, pieces: Pieces, texts: Sequence[str], before: int | None = None) -> str:
+        return joined(pieces, dict(enumerate(texts)), self._control_tokens.escape, before)
 
     def _render(self, turns: Sequence[Turn]) -> str:
         return self._template.render(
             _messages(turns), add_generation_prompt=self._add_generation_prompt
         )
-
-
-def unused_words(text: str, number: int) -> list[str]:
-    """Words that `text` does not hold, without a common beginning or end."""
-    words = []
-    for word in ("Probe", "Reply", "Aside")[:number]:
-        unused = word
-        while unused in text:
-            unused += word
-        words.append(unused)
-    return words
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -232,15 +210,3 @@ def _with_texts(turns: Sequence[Turn], texts: Sequence[str]) -> list[Turn]:
         Turn(turn.role, tuple(None if part is None else next(coming) for part in turn.parts))
         for turn in turns
     ]
-
-
-def _cut(whole: str, marks: Sequence[str]) -> tuple[tuple[str, int | None], ...] | None:
-    """The pieces around `marks`, in whatever order; None unless each comes once."""
-    if any(whole.count(mark) != 1 for mark in marks):
-        return None
-    order = sorted(range(len(marks)), key=lambda number: whole.index(marks[number]))
-    pieces: list[tuple[str, int | None]] = []
-    for number in order:
-        piece, _, whole = whole.partition(marks[number])
-        pieces.append((piece, number))
-    return (*pieces, (whole, None))
