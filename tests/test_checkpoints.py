@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_encoders import save_checkpoint
+from tiny_models import into_cache
 
 from ragvl import Generator, Reranker
 from ragvl.checkpoints import find_checkpoint, model_folder, similar_folders
@@ -94,15 +95,6 @@ def test_similar_folders_hold_models_first(scratch):
 
 
 # --- the hub ------------------------------------------------------------------------------------
-
-
-def into_cache(folder: Path, repo_id: str, cache: Path, revision: str = "main") -> None:
-    """As the hub's client leaves a repository in its cache."""
-    repository = cache / f"models--{repo_id.replace('/', '--')}"
-    commit = hashlib.sha1(revision.encode()).hexdigest()
-    shutil.copytree(folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir(exist_ok=True)
-    (repository / "refs" / revision).write_text(commit)
 
 
 def test_a_cached_hub_model_loads_without_network(folder, scratch):

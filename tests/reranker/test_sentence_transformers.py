@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -25,10 +26,11 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
+from tiny_models import into_cache
 from tiny_models.parts import HIDDEN_SIZE
 from torch import nn
 
-from ragvl import Document, Query, Reranker
+from ragvl import Document, Query, Reranker, fast_rerank
 from ragvl.mllm import PromptTooLongError, UnsupportedModelError
 from ragvl.reranker.sentence_transformers import preset_of_folder
 
@@ -86,7 +88,7 @@ def checkpoint(
     return folder
 
 
-def load(folder: Path, **options: Any) -> Reranker:
+def load(folder: Path | str, **options: Any) -> Reranker:
     return Reranker.from_pretrained(folder, device="cpu", dtype="float32", **options)
 
 
@@ -340,6 +342,19 @@ def test_adapters_that_were_saved_with_their_modules(head, tiny_model, tmp_path)
             file.unlink()
     given = load(plain, adapters=tmp_path / "model")
     np.testing.assert_allclose(given.predict(PAIRS), expected, **EXACT)
+
+
+def test_a_hub_id_says_it_as_a_folder_does(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = checkpoint(head="a network")
+    into_cache(folder, "owner/reranker", tmp_path)
+    scores = load("owner/reranker").score(PAIRS)
+    assert torch.equal(scores, load(folder).score(PAIRS))
+    documents = [document for query, document in PAIRS if query == TEXT]
+    best, *_ = fast_rerank(TEXT, documents, model="owner/reranker", device="cpu", dtype="float32")
+    own = [score for (query, _), score in zip(PAIRS, scores, strict=True) if query == TEXT]
+    assert best.score == pytest.approx(float(max(own)), abs=1e-6)
 
 
 def test_a_preset_or_template_that_is_named_goes_before_the_files(checkpoint):

@@ -7,6 +7,7 @@ Pictures of different shape give different numbers of tokens wherever the archit
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def build_tiny(architecture: str, folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def into_cache(folder: Path, repo_id: str, cache: Path, revision: str = "main") -> None:
+    """As the hub's client leaves a repository in its cache."""
+    repository = cache / f"models--{repo_id.replace('/', '--')}"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
 
 
 def with_chat_template_changed(folder: Path, to: Path, *changes: tuple[str, str]) -> Path:
