@@ -91,7 +91,8 @@ class JinaRerankerM0:
             return_tensors="pt",
         )
         ends = {"input_ids": 100, "attention_mask": 1, "mm_token_type_ids": 0}
-        for name, end in ends.items():
+        for name in ends.keys() & inputs.keys():
+            end = ends[name]
             row = inputs[name][:, : self.max_length - 1]
             inputs[name] = torch.cat([row, torch.tensor([[end]])], 1)
         state = last_state(self.model, inputs)
@@ -135,11 +136,12 @@ class Qwen3VLReranker:
         ids = inputs["input_ids"][0].tolist()
         kept = torch.tensor([self._cut(ids[:-5]) + ids[-5:]])
         is_image = kept == self.model.config.image_token_id
-        inputs |= {
+        cut = {
             "input_ids": kept,
             "attention_mask": torch.ones_like(kept),
             "mm_token_type_ids": is_image.int(),
         }
+        inputs |= {name: x for name, x in cut.items() if name in inputs}
         vocabulary = self.processor.tokenizer.get_vocab()
         rows = self.model.lm_head.weight
         return (
