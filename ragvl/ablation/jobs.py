@@ -90,6 +90,7 @@ def data_name(path: Path, source: QuestionSet) -> str:
 
 
 def _picture_files(source: QuestionSet) -> Iterator[Path]:
+    yield from (question.image for question in source.questions if question.image is not None)
     for id in source.document_ids():
         try:
             pictures = source.document(id).pictures

@@ -11,7 +11,7 @@ from ragvl.ablation.grid import AblationSettings
 from ragvl.ablation.jobs import data_name
 from ragvl.ablation.robustness import TEST_NOISE, accuracy_by_condition
 from ragvl.data.formats import open_questions
-from ragvl.data.questions import Question, QuestionSet
+from ragvl.data.questions import Question, QuestionSet, refuse_pictures
 from ragvl.evaluation.answers import lemmatizer
 from ragvl.evaluation.evaluate import evaluate
 from ragvl.evaluation.models import Models
@@ -62,6 +62,7 @@ class TestSet:
             encoder = DualEncoder.from_pretrained(str(test.encoder))
         else:
             questions = [q for q in source.questions if q.gold and q.answers][: test.num_questions]
+            refuse_pictures(questions)
             words = lemmatizer()[0] if source.answer_metric == "webqa" else None
             if not questions:
                 raise ValueError(

@@ -62,4 +62,5 @@ def check_questions(
         return CheckReport(0, 0, error.problems)
     if pictures:
         deque(data_set.decodable(data_set.documents()), maxlen=0)
+        deque(data_set.askable(data_set.questions), maxlen=0)
     return CheckReport(len(data_set.questions), len(data_set.document_ids()), data_set.problems)

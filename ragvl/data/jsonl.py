@@ -11,6 +11,8 @@ which are `DocumentLine`s with an id:
      "documents": [{"id": "page 7", "parts": [{"image": "page-7.png"}, "Deed of sale"]}],
      "gold": ["Anna Brandt built it in 1871.", "page 7"]}
 
+A question may be about a picture, `"question_image": "photo.jpg"`.
+
 All lines' documents together are what is searched. `gold` names those of the line's own that answer
 it: images by their paths, texts word for word, `documents` by their ids. `answer` may be a list of
 accepted answers. Of `images`, `texts` and `documents` one is needed; `captions` (one for each
@@ -58,6 +60,7 @@ class QuestionLine(BaseModel):
 
     id: Text
     question: Text
+    question_image: Text | None = None
     answer: str | Annotated[tuple[str, ...], FIRST_ERROR] | None = None
     images: Paths = ()
     captions: Annotated[tuple[str | None, ...], FIRST_ERROR] | None = None
@@ -172,6 +175,9 @@ class JsonlQuestions(QuestionSet):
             message = f"{where}: {brief_quoted(error.args[0])} is none of the line's documents"
             self.problems.add("gold not among documents", message)
             return
+        if line.question_image and self._missing.among([line.question_image], where):
+            self.problems.add("question picture missing", where)
+            return
         described = {document.id: document for document in line.described()}
         named: list[str | NamedDocument] = [*line.images, *described.values()]
         if clash := next((one for one in named if self._is_another(one)), None):
@@ -202,6 +208,7 @@ class JsonlQuestions(QuestionSet):
                 gold=gold,
                 # Where no gold is known, the others are not known to be distractors either
                 negatives=tuple(id for id in there if gold and id not in gold),
+                image=self._folder / line.question_image if line.question_image else None,
             )
         )
 

@@ -6,12 +6,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.picture import Picture
-from ragvl.data.problems import Problems, no_use
+from ragvl.data.problems import Problems, brief_quoted, no_use
+from ragvl.data.query import Query
 from ragvl.identity import document_name, file_version_name, name_of
 from ragvl.messages import shown
 
@@ -35,6 +38,7 @@ class Question:
         category: what kind of question it is, in the data set's own words.
         gold: ids of the documents that answer it; empty where none is known.
         negatives: ids of the documents that the data set lists as distractors.
+        image: the file of a picture that is asked about.
     """
 
     id: str
@@ -43,6 +47,22 @@ class Question:
     category: str
     gold: tuple[str, ...]
     negatives: tuple[str, ...]
+    image: Path | None = None
+
+    @cached_property
+    def query(self) -> Query:
+        """What is asked: the text, and the picture if there is one."""
+        return Query(self.text, self.image)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The picture that is asked about, if there is one."""
+        return () if self.image is None else self.query.pictures
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """Names what is asked: others after another text, or after the picture's file changed."""
+        return self.text, *map(_version, self.pictures)
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,22 @@ class QuestionSet(ABC):
             else:
                 yield document
 
+    def askable(self, questions: Iterable[Question]) -> Iterator[Question]:
+        """The questions whose pictures can be decoded; any other is a problem, and is left out.
+
+        Raises:
+            DataError: one cannot be decoded, and `problems.strict` is set.
+        """
+        for question in questions:
+            try:
+                for picture in question.pictures:
+                    picture.load()
+            except ImageError as error:
+                message = f"question {brief_quoted(question.id)}: {error}"
+                self.problems.add("question picture broken", message)
+            else:
+                yield question
+
     def searches(self, pool: Pool = "full") -> list[Search]:
         """Which questions are searched for in which documents: usually all in all."""
         return [Search(self.questions, self.document_ids(pool))]
@@ -174,6 +210,19 @@ class QuestionSet(ABC):
             raise no_use(f"{self.name} has no usable question", self.problems)
         if len(self.problems):
             logger.warning("%s: %s", shown(self.name), self.problems)
+
+
+def refuse_pictures(questions: Iterable[Question]) -> None:
+    """Refuses questions with pictures, which a generator is not asked.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    if pictured := next((question for question in questions if question.image is not None), None):
+        raise ValueError(
+            f"question {brief_quoted(pictured.id)} has a picture, and a generator answers "
+            "questions in words"
+        )
 
 
 def one_of_each_kind(documents: Iterable[Document]) -> Iterator[Document]:

@@ -9,7 +9,7 @@ from ragvl.data.questions import Pool, QuestionSet
 from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
 from ragvl.evaluation.journal import work_folder
 from ragvl.evaluation.models import Models
-from ragvl.evaluation.ranking import answerable, check_documents, rank_questions
+from ragvl.evaluation.ranking import answerable, check_prompts, rank_questions
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.thresholds import question_name
 from ragvl.evaluation.vectors import embed_documents
@@ -52,7 +52,7 @@ def calibrate(
     if not questions:
         raise ValueError(f"no question of {source.name} has a gold document to calibrate by")
     top_k = settings.top_k_of(source)
-    check_documents(source, models.reranker)
+    check_prompts(source, questions, models.reranker)
     with work_folder(work) as folder:
         vectors = embed_documents(source, models.encoder, folder, progress=progress)
         questions = answerable(source, questions, vectors)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ragvl.data.questions import Pool, QuestionSet
+from ragvl.data.questions import Pool, QuestionSet, refuse_pictures
 from ragvl.doctor import machine, versions
 from ragvl.evaluation.answering import Answers, Selection, answer_from, select_evidence
 from ragvl.evaluation.answers import lemmatizer
@@ -20,7 +20,7 @@ from ragvl.evaluation.models import Models
 from ragvl.evaluation.ranking import (
     Ranking,
     answerable,
-    check_documents,
+    check_prompts,
     rank_questions,
     wrong_pictures,
 )
@@ -91,7 +91,8 @@ def evaluate(
 
     Raises:
         ValueError: a threshold is not known or was estimated on one of these questions, no question
-            is left, or there are no two documents to swap.
+            is left, there are no two documents to swap, or a question has a picture and neither the
+            reranker's prompts nor a generator have a place for it.
         DocumentError: the reranker's prompts have no place for a document.
         DataError: a document cannot be read, and the data set is strict.
     """
@@ -104,7 +105,9 @@ def evaluate(
     swapped = wrong_pictures(source, settings.noise_ratio, settings.seed)
     evidence: dict[Selection, list[tuple[str, ...]]] = {}
     answers: dict[Selection, list[str]] = {}
-    check_documents(source, models.reranker)
+    check_prompts(source, questions, models.reranker)
+    if models.generator is not None:
+        refuse_pictures(questions)
     with work_folder(work) as folder:
         vectors = embed_documents(source, models.encoder, folder, progress=progress)
         questions = answerable(source, questions, vectors)

@@ -58,14 +58,14 @@ def time_stages(
         (hits,) = clock(
             "retrieve",
             lambda: search_in_turn(
-                index, models.encoder.encode_texts([question.text]), num_candidates, kinds
+                index, models.encoder.encode_queries([question.query]), num_candidates, kinds
             ),
         )
         documents = list(source.documents(ids=[id for id, _ in hits]))
 
         def rerank() -> Any:
             return models.reranker.rank(
-                question.text, documents, threshold=threshold, on_error="skip", progress=False
+                question.query, documents, threshold=threshold, on_error="skip", progress=False
             )
 
         models.reranker.prefix_cache.clear()

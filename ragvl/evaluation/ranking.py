@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ class Ranking:
 def answerable(
     source: QuestionSet, questions: Sequence[Question], vectors: Mapping[str, np.ndarray]
 ) -> list[Question]:
-    """The questions whose gold documents can all be read; the others are problems of the data set.
+    """The questions that can be read, as their gold documents can all; others are problems.
 
     As a gold document without a picture, so one with a broken picture leaves nothing to retrieve.
 
@@ -79,7 +79,7 @@ def answerable(
         DataError: there is one that is not, and the data set is strict.
     """
     usable = []
-    for question in questions:
+    for question in source.askable(questions):
         broken = [id for id in question.gold if id not in vectors]
         if broken:
             source.problems.add(
@@ -92,14 +92,20 @@ def answerable(
     return usable
 
 
-def check_documents(source: QuestionSet, reranker: Reranker) -> None:
-    """Refuses data with documents that the reranker's prompts have no place for.
+def check_prompts(source: QuestionSet, questions: Sequence[Question], reranker: Reranker) -> None:
+    """Refuses documents and questions that the reranker's prompts have no place for.
 
     Raises:
         DocumentError: there is such a document; the message names it.
+        ValueError: there is such a question; the message names it.
     """
-    for document in one_of_each_kind(source.other_documents()):
-        reranker.prompt(source.questions[0].text, document)
+    documents = list(one_of_each_kind(source.other_documents()))
+    queries = {question.image is None: question.query for question in questions}
+    if False in queries and not documents:
+        documents = list(islice(source.documents(), 1))
+    for query in queries.values():
+        for document in documents:
+            reranker.prompt(query, document)
 
 
 def rank_questions(
@@ -186,7 +192,7 @@ def retrieve(
             continue
         index = VectorIndex(encoder.dim)
         index.add(ids, np.stack([vectors[id] for id in ids]))
-        of_questions = encoder.encode_texts([q.text for q in here])
+        of_questions = encoder.encode_queries([q.query for q in here])
         rows = search_in_turn(index, of_questions, num_candidates, kinds_of(index, texts))
         hits |= {question.id: row for question, row in zip(here, rows, strict=True)}
     return hits
@@ -254,13 +260,13 @@ class PairScores:
         """Raw scores of pairs; NaN where a document cannot be read or scored."""
         ids = dict.fromkeys(id for _, id in pairs)
         documents = {document.id: document for document in self._source.documents(ids=ids)}
-        readable = [(q.text, documents[id]) for q, id in pairs if id in documents]
+        readable = [(q.query, documents[id]) for q, id in pairs if id in documents]
         raw = self._reranker.score(readable, on_error="skip", progress=False, raw=True)
         scores = iter(raw.tolist())
         return [next(scores) if id in documents else math.nan for _, id in pairs]
 
     def _key(self, question: Question, document_id: str) -> str:
-        return name_of("pair", question.text, self._document_name(document_id))
+        return name_of("pair", *question.content, self._document_name(document_id))
 
 
 def _is_score(value: object) -> bool:

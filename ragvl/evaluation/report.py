@@ -81,6 +81,10 @@ def write_report(
         cases=picked,
         which=cases,
         problems=list(evaluation.source.problems.lines()),
+        asked={
+            case.question.id: [_data_url(picture) for picture in case.question.pictures]
+            for case in picked
+        },
         faces={id: _Face.of(document) for id, document in documents.items()},
     )
     # Half a character, as a broken file name has, must not lose the page

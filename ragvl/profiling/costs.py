@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragvl.data.document import Document
 from ragvl.data.query import Query
-from ragvl.data.questions import QuestionSet
+from ragvl.data.questions import QuestionSet, refuse_pictures
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
@@ -81,6 +81,7 @@ def reranking_overhead(
     documents = list(source.documents(ids=source.document_ids()[:num_candidates]))
     if not documents:
         raise ValueError(f"{source.name} has no documents to rerank")
+    refuse_pictures(source.questions)
     texts = [question.text for question in source.questions]
     head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
     pictures = PictureSupply(mllm, PrefixCache("scratch"), model="")  # and so keeps none

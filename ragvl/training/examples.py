@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ragvl.data.document import Document
+from ragvl.data.picture import Picture
 from ragvl.data.query import Query
-from ragvl.data.questions import QuestionSet, one_of_each_kind
+from ragvl.data.questions import QuestionSet, one_of_each_kind, refuse_pictures
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
@@ -30,11 +33,19 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt as it is rendered for the model, its documents, and the answer to learn."""
+    """A prompt with the answer to learn.
+
+    Attributes:
+        prompt: as it is rendered for the model.
+        documents: what it is about.
+        answer: what is learned.
+        pictures: in the order of the prompt; None for those of the documents.
+    """
 
     prompt: str
     documents: Sequence[Document]
     answer: str
+    pictures: Sequence[Picture] | None = None
 
 
 class RankingExamples(Dataset[Example]):
@@ -51,6 +62,7 @@ class RankingExamples(Dataset[Example]):
 
     Raises:
         ValueError: no samples, or a sample's document is not in `source`.
+            Or the template has no place for a question's picture.
         DocumentError: the template has no place for a sample's document.
     """
 
@@ -76,20 +88,30 @@ class RankingExamples(Dataset[Example]):
         self._source = source
         template = template or resolve_template(source.template)
         self._prompts = Prompts(prompting.on_cpu(), template, caption_tokens)
+        self._asked_about: dict[str | None, Path] = {
+            q.id: q.image for q in source.questions if q.image is not None
+        }
         wanted = {sample.document for sample in samples}
         others = (one for one in source.other_documents() if one.id in wanted)
         for document in one_of_each_kind(others):
             self._prompts.check_document(document)
+        pictured = (sample for sample in samples if sample.question_id in self._asked_about)
+        for sample in islice(pictured, 1):
+            self._prompts.check(self._query(sample), source.document(sample.document))
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Example:
         sample = self._samples[index]
+        query = self._query(sample)
         document = self._source.document(sample.document)
-        return Example(
-            self._prompts.text(Query(sample.question), document), [document], sample.answer
-        )
+        prompt = self._prompts.text(query, document)
+        pictures = self._prompts.template.pictures(query, document)
+        return Example(prompt, [document], sample.answer, pictures)
+
+    def _query(self, sample: RankingSample) -> Query:
+        return Query(sample.question, self._asked_about.get(sample.question_id))
 
 
 class AnswerExamples(Dataset[Example]):
@@ -109,7 +131,7 @@ class AnswerExamples(Dataset[Example]):
         caption_tokens: cuts captions as a `Generator` with the same does.
 
     Raises:
-        ValueError: no question has an answer and a gold document.
+        ValueError: no question has an answer and a gold document, or one has a picture.
     """
 
     def __init__(
@@ -125,6 +147,7 @@ class AnswerExamples(Dataset[Example]):
         self._questions = [q for q in source.questions if q.gold and source.target(q)]
         if not self._questions:
             raise ValueError("no question has both an answer and a gold document")
+        refuse_pictures(self._questions)
         self._source = source
         self._ids = source.document_ids()
         self._prompting = prompting.on_cpu()
@@ -192,11 +215,10 @@ class Collator:
     def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
         """The prompt with its answer, and the labels of both."""
         prompting = self._prompting
-        images = [
-            encode_picture(prompting, p)
-            for document in example.documents
-            for p in document.pictures
-        ]
+        pictures = example.pictures
+        if pictures is None:
+            pictures = [p for document in example.documents for p in document.pictures]
+        images = [encode_picture(prompting, picture) for picture in pictures]
         prompt = prompting.encode_prompt(example.prompt, images)
         answer = prompting.encode_answer(example.prompt, example.answer)
         length = len(prompt) + len(answer)

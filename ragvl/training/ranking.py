@@ -53,7 +53,7 @@ class RankingSample:
         caption: the document's caption or texts, for people who read the file; training reads the
             data set.
         rank: where the retriever had it, from 1; None for a gold one beyond the depth.
-        question_id: the question's id.
+        question_id: the question's id, by which its picture is found.
     """
 
     question: _Text
@@ -151,12 +151,13 @@ def ranking_samples(
         )
     rng = np.random.default_rng(seed)
     kinds = kinds_of(index, source.texts())
-    answerable = [q for q in source.questions if q.gold and indexed.issuperset(q.gold)]
+    with_gold = (q for q in source.questions if q.gold and indexed.issuperset(q.gold))
+    answerable = list(source.askable(with_gold))
     starts = range(0, len(answerable), batch_size)
     for start in ProgressBar(starts, desc="rank", unit="batch", disable=not progress):
         batch = answerable[start : start + batch_size]
         most_gold = max(len(question.gold) for question in batch)
-        vectors = encoder.encode_texts([question.text for question in batch])
+        vectors = encoder.encode_queries([question.query for question in batch])
         found = search_in_turn(index, vectors, depth + most_gold, kinds)
         for question, hits in zip(batch, found, strict=True):
             ranks = {id: rank for rank, (id, _) in enumerate(hits, start=1)}

@@ -207,6 +207,25 @@ def test_lesser_problems_do_not_cost_the_line(file: Path) -> None:
     assert dataset.problems.counts == {"missing picture": 1, "two captions": 1}
 
 
+def test_a_question_may_be_about_a_picture(file: Path) -> None:
+    lines = [line(), line("q1", question_image="deep/c.png"), line("q2", question_image="z.png")]
+    dataset = JsonlQuestions(write(file, lines))
+    plain, pictured = dataset.questions
+    assert (plain.pictures, plain.query.text) == ((), plain.text)
+    assert pictured.query.text == pictured.text
+    assert [picture.path for picture in pictured.pictures] == [str(file.parent / "deep/c.png")]
+    assert dataset.problems.counts == {"missing picture": 1, "question picture missing": 1}
+    assert dataset.document_ids() == ["a.png", "b.png"]
+    before = plain.content, pictured.content
+    assert before[0] != before[1]
+    write_picture(file.parent / "deep/c.png", "blue")
+    assert (plain.content, pictured.content != before[1]) == (before[0], True)
+    (file.parent / "deep/c.png").write_bytes(b"no picture")
+    report = check_questions(file, pictures=True)
+    assert report.problems.counts["question picture broken"] == 1
+    assert "'q1'" in report.problems.messages["question picture broken"][0]
+
+
 def test_a_document_that_lacks_a_picture_is_left_out(file: Path) -> None:
     documents = [
         {"id": "whole", "parts": ["Red.", {"image": "b.png"}]},

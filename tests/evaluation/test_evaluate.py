@@ -25,6 +25,7 @@ from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.picture import Picture
 from ragvl.data.problems import DataError
+from ragvl.data.query import Query
 from ragvl.data.questions import Question
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
@@ -355,6 +356,47 @@ def test_a_pool_of_pictures_and_texts_is_handled_as_by_the_stages(
     assert page.tags["blockquote"] and page.tags["b"] == 0
     assert page.images and all(image.startswith("data:image/png") for image in page.images)
     assert "The roof of mill 0 is &lt;b&gt;red&lt;/b&gt;." in (tmp_path / "report.html").read_text()
+
+
+def test_questions_about_pictures_are_handled_as_by_the_stages(
+    mixed: Path, models: Models, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in mixed.read_text().splitlines()]
+    for line, color in zip(lines, ["red", "green", "blue"], strict=False):
+        line["question_image"] = f"asked-{color}.png"
+        write_picture(mixed.parent / f"asked-{color}.png", color)
+    mixed.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=r"question '.*' has a picture, and a generator"):
+        evaluate(JsonlQuestions(mixed), models, QUICK, work=tmp_path / "work", progress=False)
+    own, settings = replace(models, generator=None), replace(QUICK, num_timed=1)
+
+    def run(work: Path | None) -> Evaluation:
+        return evaluate(JsonlQuestions(mixed), own, settings, work=work, progress=False)
+
+    evaluated = run(tmp_path / "work")
+    retriever = Retriever(own.encoder, list(evaluated.source.documents()), progress=False)
+    for question, ranking in zip(
+        evaluated.source.questions, evaluated.rankings["full"], strict=True
+    ):
+        query = Query(question.text, question.image)
+        hits = retriever.retrieve(query, 8)
+        assert [c.id for c in ranking.retrieved] == [hit.id for hit in hits]
+        ranked = own.reranker.rank(query, [hit.document for hit in hits])
+        assert [c.relevance for c in ranking.reranked] == [r.score for r in ranked]
+    write_report(evaluated, tmp_path / "report.html", cases="mixed")
+    assert (tmp_path / "report.html").read_text().count('alt="asked about"') == 3
+
+    write_picture(mixed.parent / "asked-red.png", "white")
+    changed = run(tmp_path / "work")
+    assert changed.rankings == run(None).rankings
+    assert changed.rankings["full"][0] != evaluated.rankings["full"][0]
+    (mixed.parent / "asked-green.png").write_bytes(b"no picture")
+    broken = run(tmp_path / "work")
+    assert broken.result.problems == {"question picture broken": 1}
+    assert broken.result.num_questions == len(lines) - 1
+    limited = replace(own, reranker=Reranker(own.reranker.mllm, template="retrieval"))
+    with pytest.raises(ValueError, match="template 'retrieval'"):
+        evaluate(JsonlQuestions(mixed), limited, QUICK, progress=False)
 
 
 def test_a_text_that_has_changed_is_scored_again(

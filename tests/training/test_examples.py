@@ -19,6 +19,7 @@ from ragvl.data.document import Document
 from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import MultimodalQA
+from ragvl.data.query import Query
 from ragvl.data.questions import QuestionSet
 from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
@@ -179,6 +180,31 @@ def test_documents_of_every_kind_are_learned_from(mixed: JsonlQuestions, mllm: M
         batch = Collator(mllm)(examples)
         with torch.no_grad():
             assert torch.isfinite(mllm.model(**batch).loss)
+
+
+@pytest.mark.usefixtures("mixed")
+def test_a_sample_about_a_picture_is_worded_with_it(mllm: MLLM, tmp_path: Path) -> None:
+    write_picture(tmp_path / "asked.png", "blue")
+    (tmp_path / "own.jsonl").write_text(json.dumps({**MIXED, "question_image": "asked.png"}))
+    source = JsonlQuestions(tmp_path / "own.jsonl")
+    samples = [
+        RankingSample("Who built it?", id, "No", question_id="q") for id in source.document_ids()
+    ]
+    examples = list(RankingExamples(samples, source, mllm.prompting))
+    query = Query("Who built it?", tmp_path / "asked.png")
+    for example in examples:
+        (document,) = example.documents
+        assert example.prompt == Reranker(mllm).prompt(query, document)
+        assert example.pictures is not None
+        asked = example.pictures[-1]  # the template has documents first
+        assert asked.path == str(tmp_path / "asked.png")
+        assert [*example.pictures[:-1]] == [*document.pictures]
+    with torch.no_grad():
+        assert torch.isfinite(mllm.model(**Collator(mllm)(examples)).loss)
+    with pytest.raises(ValueError, match="'retrieval'"):
+        RankingExamples(samples[:1], source, mllm.prompting, resolve_template("retrieval"))
+    with pytest.raises(ValueError, match="question 'q' has a picture"):
+        AnswerExamples(source, mllm.prompting)
 
 
 def test_documents_that_the_template_has_no_place_for_are_refused_at_once(
