@@ -9,6 +9,7 @@ from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.ranked import RankedDocument, WarmReport
 from ragvl.reranker.reranker import Reranker
+from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
@@ -32,6 +33,7 @@ __all__ = [
     "PromptTemplate",
     "RankedDocument",
     "Reranker",
+    "RolesTemplate",
     "SavedThresholds",
     "ScoreNetwork",
     "ScoreWeights",
