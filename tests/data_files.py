@@ -82,6 +82,10 @@ def mmqa_picture(id: str, **changes: object) -> dict[str, Any]:
     return {"title": f"Title {id}", "url": "", "id": id, "path": f"{id}.png", **changes}
 
 
+def mmqa_text(id: str, **changes: object) -> dict[str, Any]:
+    return {"title": f"Title {id}", "url": "", "id": id, "text": f"Text {id}.", **changes}
+
+
 def mmqa_question(qid: str = "q0", type: str = "ImageQ", **changes: object) -> dict[str, Any]:
     answer = {"answer": "red", "type": "string", "modality": "image", "image_instances": []}
     metadata = {"type": type, "modalities": ["image"], "image_doc_ids": ["p0", "p1"]}

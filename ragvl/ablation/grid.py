@@ -56,7 +56,7 @@ class TestSettings(BaseModel):
     Attributes:
         data: a data set; see `open_questions`.
         split: of it.
-        modality: of WebQA, which facts are documents; see `open_questions`.
+        modality: of WebQA and MultimodalQA, which documents; see `open_questions`.
         num_questions: only so many, the first ones; all by default.
         encoder: of a reranker: the retriever's model.
         num_candidates: of a reranker.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
 from ragvl.data.jsonl import JsonlQuestions
-from ragvl.data.multimodalqa import PICTURES, MultimodalQA
+from ragvl.data.multimodalqa import PICTURES, TEXTS, MultimodalQA
 from ragvl.data.problems import brief_quoted
 from ragvl.data.questions import Modality, QuestionSet
 from ragvl.data.reading import is_file, place
@@ -46,7 +46,7 @@ def open_questions(
             one of most published results: WebQA's val, MultimodalQA's dev, test elsewhere.
         images: the pictures' folder, of formats that keep them apart.
         protocol: of Flickr30K and MSCOCO; see `Captions`.
-        modality: of WebQA; see there. By default pictures.
+        modality: of WebQA and MultimodalQA; see there. By default pictures.
         strict: stop at the first problem.
 
     Raises:
@@ -66,9 +66,10 @@ def open_questions(
         )
 
     is_webqa = is_file(path / ROWS) or is_file(path / ANNOTATIONS)
-    if modality is not None and not is_webqa:
+    is_mmqa = is_file(path / PICTURES) or is_file(path / TEXTS)
+    if modality is not None and not (is_webqa or is_mmqa):
         raise ValueError(
-            f"modality={modality!r} is of WebQA; {place(path)} has the documents that it names"
+            f"modality={modality!r} is of WebQA and MultimodalQA; {place(path)} is neither"
         )
 
     def chosen(usual: str) -> str:
@@ -82,8 +83,14 @@ def open_questions(
         if has_splits(file):
             split = chosen("test")
         return Captions(file, split=split, images=images, protocol=protocol, strict=strict)
-    if is_file(path / PICTURES):
-        return MultimodalQA(path, split=chosen("dev"), images=images, strict=strict)
+    if is_mmqa:
+        return MultimodalQA(
+            path,
+            split=chosen("dev"),
+            images=images,
+            modality=modality or "image",
+            strict=strict,
+        )
     if images is not None:
         raise ValueError(
             f"images={brief_quoted(images)}: {place(path)} says itself where its pictures are"

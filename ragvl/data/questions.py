@@ -24,6 +24,11 @@ Pool = Literal["full", "gold"]
 POOLS: tuple[Pool, ...] = ("full", "gold")
 Modality = Literal["image", "text", "both"]
 """Which documents of a data set that has pictures and texts, and the questions about those."""
+SHOWN_MODALITY: dict[Modality, str] = {
+    "image": "",
+    "text": ", texts",
+    "both": ", pictures and texts",
+}
 
 
 @dataclass(frozen=True)

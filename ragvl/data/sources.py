@@ -67,9 +67,7 @@ class Documents:
                     raise
                 self._paths = self._pictures_in(path)
         elif modality is not None:
-            raise ValueError(
-                f"modality={modality!r} is of WebQA, and {place(path)} lists documents"
-            )
+            raise ValueError(f"modality={modality!r}: {place(path)} lists documents of any kind")
         if self._questions is not None:
             self.problems = self._questions.problems
             self._length = len(self._questions.document_ids())

@@ -22,7 +22,7 @@ from ragvl.data.document import Document
 from ragvl.data.images import ImageError
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import Problems, brief, brief_quoted
-from ragvl.data.questions import Modality, Pool, Question, QuestionSet
+from ragvl.data.questions import SHOWN_MODALITY, Modality, Pool, Question, QuestionSet
 from ragvl.data.reading import existing, is_file, place, read_lines
 from ragvl.data.schemas import FIRST_ERROR, String, StringOrNumber, Text, parsed
 from ragvl.data.validation import (
@@ -230,13 +230,6 @@ class _TestSampleWithTexts(_TestSample):
     txt_Facts: _TextFacts = []
 
 
-_SHOWN_MODALITY: dict[Modality, str] = {
-    "image": "",
-    "text": ", texts",
-    "both": ", pictures and texts",
-}
-
-
 class WebQA(QuestionSet):
     """One split of a WebQA folder: its questions, its documents, and which document is gold.
 
@@ -275,7 +268,7 @@ class WebQA(QuestionSet):
             has_test_file = split == "test" and is_file(folder / "WebQA_test.json")
             annotations = "WebQA_test.json" if has_test_file else ANNOTATIONS
         path = existing(folder / annotations, _BESIDE)
-        self.name = f"{folder.resolve().name}, {split}{_SHOWN_MODALITY[modality]}"
+        self.name = f"{folder.resolve().name}, {split}{SHOWN_MODALITY[modality]}"
         self._modality = modality
         self.problems = Problems(strict)
         self.questions: list[Question] = []

@@ -52,7 +52,7 @@ class RunSettings:
         split: the questions to learn from; of a reranker the split its ranking samples are from.
             Null is train; data without splits has none.
         eval_split: the same for evaluation; null for none.
-        modality: of WebQA, which facts are documents: image (also null), text or both.
+        modality: of WebQA and MultimodalQA, which documents: image (also null), text or both.
         num_examples: only so many, the first ones; null for all.
         share: only this share of those, drawn by the seed.
         num_eval_examples: the same for evaluation.

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from data_files import MMQA_PICTURES, mmqa_picture, mmqa_question, write_mmqa
+from data_files import (
+    MMQA_PICTURES,
+    mmqa_picture,
+    mmqa_question,
+    mmqa_text,
+    write_lines,
+    write_mmqa,
+)
 
+from ragvl.data.formats import open_questions
 from ragvl.data.multimodalqa import MultimodalQA
 from ragvl.data.problems import DataError
 
@@ -48,6 +57,65 @@ def test_other_types_of_questions_can_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no usable question"):
         MultimodalQA(folder)
     assert MultimodalQA(folder, types=["ImageListQ"]).gold == {"q0": ("p1", "p0")}
+
+
+def write_mixed(folder: Path, texts: Sequence[object] | None = None) -> Path:
+    """A question answered from a picture, and one from a text."""
+    metadata = {
+        "type": "TextQ",
+        "modalities": ["text"],
+        "image_doc_ids": ["p2"],
+        "text_doc_ids": ["t0", "t1"],
+    }
+    context = [{"doc_id": "t1", "doc_part": "text"}, {"doc_id": "x", "doc_part": "table"}]
+    in_words = mmqa_question("q1", metadata=metadata, supporting_context=context)
+    named = texts or [mmqa_text("t0"), mmqa_text("t1"), mmqa_text("unused")]
+    write_lines(folder / "MMQA_texts.jsonl.gz", named)
+    return write_mmqa(folder, [mmqa_question(), in_words])
+
+
+@pytest.mark.parametrize(
+    ("modality", "gold", "ids"),
+    [
+        ("image", {"q0": ("p1",)}, ["p0", "p1"]),
+        ("text", {"q1": ("t1",)}, ["t0", "t1"]),
+        ("both", {"q0": ("p1",), "q1": ("t1",)}, ["p0", "p1", "p2", "t0", "t1"]),
+    ],
+)
+def test_texts_are_documents_where_that_is_asked_for(
+    tmp_path: Path,
+    modality: Literal["image", "text", "both"],
+    gold: dict[str, tuple[str, ...]],
+    ids: list[str],
+) -> None:
+    dataset = open_questions(write_mixed(tmp_path), modality=modality)
+    assert dataset.gold == gold
+    assert dataset.document_ids() == ids
+    for document in dataset.documents():
+        id = str(document.id)
+        assert document.text == (f"Text {id}." if id[0] == "t" else None)
+        assert document.caption == (None if id[0] == "t" else f"Title {id}")
+    assert [d.id for d in dataset.other_documents()] == [id for id in ids if id[0] == "t"]
+    assert not len(dataset.problems)
+    (tmp_path / "MMQA_images.jsonl.gz").unlink()
+    if modality == "text":
+        assert open_questions(tmp_path, modality=modality).gold == gold
+    else:
+        with pytest.raises(FileNotFoundError, match=r"MMQA_images\.jsonl\.gz is missing"):
+            open_questions(tmp_path, modality=modality)
+
+
+def test_texts_that_are_not_there_or_broken_are_named(tmp_path: Path) -> None:
+    texts = [mmqa_text("t0"), mmqa_text("t0"), mmqa_text("t1", text=" "), mmqa_text("p0")]
+    dataset = MultimodalQA(write_mixed(tmp_path, texts), modality="both")
+    assert dataset.gold == {"q0": ("p1",)}
+    assert dataset.problems.counts == {
+        "duplicate id": 2,
+        "broken line": 1,
+        "missing picture": 1,
+        "gold picture missing": 1,
+    }
+    assert "document t1 is not listed" in dataset.problems.messages["missing picture"][0]
 
 
 def test_of_the_test_split_neither_gold_nor_answers_are_known(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_texts_of_a_webqa_folder(tmp_path: Path) -> None:
     write_picture(tmp_path / "pictures" / "a.png")
     (tmp_path / "documents.jsonl").write_text('{"text": "One."}')
     for other in ("pictures", "documents.jsonl"):
-        with pytest.raises(ValueError, match="modality='text' is of WebQA"):
+        with pytest.raises(ValueError, match="modality='text'"):
             Documents(tmp_path / other, modality="text")
 
 
