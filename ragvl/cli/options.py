@@ -26,9 +26,7 @@ Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K
 
 Modality = Annotated[
     Literal["image", "text", "both"] | None,
-    typer.Option(
-        help="Of WebQA, MultimodalQA: documents are pictures, texts, or both; pictures."
-    ),
+    typer.Option(help="Of WebQA, MultimodalQA: documents are pictures, texts, or both; pictures."),
 ]
 
 Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
