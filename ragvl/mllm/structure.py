@@ -52,6 +52,8 @@ def decoder_of(model: PreTrainedModel) -> Any:
     while not hasattr(decoder, "layers"):
         inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder
         if inner is decoder:
+            inner = getattr(decoder, "model", decoder)  # what Llama 4's does not find itself
+        if inner is decoder:
             break
         decoder = inner
     return decoder

@@ -23,7 +23,8 @@ from ragvl.mllm.inputs import Features
 from ragvl.mllm.loading import UnsupportedModelError
 
 # Of what a vision tower returns, the parts that no decoder reads, and the largest
-_NOT_READ = ("last_hidden_state", "hidden_states", "attentions")
+_OF_ITSELF = "last_hidden_state"  # read where there is nothing else, as by Llama 4
+_NOT_READ = (_OF_ITSELF, "hidden_states", "attentions")
 _WRAPPED = "_ragvl_wrapped"  # marks a `get_image_features` that a `vision_pass` reaches
 
 
@@ -183,9 +184,11 @@ def _flat(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(output, SimpleNamespace):
         yield from _flat(vars(output), path)
     elif isinstance(output, Mapping):  # as Hugging Face's outputs are
-        for name, item in output.items():
-            if name not in _NOT_READ:
-                yield from _flat(item, f"{path}/{name}" if path else name)
+        read = [name for name in output if name not in _NOT_READ and output[name] is not None]
+        if not read and _OF_ITSELF in output:
+            read = [_OF_ITSELF]
+        for name in read:
+            yield from _flat(output[name], f"{path}/{name}" if path else name)
     elif isinstance(output, int):  # such as the layer that Granite Vision adds features before
         yield path, torch.tensor(output)
     elif output is not None:
