@@ -38,13 +38,17 @@ class ImageInputs:
     def with_features(self, features: Features, unread: Collection[str] = ()) -> ImageInputs:
         """The picture without its pixels, which the vision tower has read.
 
+        Its own tensors are on the CPU then, wherever it was prepared, so that any can be joined.
+
         Args:
             features: what it gave.
             unread: names of other tensors that only the tower reads.
         """
         # A model looks whether there are pixels; other tensors of whole numbers say where they were
         tensors = {
-            name: x.new_zeros((1,) * x.ndim) if x.is_floating_point() or name in unread else x
+            name: torch.zeros((1,) * x.ndim, dtype=x.dtype)
+            if x.is_floating_point() or name in unread
+            else x.cpu()
             for name, x in self.tensors.items()
         }
         return replace(self, tensors=tensors, features=features)

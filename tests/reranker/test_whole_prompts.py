@@ -20,6 +20,7 @@ from ragvl.mllm.decoder import Decoder
 from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.reranker import PromptTemplate
+from ragvl.reranker.lengths import Lengths
 
 QUERY_FIRST = PromptTemplate("query-first", "{query} Does this show it? {document} Yes or No.")
 QUERIES = ["What color is the roof?", "Is it by the sea, or in the forest behind the old mill?"]
@@ -302,14 +303,11 @@ def test_what_cannot_be_used_harms_no_other(
     assert (report.built, report.known, report.skipped) == (0, 2, 2)
 
 
-def test_a_picture_that_fills_the_context_is_named(tiny_model: Callable[[str], Path]) -> None:
-    reranker = Reranker.from_pretrained(
-        tiny_model("qwen2_vl"), template=QUERY_FIRST, device="cpu", dtype="float32"
-    )
-    reranker.score([])
+def test_a_picture_that_fills_the_context_is_named(mllm: MLLM) -> None:
     large = Document(picture(0, 120, 120), id="large")
-    tokens = reranker.mllm.prompting.encode_image(large.load()).num_tokens
-    reranker.mllm.prompting.max_length = tokens
+    (one,) = large.pictures
+    tokens = mllm.prompting.encode_image(one.load()).num_tokens
+    reranker = Reranker(mllm, template=QUERY_FIRST, lengths=Lengths(prompt=tokens))
     with pytest.raises(PromptTooLongError, match="'large'"):
         reranker.warm([large], progress=False)
     with pytest.raises(PromptTooLongError, match="'large'"):
