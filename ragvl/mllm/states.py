@@ -8,6 +8,7 @@ cache of its own. Which modules do so is seen by what they call, not by a list o
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -172,7 +173,8 @@ def wrap_mixers(layers: nn.ModuleList, current: Callable[[], MixerPass | None]) 
     mixers = []
     for number, layer in enumerate(layers):
         for module in layer.modules():
-            argument = _cache_argument(module)
+            kind: Any = type(module)
+            argument = _cache_argument(kind)
             if argument is None:
                 continue
             mixer = vars(module).get("forward")
@@ -194,12 +196,13 @@ def shapes_of(states: Sequence[LayerState]) -> tuple[tuple[StateShape, ...], ...
     )
 
 
-def _cache_argument(module: nn.Module) -> str | None:
+@functools.cache
+def _cache_argument(kind: Any) -> str | None:
     """What a module's `forward` calls the cache that holds its state; None if it has none."""
-    functions = [inspect.unwrap(x) for x in vars(type(module)).values() if inspect.isfunction(x)]
+    functions = [inspect.unwrap(x) for x in vars(kind).values() if inspect.isfunction(x)]
     if not any(set(_UPDATES.values()) & set(x.__code__.co_names) for x in functions):
         return None
-    parameters = inspect.signature(type(module).forward).parameters
+    parameters = inspect.signature(kind.forward).parameters
     return next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
 
 
