@@ -19,6 +19,7 @@ from ragvl.mllm.loading import UnsupportedModelError, check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
+from ragvl.mllm.quantized import company_problem
 from ragvl.mllm.states import LayerState, StateShape
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "check_reader",
     "checked_caption_tokens",
     "common_prefix_length",
+    "company_problem",
     "encode_picture",
     "merge_settings",
     "resolve_date",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.mllm.quantized import check_head_weight
 from ragvl.mllm.structure import final_norm
 
 _ROWS_AT_ONCE = 8192
@@ -78,9 +79,13 @@ class LanguageHead:
         model: the model.
         output: its output embeddings.
         norm: its final norm.
+
+    Raises:
+        UnsupportedModelError: its rows are quantised.
     """
 
     def __init__(self, model: PreTrainedModel, output: nn.Module, norm: Norm) -> None:
+        check_head_weight(output)
         self._output: Any = output
         self._norm = norm
         text_config = model.config.get_text_config()

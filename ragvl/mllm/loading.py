@@ -31,6 +31,7 @@ from transformers.processing_utils import ProcessorMixin
 from ragvl.checkpoints import Checkpoint, find_checkpoint
 from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.processors import with_settings, without_saved_calls
+from ragvl.mllm.quantized import check_quantization, is_quantized
 from ragvl.mllm.structure import check_decoder_alone, check_structure
 from ragvl.model_files import (
     ADAPTER_CONFIG,
@@ -99,12 +100,13 @@ def load_model(
     checkpoint: Checkpoint,
     config: PretrainedConfig,
     *,
+    device: torch.device,
     dtype: torch.dtype,
     attn_implementation: str | None,
     trust_remote_code: bool,
     language_head: bool = True,
 ) -> PreTrainedModel:
-    """A checkpoint's model, in eval mode on the CPU.
+    """A checkpoint's model, in eval mode on the device.
 
     Weights are read from safetensors only, and code in the checkpoint runs only with
     `trust_remote_code`. Adapters are merged into the model that they belong on. Without
@@ -112,10 +114,20 @@ def load_model(
     that the model lacks, such as a score network, is left to whoever reads it.
 
     Raises:
-        UnsupportedModelError: it is damaged, or lacks weights.
+        UnsupportedModelError: it is damaged, or lacks weights, or is quantised in a way that cannot
+            be used.
         ImportError: it needs a package that is not installed.
     """
+    check_quantization(checkpoint.folder, config, device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
+    if is_quantized(config):  # most cannot be moved
+        options["device_map"] = {"": device}
+        if checkpoint.adapters is not None:
+            raise UnsupportedModelError(
+                f"{shown(checkpoint.adapters)}: adapters cannot be merged into "
+                f"{shown(checkpoint.folder)} without error, whose weights are quantised: load the "
+                "same model as it was before that, and give the folder as adapters="
+            )
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     auto_class = _auto_class(checkpoint.folder, config, with_head=language_head)
@@ -136,7 +148,7 @@ def load_model(
         model = model if language_head else model.base_model
     # What a checkpoint that is trained from this one calls its base
     model.name_or_path = model.config.name_or_path = checkpoint.name
-    return model.eval()
+    return (model if is_quantized(config) else model.to(device)).eval()
 
 
 def check_image_tokens(processor: ProcessorMixin, config: PretrainedConfig) -> None:
@@ -275,8 +287,6 @@ def _check_shape(
     code = {"trust_remote_code": options["trust_remote_code"]}
     with naming(folder / CONFIG, "configuration"):
         config = options.get("config") or AutoConfig.from_pretrained(str(folder), **code)
-    if getattr(config, "quantization_config", None) is not None:
-        return  # several weights are packed in a number
     shapes = [shape for path in weight_files(folder) for shape in weight_shapes(path).values()]
     layers = max(_layer_counts(config.to_dict()), default=0)
     if layers <= len(shapes):
@@ -286,7 +296,8 @@ def _check_shape(
             check(model)
         held = sum(map(math.prod, shapes))
         wanted = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
-        if wanted <= 2 * held + _SMALL_BUFFERS:
+        # Of quantised weights several are packed in a number
+        if is_quantized(config) or wanted <= 2 * held + _SMALL_BUFFERS:
             return
     raise UnsupportedModelError(
         f"{shown(folder / CONFIG)} is of another model than the weights beside it, which has "

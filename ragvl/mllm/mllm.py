@@ -215,6 +215,7 @@ class MLLM:
         model = load_model(
             checkpoint,
             config,
+            device=on,
             dtype=resolved,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
@@ -222,7 +223,7 @@ class MLLM:
         )
         mllm = object.__new__(cls)
         with naming(checkpoint.folder, "model or processor"):
-            mllm._set_up(model.to(on), prompting, layers)
+            mllm._set_up(model, prompting, layers)
         options = {
             "revision": revision,
             "subfolder": subfolder,

@@ -34,7 +34,14 @@ from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
-from ragvl.mllm import MLLM, Prompt, checked_caption_tokens, merge_settings
+from ragvl.mllm import (
+    MLLM,
+    Prompt,
+    UnsupportedModelError,
+    checked_caption_tokens,
+    company_problem,
+    merge_settings,
+)
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
 from ragvl.reranker.answers import Answers, AnswerTokens, check_share, probe_prompt
@@ -110,7 +117,8 @@ class Reranker(CrossEncoderDialect):
             below 1, or both a head and answers.
         ThresholdError: `thresholds` are another model's.
         AnswerTokenError: the tokenizer cannot spell the answers with distinct first tokens.
-        UnsupportedModelError: the model lacks what the head needs, or is of another width.
+        UnsupportedModelError: the model lacks what the head needs, or is of another width; or its
+            weights are quantised so that `deterministic` cannot be.
     """
 
     def __init__(
@@ -142,6 +150,11 @@ class Reranker(CrossEncoderDialect):
         if not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache("scratch" if prefix_cache is None else prefix_cache)
         self.prefix_cache = prefix_cache
+        if deterministic and (problem := company_problem(mllm.model)):
+            raise UnsupportedModelError(
+                "a score would depend on what is scored beside it, since the weights are "
+                f"quantised: {problem}. Give deterministic=False if that will do"
+            )
         self._deterministic = deterministic
         self._made: tuple[str, Scorer] | None = None
 
