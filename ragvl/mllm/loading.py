@@ -70,15 +70,23 @@ _MISSING_PACKAGE = (
 _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
-def check_reader(path: str | Path, *, trust_remote_code: bool = False) -> None:
+def check_reader(
+    path: str | Path, *, trust_remote_code: bool = False, to_train: bool = False
+) -> None:
     """Sees whether `path` means a model that reads pictures and writes text; nothing is loaded.
 
     Raises:
         OSError: see `find_checkpoint`.
-        UnsupportedModelError: it is another model, or damaged.
+        UnsupportedModelError: it is another model, or damaged; or `to_train`, and its weights are
+            quantised.
     """
     checkpoint = find_checkpoint(path, trust_remote_code=trust_remote_code)
-    _load_config(checkpoint, {"trust_remote_code": trust_remote_code})
+    config = _load_config(checkpoint, {"trust_remote_code": trust_remote_code})
+    if to_train and is_quantized(config):
+        raise UnsupportedModelError(
+            f"{shown(checkpoint.folder)}: its weights are quantised, and what is trained could not "
+            "be merged into them: train the model as it was before that, and quantise the result"
+        )
 
 
 def load_processor(

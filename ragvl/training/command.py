@@ -211,7 +211,7 @@ def _check_files(planned: Plan) -> None:
         model_folder(Path(str(resumed)))
     check_writable_folder(Path(str(planned.arguments.output_dir)))
     # Last, since it may be a download
-    check_reader(settings.model, trust_remote_code=settings.trust_remote_code)
+    check_reader(settings.model, trust_remote_code=settings.trust_remote_code, to_train=True)
 
 
 def _plan(stage: Stage, parser: ArgumentParser, flags: Sequence[str]) -> Plan:

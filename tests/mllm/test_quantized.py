@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from ragvl import Document, Query, Reranker
 from ragvl.cli import app
-from ragvl.mllm import MLLM, UnsupportedModelError, company_problem
+from ragvl.mllm import MLLM, UnsupportedModelError, check_reader, company_problem
 from ragvl.mllm.quantized import check_head_weight
 
 ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
@@ -154,3 +154,10 @@ def test_adapters_are_not_merged_into_quantised_weights(quantized, tiny_model, t
     adapted.save_pretrained(tmp_path / "adapters")
     with pytest.raises(UnsupportedModelError, match=r"cannot be merged .*as it was before that"):
         load(quantized(**ONLINE), adapters=tmp_path / "adapters")
+
+
+def test_quantised_weights_are_not_trained(quantized):
+    folder = quantized(**ONLINE)
+    check_reader(folder)
+    with pytest.raises(UnsupportedModelError, match=r"quantise the result"):
+        check_reader(folder, to_train=True)
