@@ -441,9 +441,10 @@ class Chat:
             if self._takes_pairs():
                 return image_token
             raise UnsupportedModelError(reason(error)) from error
-        start = common_prefix_length(alone, both)
-        end = common_prefix_length(alone[start:][::-1], both[start:][::-1])
-        placeholder = both[start : len(both) - end].strip()
+        # The text's own letters must not be taken for the beginning of what a picture adds
+        around, around_both = alone.partition(self._probe)[::2], both.partition(self._probe)[::2]
+        added = map(_added, around, around_both)
+        placeholder = next(filter(None, (text.strip() for text in added)), "")
         if placeholder.count(image_token) == 1 and alone.count(self._probe) == 1:
             return placeholder
         if self._takes_pairs():
@@ -548,6 +549,13 @@ def _ends_of_open_thought(beginning: str) -> tuple[str, str] | None:
             missing = breaks[len(after) - len(after.rstrip("\n")) :]
             return end, f"{missing}{end}{breaks}"
     return None
+
+
+def _added(text: str, longer: str) -> str:
+    """What `longer` has that `text` has not."""
+    start = common_prefix_length(text, longer)
+    end = common_prefix_length(text[start:][::-1], longer[start:][::-1])
+    return longer[start : len(longer) - end]
 
 
 def _fields_at_ends(pieces: Pieces) -> frozenset[str]:

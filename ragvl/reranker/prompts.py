@@ -23,6 +23,7 @@ from ragvl.reranker.lengths import NO_LIMITS, Cuts, Lengths
 from ragvl.reranker.templates import Template
 
 # Queries without a common character: what their prompts share, every query's prompt shares
+_ONE_PICTURE = "the chat template numbers pictures: a prompt may have one"
 _PROBES = ("a", "1")
 # Texts without a common end, of unlike lengths
 _ENDS = ("0", "1 2 3 4")
@@ -85,6 +86,9 @@ class Prompts:
             DocumentError: the document does.
         """
         self.template.check(self._prompting, query, document)
+        self._check_pictures(document)
+        if self._prompting.numbers_pictures and len(self.template.pictures(query, document)) > 1:
+            raise ValueError(f"{query.name}: {_ONE_PICTURE}")
 
     def check_document(self, document: Document) -> None:
         """Refuses a document that the template has no place for; see `check`."""
@@ -217,11 +221,16 @@ class Prompts:
         """The document as it goes into prompts; never another one."""
         if document not in self._known:
             check_caption(document)
+            self._check_pictures(document)
             self._known[document] = self._made_shorter(document)
         shorter = self._known[document]
         if shorter is not None and shorter.caption == document.caption:
             self.cuts.add("documents", self._lengths.text or 0, document.name, id(document))
         return shorter or document
+
+    def _check_pictures(self, document: Document) -> None:
+        if len(document.pictures) > 1 and self._prompting.numbers_pictures:
+            raise DocumentError(f"{document.name}: {_ONE_PICTURE}")
 
     def _made_shorter(self, document: Document) -> Document | None:
         """The document with its texts cut, or None where nothing is to be cut."""

@@ -332,6 +332,17 @@ def test_placeholder_is_found_in_the_chat_template(architecture, placeholder, ti
     assert tiny_mllm(architecture).prompting.image_placeholder == placeholder
 
 
+def test_letters_of_a_text_are_no_part_of_a_placeholder(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Which begins as the text does that it is found beside."""
+    mark = ("<|vision_start|><|image_pad|>", "Picture:<|vision_start|><|image_pad|>")
+    mllm = load(with_chat_template_changed(tiny_model("qwen2_vl"), tmp_path / "m", mark))
+    placeholder = "Picture:<|vision_start|><|image_pad|><|vision_end|>"
+    assert mllm.prompting.image_placeholder == placeholder
+    assert f"user\n{placeholder}A mill" in mllm.prompting.render("<image>A mill")
+
+
 def test_template_kept_with_the_tokenizer(tiny_model, tiny_mllm):
     mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu")
     mllm.prompting.tokenizer.chat_template, mllm.prompting.processor.chat_template = (

@@ -11,6 +11,7 @@ from plain import picture, plain_inputs, plain_scores
 from tiny_models import MORE_ARCHITECTURES
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.data.images import DocumentError
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import reuse_problem
 from ragvl.reranker import PromptTemplate
@@ -116,6 +117,12 @@ def test_documents_of_several_pictures_and_of_none(
         Document(text="The tower of Velmora has a red roof."),
         Document(picture(0)),
     ]
+    if reranker.mllm.prompting.numbers_pictures:
+        pairs = [(QUERIES[0], document) for document in documents]
+        with pytest.raises(DocumentError, match="of 3 parts: the chat template numbers pictures"):
+            reranker.score(pairs)
+        assert reranker.score(pairs, on_error="skip").isnan().tolist() == [True, False, False]
+        documents = documents[1:]
     pairs = [(query, document) for query in QUERIES for document in documents]
     cold = reranker.score(pairs)
     torch.testing.assert_close(cold, plain_scores(reranker, pairs), atol=1e-5, rtol=0)
