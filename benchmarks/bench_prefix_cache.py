@@ -573,7 +573,8 @@ def tiers_table(results: Results) -> str:
     notes += [
         f"Visual tokens, where no prefix can be reused: the model `{result['model']['name']}` in "
         f"{result['model']['dtype']} and a template with the query first, "
-        f"{result['num_documents']} documents, {result['rounds']} rounds; the vision tower takes "
+        f"documents a question: {result['num_documents']}, rounds: {result['rounds']}; the vision "
+        f"tower takes "
         f"{100 * result['vision_share']['median']:.0f} % of a question without a cache."
         for result in visual.values()
         if result is not None

@@ -121,8 +121,8 @@ def _vision_share(
 def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     model: Annotated[str | None, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = None,
-    documents: Annotated[int, typer.Option(min=1, help="That a question is asked about.")] = 4,
-    rounds: Annotated[int, typer.Option(min=2, max=15, help="Samples of each figure.")] = 5,
+    documents: Annotated[int, typer.Option(min=1, help="That a question is asked about.")] = 1,
+    rounds: Annotated[int, typer.Option(min=2, max=15, help="Samples of each figure.")] = 11,
 ) -> None:
     """Measure and write benchmarks/results/visual_tokens_{cpu,cuda}.json."""
     transformers_logging.disable_progress_bar()
