@@ -11,7 +11,7 @@ from ragvl.prefix_cache.device import (
 )
 from ragvl.prefix_cache.memory import available_bytes
 from ragvl.prefix_cache.pages import PAGE_TOKENS, PagePool, page_table, pages_in_turn
-from ragvl.prefix_cache.pictures import PictureCall, PictureSupply, SuppliedPicture
+from ragvl.prefix_cache.pictures import PictureSupply, SuppliedPicture
 from ragvl.prefix_cache.reuse import picture_suffix_problem, reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
@@ -22,7 +22,6 @@ __all__ = [
     "CachedPrefix",
     "DeviceTier",
     "PagePool",
-    "PictureCall",
     "PictureSupply",
     "PrefixCache",
     "PrefixCacheBusyError",

@@ -42,9 +42,9 @@ class PrefixCache:
     is built, and comes back up when it is needed. Belongs to one model, the first that it is used
     with. Thread-safe, and of use in a forked child too. `PrefixSupply` fills and reads it.
 
-    Where a prompt has no prefix that could be reused, its pictures' visual tokens are kept, in the
-    same tiers (`PictureSupply`): for such a model or template they have the device's memory for
-    themselves, else they may take an eighth as much again.
+    Of pictures that are in no prefix, such as queries', and all where none can be reused, visual
+    tokens are kept in the same tiers (`PictureSupply`): where none can, they have the device's
+    memory for themselves, else they may take an eighth as much again.
 
     Args:
         device_bytes: memory on the model's device, reserved at first use: a number or "8GiB",
