@@ -85,7 +85,9 @@ def reranking_overhead(
     texts = [question.text for question in source.questions]
     head = AnswerHead(mllm, *mllm.prompting.answer_token_ids("Yes", "No"))
     pictures = PictureSupply(mllm, PrefixCache("scratch"), model="")  # and so keeps none
-    whole = WholePrompts(mllm, Prompts(mllm.prompting, template), head, pictures)
+    whole = WholePrompts(
+        mllm, Prompts(mllm.prompting, template), head, pictures, deterministic=False
+    )
 
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))

@@ -153,8 +153,7 @@ class CachedPrefixes:
         self._run = ChunkRunner(mllm, head, self._supply.pool, deterministic=deterministic)
         self._mllm = mllm
         self._pictures = PictureSupply(mllm, cache, model=model)
-        self._whole = WholePrompts(mllm, prompts, head, self._pictures)
-        self._deterministic = deterministic
+        self._whole = WholePrompts(mllm, prompts, head, self._pictures, deterministic=deterministic)
         self._reported_whole = False
 
     def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
@@ -212,9 +211,8 @@ class CachedPrefixes:
                 len(apart),
             )
         apart += sorted(pictured)
-        size = 1 if self._deterministic else batch_size
         whole = [pairs[i] for i in apart]
-        for places, raw in self._whole.score(whole, size, on_error):
+        for places, raw in self._whole.score(whole, batch_size, on_error):
             yield [apart[place] for place in places], raw
 
     @cached_property

@@ -104,8 +104,8 @@ class Reranker(CrossEncoderDialect):
             model's device, such as "8GiB" or a number of bytes; "auto" for half of a GPU's free
             memory or a quarter of a CPU's; None to keep nothing from call to call.
         deterministic: a score is bitwise the same alone, in any batch and order, cached or not. On
-            a GPU it makes small batches cost as much as a full one; on a CPU it costs nothing and
-            is always so.
+            a GPU it makes small batches cost as much as a full one, and on a CPU it costs nothing.
+            Prompts that are scored whole run one by one, and in batches with False.
         caption_tokens: cuts a longer caption to so many tokens, with a word in the log; None, the
             default, leaves captions whole, and one that does not fit the context is an error.
         lengths: how long the checkpoint's prompts are; what goes past that is cut, with a word in
@@ -535,7 +535,9 @@ class Reranker(CrossEncoderDialect):
             if pictures.problem is not None:
                 kept = f"nothing is cached ({pictures.problem})"
             logger.warning("prompts are scored whole, %s: %s", kept, problem)
-            return WholePrompts(self.mllm, self._prompts, head, pictures)
+            return WholePrompts(
+                self.mllm, self._prompts, head, pictures, deterministic=self._deterministic
+            )
         return CachedPrefixes(
             self.mllm,
             self._prompts,

@@ -59,13 +59,23 @@ class WholePrompts:
         prompts: writes the prompts.
         head: reads scores.
         pictures: supplies them.
+        deterministic: a score's bits do not depend on its company: each prompt is a batch.
     """
 
-    def __init__(self, mllm: MLLM, prompts: Prompts, head: Head, pictures: PictureSupply) -> None:
+    def __init__(
+        self,
+        mllm: MLLM,
+        prompts: Prompts,
+        head: Head,
+        pictures: PictureSupply,
+        *,
+        deterministic: bool,
+    ) -> None:
         self._mllm = mllm
         self._prompts = prompts
         self._head = head
         self._pictures = pictures
+        self._deterministic = deterministic
 
     def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
         """Brings pictures' visual tokens into the cache; see `Scorer`."""
@@ -96,6 +106,7 @@ class WholePrompts:
         self, pairs: Sequence[tuple[Query, Document]], batch_size: int | None, on_error: OnError
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Indices of pairs with their raw scores (B,), in batches; see `Scorer`."""
+        batch_size = 1 if self._deterministic else batch_size
         for window in self._prepare(pairs, on_error):
             # prompts of like length share a batch, so that little of it is padding
             for batch in self._batches(sorted(window, key=len), batch_size):
