@@ -257,8 +257,8 @@ def architectures_table(results: Results) -> str:
     note = (
         "Tokens, and what is kept of them (keys and values in bfloat16, states), of a picture of "
         "640 x 480 pixels. A published checkpoint's layers and heads are written down in "
-        "benchmarks/architectures.py, not read from the hub; where they are not, *tiny* is the random "
-        "checkpoint of the tests. "
+        "benchmarks/architectures.py, not read from the hub; where they are not, *tiny* is the "
+        "random checkpoint of the tests. "
         f"Found with transformers {versions['transformers']}."
     )
     return table(header, rows, note)
