@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -113,6 +115,7 @@ def load_model(
     attn_implementation: str | None,
     trust_remote_code: bool,
     language_head: bool = True,
+    read_apart: Collection[str] = (),
 ) -> PreTrainedModel:
     """A checkpoint's model, in eval mode on the device.
 
@@ -148,6 +151,7 @@ def load_model(
         checkpoint.folder,
         check=check_structure,
         language_head=language_head,
+        read_apart=read_apart,
         config=config,
         **options,
     )
@@ -235,6 +239,7 @@ def load_weights(
     *,
     check: Callable[[PreTrainedModel], None] = lambda _: None,
     language_head: bool = True,
+    read_apart: Collection[str] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """A model with all of its weights, from a folder that `find_checkpoint` checked.
@@ -244,6 +249,8 @@ def load_weights(
         folder: the model's.
         check: looks at the model without weights, before they are read.
         language_head: False lets the weights of that head be missing.
+        read_apart: names of weights that the caller reads; transformers' report does not appear
+            where it would be about these alone.
         options: what else `from_pretrained` takes.
 
     Raises:
@@ -251,7 +258,7 @@ def load_weights(
             says.
     """
     _check_shape(auto_class, folder, check, options)
-    with naming(folder, "model"):
+    with naming(folder, "model"), _report_held_back() as report:
         model, info = auto_class.from_pretrained(  # type: ignore[attr-defined]
             str(folder),
             use_safetensors=True,
@@ -259,6 +266,9 @@ def load_weights(
             ignore_mismatched_sizes=True,  # it is refused below, in one line
             **options,
         )
+        others = info["missing_keys"] or info["mismatched_keys"]
+        if not others and set(info["unexpected_keys"]) <= set(read_apart):
+            report.clear()
     needless = set() if language_head else _head_weights(model)
     if missing := sorted(set(info["missing_keys"]) - needless):
         raise UnsupportedModelError(
@@ -272,6 +282,31 @@ def load_weights(
             f"{shown(name)}: {tuple(there)}, not {tuple(wanted)}"
         )
     return model
+
+
+@contextmanager
+def _report_held_back() -> Iterator[list[logging.LogRecord]]:
+    """Has transformers' report of a load wait for the end of the block, in this thread.
+
+    It is logged then, unless it was taken out of the list.
+    """
+    held: list[logging.LogRecord] = []
+    thread = get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        if get_ident() != thread or "LOAD REPORT" not in record.getMessage():
+            return True
+        held.append(record)
+        return False
+
+    log = logging.getLogger(PreTrainedModel.__module__)
+    log.addFilter(passes)
+    try:
+        yield held
+    finally:
+        log.removeFilter(passes)
+        for record in held:
+            log.handle(record)
 
 
 def _head_weights(model: PreTrainedModel) -> set[str]:

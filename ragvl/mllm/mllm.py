@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from itertools import product
@@ -138,6 +138,7 @@ class MLLM:
         date: date | str | None = None,
         layers: LayerCode = "eager",
         language_head: bool = True,
+        read_apart: Collection[str] = (),
     ) -> MLLM:
         """Loads a folder or a hub id.
 
@@ -179,6 +180,8 @@ class MLLM:
                 `make bench-gpu-rerank PARTS=layers`.
             language_head: False leaves the language-model head out, which a checkpoint with a score
                 network may lack. Such a model writes nothing.
+            read_apart: names of weights among the model's that are no part of it and that the
+                caller reads, such as a score network's: no report calls them unexpected.
 
         Raises:
             FileNotFoundError: the folder, or safetensors weights in it, are not there, or the hub
@@ -220,6 +223,7 @@ class MLLM:
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             language_head=language_head,
+            read_apart=read_apart,
         )
         mllm = object.__new__(cls)
         with naming(checkpoint.folder, "model or processor"):
@@ -236,6 +240,7 @@ class MLLM:
             "date": date,
             "layers": layers,
             "language_head": language_head,
+            "read_apart": list(read_apart),
         }
         mllm._source = _absolute(path), options
         return mllm

@@ -230,13 +230,18 @@ class Reranker(CrossEncoderDialect):
             prefix_cache = PrefixCache(prefix_cache)
         own_settings = load.pop("processor_settings", None) or {}
         settings = merge_settings(known.processor_settings, own_settings)
-        read = head if isinstance(head, Answers) else head.read(_checkpoint(path, load))
+        kept_apart: dict[str, Any] = {}
+        if isinstance(head, Answers):
+            read: Answers | ScoreNetwork = head
+        else:
+            read = head.read(_checkpoint(path, load))
+            kept_apart = {"language_head": False, "read_apart": head.among_model}
         mllm = MLLM.from_pretrained(
             path,
             device=device,
             dtype=dtype,
             processor_settings=settings,
-            **{"language_head": isinstance(read, Answers), **load},
+            **{**kept_apart, **load},
         )
         return cls(
             mllm,

@@ -43,6 +43,11 @@ class LayerWeights:
     activation: str = "identity"
     file: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its tensors."""
+        return [name for name in (self.weight, self.bias) if name is not None]
+
 
 @dataclass(frozen=True)
 class ScoreWeights:
@@ -60,6 +65,11 @@ class ScoreWeights:
     pooling: Pooling = "last"
     scale: float = 1.0
     bias: float = 0.0
+
+    @property
+    def among_model(self) -> list[str]:
+        """The names of its tensors that stand among the model's own weights."""
+        return [name for layer in self.layers if layer.file is None for name in layer.names]
 
     def read(self, checkpoint: Checkpoint) -> ScoreNetwork:
         """The network, from a checkpoint's files; from its adapters what they hold of it.
@@ -81,7 +91,7 @@ class ScoreWeights:
 
 
 def _layer(layer: LayerWeights, checkpoint: Checkpoint) -> Layer:
-    names = [name for name in (layer.weight, layer.bias) if name is not None]
+    names = layer.names
     if layer.file is None:
         where = checkpoint.folder
         tensors = read_tensors(weight_files(where), names)

@@ -21,7 +21,7 @@ import torch
 import transformers
 from PIL import Image
 from plain import picture
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import published as checkpoints
 from tiny_models.eight import QWEN_TEMPLATE
 from torch import Tensor
@@ -286,6 +286,25 @@ def test_jina_reranker_m0_is_known_by_its_files(
         reranker = load(known, "auto")
         assert reranker.template_name == "jina-reranker-m0"
         assert reranker.score([("red roof", picture(1))]) == expected
+
+
+def test_only_weights_that_nobody_reads_are_reported(
+    published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr(
+        transformers.modeling_utils.logger,
+        "callHandlers",
+        lambda record: reported.append(record.getMessage()),
+    )
+    folder = shutil.copytree(published("jina_reranker_m0"), tmp_path / "model")
+    load(folder, "auto")
+    assert not reported
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"foreign.weight": torch.ones(1)}, folder / "model.safetensors")
+    load(folder, "auto")
+    assert len(reported) == 1
+    assert "foreign.weight" in reported[0]
 
 
 def test_a_checkpoint_of_no_known_architecture_has_no_preset(tmp_path: Path) -> None:
