@@ -72,7 +72,11 @@ class Documents:
             self.problems = self._questions.problems
             self._length = len(self._questions.document_ids())
         else:
-            self._length = len(self._paths) or sum(1 for _ in self._from_lines(Problems()))
+            broken = Problems()
+            self._length = len(self._paths) or sum(1 for _ in self._from_lines(broken))
+            if not self._length and broken:
+                (message, *_), *_ = broken.messages.values()
+                raise DataError(f"{place(path)} holds no usable documents: {broken}, as {message}")
         if not self._length:
             raise DataError(
                 f"{place(path)} holds no documents: expected pictures, or {KNOWN_FORMATS}"

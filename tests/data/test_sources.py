@@ -135,3 +135,8 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         Documents(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no documents"):
         Documents(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"text": "One.", "image": "a.png"}\n{"txt": "Two."}')
+    with pytest.raises(
+        DataError, match=r"no usable documents: 2 x broken line, as .*broken.jsonl, line 1: "
+    ):
+        Documents(tmp_path / "broken.jsonl")
