@@ -16,6 +16,7 @@ from torch import Tensor
 from ragvl import Document, Query, Reranker
 from ragvl.data.query import QueryLike
 from ragvl.mllm import MLLM
+from ragvl.reranker.templates import pictures_in_order
 
 Images = Image.Image | Sequence[Image.Image]  # a prompt's pictures; one may stand by itself
 
@@ -65,7 +66,7 @@ def plain_scores(reranker: Reranker, pairs: Sequence[tuple[QueryLike, Document]]
                 reranker.mllm,
                 [
                     picture.load()
-                    for picture in reranker.template.pictures(Query.of(query), document)
+                    for picture in pictures_in_order(reranker.template, Query.of(query), document)
                 ],
                 reranker.prompt(query, document),
                 reranker.yes_token_ids,

@@ -20,10 +20,10 @@ from ragvl.mllm import (
     encode_picture,
 )
 from ragvl.reranker.lengths import NO_LIMITS, Cuts, Lengths
-from ragvl.reranker.templates import Template
+from ragvl.reranker.templates import Template, pictures_in_order
 
-# Queries without a common character: what their prompts share, every query's prompt shares
 _ONE_PICTURE = "the chat template numbers pictures: a prompt may have one"
+# Queries without a common character: what their prompts share, every query's prompt shares
 _PROBES = ("a", "1")
 # Texts without a common end, of unlike lengths
 _ENDS = ("0", "1 2 3 4")
@@ -87,7 +87,7 @@ class Prompts:
         """
         self.template.check(self._prompting, query, document)
         self._check_pictures(document)
-        if self._prompting.numbers_pictures and len(self.template.pictures(query, document)) > 1:
+        if self._prompting.numbers_pictures and len(query.pictures + document.pictures) > 1:
             raise ValueError(f"{query.name}: {_ONE_PICTURE}")
 
     def check_document(self, document: Document) -> None:
@@ -131,7 +131,7 @@ class Prompts:
         Args:
             query: the query.
             document: the document.
-            images: the pictures of both, in the order of the template's `pictures`.
+            images: the pictures of both; see `pictures_in_order`.
         """
         prompt = self._prompting.encode_prompt(self.text(query, document), images)
         ids = [*prompt.input_ids, *self.template.ending]
@@ -263,7 +263,7 @@ def split_prompt(
         picture: encode_picture(prompting, picture)
         for picture in (*document.pictures, *query.pictures)
     }
-    images = [encoded[picture] for picture in prompts.template.pictures(query, document)]
+    images = [encoded[picture] for picture in pictures_in_order(prompts.template, query, document)]
     ids = prompts.prompt(query, document, images).input_ids
     own = [encoded[picture] for picture in document.pictures]
     shared = shared_length(ids, prompts.prefix(document, own, query.instruction).input_ids)

@@ -8,7 +8,6 @@ from typing import Any
 
 from ragvl.data.document import Document, Part
 from ragvl.data.images import DocumentError
-from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.messages import shown
 from ragvl.mllm import Prompting, UnsupportedModelError
@@ -92,12 +91,6 @@ class RolesTemplate:
             DocumentError: the document does; the message names it.
         """
         self._checked(prompting, query, document)
-
-    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
-        """The pictures of a prompt, in the order of their places in it."""
-        if self.query_first:
-            return query.pictures + document.pictures
-        return document.pictures + query.pictures
 
     def write(self, prompting: Prompting, query: Query, document: Document) -> str:
         """The whole prompt, with a placeholder for each picture.

@@ -72,9 +72,6 @@ class Template(Protocol):
             DocumentError: the document does; the message names it.
         """
 
-    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
-        """The pictures of a prompt, in the order of their places in it."""
-
     def write(self, prompting: Prompting, query: Query, document: Document) -> str:
         """The whole prompt, chat template included, with a placeholder for each picture."""
 
@@ -239,12 +236,6 @@ class PromptTemplate:
         """Whether a query may bring an instruction, on which all of its prompts depend."""
         return any("{instruction}" in variant.text for variant in self.variants)
 
-    def pictures(self, query: Query, document: Document) -> tuple[Picture, ...]:
-        """The pictures of a prompt, in the order of their places in it."""
-        if self.query_first:
-            return query.pictures + document.pictures
-        return document.pictures + query.pictures
-
     def write(self, prompting: Prompting, query: Query, document: Document) -> str:
         """The whole prompt, chat template included, with a placeholder for each picture.
 
@@ -355,6 +346,13 @@ TEMPLATES = {
     template.name: template
     for template in (AUTO, CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST, DOCUMENT)
 }
+
+
+def pictures_in_order(template: Template, query: Query, document: Document) -> tuple[Picture, ...]:
+    """The pictures of a prompt, in the order of their places in it."""
+    if template.query_first:
+        return query.pictures + document.pictures
+    return document.pictures + query.pictures
 
 
 def resolve_template(template: Template | str) -> Template:

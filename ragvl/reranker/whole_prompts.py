@@ -20,6 +20,7 @@ from ragvl.prefix_cache import PictureSupply, SuppliedPicture
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts
 from ragvl.reranker.scorer import OnError, skip
+from ragvl.reranker.templates import pictures_in_order
 from ragvl.workers import Workers, ahead
 
 _AHEAD = 64  # pairs whose pictures are being prepared
@@ -140,9 +141,9 @@ class WholePrompts:
             by_document.setdefault(id(document), []).append(i)
         with Workers() as workers:
             call = self._pictures.call(workers)
-            pictures_of = self._prompts.template.pictures
+            template = self._prompts.template
             coming = (
-                (i, [*map(call.take, pictures_of(*pairs[i]))])
+                (i, [*map(call.take, pictures_in_order(template, *pairs[i]))])
                 for indices in by_document.values()
                 for i in indices
             )

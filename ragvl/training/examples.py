@@ -22,7 +22,7 @@ from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.templates import Template, resolve_template
+from ragvl.reranker.templates import Template, pictures_in_order, resolve_template
 
 if TYPE_CHECKING:
     from ragvl.training.ranking import RankingSample
@@ -107,7 +107,7 @@ class RankingExamples(Dataset[Example]):
         query = self._query(sample)
         document = self._source.document(sample.document)
         prompt = self._prompts.text(query, document)
-        pictures = self._prompts.template.pictures(query, document)
+        pictures = pictures_in_order(self._prompts.template, query, document)
         return Example(prompt, [document], sample.answer, pictures)
 
     def _query(self, sample: RankingSample) -> Query:
