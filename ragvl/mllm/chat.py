@@ -188,7 +188,7 @@ class Chat:
             return filled
         words = unused_words(f"{self._source}{template}{system_turn}{fields}", 2)
         first, second = (
-            self.render(template, system_turn=system_turn, **{**fields, name: word})
+            self.render(template, chat, system_turn=system_turn, **{**fields, name: word})
             for word in words
         )
         return first[: common_prefix_length(first, second)]

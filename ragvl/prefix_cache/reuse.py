@@ -78,7 +78,7 @@ def picture_suffix_problem(mllm: MLLM) -> str | None:
     except _FAILURES as error:
         if is_out_of_memory(error):
             raise
-        return reason(error)
+        return f"its decoder is built in a way of its own: {reason(error)}"
 
 
 @default_torch_context

@@ -562,7 +562,7 @@ class Reranker(CrossEncoderDialect):
         if head.pooling == "mean":
             return "the score is read off the states of all tokens"
         if self.template.query_first:
-            return "the template puts the query before the picture"
+            return "the template puts the query before the document"
         problem = reuse_problem(self.mllm)
         return problem and f"{self.mllm.architecture}: {problem}"
 

@@ -138,7 +138,7 @@ def test_one_line_says_what_is_cached(
         "prompts are scored whole, only visual tokens are cached: paligemma: what it computes for "
         "a prompt's beginning depends on what comes after",
         "prompts are scored whole, only visual tokens are cached: the template puts the query "
-        "before the picture",
+        "before the document",
     ]
 
 
