@@ -193,16 +193,15 @@ class CachedPrefixes:
         """
         apart: list[int] = []
         pictured = {i for i, (query, _) in enumerate(pairs) if query.pictures}
-        if pictured and self._pictures_go_on:
-            with Workers() as workers:
-                call = self._pictures.call(workers)
-                taken = {p: call.take(p) for i in pictured for p in pairs[i][0].pictures}
-                every = range(len(pairs))
-                yield from self._score_cached(pairs, every, taken, apart, batch_size, on_error)
-            pictured = set()
-        else:
-            chosen = [i for i in range(len(pairs)) if i not in pictured]
-            yield from self._score_cached(pairs, chosen, {}, apart, batch_size, on_error)
+        going_on = {
+            i for i in pictured if self._pictures_go_on and self._pictures_last(pairs[i][1])
+        }
+        pictured -= going_on
+        chosen = [i for i in range(len(pairs)) if i not in pictured]
+        with Workers() as workers:
+            call = self._pictures.call(workers)
+            taken = {p: call.take(p) for i in going_on for p in pairs[i][0].pictures}
+            yield from self._score_cached(pairs, chosen, taken, apart, batch_size, on_error)
         if apart and not self._reported_whole:
             self._reported_whole = True
             logger.warning(
@@ -214,6 +213,10 @@ class CachedPrefixes:
         whole = [pairs[i] for i in apart]
         for places, raw in self._whole.score(whole, batch_size, on_error):
             yield [apart[place] for place in places], raw
+
+    def _pictures_last(self, document: Document) -> bool:
+        """Whether a query's pictures stand behind the document's."""
+        return not (document.pictures and self._prompts.template.query_pictures_first)
 
     @cached_property
     def _pictures_go_on(self) -> bool:

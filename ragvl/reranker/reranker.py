@@ -376,22 +376,34 @@ class Reranker(CrossEncoderDialect):
         if batch_size is not None:
             batch_size = checked_count("batch_size", batch_size)
         check_on_error(on_error)
-        for query, document in pairs:
-            try:
-                self._prompts.check(query, document)
-            except DocumentError:
-                if on_error == "raise":
-                    raise
+        usable = self._usable(pairs, on_error)
         deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
         bar = ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden)
         with self._prompts.cuts.reported(), bar:
-            for indices, raw in self._scorer.score(pairs, batch_size, on_error):
-                scores[list(indices)] = raw
+            chosen = [pairs[i] for i in usable]
+            for places, raw in self._scorer.score(chosen, batch_size, on_error):
+                indices = [usable[place] for place in places]
+                scores[indices] = raw
                 bar.update(len(indices))
                 _check_finite(scores, indices, pairs, on_error)
         return scores
+
+    def _usable(self, pairs: Sequence[tuple[Query, Document]], on_error: OnError) -> list[int]:
+        """The places of the pairs that the template can write; the others are skipped."""
+        usable: list[int] = []
+        refused: set[str] = set()
+        for i, (query, document) in enumerate(pairs):
+            try:
+                self._prompts.check(query, document)
+            except DocumentError as error:
+                if str(error) not in refused:
+                    skip(error, on_error)
+                refused.add(str(error))
+            else:
+                usable.append(i)
+        return usable
 
     @default_torch_context
     def warm(

@@ -33,6 +33,8 @@ class RolesTemplate:
             turn.
         query_first: the query stands before the document, so that no two queries share a prefix;
             as `for_model` finds it.
+        query_pictures_first: a query's pictures stand before a document's, which may be so where
+            its text does not; as `for_model` finds it.
         takes_instruction: the chat template writes a system turn; as `for_model` finds it.
         ending: see `PromptTemplate`.
     """
@@ -43,6 +45,7 @@ class RolesTemplate:
     instructions: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
     query_first: bool = True
+    query_pictures_first: bool = True
     takes_instruction: bool = False
     ending: tuple[int, ...] = ()
 
@@ -73,9 +76,13 @@ class RolesTemplate:
                 document = conversations.write(turns).index(prompting.processor.image_token)
             else:
                 document = conversations.position(turns, 1)
+            query_first = conversations.position(turns, 0) < document
+            image = prompting.processor.image_token
+            pictures_turned = _pictures_turned(conversations, image, query_first=query_first)
             return replace(
                 self,
-                query_first=conversations.position(turns, 0) < document,
+                query_first=query_first,
+                query_pictures_first=query_first != pictures_turned,
                 takes_instruction=_writes_instruction(conversations, turns),
             )
         raise UnsupportedModelError(
@@ -185,6 +192,28 @@ def _misplaced(
         return ValueError(f"{no_place} the pictures of {query.name}: {written}")
     whose = f"{document.name} and {query.name}" if query.pictures else document.name
     return DocumentError(f"{no_place} the pictures of {whose}: {written}")
+
+
+def _pictures_turned(conversations: Conversations, image: str, *, query_first: bool) -> bool:
+    """Whether pictures of the side whose text comes second stand before the other's.
+
+    A chat template may write one side's pictures before all texts. Whose the first picture is shows
+    where the other side has none: the prompt up to it stays the same.
+    """
+    pictured, bare = (_PROBE, None), (_PROBE,)
+    try:
+        both, with_queries, with_documents = (
+            conversations.write([Turn("query", query), Turn("document", document)])
+            for query, document in ((pictured, pictured), (pictured, bare), (bare, pictured))
+        )
+    except ValueError:  # no prompt of this model has pictures on both sides
+        return False
+    first, _, rest = both.partition(image)
+    if image not in rest:
+        return False
+    beginning = first + image
+    queries, documents = (x.startswith(beginning) for x in (with_queries, with_documents))
+    return documents and not queries if query_first else queries and not documents
 
 
 def _writes_instruction(conversations: Conversations, turns: list[Turn]) -> bool:

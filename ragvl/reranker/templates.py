@@ -39,6 +39,10 @@ class Template(Protocol):
         """Whether the query stands before the document, so that no two queries share a prefix."""
 
     @property
+    def query_pictures_first(self) -> bool:
+        """Whether a query's pictures stand before a document's, wherever its text stands."""
+
+    @property
     def takes_instruction(self) -> bool:
         """Whether a query may bring an instruction, on which all of its prompts depend."""
 
@@ -143,6 +147,11 @@ class PromptTemplate:
         slot = _SLOTS.search(self.text)
         assert slot is not None  # see __post_init__
         return self.text.index("{query}") < slot.start()
+
+    @property
+    def query_pictures_first(self) -> bool:
+        """Whether a query's pictures stand before a document's: beside its text, as they do."""
+        return self.query_first
 
     @property
     def variants(self) -> tuple[PromptTemplate, ...]:
@@ -350,7 +359,7 @@ TEMPLATES = {
 
 def pictures_in_order(template: Template, query: Query, document: Document) -> tuple[Picture, ...]:
     """The pictures of a prompt, in the order of their places in it."""
-    if template.query_first:
+    if template.query_pictures_first:
         return query.pictures + document.pictures
     return document.pictures + query.pictures
 

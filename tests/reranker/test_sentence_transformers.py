@@ -140,6 +140,35 @@ def test_pictures_stand_on_their_own_sides(checkpoint):
     np.testing.assert_allclose(ours.predict(pairs), exchanged, **EXACT)
 
 
+def _exchanged(query: dict, document: dict) -> tuple[dict, dict]:
+    """The pair with each other's pictures."""
+    return {**query, "image": document["image"]}, {**document, "image": query["image"]}
+
+
+@pytest.mark.parametrize("moved", ["query", "document"])
+def test_pictures_that_a_chat_template_moves_to_its_start_stay_their_own_sides(
+    moved, tiny_model, tmp_path
+):
+    """The side's text comes second."""
+    placeholder = f"{{{{ {PICTURES['qwen2_vl']} }}}}"
+    template = pair_template("qwen2_vl", document_first=moved == "query").replace(
+        f"-%}}{placeholder}", f"-%}}{{%- if role != '{moved}' -%}}{placeholder}{{%- endif -%}}"
+    )
+    start = (
+        f"{{%- for m in messages if m.role == '{moved}' -%}}{{%- for part in m.content "
+        f"if part.type == 'image' -%}}{placeholder}{{%- endfor -%}}{{%- endfor -%}}"
+    )
+    base = with_template(tiny_model("qwen2_vl"), tmp_path / "base", start + template)
+    folder = save_cross_encoder(base, tmp_path / "model", logit_score(TRUE, FALSE))
+    sides = ({"image": picture(3), "text": "Where?"}, {"image": picture(4, 40, 90), "text": "Here"})
+    pairs = [sides, sides[::-1], (TEXT, sides[1])]
+    # transformers fills in the query's pictures first
+    asked = pairs if moved == "query" else [*(_exchanged(*pair) for pair in pairs[:2]), pairs[2]]
+    expected = cross_encoder(folder).predict(asked)
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(load(folder).predict(pairs), expected, **EXACT)
+
+
 def test_a_string_is_a_text_unless_it_names_a_picture(checkpoint, tmp_path):
     ours, theirs = load(checkpoint()), cross_encoder(checkpoint())
     path = str(tmp_path / "tower.PNG")
@@ -516,6 +545,21 @@ def test_what_the_chat_template_refuses_is_refused_in_its_words(tiny_model, tmp_
     with pytest.raises(ValueError, match=r"document 'captioned'.* query .*refuses.* one part"):
         ours.score(pairs)
     assert ours.score(pairs, on_error="skip").isnan().tolist() == [False, True]
+
+
+def test_a_pair_that_is_refused_as_such_is_skipped_alone(tiny_model, tmp_path, caplog):
+    template = "{% set pictures = messages | map(attribute='content') | sum(start=[]) "
+    template += "| selectattr('type', 'eq', 'image') | list %}"
+    template += "{% if pictures | length > 1 %}{{ raise_exception('one picture') }}{% endif %}"
+    template += pair_template("qwen2_vl", document_first=True)
+    base = with_template(tiny_model("qwen2_vl"), tmp_path / "base", template)
+    ours = load(save_cross_encoder(base, tmp_path / "model", logit_score(TRUE, FALSE)))
+    document, query = Document(picture(0), id="tower"), Query(image=picture(1))
+    pairs = [(TEXT, document), (query, document), (query, PAGE), (query, document)]
+    scores = ours.score(pairs, on_error="skip")
+    assert scores.isnan().tolist() == [False, True, False, True]
+    assert caplog.text.count("skipped: document 'tower'") == 1
+    assert torch.equal(scores[[0, 2]], ours.score([pairs[0], pairs[2]]))
 
 
 def test_an_instruction_without_a_place_is_refused(tiny_model, tmp_path):
