@@ -28,7 +28,7 @@ from tables import Results, table, times
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ragvl import Document, Reranker
+from ragvl import Document, Query, Reranker
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.demo.run import NUM_PLACES, WORLD_SEED
@@ -53,7 +53,7 @@ TOLERANCE = 1e-5  # of a relevance: rounding, in another order of additions
 class OnePairAtATime(Reranker):
     """ragvl's own reranker, called for each pair by itself."""
 
-    def score(self, pairs: Sequence[tuple[str, Document]], **options: Any) -> Tensor:  # type: ignore[override]
+    def score(self, pairs: Sequence[tuple[Query, Document]], **options: Any) -> Tensor:  # type: ignore[override]
         return torch.cat([super(OnePairAtATime, self).score([pair], **options) for pair in pairs])
 
 
@@ -64,8 +64,10 @@ class GeneratePerPair(Reranker):
         super().__init__(mllm)
         self._serial = serial
 
-    def score(self, pairs: Sequence[tuple[str, Document]], **_: Any) -> Tensor:  # type: ignore[override]
-        return torch.tensor([self._serial.score(query, [document])[0] for query, document in pairs])
+    def score(self, pairs: Sequence[tuple[Query, Document]], **_: Any) -> Tensor:  # type: ignore[override]
+        """Raw scores, which an evaluation takes: of a probability its log-odds."""
+        scores = [self._serial.score(query.text or "", [document])[0] for query, document in pairs]
+        return torch.tensor(scores).logit()
 
 
 def measure(num_questions: int | None, rounds: int) -> dict[str, Any]:
