@@ -94,7 +94,13 @@ Adapters = Annotated[
     str | None,
     typer.Option(help="Adapters (LoRA) to merge into the model: a hub id or a folder."),
 ]
-Preset = Annotated[str, typer.Option(help="How the checkpoint is prompted.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="How the checkpoint is asked and read: the name of a published reranker's preset, or "
+        "what its files say."
+    ),
+]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 

@@ -15,12 +15,13 @@ from ragvl.mllm.inputs import (
     UnusableImageError,
     common_prefix_length,
 )
-from ragvl.mllm.loading import UnsupportedModelError, check_reader
+from ragvl.mllm.loading import check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.quantized import company_problem
 from ragvl.mllm.states import LayerState, StateShape
+from ragvl.model_files import UnsupportedModelError
 
 __all__ = [
     "MLLM",

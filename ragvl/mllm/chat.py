@@ -19,8 +19,16 @@ from ragvl.mllm.chat_template import ChatTemplate, Treatment, template_text
 from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.conversation import IMAGE_PART, Conversations
 from ragvl.mllm.inputs import common_prefix_length
-from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
-from ragvl.mllm.pieces import TEXT_OF_ALL_KINDS, Pieces, cut, joined, marks, unused_words
+from ragvl.mllm.pieces import (
+    TEXT_OF_ALL_KINDS,
+    Pieces,
+    cut,
+    joined,
+    marks,
+    remembered,
+    unused_words,
+)
+from ragvl.model_files import UnsuitableSettingError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +41,6 @@ _THOUGHTS = (
     (re.compile(r"<\|(?:START|BEGIN)_(THINKING|THOUGHT|REASONING)\|>"), r"<|END_\1|>", ""),
     (re.compile(r"<\|begin_of_(thought|thinking|reasoning)\|>"), r"<|end_of_\1|>", "\n\n"),
 )
-_KNOWN_FORMS = 256
 
 
 @dataclass(frozen=True)
@@ -262,15 +269,11 @@ class Chat:
         return "" if self._template is None else self._template.source
 
     def _form(self, template: str, system_turn: str | None, chat: bool) -> _Form:
-        key = template, system_turn, chat
-        form = self._forms.get(key)
-        if form is None:
+        def make() -> _Form:
             pieces = tuple(self._pieces(template))
-            form = self._chat_form(pieces, system_turn) if chat else self._bare_form(pieces)
-            while len(self._forms) >= _KNOWN_FORMS:
-                self._forms.pop(next(iter(self._forms)), None)
-            self._forms[key] = form
-        return form
+            return self._chat_form(pieces, system_turn) if chat else self._bare_form(pieces)
+
+        return remembered(self._forms, (template, system_turn, chat), make)
 
     def _bare_form(self, pieces: Pieces) -> _Form:
         own = "".join(text for text, _ in pieces)

@@ -14,7 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from ragvl.messages import quoted, reason, shown
-from ragvl.mllm.loading import UnsuitableSettingError, UnsupportedModelError
+from ragvl.model_files import UnsuitableSettingError, UnsupportedModelError
 
 # What Llama 3's own templates write where they know no date
 DEFAULT_DATE = date(2024, 7, 26)

@@ -15,9 +15,16 @@ from ragvl.messages import quoted
 from ragvl.mllm.chat_template import ChatTemplate, Messages, Treatment
 from ragvl.mllm.control_tokens import ControlTokens
 from ragvl.mllm.inputs import common_prefix_length
-from ragvl.mllm.pieces import TEXT_OF_ALL_KINDS, Pieces, cut, joined, marks, unused_words
+from ragvl.mllm.pieces import (
+    TEXT_OF_ALL_KINDS,
+    Pieces,
+    cut,
+    joined,
+    marks,
+    remembered,
+    unused_words,
+)
 
-_KNOWN_FORMS = 256
 IMAGE_PART = {"type": "image", "image": "image"}  # some templates look for the key
 
 
@@ -126,13 +133,7 @@ class Conversations:
             ValueError: the template refuses the conversation.
         """
         shape = tuple((role, tuple(part is None for part in parts)) for role, parts in turns)
-        form = self._forms.get(shape)
-        if form is None:
-            form = self._make_form(turns)
-            while len(self._forms) >= _KNOWN_FORMS:
-                self._forms.pop(next(iter(self._forms)), None)
-            self._forms[shape] = form
-        return form
+        return remembered(self._forms, shape, lambda: self._make_form(turns))
 
     def position(self, turns: Sequence[Turn], number: int) -> int:
         """Where the text of this number stands in a prompt that it is not lost from."""

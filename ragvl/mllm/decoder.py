@@ -25,7 +25,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ragvl.mllm.experts import wrap_experts
 from ragvl.mllm.inputs import Features, ImageInputs
-from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.states import (
     Group,
     LayerState,
@@ -38,6 +37,7 @@ from ragvl.mllm.states import (
 )
 from ragvl.mllm.structure import decoder_layers, decoder_of
 from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
+from ragvl.model_files import UnsupportedModelError
 from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ragvl.mllm.loading import UnsupportedModelError
 from ragvl.mllm.quantized import check_head_weight
 from ragvl.mllm.structure import final_norm
+from ragvl.model_files import UnsupportedModelError
 
 _ROWS_AT_ONCE = 8192
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")

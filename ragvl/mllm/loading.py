@@ -49,19 +49,6 @@ from ragvl.model_files import (
     weight_shapes,
 )
 
-__all__ = [
-    "UnsuitableSettingError",
-    "UnsupportedModelError",
-    "check_attention",
-    "check_image_tokens",
-    "check_reader",
-    "load_model",
-    "load_processor",
-    "load_weights",
-    "naming",
-    "without_video",
-]
-
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers")
 _VIDEO = "video_processor"  # a part of some processors
 # What transformers says where a class needs a package that is not installed

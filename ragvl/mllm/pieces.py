@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+_KNOWN_FORMS = 256
 # What a chat template writes, and the name of the text after it; None after the last
 Pieces = Sequence[tuple[str, Any]]
 # Shows what a chat template does to a text: changes of case, space, markup, characters, escapes
 TEXT_OF_ALL_KINDS = "Ab  &amp; <b>'q' \"r\"</b>\\ \\n {{ x }} {% y %} %s {0}\n\n\t#*_~ Éé ﬁ Ⅳ １ ß https://e.x/?a=1&b."
+
+
+def remembered(forms: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The form of this key, made where it is not known; the first made are the first to go."""
+    form = forms.get(key)
+    if form is None:
+        form = make()
+        while len(forms) >= _KNOWN_FORMS:
+            forms.pop(next(iter(forms)), None)
+        forms[key] = form
+    return form
 
 
 def unused_words(text: str, number: int) -> list[str]:

@@ -31,8 +31,9 @@ from ragvl.mllm.inputs import (
     pad_ids,
     probe_image,
 )
-from ragvl.mllm.loading import UnsupportedModelError, check_image_tokens
+from ragvl.mllm.loading import check_image_tokens
 from ragvl.mllm.processors import without_saved_calls
+from ragvl.model_files import UnsupportedModelError
 
 _TYPE_IDS = "token_type_ids"  # how the names of what says a token's kind end
 _NOT_OF_IMAGES = ("input_ids", "attention_mask", "labels", "text_replacement_offsets")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ragvl.mllm.head import same
 from ragvl.mllm.inputs import Features
-from ragvl.mllm.loading import UnsupportedModelError
+from ragvl.model_files import UnsupportedModelError
 
 # Of what a vision tower returns, the parts that no decoder reads, and the largest
 _OF_ITSELF = "last_hidden_state"  # read where there is nothing else, as by Llama 4

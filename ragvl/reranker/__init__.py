@@ -1,4 +1,4 @@
-"""The second stage: relevance of documents to a query, by an MLLM's Yes and No."""
+"""The second stage: relevance of documents to a query, read off an MLLM by a head."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ from ragvl.data.query import Query, QueryLike
 from ragvl.forks import fork_safe
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import quoted, reason, shown
-from ragvl.mllm.loading import UnsupportedModelError, load_weights, naming
+from ragvl.mllm.loading import load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
-from ragvl.model_files import CONFIG
+from ragvl.model_files import CONFIG, UnsupportedModelError
 from ragvl.progress import ProgressBar
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
