@@ -64,7 +64,7 @@ def evaluate(
         from ragvl.evaluation.result import read_evaluation, to_json
         from ragvl.evaluation.settings import distinct_pools
         from ragvl.evaluation.tables import print_figures
-        from ragvl.reranker import SavedThresholds, resolve_template, resolve_threshold
+        from ragvl.reranker import SavedThresholds, resolve_threshold
 
         other = None if compare is None else read_evaluation(compare)
         chosen.check(generator)
@@ -74,12 +74,11 @@ def evaluate(
         names = [parse_threshold(name) for name in threshold or ()]
         out.mkdir(parents=True, exist_ok=True)
         data_set = chosen.open_questions()
-        template = chosen.template or data_set.template
-        saved = SavedThresholds.of_model(chosen.reranker, template)
+        template = chosen.prompt(data_set)
+        saved = SavedThresholds.of_model(chosen.reranker, template.name)
         names = names or ["natural", *(saved.values if saved else ())]
         for name in names:
             resolve_threshold(name, saved)
-        resolve_template(template)
         settings = chosen.settings(
             pools=distinct_pools(data_set) if pool == "both" else (pool,),
             thresholds=names,
@@ -144,7 +143,7 @@ def calibrate(
         from ragvl.evaluation.calibrate import calibrate as run
         from ragvl.evaluation.estimation import ESTIMATED, check_names
         from ragvl.evaluation.plots import relevance_plot
-        from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds, resolve_template
+        from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
 
         names = threshold or ESTIMATED
         check_names(names)
@@ -163,8 +162,7 @@ def calibrate(
             check_writable_folder(work)
         chosen.check()
         data_set = chosen.open_questions()
-        template = chosen.template or data_set.template
-        resolve_template(template)
+        template = chosen.prompt(data_set)
         saved, recalls = run(
             data_set,
             chosen.load_models(template),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ragvl.evaluation.models import Models
     from ragvl.evaluation.settings import EvaluationSettings
     from ragvl.reranker import Reranker
+    from ragvl.reranker.templates import Template
 
 Command = Callable[..., None]
 
@@ -87,6 +88,7 @@ class EvaluationOptions:
     source: options.Source
     encoder: options.Encoder
     reranker: options.Reranker
+    preset: options.Preset = "auto"
     split: options.Split = None
     images: options.Images = None
     protocol: options.Protocol = None
@@ -141,7 +143,17 @@ class EvaluationOptions:
             **others,
         )
 
-    def load_models(self, template: str, generator: str | None = None) -> Models:
+    def prompt(self, questions: QuestionSet) -> Template:
+        """The reranker's: the one named, else the checkpoint's own, else that of the data set."""
+        from ragvl.reranker import preset_of_checkpoint, resolve_template
+
+        template: Template | str | None = self.template
+        if template is None:
+            template = preset_of_checkpoint(self.reranker, self.preset).template
+            template = questions.template if template == "auto" else template
+        return resolve_template(template)
+
+    def load_models(self, template: Template, generator: str | None = None) -> Models:
         """The models, the reranker with a template and the thresholds saved for it."""
         from ragvl.evaluation.models import Models
 
@@ -149,6 +161,7 @@ class EvaluationOptions:
             self.encoder,
             self.reranker,
             generator,
+            preset=self.preset,
             template=template,
             device=self.device,
             dtype=self.dtype,

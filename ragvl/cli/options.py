@@ -67,7 +67,8 @@ Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a
 Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
 
 Template = Annotated[
-    str | None, typer.Option(help="The reranker's prompt; by default the data set's.")
+    str | None,
+    typer.Option(help="The reranker's prompt; by default its preset's, or else the data set's."),
 ]
 
 Candidates = Annotated[int, typer.Option(min=1, help="How many documents are reranked.")]

@@ -8,7 +8,8 @@ from typing import Any
 
 from ragvl.generator import Generator
 from ragvl.mllm import check_reader
-from ragvl.reranker import Reranker, SavedThresholds
+from ragvl.reranker import Reranker, SavedThresholds, resolve_template
+from ragvl.reranker.templates import Template
 from ragvl.retriever import DualEncoder, check_encoder
 
 
@@ -33,7 +34,8 @@ class Models:
         reranker: str,
         generator: str | None = None,
         *,
-        template: str = "auto",
+        preset: str = "auto",
+        template: Template | str = "auto",
         device: str = "auto",
         dtype: str = "auto",
         caption_tokens: int | None = None,
@@ -46,6 +48,7 @@ class Models:
             encoder: the retriever's model: a hub id or a folder.
             reranker: the reranker's; thresholds that its folder holds for the template come along.
             generator: the generator's.
+            preset: what the reranker was trained on; see `Reranker.from_pretrained`.
             template: the reranker's prompt.
             device: of all three.
             dtype: of reranker and generator.
@@ -69,8 +72,9 @@ class Models:
             DualEncoder.from_pretrained(encoder, device=device),
             Reranker.from_pretrained(
                 reranker,
+                preset=preset,
                 template=template,
-                thresholds=SavedThresholds.of_model(reranker, template),
+                thresholds=SavedThresholds.of_model(reranker, resolve_template(template).name),
                 chat_template_kwargs=chat_template_kwargs,
                 **common,
             ),

@@ -8,7 +8,7 @@ from ragvl.reranker.heads import Layer, ScoreNetwork
 from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
 from ragvl.reranker.ranked import RankedDocument, WarmReport
-from ragvl.reranker.reranker import Reranker
+from ragvl.reranker.reranker import Reranker, preset_of_checkpoint
 from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
@@ -42,6 +42,7 @@ __all__ = [
     "WarmReport",
     "check_threshold",
     "checked_request",
+    "preset_of_checkpoint",
     "resolve_template",
     "resolve_threshold",
 ]

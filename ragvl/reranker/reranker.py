@@ -220,7 +220,7 @@ class Reranker(CrossEncoderDialect):
         check_threshold(threshold)
         device = mapped_device(device, load.pop("device_map", None))
         folder = model_folder(path, **_named(load, ("revision", "subfolder", "cache_dir")))
-        known = _preset(preset, path, load)
+        known = preset_of_checkpoint(path, preset, **_named(load, LOCATION))
         head = known.head if given is None else given
         template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
@@ -589,11 +589,24 @@ def _given_head(head: Answers | H | None, answers: tuple[str, str] | None) -> An
     return head if answers is None else Answers(answers)
 
 
-def _preset(preset: Preset | str, path: str | Path, load: Mapping[str, Any]) -> Preset:
-    """The preset that a name means, or that a checkpoint's files describe."""
+def preset_of_checkpoint(
+    path: str | Path, preset: Preset | str = "auto", **location: Any
+) -> Preset:
+    """The preset that a name means, or "auto": that a checkpoint's files describe.
+
+    Args:
+        path: a folder or a hub id.
+        preset: a preset, or its name.
+        location: the revision and the like; see `MLLM.from_pretrained`.
+
+    Raises:
+        OSError: there is no such model.
+        UnsupportedModelError: its files describe a reranker that is not known.
+        ValueError: there is no preset of that name.
+    """
     if preset != "auto":
         return resolve_preset(preset)
-    checkpoint = _checkpoint(path, load)
+    checkpoint = find_checkpoint(path, **location)
     known = preset_of_architecture(checkpoint.folder)
     return known or preset_of_folder(checkpoint.modules_folder) or RAGVL
 

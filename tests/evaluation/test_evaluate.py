@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from data_files import karpathy_image, write_karpathy, write_picture
+from tiny_models.published import jina_reranker_m0
 from typer.testing import CliRunner
 
 from ragvl.cli import app
+from ragvl.cli.groups import EvaluationOptions
 from ragvl.data.captions import Captions
 from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.jsonl import JsonlQuestions
@@ -766,6 +768,26 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert len(submission) == figures["num_questions"]
     assert all(set(entry) == {"sources", "answer"} for entry in submission.values())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, "jina-reranker-m0"),  # by its files
+        ({"reranker": str(ASSETS / "tiny-reranker")}, "auto"),  # the data set's
+        ({"preset": "monoqwen2-vl", "reranker": str(ASSETS / "tiny-base")}, "monoqwen2-vl"),
+        ({"template": "document"}, "document"),
+    ],
+)
+def test_a_checkpoint_is_evaluated_by_the_prompts_that_it_was_trained_on(
+    places: Path, tmp_path: Path, chosen: dict[str, Any], expected: str
+) -> None:
+    encoder, reranker = str(ASSETS / "tiny-retriever"), str(jina_reranker_m0(tmp_path))
+    options = EvaluationOptions(
+        **{"source": places, "encoder": encoder, "reranker": reranker, "device": "cpu", **chosen}
+    )
+    template = options.prompt(options.open_questions())
+    assert options.load_models(template).reranker.template_name == expected
 
 
 def test_command_errors_are_one_line(places: Path, tmp_path: Path) -> None:
