@@ -33,7 +33,7 @@ from transformers.processing_utils import ProcessorMixin
 from ragvl.checkpoints import Checkpoint, find_checkpoint
 from ragvl.messages import quoted, reason, shown
 from ragvl.mllm.processors import with_settings, without_saved_calls
-from ragvl.mllm.quantized import check_quantization, is_quantized
+from ragvl.mllm.quantized import check_quantization, finish_loading, is_quantized
 from ragvl.mllm.structure import check_decoder_alone, check_structure
 from ragvl.model_files import (
     ADAPTER_CONFIG,
@@ -147,7 +147,10 @@ def load_model(
         model = model if language_head else model.base_model
     # What a checkpoint that is trained from this one calls its base
     model.name_or_path = model.config.name_or_path = checkpoint.name
-    return (model if is_quantized(config) else model.to(device)).eval()
+    if not is_quantized(config):
+        return model.to(device).eval()
+    finish_loading(checkpoint.folder, model.eval())
+    return model
 
 
 def check_image_tokens(processor: ProcessorMixin, config: PretrainedConfig) -> None:
@@ -260,7 +263,7 @@ def load_weights(
     if missing := sorted(set(info["missing_keys"]) - needless):
         raise UnsupportedModelError(
             f"{shown(folder)} lacks {len(missing)} weights of the model, which would be random: "
-            f"{shown_list(missing)}; save the whole model into the folder"
+            f"{shown_list(missing)}; {_advice(model)}"
         )
     if mismatched := sorted(info["mismatched_keys"]):
         name, there, wanted = mismatched[0]
@@ -294,6 +297,16 @@ def _report_held_back() -> Iterator[list[logging.LogRecord]]:
         log.removeFilter(passes)
         for record in held:
             log.handle(record)
+
+
+def _advice(model: PreTrainedModel) -> str:
+    """What to do where weights are missing."""
+    if not is_quantized(model.config):
+        return "save the whole model into the folder"
+    return (
+        f"if they belong to modules that are not quantised, {CONFIG} has to say so under the names "
+        "that they have here (modules_to_not_convert, llm_int8_skip_modules or ignore)"
+    )
 
 
 def _head_weights(model: PreTrainedModel) -> set[str]:

@@ -47,6 +47,50 @@ def check_quantization(folder: Path, config: PretrainedConfig, device: torch.dev
         ) from error
 
 
+@torch.no_grad()  # in inference mode it would leave tensors whose changes are not counted
+def finish_loading(folder: Path, model: PreTrainedModel) -> None:
+    """Brings quantised weights into the form in which they are multiplied.
+
+    Packages leave that to the first call: a fingerprint would change with it, several threads
+    would get in each other's way, and calls of a model's parts would go without.
+
+    Raises:
+        UnsupportedModelError: there is a product that cannot be computed.
+    """
+    if hasattr(model, "ct_decompress_hook"):
+        _decompress(model)
+    for name, product in model.named_modules():
+        if not hasattr(product, "in_features") or _is_dense(product):
+            continue
+        try:
+            shape = (1, _ROWS, product.in_features)  # some kernels take no fewer rows
+            product(torch.zeros(shape, device=model.device, dtype=model.dtype))
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{shown(folder)}: the quantised products of {type(product).__name__} cannot be "
+                f"computed on {model.device}, as of {shown(name)}: {reason(error)}. If it is not "
+                f"quantised, {CONFIG} has to say so under the name that it has here "
+                "(modules_to_not_convert, llm_int8_skip_modules or ignore); else load the model on "
+                "another device, or the one that is not quantised"
+            ) from error
+
+
+def _decompress(model: Any) -> None:
+    """What compressed-tensors does before a model's first call; calls of its parts do not."""
+    from compressed_tensors.compressors import decompress_module
+
+    for module in model.modules():
+        if hasattr(module, "quantization_scheme"):
+            decompress_module(module)
+    model.hf_quantizer.compressor.remove_decompression_hook(model)
+
+
+def _is_dense(product: nn.Module) -> bool:
+    """Whether it is a model's own product, rather than one that a package has put there."""
+    own = ("torch.", "transformers.models.", "transformers_modules.")
+    return type(product).__module__.startswith(own) and is_plain(getattr(product, "weight", None))
+
+
 def is_plain(weight: object) -> bool:
     """Whether a weight holds its own values, and rows of it can be taken."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -91,6 +135,6 @@ def _mixes_rows(product: Any, device: torch.device, dtype: torch.dtype) -> bool:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn((2 * _ROWS, product.in_features), generator=draw)
     rows[_ROWS:, ::3] *= 100
-    rows = rows.to(device, dtype)
-    quiet = torch.cat([rows[:_ROWS], rows[:_ROWS]])  # as many rows, so that the sums are the same
-    return not torch.equal(product(rows)[:_ROWS], product(quiet)[:_ROWS])
+    rows = rows.to(device, dtype)[None]  # as layers hand them on: some take two axes otherwise
+    quiet = rows[:, :_ROWS].repeat(1, 2, 1)  # as many rows, so that the sums are the same
+    return not torch.equal(product(rows)[:, :_ROWS], product(quiet)[:, :_ROWS])
