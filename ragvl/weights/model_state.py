@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -29,7 +29,8 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor
     computed: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         offloaded = offloaded_weights(module)
-        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+        held = chain(module._parameters.items(), module._buffers.items(), _scales(module))
+        for name, tensor in held:
             if tensor is None:
                 continue
             full = f"{path}.{name}" if path else name
@@ -38,6 +39,13 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor
             group = computed if name in module._non_persistent_buffers_set else saved
             group[full] = tensor
     return saved, computed
+
+
+def _scales(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The scales of 8-bit weights that bitsandbytes moves out of them at the first call."""
+    scales = getattr(vars(module).get("state"), "SCB", None)
+    if isinstance(scales, Tensor):
+        yield "SCB", scales
 
 
 def _in_memory(full: str, offloaded: Mapping[str, Tensor], name: str) -> Tensor:
