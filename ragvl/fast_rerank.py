@@ -21,6 +21,7 @@ def fast_rerank(
     model: str | Path | Reranker,
     top_k: int | None = None,
     threshold: Threshold = "natural",
+    preset: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
 ) -> list[RankedDocument]:
@@ -33,6 +34,8 @@ def fast_rerank(
             loaded last is kept for the next call.
         top_k: how many to return; all by default.
         threshold: "natural" (0.5) or a probability; decides `kept`.
+        preset: the name of what the checkpoint was trained on; see `Reranker.from_pretrained`. Of a
+            `Reranker`, its own.
         device: "auto" is CUDA where it is present. Of a `Reranker`, its own.
         dtype: "auto" is bfloat16 on a GPU and float32 on a CPU. Of a `Reranker`, its own.
 
@@ -54,12 +57,12 @@ def fast_rerank(
         from ragvl.reranker import checked_request
 
         documents = checked_request(query, documents, top_k, threshold)
-        model = _load(str(model), device, dtype)
+        model = _load(str(model), preset, device, dtype)
     return model.rank(query, documents, top_k=top_k, threshold=threshold)
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, device: str, dtype: str) -> Reranker:
+def _load(path: str, preset: str, device: str, dtype: str) -> Reranker:
     from ragvl.reranker import Reranker
 
-    return Reranker.from_pretrained(path, device=device, dtype=dtype)
+    return Reranker.from_pretrained(path, preset=preset, device=device, dtype=dtype)

@@ -130,6 +130,9 @@ def test_fast_rerank_is_rank(tiny_model: Callable[[str], Path], tiny_reranker: R
     assert by_object == expected
     assert [(r.index, r.kept) for r in by_folder] == [(r.index, r.kept) for r in expected]
     assert all(isinstance(r, RankedDocument) for r in by_folder)
+    with pytest.raises(DocumentError, match="'monoqwen2-vl' is about one picture"):
+        text = Document(text="It is red.")
+        fast_rerank(QUERY, [text], model=tiny_model(TINY), preset="monoqwen2-vl", device="cpu")
 
 
 def test_templates_choose_themselves_or_are_chosen(
