@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ragvl.arguments import check_characters
+from ragvl.arguments import check_characters, checked_count
 from ragvl.data.document import Part
 from ragvl.data.image_sources import ImageSource, describe, plain_source
 from ragvl.data.picture import Picture
@@ -28,7 +28,8 @@ class Query:
 
     Raises:
         TypeError: a field has another type.
-        ValueError: none of the three was given, or a text is empty or holds half a character.
+        ValueError: none of the three was given, a text is empty or holds half a character, or
+            `max_pixels` is below 1.
 
     Example:
         >>> Query("Which tower is this?", image="photo.jpg")
@@ -51,6 +52,8 @@ class Query:
             check_characters(value)
         if self.text is None and self.image is None and self.instruction is None:
             raise ValueError("the query is empty: give it a text or an image")
+        if self.max_pixels is not None:
+            checked_count("max_pixels", self.max_pixels)
         parts: list[Part] = []
         if self.image is not None:
             picture = Picture.at("the query", self.image, self.max_pixels)

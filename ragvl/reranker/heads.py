@@ -6,6 +6,7 @@ came with the checkpoint gives. Relevance is its sigmoid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -146,7 +147,8 @@ class ScoreNetwork:
 
     Raises:
         UnsupportedModelError: the layers do not fit each other, give more than one score, hold
-            NaN or infinity, or are of an unknown activation or pooling.
+            NaN or infinity, or are of an unknown activation or pooling; `scale` or `bias` is no
+            finite number.
     """
 
     layers: tuple[Layer, ...]
@@ -161,6 +163,11 @@ class ScoreNetwork:
             )
         if not self.layers:
             raise UnsupportedModelError("a score network has no layers")
+        for name, number in (("scale", self.scale), ("bias", self.bias)):
+            if not isinstance(number, int | float) or not math.isfinite(number):
+                raise UnsupportedModelError(
+                    f"the {name} of a score network is {shown(repr(number))}, and no finite number"
+                )
         for number, layer in enumerate(self.layers):
             _check_layer(layer, f"layer {number} of the score network")
         for number, (one, following) in enumerate(zip(self.layers, self.layers[1:], strict=False)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -223,6 +224,8 @@ def test_networks_that_cannot_be_computed_are_refused() -> None:
         ((replace(one, bias=torch.tensor([torch.inf])),), {}, "the bias of layer 0 .* infinity"),
         ((replace(one, activation="relu6"),), {}, "unknown activation 'relu6'; known: identity"),
         ((one,), {"pooling": "max"}, "pools by 'max'; known"),
+        ((one,), {"scale": math.nan}, "the scale of a score network is nan"),
+        ((one,), {"bias": "-2.65"}, "the bias of a score network is '-2.65'"),
     ]:
         with pytest.raises(UnsupportedModelError, match=message):
             ScoreNetwork(layers, **options)

@@ -210,3 +210,8 @@ class TestRefused:
     def test_templates_without_a_place_for_all(self, template: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             PromptTemplate("mine", template)
+
+    @pytest.mark.parametrize("limit", [0, True, "100"])
+    def test_a_limit_of_a_querys_pixels_that_is_none(self, limit: object) -> None:
+        with pytest.raises((TypeError, ValueError), match="max_pixels"):
+            Query("Red?", image=picture(0), max_pixels=limit)
