@@ -60,7 +60,6 @@ class Prompts:
         self.cuts = Cuts()
         self._lengths = lengths
         self._by_instruction: dict[str | None, Lengths] = {}
-        self._texts = CaptionLimit(prompting, lengths.text)
         # None: as it is, since a value must not keep its own key
         self._known: WeakKeyDictionary[Document, Document | None] = WeakKeyDictionary()
 
@@ -236,10 +235,20 @@ class Prompts:
         """The document with its texts cut, or None where nothing is to be cut."""
         if (shortened := self.captions.shortened(document)) is not document:
             return shortened
-        if self._lengths.text is None or document.pictures:
+        if (most := self._lengths.text) is None or document.pictures:
             return None
-        texts = [self._texts(part) or "" for part in document.parts if isinstance(part, str)]
+        texts = [self._cut_text(part, most) for part in document.parts if isinstance(part, str)]
         return None if texts == [*document.parts] else Document(parts=texts, id=document.id)
+
+    def _cut_text(self, text: str, most: int) -> str:
+        """A text, or as much of it as `most` tokens say.
+
+        As the authors of such a limit do it: cut through a character, its rest is a U+FFFD.
+        """
+        tokenizer = self._prompting.tokenizer
+        escaped = self._prompting.escape(text)
+        ids = tokenizer(escaped, add_special_tokens=False, verbose=False).input_ids
+        return text if len(ids) <= most else tokenizer.decode(ids[:most])
 
 
 def check_caption(document: Document) -> None:

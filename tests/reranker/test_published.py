@@ -350,6 +350,16 @@ def test_jina_reranker_m0_cuts(
     assert ": 3, the first" in prompts
 
 
+def test_jina_reranker_m0_cuts_through_characters(published: Callable[[str], Path]) -> None:
+    folder = published("jina_reranker_m0")
+    document = side("The tower \U0001f5fc\U0001f3f0" + " \U0001f5fc\u5854" * 20)
+    for text in range(40, 44):  # a character takes several tokens
+        lengths = Lengths(prompt=text + 30, last=1, text=text)
+        reranker = load(folder, dataclasses.replace(PRESETS["jina-reranker-m0"], lengths=lengths))
+        plain = JinaRerankerM0(folder, max_length=text + 30, max_query_length=30)
+        check_scores(reranker, plain, [(side("red roof"), document), (side("Is it?"), document)])
+
+
 def test_a_picture_is_never_cut(published: Callable[[str], Path]) -> None:
     preset = dataclasses.replace(PRESETS["jina-reranker-m0"], lengths=M0_LENGTHS)
     reranker = load(published("jina_reranker_m0"), preset)
