@@ -105,6 +105,11 @@ def _layer(layer: LayerWeights, checkpoint: Checkpoint) -> Layer:
             f"{shown(where)} lacks weights of the score network, which would be random: "
             f"{shown_list(missing)}"
         )
+    if layer.file is not None and (unread := weight_names(where).difference(names)):
+        raise UnsupportedModelError(
+            f"{shown(where)} holds weights that its layer is not said to have: "
+            f"{shown_list(sorted(unread))}"
+        )
     bias = None if layer.bias is None else tensors[layer.bias]
     return Layer(tensors[layer.weight], bias, layer.activation)
 

@@ -33,6 +33,7 @@ _MODEL_SETTINGS = "config_sentence_transformers.json"
 _TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 _OF_LOGITS = {"any-to-any": "logits", "text-generation": "logits"}
 _OUTPUTS = {**_OF_LOGITS, "feature-extraction": "last_hidden_state"}  # by task
+_HEAD_MODULES = {"LogitScore", "Pooling", "Dense"}
 _POOLINGS: dict[object, Pooling] = {"lasttoken": "last", "mean": "mean"}
 _OLD_POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -130,7 +131,7 @@ class _File:
     def check_known(self, known: Collection[str], what: str) -> None:
         """Refuses settings of other names, unless they set nothing."""
         for name, value in self.values.items():
-            if name not in known and value not in (None, False, {}):
+            if name not in known and not (value is None or value is False or value == {}):
                 raise self.refusal(f"{what} {quoted(name)}={shown(repr(value))} is not understood")
 
 
@@ -141,7 +142,7 @@ class _Module:
     Attributes:
         kind: its class.
         name: the name of its folder; empty for the checkpoint's.
-        settings: its `config.json`; None of a Transformer.
+        settings: its `config.json`; None where it is of no kind that a head consists of.
     """
 
     kind: str
@@ -175,7 +176,7 @@ def _module(path: Path, entry: object) -> _Module:
         )
     if name and not is_file_name(name):
         raise file.refusal(f"a module is in {quoted(name)}, which is no folder in this one")
-    if kind == "Transformer":
+    if kind not in _HEAD_MODULES:  # it may have no such file
         return _Module(kind, name, None)
     return _Module(kind, name, _File.of(path.parent / name / "config.json"))
 
@@ -340,7 +341,7 @@ def _head(modules: Sequence[_Module], task: str) -> Answers | ScoreWeights:
 
 
 def _settings(module: _Module) -> _File:
-    assert module.settings is not None  # only a Transformer has none
+    assert module.settings is not None  # see _HEAD_MODULES
     return module.settings
 
 

@@ -420,6 +420,13 @@ REFUSED: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("both answers", MODULES, with_module(1, path="../1_LogitScore"), "which is no folder in"),
     ("both answers", MODULES, with_module(0, path="0_Transformer"), "in the folder itself"),
     ("a network", MODULES, lambda modules: [modules[0], *modules[2:]], "known are LogitScore"),
+    # it has no file of settings
+    (
+        "a network",
+        MODULES,
+        lambda modules: [*modules, {"type": f"{ST}.models.Normalize", "path": "4_Normalize"}],
+        "Normalize: known are",
+    ),
     ("a network", MODULES, lambda modules: modules[:-1], "it gives 'sentence_embedding', and"),
     ("both answers", MODEL, with_keys(model_type="SentenceTransformer"), "is a 'Sentence"),
     ("both answers", MODEL, with_keys(model_type=None), "is a 'SentenceTransformer'"),
@@ -457,6 +464,8 @@ REFUSED: list[tuple[str, str, Callable[[Any], Any], str]] = [
     ("both answers", "1_LogitScore/config.json", with_keys(true_token_id=10**6), "1000000"),
     ("a network", "1_Pooling/config.json", with_keys(pooling_mode="cls"), "it pools by cls"),
     ("a network", "2_Dense/config.json", with_keys(use_residual=True), "'use_residual'=True"),
+    ("a network", "2_Dense/config.json", with_keys(bias=False), "not said to have: linear.bias"),
+    ("both answers", "1_LogitScore/config.json", with_keys(bias=0), "'bias'=0 is not"),
     (
         "a network",
         "2_Dense/config.json",
