@@ -60,7 +60,10 @@ def finish_loading(folder: Path, model: PreTrainedModel) -> None:
     if hasattr(model, "ct_decompress_hook"):
         _decompress(model)
     for name, product in model.named_modules():
-        if not hasattr(product, "in_features") or _is_dense(product):
+        if not hasattr(product, "in_features"):
+            continue
+        if _is_dense(product):
+            _check_dtype(folder, model, name, product.weight)
             continue
         try:
             shape = (1, _ROWS, product.in_features)  # some kernels take no fewer rows
@@ -73,6 +76,17 @@ def finish_loading(folder: Path, model: PreTrainedModel) -> None:
                 "(modules_to_not_convert, llm_int8_skip_modules or ignore); else load the model on "
                 "another device, or the one that is not quantised"
             ) from error
+
+
+def _check_dtype(folder: Path, model: PreTrainedModel, name: str, weight: Any) -> None:
+    """Refuses a mixture of dtypes: of some packages, dense weights stay as they were saved."""
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    if weight.dtype != model.dtype and not any(part in name for part in kept):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UnsupportedModelError(
+            f"{shown(folder)}: weights that are not quantised stay {dtype} beside {model.dtype}, "
+            f"as of {shown(name)}: give dtype={dtype!r}, which they are saved in"
+        )
 
 
 def _decompress(model: Any) -> None:

@@ -258,3 +258,9 @@ def test_dense_modules_under_other_names_are_refused(kind, skipped, quantized, t
     change_config(folder, **{skipped: ["lm_head", "vision_tower", "multi_modal_projector"]})
     with pytest.raises(UnsupportedModelError, match=r"not quantised, config.json has to say so"):
         load(folder)
+
+
+def test_dense_weights_in_another_dtype_are_refused(quantized):
+    folder = quantized(KINDS["bitsandbytes nf4"][0])
+    with pytest.raises(UnsupportedModelError, match=r"stay float32 beside .*dtype='float32'"):
+        MLLM.from_pretrained(folder, device="cpu", dtype="bfloat16")
