@@ -608,7 +608,7 @@ def test_examples_that_cannot_be_used(fresh: Callable[..., MLLM], tmp_path: Path
     lacking = Example(mllm.prompting.render("<image>\nWhat is it?"), [], "yes")
     for examples, error, complaint in (
         ([], ValueError, "no examples"),
-        ([long], PromptTooLongError, "context"),
+        ([long], PromptTooLongError, "takes at most"),
         ([lacking], ValueError, "1 places for images and 0 came"),
     ):
         with pytest.raises(error, match=complaint):
