@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo serve test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,16 +20,23 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[cpu,eval]"
 	@touch $@
 
+$(VENV)/.serve: $(SOURCES) | $(BIN)/python
+	$(PIP) -e ".[cpu,eval,serve]"
+	@touch $(VENV)/.demo $@
+
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[test]"
-	@touch $(VENV)/.demo $@
+	@touch $(VENV)/.demo $(VENV)/.serve $@
 
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[dev]"
-	@touch $(VENV)/.demo $(VENV)/.test $@
+	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.test $@
 
 demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pictures
 	$(BIN)/ragvl demo
+
+serve: $(VENV)/.serve ## Install, then serve the demo's world and its page on http://127.0.0.1:8000
+	$(BIN)/ragvl serve --demo
 
 test: $(VENV)/.test ## Install, then run the test suite
 	$(BIN)/pytest
