@@ -1,0 +1,1 @@
+"""The HTTP server of `ragvl serve`; the library never imports it."""

@@ -1,0 +1,138 @@
+"""Every error of the server has one body, whoever raised it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+from fastapi import FastAPI, Query
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from ragvl.server.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    NotFound,
+    OutOfMemory,
+    Overloaded,
+    ServerError,
+    ShuttingDown,
+    StorageFull,
+    TooLarge,
+    Unauthorized,
+    Unprocessable,
+    install_error_answers,
+    place_of,
+)
+
+
+class Item(BaseModel):
+    text: Annotated[str, Field(min_length=1)]
+
+
+class Body(BaseModel):
+    documents: list[Item]
+
+
+ERRORS = {
+    error.kind: error
+    for error in (
+        BadRequest("bad"),
+        Unauthorized("who"),
+        NotFound("where"),
+        TooLarge("large", param="documents[3].image"),
+        Unprocessable("cannot", param="query"),
+        Overloaded("busy", retry_after=2.01),
+        ShuttingDown(),
+        OutOfMemory("memory"),
+        DeadlineExceeded("late"),
+        StorageFull("full"),
+    )
+}
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = FastAPI()
+    install_error_answers(app)
+
+    @app.get("/raise/{kind}")
+    async def fail(kind: str) -> None:
+        raise ERRORS.get(kind) or RuntimeError("a secret of the server")
+
+    @app.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "no coffee")
+
+    @app.post("/body")
+    async def take(body: Body, limit: Annotated[int, Query(ge=1)] = 1) -> int:
+        return len(body.documents) + limit
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def check_body(answer, status, kind, param=None) -> str:
+    body = answer.json()
+    message = body["detail"]
+    assert answer.status_code == status
+    assert body == {
+        "error": {"message": message, "type": kind, "param": param, "code": status},
+        "detail": message,
+        "error_type": kind,
+    }
+    return message
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_each_error_says_what_it_is(client: TestClient, kind: str):
+    error = ERRORS[kind]
+    answer = client.get(f"/raise/{kind}")
+    assert check_body(answer, error.status, kind, error.param) == error.message
+    for name, value in error.headers.items():
+        assert answer.headers[name] == value
+
+
+def test_statuses_and_kinds_are_distinct():
+    kinds = [error.kind for error in ERRORS.values()]
+    assert len(set(kinds)) == len(kinds) == len(ServerError.__subclasses__())
+
+
+def test_retry_after_is_whole_seconds_and_never_none(client: TestClient):
+    assert client.get("/raise/overloaded").headers["Retry-After"] == "3"
+    assert Overloaded("busy", retry_after=0.0).headers["Retry-After"] == "1"
+
+
+def test_an_unexpected_error_tells_nothing_of_the_server(client: TestClient):
+    message = check_body(client.get("/raise/other"), 500, "internal_error")
+    assert "secret" not in message
+
+
+def test_the_framework_s_own_errors_have_the_same_body(client: TestClient):
+    check_body(client.get("/nowhere"), 404, "not_found")
+    answer = client.get("/body")
+    check_body(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "POST"
+    assert check_body(client.get("/teapot"), 418, "im_a_teapot") == "no coffee"
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "status", "param"),
+    [
+        ("/body", '{"documents": [{"text": "a"}, {"text": ""}]}', 422, "documents[1].text"),
+        ("/body?limit=0", '{"documents": []}', 422, "limit"),
+        ("/body", "{", 400, None),
+    ],
+)
+def test_a_bad_body_is_told_with_its_place(
+    client: TestClient, url: str, content: str, status: int, param: str | None
+):
+    answer = client.post(url, content=content, headers={"Content-Type": "application/json"})
+    kind = "invalid_request" if status == 400 else "unprocessable"
+    message = check_body(answer, status, kind, param)
+    assert param is None or message.startswith(f"{param}: ")
+
+
+def test_what_a_client_sent_cannot_shape_the_message():
+    assert place_of(["a\n\x1b[31m", 0]) == r"a\n\x1b[31m[0]"
+    assert len(place_of(["x" * 10_000])) < 200
