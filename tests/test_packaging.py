@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,20 @@ def test_kernels_do_not_shadow_the_package_of_that_name():
     assert not (ROOT / "kernels" / "__init__.py").exists()
     where = "import importlib.util as u; print(u.find_spec('ragvl.kernels.relevance_head').origin)"
     assert Path(run(sys.executable, "-c", where).strip()).name == "relevance_head.py"
+
+
+def test_a_container_gets_all_that_the_package_is_built_from():
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["scikit-build"]["wheel"]["packages"].values()
+    named = {*packages, *project["project"]["license-files"], project["project"]["readme"]}
+    built = named | {"csrc", "CMakeLists.txt", "pyproject.toml", "constraints.txt"}
+    assert built == set(kept)
+    assert [name for name in kept if not (ROOT / name).exists()] == []
+
+
+def test_a_container_is_built_with_extras_that_there_are():
+    extras = re.search(r"^ARG EXTRAS=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "serve" in extras[1].split(",")
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
