@@ -7,7 +7,7 @@ from ragvl.retriever.encoder import DualEncoder, check_encoder
 from ragvl.retriever.index import VectorIndex
 from ragvl.retriever.kinds import kinds_of, search_in_turn
 from ragvl.retriever.retriever import IndexMismatchError, RetrievedDocument, Retriever
-from ragvl.retriever.storage import IndexFileError
+from ragvl.retriever.storage import IndexFileError, check_index
 
 __all__ = [
     "DualEncoder",
@@ -17,6 +17,7 @@ __all__ = [
     "Retriever",
     "VectorIndex",
     "check_encoder",
+    "check_index",
     "encode_documents",
     "kinds_of",
     "search_in_turn",

@@ -95,6 +95,10 @@ class Retriever:
         """The documents by id, in the order in which they were added."""
         return dict(self._documents)
 
+    def get(self, id: str) -> Document | None:
+        """The document of that id; None if there is none."""
+        return self._documents.get(id)
+
     def add(
         self, documents: Iterable[DocumentLike], *, batch_size: int = 32, progress: bool = True
     ) -> list[str]:
