@@ -1,0 +1,121 @@
+"""The models and the index that a server works with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragvl.data.synthetic import Places, write_world
+from ragvl.data.webqa import WebQA
+from ragvl.generator import Generator
+from ragvl.messages import shown
+from ragvl.mllm import check_reader, checked_caption_tokens
+from ragvl.reranker import Reranker, SavedThresholds
+from ragvl.retriever import DualEncoder, Retriever, check_encoder, check_index
+from ragvl.runtime import resolve_device, resolve_dtype
+
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY_RERANKER = ASSETS / "tiny-reranker"  # what is served where no model is named
+
+_DRAWN_PLACES = 100  # three pictures of each; they are embedded within a second
+_DRAWN_SEED = 0
+_NUM_EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The three stages of RagVL, of which a server needs the second.
+
+    Attributes:
+        reranker: reranks.
+        retriever: an index of documents; None where requests bring theirs.
+        generator: answers; None for a server that does not.
+        examples: questions to try.
+    """
+
+    reranker: Reranker
+    retriever: Retriever | None = None
+    generator: Generator | None = None
+    examples: tuple[str, ...] = ()
+
+
+def load_stages(
+    load_reranker: Callable[[], Reranker],
+    *,
+    index: str | Path | None = None,
+    encoder: str | Path | None = None,
+    generator: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    caption_tokens: int | None = None,
+    date: str | None = None,
+) -> Stages:
+    """Loads the stages, once all that can be seen to be wrong with them has been looked at.
+
+    Args:
+        load_reranker: loads the reranker, whose arguments were checked; called last.
+        index: a folder that `Retriever.save` wrote.
+        encoder: the dual encoder that built it: a hub id or a folder.
+        generator: the generator: a hub id or a folder.
+        device: of encoder and generator.
+        dtype: of the generator.
+        caption_tokens: of a caption, in the generator's prompts.
+        date: what the generator's chat template takes for today.
+
+    Raises:
+        ValueError: an index without an encoder or the other way round, or a model is of another
+            kind, or the index another encoder's or damaged.
+        OSError: a model or the index is not there, or not whole.
+    """
+    if index is None and encoder is not None:
+        raise ValueError(
+            f"the encoder {shown(encoder)} is of no use without an index: give --index"
+        )
+    if index is not None and encoder is None:
+        raise ValueError(
+            f"the index in {shown(index)} needs the encoder that built it: give --encoder"
+        )
+    resolve_dtype(dtype, resolve_device(device))
+    checked_caption_tokens(caption_tokens)
+    if index is not None and encoder is not None:
+        check_index(index)
+        check_encoder(encoder)
+    if generator is not None:
+        check_reader(generator)
+    retriever = None
+    if index is not None and encoder is not None:
+        retriever = Retriever.load(index, DualEncoder.from_pretrained(encoder, device=device))
+    writer = None
+    if generator is not None:
+        writer = Generator.from_pretrained(
+            generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
+        )
+    return Stages(load_reranker(), retriever, writer)
+
+
+def load_demo(*, device: str = "auto", **settings: Any) -> Stages:
+    """The demo's drawn world, indexed now, and the tiny models that come along.
+
+    Args:
+        device: of all three models.
+        settings: others of `Reranker.from_pretrained`, such as `prefix_cache`.
+    """
+    reranker = Reranker.from_pretrained(
+        TINY_RERANKER,
+        device=device,
+        dtype="float32",  # that of its thresholds
+        thresholds=SavedThresholds.of_model(TINY_RERANKER),
+        **settings,
+    )
+    encoder = DualEncoder.from_pretrained(ASSETS / "tiny-retriever", device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(folder, Places(), counts={"test": _DRAWN_PLACES}, seed=_DRAWN_SEED)
+        world = WebQA(folder, split="test")
+        # With their pictures in memory: four kilobytes each
+        retriever = Retriever(encoder, world.documents(), progress=False)
+        examples = tuple(question.text for question in world.questions[:_NUM_EXAMPLES])
+    generator = Generator.from_pretrained(ASSETS / "tiny-generator", device=device)
+    return Stages(reranker, retriever, generator, examples)

@@ -1,0 +1,107 @@
+"""What a server loads, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragvl import Document, RagVL, Reranker, Retriever
+from ragvl.retriever import DualEncoder, IndexMismatchError
+from ragvl.server.stages import ASSETS, TINY_RERANKER, Stages, load_demo, load_stages
+
+ENCODER = ASSETS / "tiny-retriever"
+GENERATOR = ASSETS / "tiny-generator"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Stages:
+    return load_demo(device="cpu", prefix_cache="64MiB")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index")
+    encoder = DualEncoder.from_pretrained(ENCODER, device="cpu")
+    texts = [Document(text=text, id=text[:1]) for text in ("a tower", "birds", "cafe")]
+    Retriever(encoder, texts).save(folder)
+    return folder
+
+
+def _not_loaded() -> Reranker:
+    raise AssertionError("nothing may be loaded")
+
+
+def test_each_stage_is_loaded_where_it_is_named(index: Path) -> None:
+    def reranker() -> Reranker:
+        return Reranker.from_pretrained(TINY_RERANKER, device="cpu")
+
+    alone = load_stages(reranker)
+    assert alone.retriever is None
+    assert alone.generator is None
+    stages = load_stages(reranker, index=index, encoder=ENCODER, generator=GENERATOR, device="cpu")
+    assert stages.retriever is not None
+    assert list(stages.retriever.documents) == ["a", "b", "c"]
+    assert stages.generator is not None
+    assert stages.generator.answer("Which?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"encoder": ENCODER}, "of no use"),
+        ({"index": "index"}, "needs the encoder that built it"),
+        ({"index": "nowhere", "encoder": ENCODER}, "holds no saved index"),
+        ({"index": "cut", "encoder": ENCODER}, "size does not match"),
+        ({"index": "index", "encoder": TINY_RERANKER}, "llava"),
+        ({"index": "index", "encoder": "deeper"}, "lacks"),
+        ({"index": "index", "encoder": "deeper", "generator": ENCODER}, "clip"),
+        ({"generator": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"generator": GENERATOR, "dtype": "float33"}, "float33"),
+        ({"generator": GENERATOR, "caption_tokens": 0}, "caption_tokens=0"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_before_the_first_model(
+    arguments: dict[str, Any], problem: str, index: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(index, cut)
+    (vectors,) = cut.rglob("index.faiss")
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    deeper = tmp_path / "deeper"  # than its weights
+    shutil.copytree(ENCODER, deeper)
+    config = json.loads((deeper / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (deeper / "config.json").write_text(json.dumps(config))
+    places = {"index": index, "cut": cut, "deeper": deeper, "nowhere": tmp_path}
+    chosen = {name: places.get(value, value) for name, value in arguments.items()}
+    with pytest.raises((ValueError, OSError), match=problem):
+        load_stages(_not_loaded, **chosen)
+
+
+def test_an_index_of_another_encoder_is_refused_before_the_reranker(
+    index: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "encoder"
+    shutil.copytree(ENCODER, other)
+    config = other / "processor_config.json"
+    config.write_text(config.read_text().replace("0.5", "0.25"))
+    with pytest.raises(IndexMismatchError, match="was built by encoder"):
+        load_stages(_not_loaded, index=index, encoder=other, device="cpu")
+
+
+def test_the_demo_answers_its_examples(demo: Stages) -> None:
+    assert demo.retriever is not None
+    assert demo.generator is not None
+    assert set(demo.reranker.thresholds.values) > {"adaptive"}
+    rag = RagVL(demo.retriever, demo.reranker, demo.generator)
+    answers = [rag.answer(question, max_new_tokens=8) for question in demo.examples[:3]]
+    assert all(answer.evidence for answer in answers)
+    # What was drawn is gone from the disk, and its documents are whole
+    document = answers[0].evidence[0].document
+    assert demo.retriever.get(document.id) is document
+    assert demo.retriever.get("no such id") is None
+    assert isinstance(document.image, bytes)
