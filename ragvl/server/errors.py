@@ -65,6 +65,12 @@ class NotFound(ServerError):
     status, kind = 404, "not_found"
 
 
+class RequestTimeout(ServerError):
+    """The request's body did not come in time."""
+
+    status, kind = 408, "request_timeout"
+
+
 class TooLarge(ServerError):
     """The body, a picture or the number of documents is past a limit."""
 

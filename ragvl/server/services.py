@@ -1,0 +1,69 @@
+"""What the routes work with: made once, at the start, and handed to every request."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import HTTPConnection
+
+from ragvl.server.metrics import Metrics
+from ragvl.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ragvl.generator import Generator
+    from ragvl.reranker import Reranker
+    from ragvl.retriever import Retriever
+    from ragvl.server.access import ApiKeys
+
+
+@dataclass
+class Services:
+    """The parts of a running server.
+
+    Attributes:
+        settings: its limits.
+        reranker: the model; only the engine's thread calls it, but for what computes nothing.
+        engine: the model's thread and the queue before it.
+        model_name: what answers call the model.
+        model_aliases: other names that requests may call it by.
+        documents: documents by id; None where the server has no store.
+        retriever: the index; None without one.
+        generator: None without one.
+        keys: API keys, of which a request must bring one; None lets everybody in.
+        metrics: for `/metrics`.
+        pool: threads that read and check bodies and pictures.
+        is_draining: whether the server is about to end, and takes no new work.
+        warming: how far the index's prefixes are: (done, of how many); None where none are made.
+        started: when the server was, in seconds since 1970.
+    """
+
+    settings: ServerSettings
+    reranker: Reranker
+    engine: Any
+    model_name: str
+    model_aliases: tuple[str, ...] = ()
+    documents: Any = None
+    retriever: Retriever | None = None
+    generator: Generator | None = None
+    keys: ApiKeys | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="ragvl-bodies")
+    )
+    is_draining: bool = False
+    warming: tuple[int, int] | None = None
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def close(self) -> None:
+        """Ends the threads; what is still queued is not answered."""
+        self.engine.close()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """Those of the application that a request came to."""
+    services: Services = connection.app.state.services
+    return services

@@ -1,0 +1,119 @@
+"""Every limit of the server, with its default: for the command line, the routes and the docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MiB = 1 << 20
+GiB = 1 << 30
+
+Seconds = Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class EngineLimits(BaseModel):
+    """What the queue before the model holds, and what a pass takes of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_pairs: Count = Field(4096, description="Pairs that may wait for the model; beyond: 429.")
+    max_bytes: Count = Field(
+        512 * MiB, description="Bytes of request bodies that may wait for the model; beyond: 429."
+    )
+    pass_pairs: Count = Field(
+        32, description="Pairs of one pass of the model, of one request or of several."
+    )
+
+
+class ServerSettings(EngineLimits):
+    """Settings of `ragvl serve`; each is an option of the command of the same name."""
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    model_name: str | None = Field(
+        None, min_length=1, description="The model's name in answers; by default as it was given."
+    )
+    cache: Path | None = Field(
+        None, description="The folder of documents and prefixes that stay; none: they do not."
+    )
+    device_cache: str = Field(
+        "auto", description="Memory for prefixes on the model's device, such as 8GiB."
+    )
+    host_cache: str = Field("0", description="Host memory for prefixes, such as 32GiB.")
+    disk_cache: str | None = Field(None, description="Bytes of prefixes in the cache's folder.")
+
+    timeout: Seconds = Field(
+        30.0, description="Seconds that a request may take without X-Request-Timeout; then: 504."
+    )
+    max_timeout: Seconds = Field(600.0, description="The most that X-Request-Timeout may ask for.")
+    grace: Seconds = Field(
+        25.0, description="Seconds after SIGTERM in which what was accepted is answered."
+    )
+
+    max_body_bytes: Count = Field(64 * MiB, description="Bytes of a request's body; beyond: 413.")
+    max_header_bytes: Count = Field(
+        32 << 10, description="Bytes of a request's line and headers; beyond: 431."
+    )
+    max_documents: Count = Field(1000, description="Documents of a request; beyond: 413.")
+    max_parts: Count = Field(32, description="Texts and pictures of one document or query.")
+    max_text: Count = Field(1 << 20, description="Characters of one text.")
+    max_pixels: Count = Field(
+        50_000_000, description="Pixels of one picture, by its header, before it is decoded."
+    )
+    max_request_pixels: Count = Field(
+        1_000_000_000, description="Pixels of all pictures of a request."
+    )
+    max_tokens: Count | None = Field(
+        None, description="Tokens of one prompt; none: the model's context."
+    )
+
+    max_connections: Count = Field(2048, description="Open connections; more are closed at once.")
+    header_seconds: Seconds = Field(
+        10.0, description="Seconds in which a request's line and headers must be there."
+    )
+    body_seconds: Seconds = Field(
+        60.0, description="Seconds in which a request's body must be there; then: 408."
+    )
+    write_seconds: Seconds = Field(
+        30.0, description="Seconds that a client may leave an answer unread; then it is cut off."
+    )
+    keep_alive: Seconds = Field(
+        15.0, description="Seconds that a connection without a request stays open."
+    )
+
+    max_stored_documents: Count = Field(
+        1_000_000, description="Documents that the server keeps by id; beyond: 507."
+    )
+    max_stored_bytes: Count = Field(
+        64 * GiB, description="Bytes of these documents on disk; beyond: 507."
+    )
+
+    allow_urls: tuple[str, ...] = Field(
+        (), description="Hosts from which pictures are fetched; none: no URL is."
+    )
+    url_bytes: Count = Field(16 * MiB, description="Bytes of a picture behind a URL.")
+    url_seconds: Seconds = Field(10.0, description="Seconds for a picture behind a URL.")
+    url_redirects: int = Field(3, ge=0, description="Redirects that are followed, to these hosts.")
+    allow_private_urls: bool = Field(
+        False, description="Fetch from these hosts also where they are private addresses."
+    )
+
+    threads: Count = Field(4, description="Threads that read and check bodies and pictures.")
+    log_format: Literal["text", "json"] = Field("text", description="Of the log's lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged."
+    )
+    log_content: bool = Field(
+        False, description="Let texts of users and errors' own words into the log."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> ServerSettings:
+        if self.timeout > self.max_timeout:
+            raise ValueError(
+                f"timeout={self.timeout:g} is more than max_timeout={self.max_timeout:g}"
+            )
+        return self

@@ -1,0 +1,59 @@
+"""Models, health, readiness, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+
+def test_the_model_is_listed_by_its_name(client: httpx2.Client, tiny_reranker: Any) -> None:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert model["id"] == "tiny-reranker" and model["object"] == "model"
+    assert model["threshold"] == tiny_reranker.threshold
+    assert client.get("/v1/models/tiny-reranker").json() == model
+
+
+def test_an_unknown_model_is_not_found(client: httpx2.Client) -> None:
+    answer = client.get("/v1/models/other/one")
+    assert answer.status_code == 404
+    assert answer.json()["error_type"] == "not_found"
+    assert "tiny-reranker" in answer.json()["detail"]
+
+
+def test_health_and_ready(client: httpx2.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready", "warming": None}
+
+
+def test_not_ready_once_it_is_about_to_end(make_services: Any) -> None:
+    from ragvl.server.app import create_app
+
+    services = make_services(is_draining=True)
+    with TestClient(create_app(services)) as client:
+        answer = client.get("/ready")
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == "shutting_down"
+        assert client.get("/health").status_code == 200
+
+
+def test_ready_says_how_far_warming_is(make_services: Any) -> None:
+    from ragvl.server.app import create_app
+
+    with TestClient(create_app(make_services(warming=(3, 7)))) as client:
+        assert client.get("/ready").json()["warming"] == {"done": 3, "total": 7}
+
+
+@pytest.mark.parametrize("path", ["/metrics"])
+def test_metrics_count_answers_by_route_and_status(client: httpx2.Client, path: str) -> None:
+    client.get("/v1/models/no-such-model-at-all")
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    counted = [line for line in lines if line.startswith("ragvl_requests_total{")]
+    assert any('route="/v1/models/{model:path}"' in x and 'status="404"' in x for x in counted)
+    assert "no-such-model-at-all" not in answer.text  # labels hold nothing of users
