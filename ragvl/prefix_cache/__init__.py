@@ -15,7 +15,7 @@ from ragvl.prefix_cache.pictures import PictureSupply, SuppliedPicture
 from ragvl.prefix_cache.reuse import picture_suffix_problem, reuse_problem
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
-from ragvl.prefix_cache.supply import PrefixSupply
+from ragvl.prefix_cache.supply import PrefixSupply, Supplied
 
 __all__ = [
     "PAGE_TOKENS",
@@ -27,6 +27,7 @@ __all__ = [
     "PrefixCacheBusyError",
     "PrefixSupply",
     "PrefixTooLargeError",
+    "Supplied",
     "SuppliedPicture",
     "TierStatistics",
     "available_bytes",

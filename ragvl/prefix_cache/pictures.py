@@ -51,6 +51,17 @@ class PictureSupply:
         """Supplies the pictures of one call, which `workers` prepare."""
         return PictureCall(self, workers)
 
+    def has(self, picture: Picture) -> bool:
+        """Whether a tier has its visual tokens.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if self.problem is not None:
+            return False
+        key = self.key(picture.digest())
+        return key in self._memory or key in self._cache.below
+
     # --- for a call -----------------------------------------------------------------------------
 
     def take(self, picture: Picture, digest: str, key: str, workers: Workers) -> SuppliedPicture:

@@ -54,8 +54,25 @@ class Wanted(Protocol):
 
 
 W = TypeVar("W", bound=Wanted)
-Refuse = Callable[[Exception], None]
-Block = list[tuple[W, CachedPrefix]]
+Refuse = Callable[[W, Exception], None]
+
+
+@dataclass(frozen=True)
+class Supplied(Generic[W]):
+    """What was wanted with its prefix.
+
+    Attributes:
+        wanted: what.
+        prefix: its prefix.
+        known: whether a tier had it.
+    """
+
+    wanted: W
+    prefix: CachedPrefix
+    known: bool
+
+
+Block = list[Supplied[W]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class _Call(Generic[W]):
     """
 
     coming: Iterator[_Item[W]]
-    refuse: Refuse
+    refuse: Refuse[W]
     group: deque[_Item[W]] = field(default_factory=deque)
     lacking: dict[str, tuple[Prompt, list[W]]] = field(default_factory=dict)
 
@@ -112,7 +129,7 @@ class PrefixSupply:
         self.pool = self._device.pool
         self._compute = PrefixBuilder(mllm, self.pool, exact=exact)
 
-    def blocks(self, wanted: Iterable[W], refuse: Refuse) -> Iterator[Block[W]]:
+    def blocks(self, wanted: Iterable[W], refuse: Refuse[W]) -> Iterator[Block[W]]:
         """All that is wanted with its prefix, as many at once as the device has room for.
 
         A block's prefixes are held until the next block is taken. It is empty where none of its
@@ -120,7 +137,7 @@ class PrefixSupply:
 
         Args:
             wanted: in this order, but for those of a block.
-            refuse: is called with the error of each that cannot be used; it may raise it.
+            refuse: is called with each that cannot be used and its error; it may raise that.
 
         Raises:
             PrefixCacheBusyError: other calls held the device's memory for too long.
@@ -129,7 +146,7 @@ class PrefixSupply:
             yield from self._blocks(self._items(wanted, workers), refuse)
 
     def warm(
-        self, wanted: Iterable[W], refuse: Refuse
+        self, wanted: Iterable[W], refuse: Refuse[W]
     ) -> Iterator[tuple[W, CachedPrefix | None, bool]]:
         """Brings prefixes into the cache; each, and whether a tier had it. See `blocks`.
 
@@ -141,7 +158,11 @@ class PrefixSupply:
                     yield from ((item.wanted, None, True) for item in items)
                     continue
                 for block in self._blocks(items, refuse):
-                    yield from ((one, prefix, known) for one, prefix in block)
+                    yield from ((one.wanted, one.prefix, known) for one in block)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a tier has a prefix of this name, without counting as a use."""
+        return key in self._cache
 
     def forget_broken(self, prefixes: Iterable[CachedPrefix]) -> set[str]:
         """Forgets prefixes that hold NaN or infinity, in every tier; returns their keys.
@@ -168,11 +189,11 @@ class PrefixSupply:
             key = wanted.key()
         except DocumentError as error:  # reported in its turn
             return _Item(wanted, None, False, partial(_raise, error))
-        if key in self._device or key in self._cache.below:
+        if key in self:
             return _Item(wanted, key, True, wanted.prefix)
         return _Item(wanted, key, False, workers.submit(wanted.prefix).result)
 
-    def _blocks(self, items: Iterable[_Item[W]], refuse: Refuse) -> Iterator[Block[W]]:
+    def _blocks(self, items: Iterable[_Item[W]], refuse: Refuse[W]) -> Iterator[Block[W]]:
         call = _Call(iter(items), refuse)
         while call.goes_on():
             with self._device.lease() as lease:
@@ -192,13 +213,13 @@ class PrefixSupply:
             if item.key in call.lacking:
                 call.lacking[item.key][1].append(item.wanted)
             elif prefix := self._use(item.key, lease):
-                block.append((item.wanted, prefix))
+                block.append(Supplied(item.wanted, prefix, item.known))
             else:
                 try:
                     prompt = item.prompt()
                     self._check_fits(item.wanted, prompt)
                 except (DocumentError, PromptTooLongError, PrefixTooLargeError) as error:
-                    call.refuse(error)
+                    call.refuse(item.wanted, error)
                 else:
                     assert item.key is not None  # else its prompt() has raised
                     call.lacking[item.key] = prompt, [item.wanted]
@@ -241,7 +262,7 @@ class PrefixSupply:
             self._cache.below.keep(prefix, prompt, done, self.pool)
             prefix = self._device.insert(prefix, lease)
             _, waiting = call.lacking.pop(key)
-            block += [(wanted, prefix) for wanted in waiting]
+            block += [Supplied(wanted, prefix, False) for wanted in waiting]
 
     def _restore(self, key: str, record: PrefixRecord, lease: Lease) -> CachedPrefix:
         """The prefix that a record holds, on the device.

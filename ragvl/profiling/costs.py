@@ -20,6 +20,7 @@ from ragvl.profiling.timing import Timing, compare, peak_mib, time_in_turn
 from ragvl.reranker import Reranker, resolve_template
 from ragvl.reranker.heads import AnswerHead, relevance
 from ragvl.reranker.prompts import Prompts
+from ragvl.reranker.scorer import raise_error
 from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.training.adapters import LoraSettings, trainable
 from ragvl.training.examples import AnswerExamples, Collator
@@ -92,8 +93,8 @@ def reranking_overhead(
     def score_whole(text: str, batch_size: int) -> Tensor:
         scores = torch.empty(len(documents))
         pairs = [(Query(text), document) for document in documents]
-        for indices, raw in whole.score(pairs, batch_size, "raise"):
-            scores[list(indices)] = raw
+        for scored in whole.score(pairs, batch_size, raise_error):
+            scores[list(scored.indices)] = scored.raw
         return relevance(scores)
 
     methods: dict[str, Callable[[str], Tensor]] = {

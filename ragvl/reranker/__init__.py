@@ -7,7 +7,7 @@ from ragvl.reranker.arguments import checked_request
 from ragvl.reranker.heads import Layer, ScoreNetwork
 from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
-from ragvl.reranker.ranked import RankedDocument, WarmReport
+from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport
 from ragvl.reranker.reranker import Reranker, preset_of_checkpoint
 from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
@@ -37,6 +37,7 @@ __all__ = [
     "SavedThresholds",
     "ScoreNetwork",
     "ScoreWeights",
+    "ScoredPair",
     "Threshold",
     "ThresholdError",
     "WarmReport",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from ragvl.prefix_cache import (
     PictureSupply,
     PrefixCache,
     PrefixSupply,
+    Supplied,
     SuppliedPicture,
     picture_suffix_problem,
 )
@@ -27,7 +29,7 @@ from ragvl.reranker.chunks import Suffix
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts, shared_length
 from ragvl.reranker.runner import ChunkRunner
-from ragvl.reranker.scorer import OnError, skip
+from ragvl.reranker.scorer import Refuse, Scored
 from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.workers import Workers
 
@@ -156,35 +158,33 @@ class CachedPrefixes:
         self._whole = WholePrompts(mllm, prompts, head, self._pictures, deterministic=deterministic)
         self._reported_whole = False
 
-    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
+    def warm(self, documents: Iterable[Document], refuse: Refuse) -> Iterator[tuple[int, bool]]:
         """Brings documents' prefixes into the cache, and prepares what questions will run.
 
         See `Scorer`.
         """
-        skipped = []
-
-        def refuse(error: Exception) -> None:
-            skip(error, on_error)
-            skipped.append("skipped")
-
         wanted = (
             _WantedDocument(self._prefixes, [i], document) for i, document in enumerate(documents)
         )
         examples: dict[int, tuple[Document, CachedPrefix]] = {}  # by how many pages they take
-        for one, prefix, known in self._supply.warm(wanted, refuse):
-            yield "known" if known else "built"
+        for one, prefix, known in self._supply.warm(wanted, _refusing(refuse)):
+            yield one.pairs[0], known
             if prefix is not None:
                 examples.setdefault(len(prefix.pages), (one.document, prefix))
-        yield from skipped
         for pages, (document, prefix) in examples.items():
             (ids,) = self._prompts.tokens([(_SHORT_QUERY, document, prefix.expansions)])
             own = len(ids) - shared_length(ids, prefix.input_ids)
             self._run.prepare(pages, max(1, own - 1))  # without the query's
 
+    def is_warm(self, document: Document, instruction: str | None) -> bool:
+        """Whether its prefix is in the cache; see `Scorer`."""
+        key = self._prefixes.key(document, _digests(document), instruction)
+        return key in self._supply
+
     def score(
-        self, pairs: Sequence[Queried], batch_size: int | None, on_error: OnError
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their raw scores (B,), in chunks; see `Scorer`.
+        self, pairs: Sequence[Queried], batch_size: int | None, refuse: Refuse
+    ) -> Iterator[Scored]:
+        """Raw scores, in chunks; see `Scorer`.
 
         Where a cached prefix makes one NaN, the prefix is computed again, once. Scored whole, last,
         are pairs whose prompts differ from their document's prefix before its pictures are over, as
@@ -201,7 +201,7 @@ class CachedPrefixes:
         with Workers() as workers:
             call = self._pictures.call(workers)
             taken = {p: call.take(p) for i in going_on for p in pairs[i][0].pictures}
-            yield from self._score_cached(pairs, chosen, taken, apart, batch_size, on_error)
+            yield from self._score_cached(pairs, chosen, taken, apart, batch_size, refuse)
         if apart and not self._reported_whole:
             self._reported_whole = True
             logger.warning(
@@ -211,8 +211,9 @@ class CachedPrefixes:
             )
         apart += sorted(pictured)
         whole = [pairs[i] for i in apart]
-        for places, raw in self._whole.score(whole, batch_size, on_error):
-            yield [apart[place] for place in places], raw
+        places = _placed(refuse, apart)
+        for scored in self._whole.score(whole, batch_size, places):
+            yield replace(scored, indices=[apart[place] for place in scored.indices])
 
     def _pictures_last(self, document: Document) -> bool:
         """Whether a query's pictures stand behind the document's."""
@@ -232,16 +233,22 @@ class CachedPrefixes:
         taken: Mapping[Picture, SuppliedPicture],
         apart: list[int],
         batch_size: int | None,
-        on_error: OnError,
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        refuse: Refuse,
+    ) -> Iterator[Scored]:
         for is_last in (False, True):
             again: list[int] = []
-            for suffixes, raw in self._chunks(pairs, chosen, taken, apart, batch_size, on_error):
+            for suffixes, raw in self._chunks(pairs, chosen, taken, apart, batch_size, refuse):
                 nan = raw.isnan().nonzero()[:, 0].tolist()
                 broken = self._supply.forget_broken(suffixes[row].prefix for row in nan)
                 again += [suffix.index for suffix in suffixes if suffix.prefix.key in broken]
                 rows = [i for i, s in enumerate(suffixes) if is_last or s.prefix.key not in broken]
-                yield [suffixes[row].index for row in rows], raw[rows]
+                done = [suffixes[row] for row in rows]
+                yield Scored(
+                    [suffix.index for suffix in done],
+                    raw[rows],
+                    [suffix.shared + len(suffix.input_ids) for suffix in done],
+                    [suffix.shared if suffix.known else 0 for suffix in done],
+                )
             chosen = again
 
     def _chunks(
@@ -251,7 +258,7 @@ class CachedPrefixes:
         taken: Mapping[Picture, SuppliedPicture],
         apart: list[int],
         batch_size: int | None,
-        on_error: OnError,
+        refuse: Refuse,
     ) -> Iterator[tuple[Sequence[Suffix], Tensor]]:
         """Suffixes of the `chosen` pairs with their raw scores (B,).
 
@@ -267,45 +274,51 @@ class CachedPrefixes:
             _WantedDocument(self._prefixes, indices, pairs[indices[0]][1], instruction)
             for (_, instruction), indices in by_prefix.items()
         ]
-        for block in self._supply.blocks(wanted, partial(skip, on_error=on_error)):
-            held = [(i, *pairs[i], prefix) for one, prefix in block for i in one.pairs]
-            suffixes = self._suffixes(held, taken, apart, on_error)
+        for block in self._supply.blocks(wanted, _refusing(refuse)):
+            held = [(i, *pairs[i], one) for one in block for i in one.wanted.pairs]
+            suffixes = self._suffixes(held, taken, apart, refuse)
             for chunk in self._run.chunks(suffixes, batch_size):
                 yield chunk, self._run(chunk)
 
     def _suffixes(
         self,
-        held: Sequence[tuple[int, Query, Document, CachedPrefix]],
+        held: Sequence[tuple[int, Query, Document, Supplied[_WantedDocument]]],
         taken: Mapping[Picture, SuppliedPicture],
         apart: list[int],
-        on_error: OnError,
+        refuse: Refuse,
     ) -> list[Suffix]:
         """What is left of each prompt; `apart` gets those whose pictures are no part of it."""
         every = []
-        for index, query, document, prefix in held:
+        for index, query, document, supplied in held:
             try:
                 pictures = [taken[picture].seen() for picture in query.pictures]
             except DocumentError as error:
-                skip(error, on_error)
+                refuse([index], error)
             else:
-                every.append((index, query, document, prefix, pictures))
+                every.append((index, query, document, supplied, pictures))
         prompts = self._prompts.tokens(
             [
-                (query, document, (*prefix.expansions, *(one.expansion for one in pictures)))
-                for _, query, document, prefix, pictures in every
+                (
+                    query,
+                    document,
+                    (*supplied.prefix.expansions, *(one.expansion for one in pictures)),
+                )
+                for _, query, document, supplied, pictures in every
             ]
         )
         suffixes = []
         most = self._prompts.max_length
-        for (index, query, document, prefix, pictures), ids in zip(every, prompts, strict=True):
+        for (index, query, document, supplied, pictures), ids in zip(every, prompts, strict=True):
             if len(ids) > most:
-                skip(too_long(most, len(ids), [document], index=index, query=query), on_error)
+                refuse([index], too_long(most, len(ids), [document], index=index, query=query))
                 continue
+            prefix = supplied.prefix
             shared = shared_length(ids, prefix.input_ids)
             if shared < len(prefix.input_ids) and self._cannot_go_on(prefix, shared):
                 apart.append(index)
                 continue
-            suffixes.append(Suffix(index, prefix, shared, ids[shared:], pictures))
+            known = supplied.known
+            suffixes.append(Suffix(index, prefix, shared, ids[shared:], pictures, known))
         return suffixes
 
     def _cannot_go_on(self, prefix: CachedPrefix, shared: int) -> bool:
@@ -315,3 +328,13 @@ class CachedPrefixes:
         """
         image_token_id = self._prompting.image_token_id
         return image_token_id in prefix.input_ids[shared:] or bool(self._supply.pool.state_pages)
+
+
+def _refusing(refuse: Refuse) -> Callable[[_WantedDocument, Exception], None]:
+    """Has a wanted document's pairs refused."""
+    return lambda wanted, error: refuse(wanted.pairs, error)
+
+
+def _placed(refuse: Refuse, places: Sequence[int]) -> Refuse:
+    """Has pairs refused that stand at `places` of another list."""
+    return lambda own, error: refuse([places[place] for place in own], error)

@@ -23,6 +23,7 @@ class Suffix:
         shared: how many tokens of the prefix the prompt begins with; as a rule all.
         input_ids: the tokens after those.
         pictures: those among these tokens, in order.
+        known: whether the prefix was there before the call.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Suffix:
     shared: int
     input_ids: list[int]
     pictures: Sequence[ImageInputs] = ()
+    known: bool = False
 
     @property
     def first_position(self) -> int:

@@ -50,6 +50,23 @@ class RankedDocument(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
+class ScoredPair:
+    """What a pair's prompt gave, and how long it is.
+
+    Attributes:
+        score: relevance, the sigmoid of `raw`.
+        raw: the raw score; see `RankedDocument`.
+        num_tokens: how many tokens the prompt has.
+        num_cached: how many of these were cached, and not computed in this call.
+    """
+
+    score: float
+    raw: float
+    num_tokens: int
+    num_cached: int
+
+
+@dataclass(frozen=True)
 class WarmReport:
     """What `Reranker.warm` did.
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from torch import Tensor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint, model_folder
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
 from ragvl.mllm import (
@@ -64,9 +63,9 @@ from ragvl.reranker.heads import Head, ScoreNetwork, relevance
 from ragvl.reranker.lengths import NO_LIMITS, Lengths
 from ragvl.reranker.presets import RAGVL, Preset, preset_of_architecture, resolve_preset
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.ranked import RankedDocument, WarmReport
+from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport
 from ragvl.reranker.score_weights import ScoreWeights
-from ragvl.reranker.scorer import OnError, Scorer, skip
+from ragvl.reranker.scorer import OnError, Refuse, Scored, Scorer, refuse_by
 from ragvl.reranker.sentence_transformers import preset_of_folder
 from ragvl.reranker.templates import Template, resolve_template
 from ragvl.reranker.thresholds import (
@@ -312,7 +311,7 @@ class Reranker(CrossEncoderDialect):
         candidates = as_documents(given)
         pairs = [(asked, document) for document in candidates]
         progress = progress if show_progress_bar is None else show_progress_bar
-        raw = self._raw(pairs, batch_size, on_error, progress)
+        raw = self._raw(pairs, batch_size, on_error, progress=progress)
         scores, raw_scores = relevance(raw).tolist(), raw.tolist()
         # By raw scores, of which fewer are equal than of probabilities near 1. Stable, so that
         # equal ones keep the retriever's order; NaN (skipped) goes last
@@ -362,45 +361,95 @@ class Reranker(CrossEncoderDialect):
             TypeError: `pairs` holds what is no pair of a query and a document.
             FloatingPointError: a score is NaN, from broken weights or an overflow.
         """
-        scores = self._raw(checked_pairs(pairs), batch_size, on_error, progress)
+        scores = self._raw(checked_pairs(pairs), batch_size, on_error, progress=progress)
         return scores if raw else relevance(scores)
 
-    @default_torch_context
     def _raw(
         self,
         pairs: Sequence[tuple[Query, Document]],
         batch_size: int | None,
         on_error: OnError,
+        *,
         progress: bool,
     ) -> Tensor:
-        if batch_size is not None:
-            batch_size = checked_count("batch_size", batch_size)
         check_on_error(on_error)
-        usable = self._usable(pairs, on_error)
-        deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
         scores = torch.full((len(pairs),), torch.nan, dtype=torch.float32)
         hidden = not progress or len(pairs) < _SHOW_PROGRESS_FROM
-        bar = ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden)
-        with self._prompts.cuts.reported(), bar:
-            chosen = [pairs[i] for i in usable]
-            for places, raw in self._scorer.score(chosen, batch_size, on_error):
-                indices = [usable[place] for place in places]
-                scores[indices] = raw
-                bar.update(len(indices))
-                _check_finite(scores, indices, pairs, on_error)
+        with ProgressBar(total=len(pairs), desc="rerank", unit="pair", disable=hidden) as bar:
+
+            def keep(scored: Scored) -> None:
+                scores[list(scored.indices)] = scored.raw
+                bar.update(len(scored.indices))
+
+            self._score(pairs, batch_size, keep, refuse_by(on_error))
         return scores
 
-    def _usable(self, pairs: Sequence[tuple[Query, Document]], on_error: OnError) -> list[int]:
-        """The places of the pairs that the template can write; the others are skipped."""
+    def score_each(
+        self, pairs: Iterable[Sequence[Any]], *, batch_size: int | None = None
+    ) -> list[ScoredPair | Exception]:
+        """`score` where pairs come from several callers: each has its score, or its own error.
+
+        Args:
+            pairs: what to score, (query, document) each; may be empty.
+            batch_size: as in `rank`.
+
+        Returns:
+            For each pair, what its prompt gave, or why it has no score: a ValueError if the
+            template has no place for its query, DocumentError, PromptTooLongError or
+            FloatingPointError. The other pairs' scores are what they would be without it.
+
+        Raises:
+            TypeError: `pairs` holds what is no pair of a query and a document.
+            ValueError: a query is empty, or `batch_size` is below 1.
+        """
+        checked = checked_pairs(pairs)
+        results: dict[int, ScoredPair | Exception] = {}
+
+        def keep(scored: Scored) -> None:
+            scores = relevance(scored.raw).tolist(), scored.raw.tolist()
+            made = map(ScoredPair, *scores, scored.lengths, scored.cached)
+            results.update(zip(scored.indices, made, strict=True))
+
+        def refuse(places: Sequence[int], error: Exception) -> None:
+            results.update(dict.fromkeys(places, error))
+
+        self._score(checked, batch_size, keep, refuse)
+        return [results[i] for i in range(len(checked))]
+
+    @default_torch_context
+    def _score(
+        self,
+        pairs: Sequence[tuple[Query, Document]],
+        batch_size: int | None,
+        keep: Callable[[Scored], None],
+        refuse: Refuse,
+    ) -> None:
+        """Hands over all scores, and refuses the pairs that have none."""
+        if batch_size is not None:
+            batch_size = checked_count("batch_size", batch_size)
+        usable = self._usable(pairs, refuse)
+        deque(self._prompts.captions.watched(document for _, document in pairs), maxlen=0)
+        chosen = [pairs[i] for i in usable]
+
+        def refuse_chosen(places: Sequence[int], error: Exception) -> None:
+            refuse([usable[place] for place in places], error)
+
+        with self._prompts.cuts.reported():
+            for scored in self._scorer.score(chosen, batch_size, refuse_chosen):
+                scored = replace(scored, indices=[usable[place] for place in scored.indices])
+                keep(scored)
+                for i in scored.raw.isnan().nonzero()[:, 0].tolist():
+                    place = scored.indices[i]
+                    refuse([place], _nan_error(pairs[place][1]))
+
+    def _usable(self, pairs: Sequence[tuple[Query, Document]], refuse: Refuse) -> list[int]:
+        """The places of the pairs that the template can write; the others are refused."""
         usable: list[int] = []
-        refused: set[str] = set()
         for i, (query, document) in enumerate(pairs):
             try:
                 self._prompts.check(query, document)
-            except DocumentError as error:
-                if str(error) not in refused:
-                    skip(error, on_error)
-                refused.add(str(error))
+            except ValueError as error:
+                refuse([i], error)
             else:
                 usable.append(i)
         return usable
@@ -430,17 +479,66 @@ class Reranker(CrossEncoderDialect):
             ValueError: nothing that this model computes of a document could be kept.
         """
         check_on_error(on_error)
-        refuse_one_document(documents)
-        outcomes: Counter[str] = Counter()
-        coming = (as_document(item, i) for i, item in enumerate(documents))
-        warmed = self._scorer.warm(self._prompts.captions.watched(coming), on_error)
+        skip = refuse_by(on_error)
+        skipped: list[int] = []
         total = len(documents) if isinstance(documents, Sized) else None
-        bar = ProgressBar(total=total, desc="warm", unit="doc", disable=not progress)
-        with self._prompts.cuts.reported(), bar:
-            for outcome in warmed:
-                outcomes[outcome] += 1
+        known: Counter[bool] = Counter()
+        with ProgressBar(total=total, desc="warm", unit="doc", disable=not progress) as bar:
+
+            def refuse(places: Sequence[int], error: Exception) -> None:
+                skip(places, error)
+                skipped.extend(places)
+                bar.update(len(places))
+
+            for _, is_known in self._warm(documents, refuse):
+                known[is_known] += 1
                 bar.update()
-        return WarmReport(outcomes["built"], outcomes["known"], outcomes["skipped"])
+        return WarmReport(known[False], known[True], len(skipped))
+
+    @default_torch_context
+    def warm_each(
+        self, documents: Sequence[DocumentLike]
+    ) -> list[Literal["built", "known"] | Exception]:
+        """`warm` where documents come from several callers: each has its outcome, or its error.
+
+        Returns:
+            For each document, whether its prefix was "built" or "known", or why there is none:
+            DocumentError or PromptTooLongError.
+
+        Raises:
+            TypeError, ValueError: see `warm`.
+        """
+        results: dict[int, Literal["built", "known"] | Exception] = {}
+
+        def refuse(places: Sequence[int], error: Exception) -> None:
+            results.update(dict.fromkeys(places, error))
+
+        for place, is_known in self._warm(documents, refuse):
+            results[place] = "known" if is_known else "built"
+        return [results[i] for i in range(len(documents))]
+
+    def _warm(
+        self, documents: Iterable[DocumentLike], refuse: Refuse
+    ) -> Iterator[tuple[int, bool]]:
+        refuse_one_document(documents)
+        coming = (as_document(item, i) for i, item in enumerate(documents))
+        with self._prompts.cuts.reported():
+            yield from self._scorer.warm(self._prompts.captions.watched(coming), refuse)
+
+    @default_torch_context
+    def is_warm(self, document: DocumentLike, instruction: str | None = None) -> bool:
+        """Whether a query about `document` would cost its own tokens only; computes nothing of it.
+
+        Args:
+            document: the document.
+            instruction: the queries'.
+
+        Raises:
+            DocumentError: a picture of it cannot be read, or the template has no place for it.
+        """
+        checked = Document.of(document)
+        self._prompts.check_document(checked)
+        return self._scorer.is_warm(checked, instruction)
 
     @property
     def weights(self) -> str:
@@ -621,17 +719,8 @@ def _named(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _check_finite(
-    scores: Tensor,
-    indices: Sequence[int],
-    pairs: Sequence[tuple[Query, Document]],
-    on_error: OnError,
-) -> None:
-    for i in indices:
-        if not torch.isnan(scores[i]):
-            continue
-        problem = (
-            f"the relevance of {pairs[i][1].name} is NaN: the weights hold NaN, or activations "
-            "overflow in this dtype (try dtype='bfloat16' or 'float32')"
-        )
-        skip(FloatingPointError(problem), on_error)
+def _nan_error(document: Document) -> FloatingPointError:
+    return FloatingPointError(
+        f"the relevance of {document.name} is NaN: the weights hold NaN, or activations overflow "
+        "in this dtype (try dtype='bfloat16' or 'float32')"
+    )

@@ -19,7 +19,7 @@ from ragvl.mllm import MLLM, Prompt, PromptTooLongError, too_long
 from ragvl.prefix_cache import PictureSupply, SuppliedPicture
 from ragvl.reranker.heads import Head
 from ragvl.reranker.prompts import Prompts
-from ragvl.reranker.scorer import OnError, skip
+from ragvl.reranker.scorer import Refuse, Scored
 from ragvl.reranker.templates import pictures_in_order
 from ragvl.workers import Workers, ahead
 
@@ -78,7 +78,7 @@ class WholePrompts:
         self._pictures = pictures
         self._deterministic = deterministic
 
-    def warm(self, documents: Iterable[Document], on_error: OnError) -> Iterator[str]:
+    def warm(self, documents: Iterable[Document], refuse: Refuse) -> Iterator[tuple[int, bool]]:
         """Brings pictures' visual tokens into the cache; see `Scorer`."""
         if (problem := self._pictures.problem) is not None:
             raise ValueError(f"there is nothing to warm: {problem}")
@@ -89,10 +89,13 @@ class WholePrompts:
                 try:
                     self._keep(document, pictures, index)
                 except (DocumentError, PromptTooLongError) as error:
-                    skip(error, on_error)
-                    yield "skipped"
+                    refuse([index], error)
                 else:
-                    yield "known" if all(picture.known for picture in pictures) else "built"
+                    yield index, all(picture.known for picture in pictures)
+
+    def is_warm(self, document: Document, _instruction: str | None) -> bool:
+        """Whether its pictures' visual tokens are in the cache; see `Scorer`."""
+        return all(map(self._pictures.has, document.pictures))
 
     def _keep(self, document: Document, pictures: Sequence[SuppliedPicture], index: int) -> None:
         """Has the pictures looked at of a document whose prompt can fit the model's context."""
@@ -104,14 +107,15 @@ class WholePrompts:
             picture.seen()
 
     def score(
-        self, pairs: Sequence[tuple[Query, Document]], batch_size: int | None, on_error: OnError
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Indices of pairs with their raw scores (B,), in batches; see `Scorer`."""
+        self, pairs: Sequence[tuple[Query, Document]], batch_size: int | None, refuse: Refuse
+    ) -> Iterator[Scored]:
+        """Raw scores, in batches; see `Scorer`."""
         batch_size = 1 if self._deterministic else batch_size
-        for window in self._prepare(pairs, on_error):
+        for window in self._prepare(pairs, refuse):
             # prompts of like length share a batch, so that little of it is padding
             for batch in self._batches(sorted(window, key=len), batch_size):
-                yield [entry.index for entry in batch], self._raw(batch)
+                indices = [entry.index for entry in batch]
+                yield Scored(indices, self._raw(batch), list(map(len, batch)), [0] * len(batch))
 
     def _batches(self, window: Sequence[_Entry], batch_size: int | None) -> Iterator[list[_Entry]]:
         """`window`, shortest prompt first, cut into batches."""
@@ -129,7 +133,7 @@ class WholePrompts:
             yield batch
 
     def _prepare(
-        self, pairs: Sequence[tuple[Query, Document]], on_error: OnError
+        self, pairs: Sequence[tuple[Query, Document]], refuse: Refuse
     ) -> Iterator[list[_Entry]]:
         """Windows of prompts; pictures are prepared ahead.
 
@@ -149,7 +153,7 @@ class WholePrompts:
             )
             window: list[_Entry] = []
             for index, pictures in ahead(coming, _AHEAD):
-                entry = self._entry_or_none(index, *pairs[index], pictures, on_error)
+                entry = self._entry_or_none(index, *pairs[index], pictures, refuse)
                 window += [] if entry is None else [entry]
                 if len(window) == _WINDOW or sum(map(len, window)) > _WINDOW_TOKENS:
                     yield window
@@ -162,7 +166,7 @@ class WholePrompts:
         query: Query,
         document: Document,
         pictures: Sequence[SuppliedPicture],
-        on_error: OnError,
+        refuse: Refuse,
     ) -> _Entry | None:
         try:
             images = [picture.inputs for picture in pictures]
@@ -170,7 +174,7 @@ class WholePrompts:
             if (length := len(prompt)) > (most := self._prompts.max_length):
                 raise too_long(most, length, [document], index=index, query=query)
         except (DocumentError, PromptTooLongError) as error:
-            skip(error, on_error)
+            refuse([index], error)
             return None
         return _Entry(index, prompt.input_ids, pictures)
 

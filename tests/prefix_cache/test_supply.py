@@ -13,6 +13,7 @@ from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, Prompt
 from ragvl.prefix_cache import PAGE_TOKENS, PrefixSupply
 from ragvl.prefix_cache.pages import num_pages, page_bytes
+from ragvl.prefix_cache.supply import Block
 
 
 class Picture:
@@ -48,8 +49,8 @@ def make_supply(mllm: MLLM, *, prefixes: int) -> tuple[PrefixSupply, int]:
     return PrefixSupply(mllm, PrefixCache(size), exact=True), pages
 
 
-def names(blocks: Sequence[Sequence[tuple[Picture, object]]]) -> list[str]:
-    return [wanted.name for block in blocks for wanted, _ in block]
+def names(blocks: Sequence[Block[Picture]]) -> list[str]:
+    return [one.wanted.name for block in blocks for one in block]
 
 
 def test_a_block_ends_where_the_room_does(mllm: MLLM) -> None:
@@ -76,22 +77,24 @@ def test_what_cannot_be_used_is_refused_in_its_turn(mllm: MLLM) -> None:
         Picture(mllm, 2, broken=True),
         Picture(mllm, 3),
     ]
-    errors: list[Exception] = []
-    blocks = list(supply.blocks(wanted, errors.append))
+    errors: dict[str, Exception] = {}
+    blocks = list(supply.blocks(wanted, lambda one, error: errors.update({one.name: error})))
     assert names(blocks) == ["picture 0", "picture 3"]
-    assert [str(error)[:9] for error in errors] == ["picture 1", "picture 2"]
+    assert [*errors] == [str(error)[:9] for error in errors.values()] == ["picture 1", "picture 2"]
     with pytest.raises(ValueError, match="picture 1: its prefix of"):
         list(supply.blocks(wanted, raise_it))
 
 
-def raise_it(error: Exception) -> None:
+def raise_it(_: Picture, error: Exception) -> None:
     raise error
 
 
 def test_equal_keys_share_one_prefix(mllm: MLLM) -> None:
     supply, _ = make_supply(mllm, prefixes=5)
     (block,) = supply.blocks([Picture(mllm, 7) for _ in range(3)], pytest.fail)
-    assert len({id(prefix) for _, prefix in block}) == 1
-    assert len(block) == 3
+    assert len({id(one.prefix) for one in block}) == 1
+    assert [one.known for one in block] == [False, False, False]
+    (block,) = supply.blocks([Picture(mllm, 7)], pytest.fail)
+    assert [one.known for one in block] == [True]
     warmed = [Picture(mllm, i) for i in (7, 8)]
     assert [known for *_, known in supply.warm(warmed, pytest.fail)] == [True, False]

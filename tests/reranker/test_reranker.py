@@ -361,7 +361,7 @@ def test_a_score_that_is_nan_is_skipped_alone(
     assert scores.isnan().tolist() == [False, True, False, False] * 2
     assert torch.equal(scores[~scores.isnan()], expected[~scores.isnan()])
     named = [record.getMessage() for record in caplog.records if "is NaN" in record.getMessage()]
-    assert len(named) == 2 and all("'page-1'" in message for message in named)
+    assert len(named) == 1 and "'page-1'" in named[0]
     ranked = reranker.rank(QUERY, documents, on_error="skip", threshold=0)
     assert ranked[-1].index == 1 and not ranked[-1].kept
     with pytest.raises(FloatingPointError, match=r"'page-1' .* is NaN"):
