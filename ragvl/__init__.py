@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ragvl.fast_rerank import fast_rerank
 
 if TYPE_CHECKING:
+    from ragvl.client import AsyncClient, Client
     from ragvl.data.document import Document
     from ragvl.data.query import Query
     from ragvl.generator import Generator
@@ -21,6 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AsyncClient",
+    "Client",
     "Document",
     "Generator",
     "PrefixCache",
@@ -35,6 +38,8 @@ __all__ = [
 # Imported when first used, so that `import ragvl` does not wait for torch and transformers.
 _HOME = {
     "Answer": "ragvl.pipeline",
+    "AsyncClient": "ragvl.client",
+    "Client": "ragvl.client",
     "Document": "ragvl.data.document",
     "Generator": "ragvl.generator",
     "PrefixCache": "ragvl.prefix_cache",

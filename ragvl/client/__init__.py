@@ -1,0 +1,17 @@
+"""A thin client of `ragvl serve`: what the library takes and gives, over HTTP."""
+
+from __future__ import annotations
+
+from ragvl.client.client import AsyncClient, Client
+from ragvl.client.errors import ApiError
+from ragvl.client.results import Ranked, Reranking, Scores, Usage
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "Ranked",
+    "Reranking",
+    "Scores",
+    "Usage",
+]

@@ -1,0 +1,111 @@
+"""What can be asked of a server: functions that make a request, and say how its answer is read.
+
+`Client` and `AsyncClient` have them as methods: a `Call[X]` gives an X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ragvl.client.bodies import GivenDocument, document_body, listed, query_body
+from ragvl.client.exchange import Call
+from ragvl.client.results import Reranking, Scores
+from ragvl.data.query import Query, QueryLike
+
+
+def rerank(
+    query: QueryLike,
+    documents: Iterable[GivenDocument],
+    *,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    instruction: str | None = None,
+) -> Call[Reranking]:
+    """Documents by relevance to `query`, the most relevant first.
+
+    Args:
+        query: a text, a picture, or a `Query` of both.
+        documents: what the library takes: `Document`s, or paths and pictures; or `{"id": ...}`
+            for a document that the server knows.
+        top_k: how many to return; all by default.
+        threshold: the relevance that decides `kept`; the server's model's own by default.
+        instruction: what is to be judged, for a model that takes one; the query's by default.
+
+    Raises:
+        ImageError: a picture cannot be read; nothing was sent.
+        ApiError: the server refused, or had no room in time.
+        TimeoutError: there was no answer in time.
+        ConnectionError: there is no such server.
+    """
+    asked, given = Query.of(query), listed(documents)
+    body = {
+        "query": query_body(asked),
+        "documents": [document_body(document) for document in given],
+        "top_n": top_k,
+        "threshold": threshold,
+        "instruction": instruction or asked.instruction,
+    }
+
+    def read(answer: Any) -> Reranking:
+        for result in answer["results"]:
+            result["document"] = given[result["index"]]
+        return Reranking.model_validate(answer)
+
+    return Call.with_json("POST", "/v1/rerank", body, read)
+
+
+def score(
+    pairs: Iterable[tuple[QueryLike, GivenDocument]], *, instruction: str | None = None
+) -> Call[Scores]:
+    """Relevance of each (query, document), in the order of `pairs`.
+
+    Args:
+        pairs: queries and documents as `rerank` takes them. An instruction is of all pairs.
+        instruction: see `rerank`.
+
+    Raises:
+        ValueError: queries have different instructions.
+        ImageError, ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    given = [(Query.of(query), document) for query, document in pairs]
+    instructions = {query.instruction for query, _ in given}
+    if instruction is None:
+        if len(instructions) > 1:
+            raise ValueError("the queries of one request must have the same instruction")
+        instruction = next(iter(instructions), None)
+    body = {
+        "queries": [query_body(query) for query, _ in given],
+        "documents": [document_body(document) for _, document in given],
+        "instruction": instruction,
+    }
+
+    def read(answer: Any) -> Scores:
+        scores = [entry["score"] for entry in answer["data"]]
+        if len(scores) != len(given):
+            raise ValueError(f"{len(scores)} scores of {len(given)} pairs")
+        return Scores.model_validate({**answer, "scores": scores})
+
+    return Call.with_json("POST", "/v1/score", body, read)
+
+
+def models() -> Call[tuple[str, ...]]:
+    """Names of the models that the server answers with.
+
+    Raises:
+        ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    return Call("GET", "/v1/models", lambda answer: tuple(m["id"] for m in answer["data"]))
+
+
+def health() -> Call[None]:
+    """Returns when the server answers at all.
+
+    Raises:
+        ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    return Call("GET", "/health", _nothing)
+
+
+def _nothing(_: object) -> None:
+    """Of an answer that says no more than that it is one."""

@@ -1,0 +1,75 @@
+"""What the server answers, as Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AliasPath, BaseModel, ConfigDict, Field
+
+
+class _Result(BaseModel):
+    """A part of an answer; fields that it does not know are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class Usage(_Result):
+    """What a request cost.
+
+    Attributes:
+        prompt_tokens: tokens of all its prompts.
+        cached_tokens: of these, what was not computed again.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = Field(
+        0, validation_alias=AliasPath("prompt_tokens_details", "cached_tokens")
+    )
+
+
+class _Answered(_Result):
+    """What every answer of a model holds.
+
+    Attributes:
+        model: which it was.
+        usage: what it cost.
+        timings: milliseconds of each stage in the server, such as "queue" and "score".
+        built: documents whose prefix was computed for this request.
+    """
+
+    model: str
+    usage: Usage
+    timings: dict[str, float] = Field(default_factory=dict)
+    built: int = 0
+
+
+class Ranked(_Result):
+    """A document after reranking.
+
+    Attributes:
+        index: its place in the list that was given.
+        score: relevance, a probability.
+        raw: the raw score, by which documents are ordered.
+        kept: whether the score reaches the threshold.
+        id: the document's, if it has one.
+        document: what stood in the list.
+    """
+
+    index: int = Field(ge=0)
+    score: float = Field(validation_alias="relevance_score")
+    raw: float = Field(validation_alias="raw_score")
+    kept: bool
+    id: str | None = None
+    document: Any = Field(None, repr=False)
+
+
+class Reranking(_Answered):
+    """Documents by relevance, the most relevant first."""
+
+    results: tuple[Ranked, ...]
+
+
+class Scores(_Answered):
+    """Relevance of pairs, in the order in which they were given."""
+
+    scores: tuple[float, ...]
