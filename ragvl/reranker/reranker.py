@@ -364,6 +364,7 @@ class Reranker(CrossEncoderDialect):
         scores = self._raw(checked_pairs(pairs), batch_size, on_error, progress=progress)
         return scores if raw else relevance(scores)
 
+    @default_torch_context
     def _raw(
         self,
         pairs: Sequence[tuple[Query, Document]],
