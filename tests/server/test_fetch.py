@@ -347,7 +347,7 @@ def test_what_is_no_host(entry):
 
 
 @pytest.fixture(scope="module")
-def secure(self, tmp_path_factory) -> Iterator[tuple[Host, Path]]:
+def secure(tmp_path_factory) -> Iterator[tuple[Host, Path]]:
     """A host with a certificate of its own, for the name pictures.test."""
     folder = tmp_path_factory.mktemp("certificate")
     command = (
