@@ -38,6 +38,7 @@ MAX_ASPECT_RATIO = 200  # resizing the shorter side of a longer strip would make
 # one never, so that its scores are what they would be without
 REDUCE_ABOVE = 2**25  # pixels
 _PROBE_SIDE = 2048  # pixels
+_EMPTY = "it is empty (0 bytes)"
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where PIL keeps EXIF
 _STRIP_PIXELS = 2**20  # are converted at a time, so that no second copy of a picture is needed
 
@@ -152,6 +153,27 @@ def default_max_pixels() -> int:
     return int(text)
 
 
+def encoded_size(data: bytes, *, name: str) -> tuple[int, int]:
+    """Width and height of an encoded picture by its header, which is all that is read.
+
+    Args:
+        data: a file's bytes.
+        name: what to call it in an error.
+
+    Raises:
+        ImageError: it is empty, or no picture.
+    """
+    try:
+        if not data:
+            raise ValueError(_EMPTY)
+        with Image.open(BytesIO(data), formats=formats()) as image:
+            return image.size
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(why_unusable(name, error)) from error
+
+
 def why_unusable(label: str, error: Exception) -> str:
     """The message of the `ImageError` about a picture that could not be read."""
     if isinstance(error, UnidentifiedImageError):
@@ -196,7 +218,7 @@ def _decode(
             else opened.enter_context(open_regular(picture, max_bytes=MAX_FILE_BYTES))
         )
         if not file.read(1):
-            raise ValueError("it is empty (0 bytes)")
+            raise ValueError(_EMPTY)
         image = opened.enter_context(Image.open(file, formats=formats()))
         side = start(*image.size)
         _check_lazy(image)

@@ -81,9 +81,7 @@ class Query:
             if others := query.keys() - {"image", "text", "instruction"}:
                 raise TypeError(f"a query has unknown keys {shown(sorted(map(str, others)))}")
             made = cls(query.get("text"), query.get("image"), instruction=query.get("instruction"))
-            if next(iter(query)) == "text":
-                object.__setattr__(made, "parts", made.parts[::-1])
-            return made
+            return made.with_text_first() if next(iter(query)) == "text" else made
         try:
             if query is None:
                 raise TypeError
@@ -93,6 +91,12 @@ class Query:
                 "a query must be a string, a picture, a Query or {'text': ..., 'image': ...}, not "
                 f"{type(query).__name__}"
             ) from error
+
+    def with_text_first(self) -> Query:
+        """The same query with its text before its picture."""
+        turned = replace(self)
+        object.__setattr__(turned, "parts", tuple(sorted(self.parts, key=_is_picture)))
+        return turned
 
     def instructed(self, instruction: str) -> Query:
         """The same query with an instruction.
@@ -120,3 +124,7 @@ class Query:
 
 
 QueryLike = Query | str | ImageSource | Mapping[str, Any]
+
+
+def _is_picture(part: Part) -> bool:
+    return isinstance(part, Picture)

@@ -14,6 +14,7 @@ from ragvl.server import routes
 from ragvl.server.access import KeyCheck
 from ragvl.server.errors import install_error_answers
 from ragvl.server.limits import BodyLimits
+from ragvl.server.protocol.openapi import install_openapi
 from ragvl.server.requests import RequestLog
 from ragvl.server.services import Services
 
@@ -48,6 +49,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     install_error_answers(app)
+    install_openapi(app)
     for found in pkgutil.iter_modules(routes.__path__):
         app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
     settings = services.settings

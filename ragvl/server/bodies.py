@@ -1,0 +1,110 @@
+"""Reads JSON bodies: small ones at once, larger ones in a thread, so that nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from ragvl.messages import MAX_ERROR, shown
+from ragvl.server.errors import BadRequest, ServerError, Unprocessable, place_of
+from ragvl.server.services import services_of
+
+_JSON = "application/json"
+AT_ONCE = 64 << 10  # bytes; reading more takes longer than handing it to a thread
+
+B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
+
+
+class UnsupportedMediaType(ServerError):
+    """The body is of another type than JSON."""
+
+    status, kind = 415, "unsupported_media_type"
+
+
+async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> tuple[B, int]:
+    """A request's body by its schema, and how many bytes it has.
+
+    Args:
+        request: the request.
+        model_of: says by what the JSON holds which schema it has.
+
+    Raises:
+        ServerError: the body is too large or too slow (see `limits`), of another type than JSON, no
+            JSON, or not as the schema says.
+    """
+    _check_type(request)
+    data = await request.body()
+    return await aside(request, len(data), lambda: parsed(data, model_of)), len(data)
+
+
+async def aside(request: Request, size: int, work: Callable[[], T]) -> T:
+    """What `work` returns, which is done in a thread where it handles more than a few bytes."""
+    if size <= AT_ONCE:
+        return work()
+    pool = services_of(request).pool
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def parsed(data: bytes, model_of: Callable[[Any], type[B]]) -> B:
+    """JSON by its schema.
+
+    Raises:
+        ServerError: it is no JSON, or not as the schema says.
+    """
+    try:
+        value = from_json(data, allow_inf_nan=False, cache_strings=False)
+    except ValueError as error:
+        raise BadRequest(f"the body is no JSON: {shown(error)}") from None
+    try:
+        return model_of(value).model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error, value) from None
+
+
+def _refusal(error: ValidationError, value: Any) -> Unprocessable:
+    """What a client is told of a body that is not as its schema says: the first thing wrong."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = place_of(_steps(first["loc"], value, first["type"])) or None
+    message = shown(first["msg"], MAX_ERROR)
+    if first["type"] == "extra_forbidden":
+        message = "this field is not known here, and might have been meant to change scores"
+    return Unprocessable(f"{place}: {message}" if place else message, param=place)
+
+
+def _steps(location: Sequence[str | int], value: Any, kind: str) -> Iterator[str | int]:
+    """The steps of a place that are in the body itself; pydantic also names the choice it tried."""
+    for step in location:
+        if isinstance(value, dict) and step in value:
+            value = value[str(step)]
+        elif isinstance(value, list) and isinstance(step, int):
+            value = value[step]
+        elif kind != "missing" or step is not location[-1]:
+            continue
+        yield step
+
+
+def _check_type(request: Request) -> None:
+    """A page of another site can have a browser send anything but JSON without being asked."""
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != _JSON:
+        what = f"not {shown(given, 60)}" if given else "and has none"
+        raise UnsupportedMediaType(f"the body's Content-Type must be {_JSON}, {what}")
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {shown(coding, 60)}: send the body as it is")
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """An answer, without what is None in it."""
+    return Response(answer.model_dump_json(exclude_none=True), media_type=_JSON)
+
+
+def json_list(answers: Sequence[BaseModel], headers: Mapping[str, str]) -> Response:
+    """A bare list of answers."""
+    written = ",".join(answer.model_dump_json(exclude_none=True) for answer in answers)
+    return Response(f"[{written}]", media_type=_JSON, headers=dict(headers))

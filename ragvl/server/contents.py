@@ -1,0 +1,192 @@
+"""Makes documents and queries of what requests hold: looks ids up, reads pictures, fetches URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fastapi import Request
+
+from ragvl.data.document import Document
+from ragvl.data.query import Query
+from ragvl.messages import quoted
+from ragvl.server.bodies import aside
+from ragvl.server.errors import NotFound, TooLarge, Unprocessable
+from ragvl.server.pictures import Encoded, inline_picture, is_url
+from ragvl.server.protocol.common import DocumentBody, QueryBody
+from ragvl.server.services import services_of
+from ragvl.server.settings import ServerSettings
+
+_ID_SHOWN = 80
+_INSTEAD = "send the picture as a data: URI or base64"
+
+
+class Placed(NamedTuple):
+    """A document or a query of a request, and where it stands there."""
+
+    place: str
+    body: DocumentBody | QueryBody
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a request asks about.
+
+    Attributes:
+        queries: its queries.
+        documents: its documents.
+        places: of the documents in the request.
+        num_bytes: of pictures that were fetched for it.
+    """
+
+    queries: list[Query]
+    documents: list[Document]
+    places: list[str]
+    num_bytes: int = 0
+
+
+def listed(name: str, bodies: Sequence[DocumentBody | QueryBody]) -> list[Placed]:
+    """The items of a request's list `name`."""
+    return [Placed(f"{name}[{i}]", body) for i, body in enumerate(bodies)]
+
+
+async def contents_of(
+    request: Request,
+    queries: Sequence[Placed],
+    documents: Sequence[Placed],
+    instruction: str | None = None,
+) -> Contents:
+    """The queries and documents of a request, which can be handed to the model.
+
+    Pictures' headers are looked at; they are decoded when they are needed.
+
+    Args:
+        request: the request.
+        queries: what it holds of queries.
+        documents: and of documents.
+        instruction: of every query.
+
+    Raises:
+        NotFound: an id is not known.
+        TooLarge: there is more of something than the settings allow.
+        Unprocessable: a picture or a text cannot be used. Each names the place.
+    """
+    settings = services_of(request).settings
+    if len(documents) > settings.max_documents:
+        raise TooLarge(
+            f"the request has {len(documents):,} documents; this server takes "
+            f"{settings.max_documents:,}",
+            param=documents[0].place.partition("[")[0],
+        )
+    for placed in (*queries, *documents):
+        _check_size(placed, settings)
+    known = _known_documents(request, documents)
+    pictures = await _pictures(request, [*queries, *documents])
+    limit = settings.max_pixels
+    return Contents(
+        [_query(placed, pictures, instruction, limit) for placed in queries],
+        [known.get(placed.place) or _document(placed, pictures, limit) for placed in documents],
+        [placed.place for placed in documents],
+        sum(len(picture.data) for picture in pictures.values() if picture.is_fetched),
+    )
+
+
+def _check_size(placed: Placed, settings: ServerSettings) -> None:
+    parts = placed.body.parts
+    if len(parts) > settings.max_parts:
+        raise TooLarge(
+            f"{placed.place}.content: it has {len(parts):,} parts; this server takes "
+            f"{settings.max_parts:,}",
+            param=f"{placed.place}.content",
+        )
+    for part in parts:
+        if part.kind == "text" and len(part.content) > settings.max_text:
+            place = f"{placed.place}.{part.place}"
+            raise TooLarge(
+                f"{place}: the text has {len(part.content):,} characters; this server takes "
+                f"{settings.max_text:,}",
+                param=place,
+            )
+
+
+def _known_documents(request: Request, documents: Sequence[Placed]) -> dict[str, Document]:
+    """Those that are given by their ids alone, by place."""
+    store = services_of(request).documents
+    known: dict[str, Document] = {}
+    missing: list[tuple[str, str]] = []
+    for placed in documents:
+        if not isinstance(placed.body, DocumentBody) or (name := placed.body.id_alone) is None:
+            continue
+        document = None if store is None else store.get(name)
+        if document is None:
+            missing.append((f"{placed.place}.id", name))
+        else:
+            known[placed.place] = document
+    if missing:
+        place, name = missing[0]
+        others = f", nor {len(missing) - 1:,} others of this request" if len(missing) > 1 else ""
+        raise NotFound(
+            f"{place}: no document {quoted(name, _ID_SHOWN)} is known here{others}", param=place
+        )
+    return known
+
+
+async def _pictures(request: Request, contents: Sequence[Placed]) -> dict[str, Encoded]:
+    """All pictures of a request by place, none decoded."""
+    settings = services_of(request).settings
+    sources = [
+        (f"{placed.place}.{part.place}", part.content)
+        for placed in contents
+        for part in placed.body.parts
+        if part.kind == "image"
+    ]
+    urls = [(place, source) for place, source in sources if is_url(source)]
+    inline = [(place, source) for place, source in sources if not is_url(source)]
+
+    def read() -> dict[str, Encoded]:
+        return {at: inline_picture(source, at, settings.max_pixels) for at, source in inline}
+
+    pictures = await aside(request, sum(len(source) for _, source in inline), read)
+    if urls:
+        place, _ = urls[0]
+        raise Unprocessable(f"{place}: this server fetches no URLs: {_INSTEAD}", param=place)
+    if (pixels := sum(picture.pixels for picture in pictures.values())) > (
+        most := settings.max_request_pixels
+    ):
+        raise TooLarge(f"the pictures have {pixels:,} pixels together; this server takes {most:,}")
+    return pictures
+
+
+def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:
+    parts = _filled(placed, pictures)
+    name = placed.body.id if isinstance(placed.body, DocumentBody) else None
+    match parts:
+        case [str() as text]:
+            return Document(text=text, id=name)
+        case [bytes() as image]:
+            return Document(image, id=name, max_pixels=max_pixels)
+        case [bytes() as image, str() as caption]:
+            return Document(image, caption, name, max_pixels=max_pixels)
+        case [str() as caption, bytes() as image]:
+            turned = Document(image, caption, name, max_pixels=max_pixels)
+            return turned.with_caption_first()
+    return Document(parts=parts, id=name, max_pixels=max_pixels)
+
+
+def _query(
+    placed: Placed, pictures: Mapping[str, Encoded], instruction: str | None, max_pixels: int
+) -> Query:
+    parts = _filled(placed, pictures)
+    text = next((part for part in parts if isinstance(part, str)), None)
+    image = next((part for part in parts if isinstance(part, bytes)), None)
+    query = Query(text, image, instruction=instruction, max_pixels=max_pixels)
+    return query.with_text_first() if isinstance(parts[0], str) else query
+
+
+def _filled(placed: Placed, pictures: Mapping[str, Encoded]) -> list[str | bytes]:
+    """Texts, and pictures' bytes, in order."""
+    return [
+        part.content if part.kind == "text" else pictures[f"{placed.place}.{part.place}"].data
+        for part in placed.body.parts
+    ]
