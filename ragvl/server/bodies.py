@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ragvl.messages import MAX_ERROR, shown
-from ragvl.server.errors import BadRequest, ServerError, Unprocessable, place_of
+from ragvl.server.errors import BadRequest, Unprocessable, UnsupportedMediaType, place_of
 from ragvl.server.services import services_of
 
 _JSON = "application/json"
@@ -19,12 +19,6 @@ AT_ONCE = 64 << 10  # bytes; reading more takes longer than handing it to a thre
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
-
-
-class UnsupportedMediaType(ServerError):
-    """The body is of another type than JSON."""
-
-    status, kind = 415, "unsupported_media_type"
 
 
 async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> tuple[B, int]:

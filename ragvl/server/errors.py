@@ -77,6 +77,12 @@ class TooLarge(ServerError):
     status, kind = 413, "too_large"
 
 
+class UnsupportedMediaType(ServerError):
+    """The body is of another type than JSON."""
+
+    status, kind = 415, "unsupported_media_type"
+
+
 class Unprocessable(ServerError):
     """The request can be read, and what it asks for cannot be done."""
 

@@ -23,6 +23,7 @@ from ragvl.server.errors import (
     TooLarge,
     Unauthorized,
     Unprocessable,
+    UnsupportedMediaType,
     install_error_answers,
     place_of,
 )
@@ -44,6 +45,7 @@ ERRORS = {
         NotFound("where"),
         RequestTimeout("slow"),
         TooLarge("large", param="documents[3].image"),
+        UnsupportedMediaType("other"),
         Unprocessable("cannot", param="query"),
         Overloaded("busy", retry_after=2.01),
         ShuttingDown(),
