@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from ragvl.client.client import AsyncClient, Client
 from ragvl.client.errors import ApiError
-from ragvl.client.results import Ranked, Reranking, Scores, Usage
+from ragvl.client.results import Answer, Found, Ranked, Reranking, Scores, Search, Usage
 
 __all__ = [
+    "Answer",
     "ApiError",
     "AsyncClient",
     "Client",
+    "Found",
     "Ranked",
     "Reranking",
     "Scores",
+    "Search",
     "Usage",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ragvl.client.bodies import GivenDocument, document_body, listed, query_body
 from ragvl.client.exchange import Call
-from ragvl.client.results import Reranking, Scores
+from ragvl.client.results import Answer, Reranking, Scores, Search
 from ragvl.data.query import Query, QueryLike
 
 
@@ -19,7 +19,7 @@ def rerank(
     documents: Iterable[GivenDocument],
     *,
     top_k: int | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     instruction: str | None = None,
 ) -> Call[Reranking]:
     """Documents by relevance to `query`, the most relevant first.
@@ -29,7 +29,8 @@ def rerank(
         documents: what the library takes: `Document`s, or paths and pictures; or `{"id": ...}`
             for a document that the server knows.
         top_k: how many to return; all by default.
-        threshold: the relevance that decides `kept`; the server's model's own by default.
+        threshold: the relevance that decides `kept`, or the name of one that was estimated for the
+            server's model; that model's own by default.
         instruction: what is to be judged, for a model that takes one; the query's by default.
 
     Raises:
@@ -48,9 +49,7 @@ def rerank(
     }
 
     def read(answer: Any) -> Reranking:
-        for result in answer["results"]:
-            result["document"] = given[result["index"]]
-        return Reranking.model_validate(answer)
+        return Reranking.model_validate({**answer, "results": _found(answer["results"], given)})
 
     return Call.with_json("POST", "/v1/rerank", body, read)
 
@@ -89,6 +88,74 @@ def score(
     return Call.with_json("POST", "/v1/score", body, read)
 
 
+def search(
+    query: QueryLike,
+    *,
+    documents: Iterable[GivenDocument] | None = None,
+    num_candidates: int | None = None,
+    top_k: int | None = None,
+    threshold: float | str | None = None,
+    instruction: str | None = None,
+) -> Call[Search]:
+    """Retrieves documents from the server's index, and reranks them.
+
+    Args:
+        query: a text, a picture, or a `Query` of both.
+        documents: rerank these instead; see `rerank`.
+        num_candidates: how many documents are retrieved; 20 by default.
+        top_k: how many to return; all by default.
+        threshold: see `rerank`.
+        instruction: see `rerank`.
+
+    Raises:
+        ImageError, ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    given = None if documents is None else listed(documents)
+    body = _search_body(query, given, num_candidates, threshold, instruction)
+
+    def read(answer: Any) -> Search:
+        return Search.model_validate({**answer, "results": _found(answer["results"], given)})
+
+    return Call.with_json("POST", "/v1/search", {**body, "top_n": top_k}, read)
+
+
+def answer(
+    query: QueryLike,
+    *,
+    documents: Iterable[GivenDocument] | None = None,
+    num_candidates: int | None = None,
+    top_k: int | None = None,
+    threshold: float | str | None = None,
+    instruction: str | None = None,
+    max_new_tokens: int | None = None,
+) -> Call[Answer]:
+    """Retrieves documents, reranks them, and answers from the most relevant: the whole of RagVL.
+
+    Args:
+        query: the question.
+        documents: answer from these instead of the index; see `rerank`.
+        num_candidates: how many documents are retrieved; 20 by default.
+        top_k: from how many documents it is answered at most; 2 by default.
+        threshold: the relevance that a document must reach; see `rerank`.
+        instruction: see `rerank`.
+        max_new_tokens: how long the answer is at most.
+
+    Raises:
+        ImageError, ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    given = None if documents is None else listed(documents)
+    body = _search_body(query, given, num_candidates, threshold, instruction)
+
+    def read(answer: Any) -> Answer:
+        found = _found(answer["results"], given)
+        by_index = {result["index"]: result for result in found}
+        evidence = [by_index[index] for index in answer["evidence"]]
+        return Answer.model_validate({**answer, "results": found, "evidence": evidence})
+
+    body |= {"top_k": top_k, "max_tokens": max_new_tokens}
+    return Call.with_json("POST", "/v1/answer", body, read)
+
+
 def models() -> Call[tuple[str, ...]]:
     """Names of the models that the server answers with.
 
@@ -105,6 +172,36 @@ def health() -> Call[None]:
         ApiError, TimeoutError, ConnectionError: see `rerank`.
     """
     return Call("GET", "/health", _nothing)
+
+
+def _search_body(
+    query: QueryLike,
+    documents: list[GivenDocument] | None,
+    num_candidates: int | None,
+    threshold: float | str | None,
+    instruction: str | None,
+) -> dict[str, Any]:
+    asked = Query.of(query)
+    return {
+        "query": query_body(asked),
+        "documents": None if documents is None else [document_body(d) for d in documents],
+        "num_candidates": num_candidates,
+        "threshold": threshold,
+        "instruction": instruction or asked.instruction,
+        "return_documents": True,
+    }
+
+
+def _found(results: Any, given: list[GivenDocument] | None) -> list[dict[str, Any]]:
+    """Results with the documents that they are, where these were given."""
+    return [
+        {
+            **result,
+            "text": (result.get("document") or {}).get("text"),
+            "document": None if given is None else given[result["index"]],
+        }
+        for result in results
+    ]
 
 
 def _nothing(_: object) -> None:

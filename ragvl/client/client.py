@@ -139,6 +139,8 @@ class Client(_Client):
 
     rerank = _blocking(calls.rerank)
     score = _blocking(calls.score)
+    search = _blocking(calls.search)
+    answer = _blocking(calls.answer)
     models = _blocking(calls.models)
     health = _blocking(calls.health)
 
@@ -184,6 +186,8 @@ class AsyncClient(_Client):
 
     rerank = _awaited(calls.rerank)
     score = _awaited(calls.score)
+    search = _awaited(calls.search)
+    answer = _awaited(calls.answer)
     models = _awaited(calls.models)
     health = _awaited(calls.health)
 

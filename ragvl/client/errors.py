@@ -26,19 +26,21 @@ class ApiError(Exception):
         self,
         status: int,
         message: str,
-        *,
         kind: str | None = None,
         param: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(f"{status}: {message}")
+        super().__init__(status, message, kind, param, request_id, retry_after)
         self.status = status
         self.message = message
         self.kind = kind
         self.param = param
         self.request_id = request_id
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
 
     @classmethod
     def of(cls, response: httpx2.Response) -> ApiError:

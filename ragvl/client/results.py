@@ -69,6 +69,43 @@ class Reranking(_Answered):
     results: tuple[Ranked, ...]
 
 
+class Found(Ranked):
+    """A document after retrieving and reranking; `index` is its place in the retriever's order.
+
+    Attributes:
+        retrieval_score: the cosine by which it was retrieved; None of a document that was given.
+        text: its texts, or its picture's caption.
+    """
+
+    retrieval_score: float | None = None
+    text: str | None = None
+
+
+class Search(_Answered):
+    """Documents by relevance, the most relevant first.
+
+    Attributes:
+        threshold: the relevance that a document is kept from.
+    """
+
+    threshold: float
+    results: tuple[Found, ...]
+
+
+class Answer(Search):
+    """An answer, and the documents that came before it.
+
+    Attributes:
+        text: the answer.
+        grounded: False when no document was kept, and the question was answered without any.
+        evidence: the documents that it was answered from, the most relevant first.
+    """
+
+    text: str = Field(validation_alias="answer")
+    grounded: bool
+    evidence: tuple[Found, ...]
+
+
 class Scores(_Answered):
     """Relevance of pairs, in the order in which they were given."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,8 @@ def test_does_not_wait_past_the_timeout(ask: Ask, script: Script) -> None:
     error = refused.value
     assert (error.status, error.kind, error.message) == (429, "overloaded", "no room")
     assert (error.param, error.request_id, error.retry_after) == ("documents[1]", "r-1", 3600)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), vars(again)) == (str(error), vars(error))
     assert len(script.seen) == 1
 
 
