@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
-
 from ragvl.data.document import Document, DocumentLike, Part
 from ragvl.data.image_sources import MAX_FILE_BYTES
-from ragvl.data.images import ImageError, formats, why_unusable
+from ragvl.data.images import ImageError, encoded_size
 from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.files import open_regular
@@ -79,13 +77,13 @@ def _part(part: Part) -> dict[str, Any]:
 
 def _data_uri(picture: Picture) -> str:
     data = _encoded(picture)
-    try:
-        with Image.open(BytesIO(data), formats=formats()) as image:
-            kind = str(image.format).lower()
-    # Decoders raise whatever a malformed file trips: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise ImageError(why_unusable(picture.name, error)) from error
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    width, height = encoded_size(data, name=picture.name)
+    if picture.max_pixels is not None and width * height > picture.max_pixels:
+        raise ImageError(
+            f"{picture.name} cannot be used as a picture: it is {width}x{height}, above the limit "
+            f"of {picture.max_pixels:,} pixels"
+        )
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
 
 
 def _encoded(picture: Picture) -> bytes:

@@ -17,6 +17,9 @@ from ragvl.client import ApiError
 from ragvl.data.images import DocumentError, load_image
 
 Ask = Callable[..., Any]
+SMALL = base64.b64decode(  # 3x2
+    "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAIAAAASFvFNAAAAC0lEQVR4nGNgwAQAABQAAX3+Hu4AAAAASUVORK5CYII="
+)
 RESULTS = [
     {"index": 1, "relevance_score": 0.75, "raw_score": 1.1, "kept": True, "id": "b"},
     {"index": 0, "relevance_score": 0.25, "raw_score": -1.1, "kept": False},
@@ -74,7 +77,7 @@ def picture(tmp_path: Path) -> Path:
 
 def data_of(uri: str) -> bytes:
     head, _, data = uri.partition(",")
-    assert head.startswith("data:image/") and head.endswith(";base64")
+    assert head == "data:application/octet-stream;base64"
     return base64.b64decode(data, validate=True)
 
 
@@ -151,7 +154,7 @@ def test_pixels_travel_without_loss(script: Script, pixels: Any) -> None:
 
 def test_every_kind_of_document_and_query(script: Script, picture: Path) -> None:
     script.answers.append(OK)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    uri = f"data:application/octet-stream;base64,{base64.b64encode(picture.read_bytes()).decode()}"
     part = {"type": "image_url", "image_url": {"url": uri}}
     documents = [
         Document(picture, "a caption", "x"),
@@ -183,6 +186,8 @@ def test_every_kind_of_document_and_query(script: Script, picture: Path) -> None
         (["no/such/file.png"], DocumentError, "no/such/file.png.*no such file"),
         ([b"no picture"], DocumentError, "10 bytes is not a picture"),
         ([Document(b"\x89PNG\r\n\x1a\n", id="x")], DocumentError, "document 'x'"),
+        ([Document(SMALL, max_pixels=5)], DocumentError, "3x2, above the limit of 5 pixels"),
+        ([Document(np.zeros((2, 3)), max_pixels=5)], DocumentError, "3x2"),
         ([7], TypeError, "not int"),
         ([{"id": 3}], TypeError, "the server knows"),
         ([{"id": "a", "text": "b"}], TypeError, "the server knows"),
