@@ -104,6 +104,12 @@ class Overloaded(ServerError):
         super().__init__(message, headers={"Retry-After": str(self.retry_after)})
 
 
+class ClientGone(ServerError):
+    """The client went away; nobody reads this answer, and the log has its status."""
+
+    status, kind = 499, "client_gone"
+
+
 class ShuttingDown(ServerError):
     """The server takes no new work."""
 

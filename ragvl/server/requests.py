@@ -45,6 +45,7 @@ class RequestLog:
         request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["arrived"] = time.monotonic()
         fields = state["log"] = {}
         answer = _Answer(send, request_id)
         token = request_id_variable.set(request_id)

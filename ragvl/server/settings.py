@@ -24,7 +24,13 @@ class EngineLimits(BaseModel):
         512 * MiB, description="Bytes of request bodies that may wait for the model; beyond: 429."
     )
     pass_pairs: Count = Field(
-        32, description="Pairs of one pass of the model, of one request or of several."
+        64, description="Pairs of one pass of the model, of one request or of several."
+    )
+    pass_documents: Count = Field(
+        4, description="Documents of one pass that only makes prefixes ahead of the queries."
+    )
+    turn_pairs: Count = Field(
+        32, description="Pairs that a request gives to passes before it is another's turn."
     )
 
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ragvl.server.errors import (
     BadRequest,
+    ClientGone,
     DeadlineExceeded,
     NotFound,
     OutOfMemory,
@@ -51,6 +52,7 @@ ERRORS = {
         ShuttingDown(),
         OutOfMemory("memory"),
         DeadlineExceeded("late"),
+        ClientGone("gone"),
         StorageFull("full"),
     )
 }
