@@ -23,9 +23,10 @@ import sqlite3
 import tempfile
 import threading
 import time
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from ragvl.files import check_regular, flush, whole_file
 from ragvl.identity import bytes_name, file_bytes_name
 from ragvl.messages import quoted, reason, shown
 from ragvl.server.errors import NotFound, Overloaded, StorageFull
+from ragvl.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +135,10 @@ class DocumentStore:
         max_bytes: int,
         max_pixels: int | None = None,
     ) -> None:
-        self._is_temporary = folder is None
-        self.folder = (
-            Path(tempfile.mkdtemp(prefix="ragvl-documents-")) if folder is None else folder
-        )
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="ragvl-documents-"))
+        self._discard: Callable[[], object] | None = None
+        if folder is None:  # also where nobody closes it
+            self._discard = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._index = dict(index or {})
         self._index_ids = sorted(self._index)
         self._max_documents = max_documents
@@ -155,6 +157,17 @@ class DocumentStore:
             self._remove_leftovers()
         except sqlite3.DatabaseError as error:
             raise StoreFileError(f"{shown(path)} cannot be used: {reason(error)}") from error
+
+    @classmethod
+    def by(cls, settings: ServerSettings, index: Mapping[str, Document] | None) -> DocumentStore:
+        """As the settings say; raises what the constructor raises."""
+        return cls(
+            None if settings.cache is None else settings.cache / "documents",
+            index=index,
+            max_documents=settings.max_stored_documents,
+            max_bytes=settings.max_stored_bytes,
+            max_pixels=settings.max_pixels,
+        )
 
     def __len__(self) -> int:
         """How many documents were put."""
@@ -254,8 +267,8 @@ class DocumentStore:
         with self._read_lock, self._write_lock:
             self._reader.close()
             self._writer.close()
-        if self._is_temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._discard is not None:
+            self._discard()
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -285,12 +298,15 @@ class DocumentStore:
     def _document(self, row: _Row) -> Document:
         written = json.loads(row.content)
         parts = [self._part(row.id, part) for part in written["parts"]]
+        texts = [part for part in parts if isinstance(part, str)]
+        pictures = [part for part in parts if isinstance(part, Path)]
+        limit = self._max_pixels
         if written["kind"] == "text":
-            return Document(text=str(parts[0]), id=row.id)
-        if written["kind"] == "image":
-            caption = None if len(parts) == 1 else str(parts[1])
-            return Document(parts[0], caption, row.id, max_pixels=self._max_pixels)
-        return Document(parts=parts, id=row.id, max_pixels=self._max_pixels)
+            return Document(text=texts[0], id=row.id)
+        if written["kind"] == "parts":
+            return Document(parts=parts, id=row.id, max_pixels=limit)
+        document = Document(pictures[0], next(iter(texts), None), row.id, max_pixels=limit)
+        return document.with_caption_first() if isinstance(parts[0], str) else document
 
     def _part(self, id: str, part: Mapping[str, Any]) -> str | Path:
         if "text" in part:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
+from ragvl.server.documents import DocumentStore
+from ragvl.server.fetch import PictureFetcher
 from ragvl.server.metrics import Metrics
 from ragvl.server.settings import ServerSettings
 
@@ -29,7 +31,8 @@ class Services:
         engine: the model's thread and the queue before it.
         model_name: what answers call the model.
         model_aliases: other names that requests may call it by.
-        documents: documents by id; None where the server has no store.
+        documents: documents by id; made as the settings say where it is not given.
+        fetcher: fetches pictures behind URLs; made as the settings say.
         retriever: the index; None without one.
         generator: None without one.
         keys: API keys, of which a request must bring one; None lets everybody in.
@@ -45,7 +48,8 @@ class Services:
     engine: Any
     model_name: str
     model_aliases: tuple[str, ...] = ()
-    documents: Any = None
+    documents: DocumentStore = None  # type: ignore[assignment]
+    fetcher: PictureFetcher = field(init=False)
     retriever: Retriever | None = None
     generator: Generator | None = None
     keys: ApiKeys | None = None
@@ -57,10 +61,17 @@ class Services:
     warming: tuple[int, int] | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
+    def __post_init__(self) -> None:
+        if self.documents is None:
+            index = None if self.retriever is None else self.retriever.documents
+            self.documents = DocumentStore.by(self.settings, index)
+        self.fetcher = PictureFetcher.by(self.settings)
+
     def close(self) -> None:
         """Ends the threads; what is still queued is not answered."""
         self.engine.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.documents.close()
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -39,6 +39,7 @@ FORMS: dict[str, Callable[[str], Document]] = {
     "text": lambda id: Document(text="Velmora has a tower.", id=id),
     "picture": lambda id: Document(png(1), id=id),
     "captioned": lambda id: Document(png(2), "The tower – with an umlaut: ü", id),
+    "caption first": lambda id: Document(png(2), "The tower", id).with_caption_first(),
     "empty caption": lambda id: Document(png(3), "", id),
     "parts": lambda id: Document(parts=["before", png(4), "between", png(5), png(4)], id=id),
     "no parts": lambda id: Document(parts=[], id=id),
