@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,14 +13,13 @@ from ragvl.data.document import Document
 from ragvl.data.query import Query
 from ragvl.messages import quoted
 from ragvl.server.bodies import aside
-from ragvl.server.errors import NotFound, TooLarge, Unprocessable
-from ragvl.server.pictures import Encoded, inline_picture, is_url
+from ragvl.server.errors import NotFound, TooLarge
+from ragvl.server.pictures import Encoded, checked_picture, inline_picture, is_url
 from ragvl.server.protocol.common import DocumentBody, QueryBody
 from ragvl.server.services import services_of
 from ragvl.server.settings import ServerSettings
 
 _ID_SHOWN = 80
-_INSTEAD = "send the picture as a data: URI or base64"
 
 
 class Placed(NamedTuple):
@@ -44,6 +44,12 @@ class Contents:
     documents: list[Document]
     places: list[str]
     num_bytes: int = 0
+
+    @property
+    def pairs(self) -> list[tuple[Query, Document]]:
+        """Each document with its query; one query goes with all."""
+        queries = self.queries * (len(self.documents) if len(self.queries) == 1 else 1)
+        return list(zip(queries, self.documents, strict=True))
 
 
 def listed(name: str, bodies: Sequence[DocumentBody | QueryBody]) -> list[Placed]:
@@ -118,7 +124,7 @@ def _known_documents(request: Request, documents: Sequence[Placed]) -> dict[str,
     for placed in documents:
         if not isinstance(placed.body, DocumentBody) or (name := placed.body.id_alone) is None:
             continue
-        document = None if store is None else store.get(name)
+        document = store.get(name)
         if document is None:
             missing.append((f"{placed.place}.id", name))
         else:
@@ -148,14 +154,29 @@ async def _pictures(request: Request, contents: Sequence[Placed]) -> dict[str, E
         return {at: inline_picture(source, at, settings.max_pixels) for at, source in inline}
 
     pictures = await aside(request, sum(len(source) for _, source in inline), read)
-    if urls:
-        place, _ = urls[0]
-        raise Unprocessable(f"{place}: this server fetches no URLs: {_INSTEAD}", param=place)
+    pictures |= await _fetched(request, urls)
     if (pixels := sum(picture.pixels for picture in pictures.values())) > (
         most := settings.max_request_pixels
     ):
         raise TooLarge(f"the pictures have {pixels:,} pixels together; this server takes {most:,}")
     return pictures
+
+
+async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[str, Encoded]:
+    """Pictures behind URLs, by place; what is still on its way is dropped once one is refused."""
+    services = services_of(request)
+
+    async def fetch(place: str, url: str) -> tuple[str, Encoded]:
+        data = await services.fetcher.fetch(url, place)
+        return place, checked_picture(data, place, services.settings.max_pixels)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            fetches = [group.create_task(fetch(place, url)) for place, url in urls]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    fetched = (task.result() for task in fetches)
+    return {place: picture._replace(is_fetched=True) for place, picture in fetched}
 
 
 def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:

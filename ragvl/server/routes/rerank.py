@@ -1,0 +1,125 @@
+"""`POST /rerank`: documents by relevance to a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ragvl.data.document import Document
+from ragvl.reranker import Threshold, resolve_threshold
+from ragvl.server.bodies import json_answer, json_list, read_body
+from ragvl.server.contents import Placed, listed
+from ragvl.server.errors import Unprocessable
+from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
+from ragvl.server.protocol.rerank import RankedText, RerankAnswer, RerankBody, RerankResult
+from ragvl.server.protocol.tei import TeiRank, TeiRerankBody
+from ragvl.server.scoring import answer_id, check_model, score_pairs
+from ragvl.server.services import services_of
+
+router = APIRouter(tags=["scores"])
+
+
+def _schema(value: Any) -> type[RerankBody | TeiRerankBody]:
+    return TeiRerankBody if isinstance(value, dict) and "texts" in value else RerankBody
+
+
+async def rerank(request: Request) -> Response:
+    """Documents by relevance to a query, the most relevant first.
+
+    Takes the bodies of Cohere, Jina and vLLM, and that of Text Embeddings Inference, which has
+    `texts` and is answered with a bare list.
+    """
+    body, num_bytes = await read_body(request, _schema)
+    if isinstance(body, TeiRerankBody):
+        return await _rerank_texts(request, body, num_bytes)
+    return await _rerank(request, body, num_bytes)
+
+
+for _path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+    router.add_api_route(
+        _path,
+        rerank,
+        methods=["POST"],
+        summary="Rank documents",
+        openapi_extra=json_body(RerankBody, TeiRerankBody),
+        response_model=RerankAnswer | list[TeiRank],
+        responses=errors(*OF_BODY, *OF_MODEL),
+    )
+
+
+async def _rerank(request: Request, body: RerankBody, num_bytes: int) -> Response:
+    check_model(request, body.model)
+    threshold = threshold_of(request, body.threshold)
+    query, documents = Placed("query", body.query), listed("documents", body.documents)
+    scores = await score_pairs(
+        request,
+        [query],
+        documents,
+        num_bytes=num_bytes,
+        instruction=body.instruction,
+        token_limit=body.token_limit,
+    )
+    results = []
+    for i in scores.order(body.top_n):
+        pair, document = scores.pairs[i], scores.documents[i]
+        results.append(
+            RerankResult(
+                index=i,
+                relevance_score=pair.raw if body.wants_raw else pair.score,
+                raw_score=pair.raw,
+                kept=pair.score >= threshold,
+                id=document.id,
+                document=RankedText(text=told_text(document)) if body.return_documents else None,
+            )
+        )
+    return json_answer(
+        RerankAnswer(
+            id=answer_id("rerank"),
+            model=services_of(request).model_name,
+            results=results,
+            usage=scores.usage,
+            timings=scores.timings,
+            built=scores.built,
+        )
+    )
+
+
+async def _rerank_texts(request: Request, body: TeiRerankBody, num_bytes: int) -> Response:
+    check_model(request, body.model)
+    query, texts = Placed("query", body.query), listed("texts", body.texts)
+    scores = await score_pairs(request, [query], texts, num_bytes=num_bytes)
+    ranks = [
+        TeiRank(
+            index=i,
+            score=scores.pairs[i].raw if body.raw_scores else scores.pairs[i].score,
+            text=told_text(scores.documents[i]) if body.return_text else None,
+        )
+        for i in scores.order(body.top_n)
+    ]
+    # A bare list has no place for them
+    headers = {
+        "X-Model": services_of(request).model_name,
+        "X-Compute-Tokens": str(scores.usage.total_tokens),
+    }
+    return json_list(ranks, headers)
+
+
+def threshold_of(request: Request, threshold: Threshold | None) -> float:
+    """From what relevance a document is kept, by a request or else by the server.
+
+    Raises:
+        Unprocessable: there is no threshold of that name.
+    """
+    reranker = services_of(request).reranker
+    if threshold is None:
+        return reranker.threshold
+    try:
+        return resolve_threshold(threshold, reranker.thresholds)
+    except ValueError as error:
+        raise Unprocessable(f"threshold: {error}", param="threshold") from None
+
+
+def told_text(document: Document) -> str | None:
+    """What of a document goes back to a client: its texts, and never a picture."""
+    return "\n".join(part for part in document.parts if isinstance(part, str)) or None
