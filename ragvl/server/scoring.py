@@ -14,7 +14,7 @@ from ragvl.data.images import DocumentError
 from ragvl.data.query import Query
 from ragvl.messages import MAX_ERROR, shown
 from ragvl.mllm import PromptTooLongError
-from ragvl.reranker import ScoredPair
+from ragvl.reranker import ScoredPair, Threshold, resolve_threshold
 from ragvl.server.calls import call
 from ragvl.server.contents import Placed, contents_of
 from ragvl.server.errors import NotFound, OutOfMemory, ServerError, TooLarge, Unprocessable
@@ -48,8 +48,7 @@ class Scores:
 
     def order(self, top_n: int | None = None) -> list[int]:
         """Places of pairs by raw score, of equal ones the first first; None and 0 mean all."""
-        order = sorted(range(len(self.pairs)), key=lambda i: -self.pairs[i].raw)
-        return order[: top_n or None]
+        return order_of(self.pairs)[: top_n or None]
 
 
 async def score_pairs(
@@ -83,8 +82,8 @@ async def score_pairs(
         pairs = contents.pairs
         size = num_bytes + contents.num_bytes
         scored = await services.engine.score(pairs, num_bytes=size, deadline=deadline)
-        limits = [limit for limit in (token_limit, services.settings.max_tokens) if limit]
-        results = checked_scores(scored.pairs, pairs, contents.places, min(limits, default=None))
+        limit = least_token_limit(request, token_limit)
+        results = checked_scores(scored.pairs, pairs, contents.places, limit)
         timings = Timings(
             queue=round(scored.queued_ms, 3),
             score=round(scored.scored_ms, 3),
@@ -93,6 +92,17 @@ async def score_pairs(
         return Scores(contents.documents, results, usage_of(results), timings, scored.built)
 
     return await call(request, work)
+
+
+def order_of(pairs: Sequence[ScoredPair]) -> list[int]:
+    """Places of pairs by raw score, of equal ones the first first."""
+    return sorted(range(len(pairs)), key=lambda i: -pairs[i].raw)
+
+
+def least_token_limit(request: Request, asked: int | None) -> int | None:
+    """How many tokens a prompt may have, by a request and by the server; None: as many as fit."""
+    limits = (asked, services_of(request).settings.max_tokens)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def usage_of(results: Sequence[ScoredPair]) -> Usage:
@@ -119,6 +129,26 @@ def check_model(request: Request, model: str | None) -> None:
             f"model: this server has no model {shown(model, 120)!r}; it has {', '.join(known)}",
             param="model",
         )
+
+
+def threshold_of(request: Request, threshold: Threshold | None) -> float:
+    """From what relevance a document is kept, by a request or else by the server.
+
+    Raises:
+        Unprocessable: there is no threshold of that name.
+    """
+    reranker = services_of(request).reranker
+    if threshold is None:
+        return reranker.threshold
+    try:
+        return resolve_threshold(threshold, reranker.thresholds)
+    except ValueError as error:
+        raise Unprocessable(f"threshold: {error}", param="threshold") from None
+
+
+def told_text(document: Document) -> str | None:
+    """What of a document goes back to a client: its texts, and never a picture."""
+    return "\n".join(part for part in document.parts if isinstance(part, str)) or None
 
 
 def answer_id(kind: str) -> str:

@@ -6,15 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ragvl.data.document import Document
-from ragvl.reranker import Threshold, resolve_threshold
 from ragvl.server.bodies import json_answer, json_list, read_body
 from ragvl.server.contents import Placed, listed
-from ragvl.server.errors import Unprocessable
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.protocol.rerank import RankedText, RerankAnswer, RerankBody, RerankResult
 from ragvl.server.protocol.tei import TeiRank, TeiRerankBody
-from ragvl.server.scoring import answer_id, check_model, score_pairs
+from ragvl.server.scoring import (
+    answer_id,
+    check_model,
+    score_pairs,
+    threshold_of,
+    told_text,
+)
 from ragvl.server.services import services_of
 
 router = APIRouter(tags=["scores"])
@@ -103,23 +106,3 @@ async def _rerank_texts(request: Request, body: TeiRerankBody, num_bytes: int) -
         "X-Compute-Tokens": str(scores.usage.total_tokens),
     }
     return json_list(ranks, headers)
-
-
-def threshold_of(request: Request, threshold: Threshold | None) -> float:
-    """From what relevance a document is kept, by a request or else by the server.
-
-    Raises:
-        Unprocessable: there is no threshold of that name.
-    """
-    reranker = services_of(request).reranker
-    if threshold is None:
-        return reranker.threshold
-    try:
-        return resolve_threshold(threshold, reranker.thresholds)
-    except ValueError as error:
-        raise Unprocessable(f"threshold: {error}", param="threshold") from None
-
-
-def told_text(document: Document) -> str | None:
-    """What of a document goes back to a client: its texts, and never a picture."""
-    return "\n".join(part for part in document.parts if isinstance(part, str)) or None
