@@ -88,6 +88,8 @@ def load_stages(
     retriever = None
     if index is not None and encoder is not None:
         retriever = Retriever.load(index, DualEncoder.from_pretrained(encoder, device=device))
+        if not len(retriever):
+            raise ValueError(f"the index in {shown(index)} holds no documents")
     writer = None
     if generator is not None:
         writer = Generator.from_pretrained(

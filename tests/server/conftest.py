@@ -14,7 +14,6 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from server.gated import Gate
 
 from ragvl import Reranker
 from ragvl.server.app import create_app
@@ -22,6 +21,7 @@ from ragvl.server.metrics import Metrics
 from ragvl.server.run import Server, bind, url_of
 from ragvl.server.services import Services
 from ragvl.server.settings import ServerSettings
+from ragvl.server.stages import Stages, load_demo
 
 TINY_RERANKER = Path(str(files("ragvl") / "assets" / "tiny-reranker"))
 MODEL_NAME = "tiny-reranker"
@@ -34,6 +34,12 @@ def tiny_reranker() -> Reranker:
     return Reranker.from_pretrained(
         TINY_RERANKER, device="cpu", dtype="float32", prefix_cache="64MiB"
     )
+
+
+@pytest.fixture(scope="session")
+def demo() -> Stages:
+    """The demo's drawn world, indexed, and its models; do not change them."""
+    return load_demo(device="cpu", prefix_cache="64MiB")
 
 
 MakeServices = Callable[..., Services]
@@ -123,11 +129,3 @@ def client(server: LiveServer) -> Iterator[httpx2.Client]:
 def app(make_services: MakeServices) -> FastAPI:
     """An application of its own, for starlette's TestClient."""
     return create_app(make_services())
-
-
-@pytest.fixture
-def gate(tiny_reranker: Reranker) -> Iterator[Gate]:
-    """The tiny reranker behind a gate, opened at the end."""
-    gate = Gate(tiny_reranker)
-    yield gate
-    gate.let_all_pass()

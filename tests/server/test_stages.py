@@ -11,15 +11,10 @@ import pytest
 
 from ragvl import Document, RagVL, Reranker, Retriever
 from ragvl.retriever import DualEncoder, IndexMismatchError
-from ragvl.server.stages import ASSETS, TINY_RERANKER, Stages, load_demo, load_stages
+from ragvl.server.stages import ASSETS, TINY_RERANKER, Stages, load_stages
 
 ENCODER = ASSETS / "tiny-retriever"
 GENERATOR = ASSETS / "tiny-generator"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Stages:
-    return load_demo(device="cpu", prefix_cache="64MiB")
 
 
 @pytest.fixture(scope="module")

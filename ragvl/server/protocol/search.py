@@ -1,0 +1,97 @@
+"""`/v1/search` and `/v1/answer`: RagVL's stages over an index, or over documents that are given."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from ragvl.server.protocol.common import (
+    Answer,
+    Built,
+    Documents,
+    QueryLike,
+    ScoringBody,
+    Timings,
+    Usage,
+)
+from ragvl.server.protocol.rerank import Probability, RankedText
+
+_QUESTION = "Which town has a red tower?"
+
+
+class SearchBody(ScoringBody):
+    """A query, and how much is to be found for it."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUESTION, "top_n": 5}})
+
+    query: QueryLike
+    documents: Documents | None = Field(
+        None, description="In the index's place: all of them are reranked, in this order."
+    )
+    num_candidates: int = Field(
+        20, ge=1, description="How many documents are retrieved from the index, and reranked."
+    )
+    top_n: int | None = Field(None, ge=0, description="How many to return; 0 means all.")
+    threshold: Probability | str | None = Field(
+        None,
+        description='What `kept` means: a probability, "natural" (0.5), or a name that was '
+        "estimated for this model; the server's own by default.",
+    )
+    return_documents: bool | None = Field(
+        None, description="Whether results hold their documents' texts. Pictures never come back."
+    )
+
+
+class AnswerBody(SearchBody):
+    """A question, and from how much it is answered."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"query": _QUESTION}})
+
+    top_k: int = Field(
+        2, ge=1, description="From how many documents at most; only what is kept counts."
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="How many tokens the answer has at most."
+    )
+
+
+class Found(Answer):
+    """A document after retrieving and reranking."""
+
+    index: int = Field(description="Its place in the retriever's order, or in `documents`.")
+    id: str | None = Field(None, description="Its id, where it has one.")
+    retrieval_score: float | None = Field(
+        None, description="The cosine that it was retrieved by; of a given document there is none."
+    )
+    relevance_score: float = Field(description="Relevance, a probability.")
+    raw_score: float = Field(description="The raw score, by which results are in order.")
+    kept: bool = Field(description="Whether its relevance reaches the threshold.")
+    document: RankedText | None = None
+
+
+class SearchAnswer(Answer):
+    """Documents by relevance, the most relevant first."""
+
+    id: str
+    model: str
+    threshold: float = Field(description="From what relevance a document is kept.")
+    results: list[Found]
+    unusable: list[str] | None = Field(
+        None, description="Ids of retrieved documents without a score: the index's broken ones."
+    )
+    usage: Usage
+    timings: Timings
+    built: Built
+
+
+class GeneratedAnswer(SearchAnswer):
+    """An answer, and all that came before it."""
+
+    answer: str
+    grounded: bool = Field(
+        description="false: no document was kept, and the question was answered without any."
+    )
+    evidence: list[int] = Field(
+        description="What it was answered from: each one's `index`, the most relevant first."
+    )

@@ -1,0 +1,225 @@
+"""`POST /v1/search`, which retrieves and reranks, and `POST /v1/answer`, the whole of RagVL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ragvl.data.document import Document
+from ragvl.data.images import DocumentError
+from ragvl.mllm import PromptTooLongError
+from ragvl.reranker import ScoredPair
+from ragvl.server.bodies import json_answer, read_body
+from ragvl.server.calls import call
+from ragvl.server.contents import Contents, Placed, contents_of, listed
+from ragvl.server.errors import TooLarge, Unprocessable
+from ragvl.server.pipeline import Pipeline, generator_of, index_of
+from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
+from ragvl.server.protocol.rerank import RankedText
+from ragvl.server.protocol.search import (
+    AnswerBody,
+    Found,
+    GeneratedAnswer,
+    SearchAnswer,
+    SearchBody,
+)
+from ragvl.server.scoring import (
+    answer_id,
+    check_model,
+    checked_scores,
+    least_token_limit,
+    order_of,
+    threshold_of,
+    told_text,
+    usage_of,
+)
+from ragvl.server.services import services_of
+
+router = APIRouter(tags=["search"])
+
+_OF_A_DOCUMENT = (DocumentError, PromptTooLongError)
+
+
+@router.post(
+    "/v1/search",
+    summary="Retrieve and rerank",
+    openapi_extra=json_body(SearchBody),
+    response_model=SearchAnswer,
+    responses=errors(*OF_BODY, *OF_MODEL),
+)
+async def search(request: Request) -> Response:
+    """The index's documents that a query retrieves, by relevance, the most relevant first."""
+    body, num_bytes = await read_body(request, lambda _: SearchBody)
+    started = time.perf_counter()
+
+    async def stages(deadline: float) -> SearchAnswer:
+        pipeline = Pipeline(services_of(request), deadline, started)
+        asked = await _asked(request, body, num_bytes)
+        ranking = await _ranking(pipeline, asked)
+        return SearchAnswer(id=answer_id("search"), **_told(ranking, asked, pipeline))
+
+    return json_answer(await call(request, stages))
+
+
+@router.post(
+    "/v1/answer",
+    summary="Answer a question",
+    openapi_extra=json_body(AnswerBody),
+    response_model=GeneratedAnswer,
+    responses=errors(*OF_BODY, *OF_MODEL),
+)
+async def answer(request: Request) -> Response:
+    """An answer from the documents that a question retrieves and reranking keeps."""
+    body, num_bytes = await read_body(request, lambda _: AnswerBody)
+    started = time.perf_counter()
+    services = services_of(request)
+    generator_of(services)  # or nothing has to be retrieved
+
+    async def stages(deadline: float) -> GeneratedAnswer:
+        pipeline = Pipeline(services, deadline, started)
+        asked = await _asked(request, body, num_bytes)
+        question = _question(asked)
+        ranking = await _ranking(pipeline, asked)
+        evidence = [i for i in ranking.order[: body.top_k] if ranking.is_kept(i)]
+        text = await pipeline.generate(
+            question, [ranking.documents[i] for i in evidence], max_new_tokens=body.max_tokens
+        )
+        return GeneratedAnswer(
+            id=answer_id("answer"),
+            answer=text,
+            grounded=bool(evidence),
+            evidence=evidence,
+            **_told(ranking, asked, pipeline),
+        )
+
+    return json_answer(await call(request, stages))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was looked through.
+
+    Attributes:
+        body: the request.
+        contents: its query, and the documents that it brings.
+        threshold: from what relevance a document is kept.
+        token_limit: of a prompt.
+        num_bytes: what of it stays in memory.
+    """
+
+    body: SearchBody
+    contents: Contents
+    threshold: float
+    token_limit: int | None
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Candidates and their scores.
+
+    Attributes:
+        documents: the candidates, in the retriever's order.
+        ids: theirs.
+        cosines: what they were retrieved by; None where they were given.
+        pairs: their scores by place; of a document of the index that cannot be used there is none.
+        order: places, the most relevant first.
+        threshold: from what relevance a document is kept.
+    """
+
+    documents: Sequence[Document]
+    ids: Sequence[str | None]
+    cosines: Sequence[float] | None
+    pairs: dict[int, ScoredPair]
+    order: list[int]
+    threshold: float
+
+    def is_kept(self, place: int) -> bool:
+        """Whether the document at `place` reaches the threshold."""
+        return self.pairs[place].score >= self.threshold
+
+
+async def _asked(request: Request, body: SearchBody, num_bytes: int) -> _Asked:
+    """Checks all that can be checked before anything is computed."""
+    services = services_of(request)
+    check_model(request, body.model)
+    threshold = threshold_of(request, body.threshold)
+    if body.documents is None:
+        index_of(services)
+        most = services.settings.max_documents
+        if body.num_candidates > most:
+            raise TooLarge(
+                f"num_candidates: this server reranks {most:,} documents of a request",
+                param="num_candidates",
+            )
+    documents = listed("documents", body.documents or [])
+    query = Placed("query", body.query)
+    contents = await contents_of(request, [query], documents, body.instruction)
+    limit = least_token_limit(request, body.token_limit)
+    return _Asked(body, contents, threshold, limit, num_bytes + contents.num_bytes)
+
+
+def _question(asked: _Asked) -> str:
+    """What the generator is asked, which reads no pictures but those of documents."""
+    (query,) = asked.contents.queries
+    if query.text is None or query.pictures:
+        raise Unprocessable("query: a question to be answered is a text", param="query")
+    return query.text
+
+
+async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
+    """Retrieves candidates, where the request brings none, and scores them."""
+    contents = asked.contents
+    (query,) = contents.queries
+    documents, places, cosines = contents.documents, contents.places, None
+    ids = [document.id for document in documents]
+    if asked.body.documents is None:
+        found = await pipeline.retrieve(query, asked.body.num_candidates)
+        documents, ids = [hit.document for hit in found], [hit.id for hit in found]
+        places = [f"retrieved[{i}]" for i in range(len(found))]
+        cosines = [hit.score for hit in found]
+    results = await pipeline.score(query, documents, asked.num_bytes)
+    chosen = list(range(len(results)))
+    if cosines is not None:  # a client cannot mend the index, and may have the rest of it
+        chosen = [i for i in chosen if not isinstance(results[i], _OF_A_DOCUMENT)] or chosen
+    scores = checked_scores(
+        [results[i] for i in chosen],
+        [(query, documents[i]) for i in chosen],
+        [places[i] for i in chosen],
+        asked.token_limit,
+    )
+    order = [chosen[i] for i in order_of(scores)]
+    pairs = dict(zip(chosen, scores, strict=True))
+    return _Ranking(documents, ids, cosines, pairs, order, asked.threshold)
+
+
+def _told(ranking: _Ranking, asked: _Asked, pipeline: Pipeline) -> dict[str, Any]:
+    """What the answers of both routes hold."""
+    shown = ranking.order[: asked.body.top_n or None]
+    unusable = [id for place, id in enumerate(ranking.ids) if place not in ranking.pairs]
+    return {
+        "model": pipeline.model_name,
+        "threshold": ranking.threshold,
+        "results": [_found(ranking, place, asked.body) for place in shown],
+        "unusable": unusable or None,
+        "usage": usage_of(list(ranking.pairs.values())),
+        "timings": pipeline.timings,
+        "built": pipeline.built,
+    }
+
+
+def _found(ranking: _Ranking, place: int, body: SearchBody) -> Found:
+    document, pair = ranking.documents[place], ranking.pairs[place]
+    return Found(
+        index=place,
+        id=ranking.ids[place],
+        retrieval_score=None if ranking.cosines is None else ranking.cosines[place],
+        relevance_score=pair.score,
+        raw_score=pair.raw,
+        kept=ranking.is_kept(place),
+        document=RankedText(text=told_text(document)) if body.return_documents else None,
+    )
