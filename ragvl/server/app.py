@@ -17,6 +17,7 @@ from ragvl.server.limits import BodyLimits
 from ragvl.server.protocol.openapi import install_openapi
 from ragvl.server.requests import RequestLog
 from ragvl.server.services import Services
+from ragvl.server.warming import warming
 
 _DESCRIPTION = """Reranking of pictures, texts and documents of both by a multimodal LLM.
 
@@ -34,7 +35,8 @@ def create_app(services: Services) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         services.engine.start()
         try:
-            yield
+            async with warming(services):
+                yield
         finally:
             services.close()
 

@@ -51,6 +51,10 @@ class ServerSettings(EngineLimits):
     host_cache: str = Field("0", description="Host memory for prefixes, such as 32GiB.")
     disk_cache: str | None = Field(None, description="Bytes of prefixes in the cache's folder.")
 
+    warm: bool = Field(
+        False, description="Compute the prefixes of the index's documents from the start."
+    )
+
     timeout: Seconds = Field(
         30.0, description="Seconds that a request may take without X-Request-Timeout; then: 504."
     )
