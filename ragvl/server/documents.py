@@ -421,6 +421,10 @@ def check_id(id: str) -> str:
     check_characters(id)
     if not id.isprintable():
         raise ValueError("an id has no control characters and line ends")
+    if not {".", ".."}.isdisjoint(id.split("/")):
+        raise ValueError(
+            "an id has no '.' or '..' between slashes, which clients take out of paths"
+        )
     if id.endswith(PICTURE_PATH):
         raise ValueError(f"an id must not end with {PICTURE_PATH!r}, as the paths of pictures do")
     return id

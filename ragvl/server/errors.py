@@ -71,6 +71,12 @@ class RequestTimeout(ServerError):
     status, kind = 408, "request_timeout"
 
 
+class Conflict(ServerError):
+    """What is there already is in the way."""
+
+    status, kind = 409, "conflict"
+
+
 class TooLarge(ServerError):
     """The body, a picture or the number of documents is past a limit."""
 

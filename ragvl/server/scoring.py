@@ -176,7 +176,7 @@ def checked_scores(
     scores: list[ScoredPair] = []
     for result, pair, place in zip(results, pairs, places, strict=True):
         if isinstance(result, Exception):
-            raise _told(result, pair, place) from result
+            raise refusal(result, place, *pair) from result
         if max_tokens is not None and result.num_tokens > max_tokens:
             raise TooLarge(
                 f"{place}: its prompt has {result.num_tokens:,} tokens, above the limit of "
@@ -187,11 +187,17 @@ def checked_scores(
     return scores
 
 
-def _told(error: Exception, pair: tuple[Query, Document], place: str) -> Exception:
-    """What a client is told of a pair without a score."""
+def refusal(error: Exception, place: str, *subjects: Query | Document) -> Exception:
+    """What a client is told of a pair without a score, or of a document without a prefix.
+
+    Args:
+        error: the engine's.
+        place: of the document in the request.
+        subjects: the document, and its query.
+    """
     if isinstance(error, OutOfMemory):
         return OutOfMemory(f"{place}: {error.message}", param=place)
-    message = f"{place}: {plain_message(error, *pair)}"
+    message = f"{place}: {plain_message(error, *subjects)}"
     if isinstance(error, PromptTooLongError):
         return TooLarge(message, param=place)
     if isinstance(error, DocumentError):
@@ -199,7 +205,7 @@ def _told(error: Exception, pair: tuple[Query, Document], place: str) -> Excepti
     if isinstance(error, FloatingPointError):
         return NoScore(message, param=place)
     if isinstance(error, ValueError):  # the query has no place in the template
-        return Unprocessable(plain_message(error, *pair), param="query")
+        return Unprocessable(plain_message(error, *subjects), param="query")
     return error
 
 

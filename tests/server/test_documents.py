@@ -412,14 +412,14 @@ def made(id: str, value: int | str) -> Document:
 
 
 @pytest.mark.parametrize(
-    "id", ["a", "folder/a picture.png", "x" * MAX_ID, "ü – 塔", "..", "?&=#%2F"]
+    "id", ["a", "folder/a picture.png", "x" * MAX_ID, "ü – 塔", "..a", "?&=#%2F"]
 )
 def test_good_ids(id):
     assert check_id(id) == id
 
 
 @pytest.mark.parametrize(
-    "id", ["", "x" * (MAX_ID + 1), "a\nb", "a\0", "\ud800", "a/picture", "\u202eabc"]
+    "id", ["", "x" * (MAX_ID + 1), "a\nb", "a\0", "\ud800", "a/picture", "..", "a/./b", "\u202eabc"]
 )
 def test_bad_ids(id):
     with pytest.raises(ValueError, match=r"an id|half a character"):

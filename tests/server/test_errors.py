@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from ragvl.server.errors import (
     BadRequest,
     ClientGone,
+    Conflict,
     DeadlineExceeded,
     NotFound,
     OutOfMemory,
@@ -44,6 +45,7 @@ ERRORS = {
         BadRequest("bad"),
         Unauthorized("who"),
         NotFound("where"),
+        Conflict("there"),
         RequestTimeout("slow"),
         TooLarge("large", param="documents[3].image"),
         UnsupportedMediaType("other"),

@@ -29,6 +29,7 @@ class Host:
         self.asked: list[tuple[str, str]] = []
         self.sent: dict[str, str] = {}
         self.released = threading.Event()
+        self.picture = PICTURE
         host = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,7 +49,7 @@ class Host:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         headers: dict[str, str] = {"Content-Type": "image/png"}
-        status, body = 200, PICTURE
+        status, body = 200, self.picture
         if request.path.startswith("/to/"):
             status, headers["Location"] = 302, request.path.removeprefix("/to/")
         elif request.path.startswith("/status/"):
