@@ -387,7 +387,7 @@ class Engine:
     def _count(self, pieces: Sequence[Piece], seconds: float) -> None:
         """Adds a pass to the metrics."""
         metrics = self._metrics
-        metrics.pass_seconds.observe(seconds)
+        metrics.pass_seconds.labels(pieces[0].job.kind).observe(seconds)
         results = [piece.job.results[place] for piece in pieces for place in piece.places]
         if pieces[0].job.kind == "score":
             scored = [one for one in results if one is not None and not isinstance(one, Exception)]

@@ -22,7 +22,7 @@ class Metrics:
         in_flight: requests that are being answered.
         refused: pairs and documents that found no room, by reason.
         queue_seconds: how long work waited for the model.
-        pass_seconds: how long the model took for a pass.
+        pass_seconds: how long the model took for a pass, by its kind: score, warm, retrieve, ...
         pass_pairs: how many pairs were in one.
         pairs: scored.
         prompt_tokens: of these, by whether they were cached or computed.
@@ -33,19 +33,20 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = self._counter("requests", "Answers.", "route", "method", "status")
-        self.request_seconds = Histogram(
-            "ragvl_request_seconds",
+        self.request_seconds = self._histogram(
+            "request_seconds",
             "From a request's headers to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self._registry,
+            _SECONDS,
+            "route",
         )
         self.in_flight = Gauge(
             "ragvl_requests_in_flight", "Requests being answered.", registry=self._registry
         )
         self.refused = self._counter("refused", "Requests that were refused.", "reason")
         self.queue_seconds = self._histogram("queue_seconds", "Waiting for the model.", _SECONDS)
-        self.pass_seconds = self._histogram("pass_seconds", "One pass of the model.", _SECONDS)
+        self.pass_seconds = self._histogram(
+            "pass_seconds", "One pass of the model.", _SECONDS, "kind"
+        )
         self.pass_pairs = self._histogram("pass_pairs", "Pairs in one pass.", _PAIRS)
         self.pairs = self._counter("pairs", "Pairs scored.")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", "state")
@@ -69,5 +70,9 @@ class Metrics:
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"ragvl_{name}", help_text, labels, registry=self._registry)
 
-    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"ragvl_{name}", help_text, buckets=buckets, registry=self._registry)
+    def _histogram(
+        self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"ragvl_{name}", help_text, labels, buckets=buckets, registry=self._registry
+        )
