@@ -17,7 +17,7 @@ from ragvl.server.bodies import json_answer, read_body
 from ragvl.server.calls import call
 from ragvl.server.contents import Contents, Placed, contents_of, listed
 from ragvl.server.errors import TooLarge, Unprocessable
-from ragvl.server.pipeline import Pipeline, generator_of, index_of
+from ragvl.server.pipeline import Pipeline, UnreadableDocument, generator_of, index_of
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.protocol.rerank import RankedText
 from ragvl.server.protocol.search import (
@@ -183,9 +183,7 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
         places = [f"retrieved[{i}]" for i in range(len(found))]
         cosines = [hit.score for hit in found]
     results = await pipeline.score(query, documents, asked.num_bytes)
-    chosen = list(range(len(results)))
-    if cosines is not None:  # a client cannot mend the index, and may have the rest of it
-        chosen = [i for i in chosen if not isinstance(results[i], _OF_A_DOCUMENT)] or chosen
+    chosen = list(range(len(results))) if cosines is None else _usable(results)
     scores = checked_scores(
         [results[i] for i in chosen],
         [(query, documents[i]) for i in chosen],
@@ -195,6 +193,20 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
     order = [chosen[i] for i in order_of(scores)]
     pairs = dict(zip(chosen, scores, strict=True))
     return _Ranking(documents, ids, cosines, pairs, order, asked.threshold)
+
+
+def _usable(results: Sequence[ScoredPair | Exception]) -> list[int]:
+    """Places of documents of the index without its broken ones, which a client cannot mend.
+
+    Raises:
+        UnreadableDocument: all are broken.
+    """
+    usable = [i for i, one in enumerate(results) if not isinstance(one, _OF_A_DOCUMENT)]
+    # Where each prompt is too long, it is for the query
+    too_long = [i for i, one in enumerate(results) if isinstance(one, PromptTooLongError)]
+    if not (usable or too_long):
+        raise UnreadableDocument("none of the documents that were retrieved can be read")
+    return usable or too_long
 
 
 def _told(ranking: _Ranking, asked: _Asked, pipeline: Pipeline) -> dict[str, Any]:
