@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ragvl.reranker import Reranker
     from ragvl.retriever import Retriever
     from ragvl.server.access import ApiKeys
+    from ragvl.server.engine import Engine
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Services:
 
     settings: ServerSettings
     reranker: Reranker
-    engine: Any
+    engine: Engine
     model_name: str
     model_aliases: tuple[str, ...] = ()
     documents: DocumentStore = None  # type: ignore[assignment]

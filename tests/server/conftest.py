@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from server.gated import Gate
 
 from ragvl import Reranker
 from ragvl.server.app import create_app
@@ -129,3 +130,11 @@ def client(server: LiveServer) -> Iterator[httpx2.Client]:
 def app(make_services: MakeServices) -> FastAPI:
     """An application of its own, for starlette's TestClient."""
     return create_app(make_services())
+
+
+@pytest.fixture
+def gate(tiny_reranker: Reranker) -> Iterator[Gate]:
+    """The tiny reranker behind a gate, opened at the end."""
+    gate = Gate(tiny_reranker)
+    yield gate
+    gate.let_all_pass()
