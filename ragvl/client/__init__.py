@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from ragvl.client.client import AsyncClient, Client
 from ragvl.client.errors import ApiError
-from ragvl.client.results import Answer, Found, Ranked, Reranking, Scores, Search, Usage
+from ragvl.client.results import (
+    Answer,
+    Found,
+    Kept,
+    KeptDocument,
+    KnownDocument,
+    KnownDocuments,
+    Ranked,
+    Reranking,
+    Scores,
+    Search,
+    Usage,
+)
 
 __all__ = [
     "Answer",
@@ -12,6 +24,10 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Found",
+    "Kept",
+    "KeptDocument",
+    "KnownDocument",
+    "KnownDocuments",
     "Ranked",
     "Reranking",
     "Scores",

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from ragvl.client.bodies import GivenDocument, document_body, listed, query_body
 from ragvl.client.exchange import Call
-from ragvl.client.results import Answer, Reranking, Scores, Search
+from ragvl.client.results import (
+    Answer,
+    Kept,
+    KnownDocument,
+    KnownDocuments,
+    Reranking,
+    Scores,
+    Search,
+)
+from ragvl.data.document import Document
 from ragvl.data.query import Query, QueryLike
+from ragvl.messages import quoted
+
+_DOCUMENTS = "/v1/documents"
 
 
 def rerank(
@@ -156,6 +169,67 @@ def answer(
     return Call.with_json("POST", "/v1/answer", body, read)
 
 
+def put_documents(documents: Iterable[Document]) -> Call[Kept]:
+    """Has the server keep documents under their ids, all or none, and make them warm.
+
+    They take the place of others of these ids. A request holds as many as the server takes at once:
+    see its limits.
+
+    Args:
+        documents: each with an id.
+
+    Raises:
+        TypeError: one is no `Document`.
+        ValueError: one has no id.
+        ImageError, ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    given = listed(documents)
+    for number, document in enumerate(given):
+        if not isinstance(document, Document):
+            raise TypeError(
+                f"documents[{number}] must be a Document, not {type(document).__name__}"
+            )
+        if document.id is None:
+            raise ValueError(f"documents[{number}] has no id: {document.name}")
+    body = {"documents": [document_body(document) for document in given]}
+    return Call.with_json("PUT", _DOCUMENTS, body, Kept.model_validate)
+
+
+def get_document(id: str) -> Call[KnownDocument]:
+    """What the server knows of a document.
+
+    Raises:
+        ApiError: it knows none of that id (404), and see `rerank`.
+        TimeoutError, ConnectionError: see `rerank`.
+    """
+    return Call("GET", _path_of(id), KnownDocument.model_validate)
+
+
+def list_documents(*, after: str = "", limit: int = 100) -> Call[KnownDocuments]:
+    """Documents that the server knows, in the order of their ids.
+
+    Args:
+        after: begin behind this id, such as the last of the page before.
+        limit: how many at most.
+
+    Raises:
+        ApiError, TimeoutError, ConnectionError: see `rerank`.
+    """
+    page = (("after", after), ("limit", str(limit)))
+    return Call("GET", _DOCUMENTS, KnownDocuments.model_validate, query=page)
+
+
+def delete_document(id: str) -> Call[bool]:
+    """Has the server forget a document that was put; False if it knew none of that id.
+
+    Raises:
+        ApiError: it is the index's (409), and see `rerank`.
+        TimeoutError, ConnectionError: see `rerank`.
+    """
+    # Asked again after a broken connection, the server may have forgotten it already
+    return Call("DELETE", _path_of(id), lambda answer: "deleted" in answer, refusals=(404,))
+
+
 def models() -> Call[tuple[str, ...]]:
     """Names of the models that the server answers with.
 
@@ -202,6 +276,12 @@ def _found(results: Any, given: list[GivenDocument] | None) -> list[dict[str, An
         }
         for result in results
     ]
+
+
+def _path_of(id: str) -> str:
+    if id in ("", ".", ".."):  # which a URL cannot end with
+        raise ValueError(f"{quoted(id)} is no document's id")
+    return f"{_DOCUMENTS}/{quote(id, safe='')}"
 
 
 def _nothing(_: object) -> None:

@@ -141,6 +141,10 @@ class Client(_Client):
     score = _blocking(calls.score)
     search = _blocking(calls.search)
     answer = _blocking(calls.answer)
+    put_documents = _blocking(calls.put_documents)
+    get_document = _blocking(calls.get_document)
+    list_documents = _blocking(calls.list_documents)
+    delete_document = _blocking(calls.delete_document)
     models = _blocking(calls.models)
     health = _blocking(calls.health)
 
@@ -188,6 +192,10 @@ class AsyncClient(_Client):
     score = _awaited(calls.score)
     search = _awaited(calls.search)
     answer = _awaited(calls.answer)
+    put_documents = _awaited(calls.put_documents)
+    get_document = _awaited(calls.get_document)
+    list_documents = _awaited(calls.list_documents)
+    delete_document = _awaited(calls.delete_document)
     models = _awaited(calls.models)
     health = _awaited(calls.health)
 

@@ -37,6 +37,7 @@ class Call(Generic[T]):
         read: makes a T of the answer's JSON.
         body: of the request, if it has one.
         query: the URL's.
+        refusals: statuses of errors that are answers, too.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Call(Generic[T]):
     read: Callable[[Any], T]
     body: bytes | None = None
     query: tuple[tuple[str, str], ...] = ()
+    refusals: tuple[int, ...] = ()
 
     @classmethod
     def with_json(
@@ -107,7 +109,7 @@ def exchange(call: Call[T], timeout: float) -> Exchange[T]:
             has_broken = True
             continue
         assert response is not None
-        if response.is_success:
+        if response.is_success or response.status_code in call.refusals:
             return _read(call, response)
         error = ApiError.of(response)
         if error.status == 504:

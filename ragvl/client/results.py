@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field
 
@@ -104,6 +104,58 @@ class Answer(Search):
     text: str = Field(validation_alias="answer")
     grounded: bool
     evidence: tuple[Found, ...]
+
+
+class KeptDocument(_Result):
+    """A document that the server keeps.
+
+    Attributes:
+        id: its id.
+        prefix: whether what is computed of it ahead of queries was "built" now, or "known".
+    """
+
+    id: str
+    prefix: Literal["built", "known"]
+
+
+class Kept(_Answered):
+    """Documents that the server keeps, in the order in which they were given."""
+
+    documents: tuple[KeptDocument, ...] = Field(validation_alias="data")
+
+
+class KnownDocument(_Result):
+    """A document that the server knows.
+
+    Attributes:
+        id: its id.
+        source: "stored" where it was put, "index" where the index holds it.
+        text: its texts, or its picture's caption; in a list, the beginning.
+        num_pictures: how many pictures it has.
+        bytes: of its texts and pictures, where it was put.
+        created: when it was first put, in seconds since 1970.
+        warm: whether a query about it costs its own tokens only; None in a list.
+    """
+
+    id: str
+    source: Literal["stored", "index"]
+    text: str | None = None
+    num_pictures: int
+    bytes: int | None = None
+    created: float | None = None
+    warm: bool | None = None
+
+
+class KnownDocuments(_Result):
+    """Documents that the server knows, in the order of their ids.
+
+    Attributes:
+        documents: some of them.
+        has_more: whether there are others after the last of these.
+    """
+
+    documents: tuple[KnownDocument, ...] = Field(validation_alias="data")
+    has_more: bool
 
 
 class Scores(_Answered):

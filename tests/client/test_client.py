@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -262,6 +263,126 @@ def test_too_few_scores(ask: Ask, script: Script) -> None:
     script.answers.append((200, {}, {**RERANKED, "data": [{"index": 0, "score": 0.5}]}))
     with pytest.raises(ApiError, match="1 scores of 2 pairs"):
         ask("score", [("q", {"id": "a"}), ("q", {"id": "b"})])
+
+
+FOUND = [
+    {**RESULTS[0], "retrieval_score": 0.5, "document": {"text": "a caption"}},
+    {**RESULTS[1], "retrieval_score": 0.75},
+]
+ANSWERED = {**RERANKED, "results": FOUND, "threshold": 0.4}
+
+
+def test_searches_the_index(ask: Ask, script: Script) -> None:
+    script.answers.append((200, {}, ANSWERED))
+    found = ask("search", "which?", num_candidates=7, top_k=2, threshold="natural")
+    assert [(r.index, r.retrieval_score, r.text, r.document) for r in found.results] == [
+        (1, 0.5, "a caption", None),
+        (0, 0.75, None, None),
+    ]
+    assert found.threshold == 0.4
+    assert (script.seen[0].path, script.seen[0].json) == (
+        "/v1/search",
+        {
+            "query": "which?",
+            "num_candidates": 7,
+            "top_n": 2,
+            "threshold": "natural",
+            "return_documents": True,
+        },
+    )
+
+
+def test_answers_from_documents(ask: Ask, script: Script) -> None:
+    given = [Document(text="one"), {"id": "b"}]
+    generated = {**ANSWERED, "answer": "red", "grounded": True, "evidence": [1]}
+    script.answers.append((200, {}, generated))
+    answer = ask("answer", "which?", documents=given, top_k=1, max_new_tokens=8)
+    assert (answer.text, answer.grounded) == ("red", True)
+    assert answer.evidence == answer.results[:1]
+    assert answer.evidence[0].document is given[1]
+    assert script.seen[0].path == "/v1/answer"
+    assert script.seen[0].json == {
+        "query": "which?",
+        "documents": [{"text": "one"}, {"id": "b"}],
+        "return_documents": True,
+        "top_k": 1,
+        "max_tokens": 8,
+    }
+    script.answers.append((200, {}, {**generated, "evidence": [2]}))
+    with pytest.raises(ApiError, match="not the answer"):
+        ask("answer", "which?")
+
+
+def test_puts_documents(ask: Ask, script: Script) -> None:
+    data = [{"id": "a", "prefix": "built"}, {"id": "b", "prefix": "known"}]
+    script.answers.append((200, {}, {**RERANKED, "data": data, "built": 1}))
+    kept = ask("put_documents", [Document(text="one", id="a"), Document(text="two", id="b")])
+    assert [(d.id, d.prefix) for d in kept.documents] == [("a", "built"), ("b", "known")]
+    assert kept.built == 1
+    (seen,) = script.seen
+    assert (seen.method, seen.path) == ("PUT", "/v1/documents")
+    assert seen.json == {"documents": [{"id": "a", "text": "one"}, {"id": "b", "text": "two"}]}
+
+
+@pytest.mark.parametrize(
+    ("documents", "error", "message"),
+    [
+        (
+            [Document(text="one", id="a"), Document(text="two")],
+            ValueError,
+            r"documents\[1\] has no",
+        ),
+        (["a.png"], TypeError, r"documents\[0\] must be a Document"),
+        (Document(text="one", id="a"), TypeError, "must be a list"),
+    ],
+)
+def test_documents_to_keep_have_ids(
+    ask: Ask, script: Script, documents: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ask("put_documents", documents)
+    assert not script.seen
+
+
+def test_lists_documents(ask: Ask, script: Script) -> None:
+    known = {"id": "ü", "source": "index", "num_pictures": 1, "text": "a caption"}
+    script.answers.append((200, {}, {"model": "tiny", "data": [known], "has_more": True}))
+    listed = ask("list_documents", after="a b&c", limit=1)
+    assert listed.has_more
+    (document,) = listed.documents
+    assert (document.id, document.source, document.num_pictures, document.text) == (
+        "ü",
+        "index",
+        1,
+        "a caption",
+    )
+    url = urlsplit(script.seen[0].path)
+    assert (url.path, parse_qs(url.query)) == (
+        "/v1/documents",
+        {"after": ["a b&c"], "limit": ["1"]},
+    )
+
+
+@pytest.mark.parametrize("id", ["a", "a b/ü?#%2F", "/x", "x//", "...", "a/../b"])
+def test_an_id_in_a_path(script: Script, id: str) -> None:
+    script.answers += [(200, {}, {"id": id, "deleted": True}), refusal(404), refusal(409)]
+    with Client(script.url) as client:
+        assert client.delete_document(id)
+        assert not client.delete_document(id)
+        with pytest.raises(ApiError, match="409"):
+            client.delete_document(id)
+    for seen in script.seen:
+        assert seen.method == "DELETE"
+        assert seen.path.startswith("/v1/documents/")
+        assert unquote(seen.path.removeprefix("/v1/documents/")) == id
+
+
+@pytest.mark.parametrize("id", ["", ".", ".."])
+def test_no_id(ask: Ask, script: Script, id: str) -> None:
+    for method in ("get_document", "delete_document"):
+        with pytest.raises(ValueError, match="no document's id"):
+            ask(method, id)
+    assert not script.seen
 
 
 def test_no_answer_in_time(ask: Ask, script: Script) -> None:
