@@ -7,10 +7,11 @@ import copy
 import inspect
 import math
 import os
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx2
@@ -41,7 +42,7 @@ class _Client:
         self.timeout = _checked_timeout(timeout)
         key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._http: Any = self._connections(
-            headers={"Authorization": f"Bearer {key}"} if key else {}
+            headers={"Authorization": f"Bearer {key}"} if key else {}, verify=_certificates()
         )
 
     def __repr__(self) -> str:
@@ -227,6 +228,12 @@ class AsyncClient(_Client):
                 return await self._http.request(**self._arguments(step))
         except ConnectionLost as lost:
             return lost
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once, which takes longer than a request."""
+    return httpx2.create_ssl_context()
 
 
 def _checked_url(text: str) -> str:

@@ -86,10 +86,12 @@ class Search(_Answered):
 
     Attributes:
         threshold: the relevance that a document is kept from.
+        unusable: ids of retrieved documents that have no score, such as of a broken picture.
     """
 
     threshold: float
     results: tuple[Found, ...]
+    unusable: tuple[str, ...] = ()
 
 
 class Answer(Search):
