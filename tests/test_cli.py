@@ -176,7 +176,8 @@ def test_rerank_refuses_what_it_has_no_place_for(
     model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
     for command, message in [
         (["", *pictures], "the query is empty"),
-        (["Red?"], "documents is empty"),
+        (["Red?"], "give pictures, --text or --documents"),
+        (["Red?", *pictures, "--template", "newest"], "newest"),
         (["Red?", "--text", " "], "the text is empty"),
         (["Red?", *pictures, "--query-image", "lost.png"], "lost.png"),
         (["Red?", *pictures, "--instruction", "Judge."], "no place for the instruction"),

@@ -75,7 +75,7 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         data_set = chosen.open_questions()
         template = chosen.prompt(data_set)
-        saved = SavedThresholds.of_model(chosen.reranker, template.name)
+        saved = SavedThresholds.of_model(chosen.reranker, template.name, **chosen.location)
         names = names or ["natural", *(saved.values if saved else ())]
         for name in names:
             resolve_threshold(name, saved)
@@ -98,6 +98,7 @@ def evaluate(
             "data": str(chosen.source),
             "encoder": chosen.encoder,
             "reranker": chosen.reranker,
+            **chosen.location,
             **({"generator": generator} if generator else {}),
         }
         compared = None if other is None else compare_results(evaluation.result, other)
@@ -139,23 +140,21 @@ def calibrate(
     """
     with command_work("calibrate"):
         check_writable(out, plot)
-        from ragvl.checkpoints import model_folder
         from ragvl.evaluation.calibrate import calibrate as run
         from ragvl.evaluation.estimation import ESTIMATED, check_names
         from ragvl.evaluation.plots import relevance_plot
-        from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
+        from ragvl.reranker import SavedThresholds, thresholds_file
 
         names = threshold or ESTIMATED
         check_names(names)
         if out is None:
-            folder = model_folder(chosen.reranker)
-            if folder is None:
+            out = thresholds_file(chosen.reranker, **chosen.location)
+            if out is None:
                 raise ValueError(
-                    f"{shown(chosen.reranker)} is no folder to save thresholds in: say where with "
-                    "--out"
+                    f"{shown(chosen.adapters or chosen.reranker)} is no folder to save thresholds "
+                    "in: say where with --out"
                 )
-            check_writable_folder(folder)
-            out = folder / THRESHOLDS_FILE
+            check_writable_folder(out.parent)
         if out.exists():
             SavedThresholds.load(out)  # other templates' stay in it
         if work is not None:

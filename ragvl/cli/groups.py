@@ -88,6 +88,9 @@ class EvaluationOptions:
     source: options.Source
     encoder: options.Encoder
     reranker: options.Reranker
+    revision: options.Revision = None
+    subfolder: options.Subfolder = None
+    adapters: options.Adapters = None
     preset: options.Preset = "auto"
     split: options.Split = None
     images: options.Images = None
@@ -108,15 +111,28 @@ class EvaluationOptions:
 
     def check(self, generator: str | None = None) -> None:
         """Refuses at once what is wrong, before data are read or models are looked for."""
+        from ragvl.checkpoints import model_folder
+
         check_settings(
             self.encoder,
-            self.reranker,
+            self.adapters,
             generator,
             device=self.device,
             dtype=self.dtype,
             date=self.date,
         )
+        model_folder(self.reranker, revision=self.revision, subfolder=self.subfolder)
         template_variables(self.chat_template_kwargs)
+
+    @property
+    def location(self) -> dict[str, str]:
+        """Where the reranker is, apart from its path; what was not given is left out."""
+        given = {
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "adapters": self.adapters,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
     def open_questions(self) -> QuestionSet:
         """The data set."""
@@ -149,7 +165,7 @@ class EvaluationOptions:
 
         template: Template | str | None = self.template
         if template is None:
-            template = preset_of_checkpoint(self.reranker, self.preset).template
+            template = preset_of_checkpoint(self.reranker, self.preset, **self.location).template
             template = questions.template if template == "auto" else template
         return resolve_template(template)
 
@@ -168,4 +184,5 @@ class EvaluationOptions:
             caption_tokens=self.caption_tokens,
             date=self.date,
             chat_template_kwargs=template_variables(self.chat_template_kwargs),
+            location=self.location,
         )

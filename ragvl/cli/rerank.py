@@ -45,6 +45,7 @@ def rerank(
     instruction: Annotated[
         str | None, typer.Option(help="What is judged, for a prompt that has a place for it.")
     ] = None,
+    template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many to print; all.")] = None,
     threshold: Annotated[
         str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
@@ -63,11 +64,14 @@ def rerank(
         from ragvl.reranker import checked_request
 
         limit = parse_threshold(threshold)
+        if not (images or text or documents):
+            raise ValueError("there is nothing to rank: give pictures, --text or --documents")
         asked = Query(query or None, query_image, instruction=instruction)
         given = [*(images or ()), *(Document(text=one) for one in text or ())]
         listed = () if documents is None else Documents(documents)
         every = checked_request(asked, [*given, *listed], top_k, limit)
         reranker = chosen.load(
+            template=template,
             threshold=limit,
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )

@@ -41,6 +41,7 @@ class Models:
         caption_tokens: int | None = None,
         date: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        location: Mapping[str, Any] | None = None,
     ) -> Models:
         """Loads the models, all of which are checked before the first is loaded.
 
@@ -55,13 +56,16 @@ class Models:
             caption_tokens: of a caption, in their prompts.
             date: what their chat templates take for today.
             chat_template_kwargs: variables of the reranker's chat template.
+            location: the reranker's revision and the like; see `MLLM.from_pretrained`.
 
         Raises:
             ValueError, OSError: a model is not there, not whole, or of another kind.
         """
         check_encoder(encoder)
-        for path in filter(None, (reranker, generator)):
-            check_reader(path)
+        location = dict(location or {})
+        check_reader(reranker, **location)
+        if generator is not None:
+            check_reader(generator)
         common: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
@@ -74,8 +78,11 @@ class Models:
                 reranker,
                 preset=preset,
                 template=template,
-                thresholds=SavedThresholds.of_model(reranker, resolve_template(template).name),
+                thresholds=SavedThresholds.of_model(
+                    reranker, resolve_template(template).name, **location
+                ),
                 chat_template_kwargs=chat_template_kwargs,
+                **location,
                 **common,
             ),
             None if generator is None else Generator.from_pretrained(generator, **common),

@@ -60,16 +60,26 @@ _SMALL_BUFFERS = 1 << 24  # numbers that a model holds besides its weights
 
 
 def check_reader(
-    path: str | Path, *, trust_remote_code: bool = False, to_train: bool = False
+    path: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    to_train: bool = False,
+    **location: Any,
 ) -> None:
     """Sees whether `path` means a model that reads pictures and writes text; nothing is loaded.
+
+    Args:
+        path: a folder or a hub id.
+        trust_remote_code: see `MLLM.from_pretrained`.
+        to_train: whether it is going to be trained.
+        location: the revision and the like; see there.
 
     Raises:
         OSError: see `find_checkpoint`.
         UnsupportedModelError: it is another model, or damaged; or `to_train`, and its weights are
             quantised.
     """
-    checkpoint = find_checkpoint(path, trust_remote_code=trust_remote_code)
+    checkpoint = find_checkpoint(path, trust_remote_code=trust_remote_code, **location)
     config = _load_config(checkpoint, {"trust_remote_code": trust_remote_code})
     if to_train and is_quantized(config):
         raise UnsupportedModelError(

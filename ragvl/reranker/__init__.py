@@ -19,6 +19,7 @@ from ragvl.reranker.thresholds import (
     ThresholdError,
     check_threshold,
     resolve_threshold,
+    thresholds_file,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "preset_of_checkpoint",
     "resolve_template",
     "resolve_threshold",
+    "thresholds_file",
 ]

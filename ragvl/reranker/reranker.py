@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ragvl.arguments import checked_count
-from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint, model_folder
+from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
@@ -218,12 +218,12 @@ class Reranker(CrossEncoderDialect):
         given = _given_head(head, answers)
         check_threshold(threshold)
         device = mapped_device(device, load.pop("device_map", None))
-        folder = model_folder(path, **_named(load, ("revision", "subfolder", "cache_dir")))
-        known = preset_of_checkpoint(path, preset, **_named(load, LOCATION))
+        location = _named(load, LOCATION)
+        known = preset_of_checkpoint(path, preset, **location)
         head = known.head if given is None else given
         template = resolve_template(known.template if template is None else template)
         if thresholds is None and isinstance(threshold, str) and threshold != "natural":
-            thresholds = SavedThresholds.of_model(folder or path, template.name)
+            thresholds = SavedThresholds.of_model(path, template.name, **location)
         threshold = resolve_threshold(threshold, thresholds)
         if prefix_cache not in (None, "auto") and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)

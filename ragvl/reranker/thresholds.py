@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from ragvl.files import expand_user, open_regular, write_text
+from ragvl.checkpoints import model_folder
+from ragvl.files import open_regular, write_text
 from ragvl.messages import quoted, shown, validation_reason
 
 Threshold = str | float
@@ -22,6 +23,24 @@ THRESHOLDS_FILE = "ragvl_thresholds.json"
 _MAX_BYTES = 64 << 20  # of that file, which names the questions of each template
 _Count = Annotated[int, Interval(ge=1)]
 _Probability = Annotated[float, Interval(ge=0, le=1)]
+
+
+def thresholds_file(
+    model: str | Path, *, adapters: str | Path | None = None, **location: Any
+) -> Path | None:
+    """Where a model's thresholds are saved; None if it, or its adapters, is on the hub.
+
+    Args:
+        model: a folder or a hub id.
+        adapters: the folder or hub id of adapters for it: with these it is another model.
+        location: the revision and the like; see `model_folder`.
+
+    Raises:
+        FileNotFoundError: it is a folder that is not there.
+    """
+    location.pop("trust_remote_code", None)
+    folder = model_folder(model, **location) if adapters is None else model_folder(adapters)
+    return None if folder is None else folder / THRESHOLDS_FILE
 
 
 class ThresholdError(ValueError):
@@ -88,14 +107,21 @@ class SavedThresholds:
         return _read(path).get(template)
 
     @classmethod
-    def of_model(cls, model: str | Path, template: str = "auto") -> SavedThresholds | None:
+    def of_model(
+        cls, model: str | Path, template: str = "auto", **location: Any
+    ) -> SavedThresholds | None:
         """What is saved in a model's folder for a template; None if there is nothing of it.
+
+        Args:
+            model: a folder or a hub id.
+            template: the template's name.
+            location: see `thresholds_file`.
 
         Raises:
             OSError, ThresholdError: see `load`.
         """
-        path = Path(expand_user(model)) / THRESHOLDS_FILE
-        return cls.load(path, template) if path.exists() else None
+        path = thresholds_file(model, **location)
+        return cls.load(path, template) if path is not None and path.exists() else None
 
     def check_model(self, weights: str, template: str, prompts: str) -> None:
         """Refuses thresholds of another model, or of one with other prompts.

@@ -732,12 +732,22 @@ def test_the_report_shows_what_went_wrong(evaluation: Evaluation, tmp_path: Path
 
 
 def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> None:
-    model = tmp_path / "reranker"
-    model.mkdir()
+    model = tmp_path / "models" / "reranker"
+    model.mkdir(parents=True)
     for file in (ASSETS / "tiny-reranker").iterdir():
         (model / file.name).symlink_to(file)
-    base = ["--encoder", str(ASSETS / "tiny-retriever"), "--reranker", str(model), "--no-progress"]
-    base += ["--device", "cpu", "--candidates", "8", "--questions", "40"]
+    base = ["--encoder", str(ASSETS / "tiny-retriever"), "--reranker", str(model.parent)]
+    base += [
+        "--subfolder",
+        "reranker",
+        "--no-progress",
+        "--device",
+        "cpu",
+        "--candidates",
+        "8",
+        "--questions",
+        "40",
+    ]
     plot = tmp_path / "relevance.svg"
     outcome = CliRunner().invoke(
         app, ["calibrate", str(places), "--split", "val", *base, "--plot", str(plot), "--json"]
@@ -763,7 +773,7 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     assert report.count("data:image/") > 20
     assert "Thresholds were estimated on 40 questions" in report
     assert "Against drawn places, test (520 questions)" in report
-    assert f"reranker {model}" in report
+    assert f"reranker {model.parent}, subfolder reranker" in report
     assert figures["compared"]["pools"]["full"]["f1, kept by natural"]["change"]["low"] < 0.2
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert len(submission) == figures["num_questions"]

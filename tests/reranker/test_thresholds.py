@@ -24,6 +24,7 @@ from ragvl.reranker import (
     SavedThresholds,
     ThresholdError,
     resolve_threshold,
+    thresholds_file,
 )
 
 SAVED = SavedThresholds(
@@ -160,6 +161,19 @@ def test_a_reranker_finds_its_thresholds_beside_its_weights(
         assert reranker.threshold == values[name]
         assert reranker.rank("Is it red?", [picture])[0].kept is kept
         assert reranker.rank("Is it red?", [picture], threshold="low")[0].kept is True
+
+
+def test_they_are_saved_where_the_model_is(tmp_path: Path) -> None:
+    for name in ("models/one", "adapters"):
+        (tmp_path / name).mkdir(parents=True)
+    models, adapters = tmp_path / "models", tmp_path / "adapters"
+    assert thresholds_file(models, subfolder="one") == models / "one" / THRESHOLDS_FILE
+    assert thresholds_file(models, adapters=adapters) == adapters / THRESHOLDS_FILE
+    assert thresholds_file("owner/name", revision="main") is None
+    assert thresholds_file(models, adapters="owner/name") is None
+    SAVED.save(models / "one" / THRESHOLDS_FILE)
+    assert SavedThresholds.of_model(models, SAVED.template, subfolder="one") == SAVED
+    assert SavedThresholds.of_model(models, SAVED.template) is None
 
 
 def test_the_shipped_thresholds_are_the_shipped_rerankers() -> None:
