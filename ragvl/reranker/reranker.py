@@ -31,6 +31,7 @@ from torch import Tensor
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
 from ragvl.identity import name_of
 from ragvl.mllm import (
@@ -540,6 +541,24 @@ class Reranker(CrossEncoderDialect):
         checked = Document.of(document)
         self._prompts.check_document(checked)
         return self._scorer.is_warm(checked, instruction)
+
+    @default_torch_context
+    def are_warm(self, pairs: Iterable[Sequence[Any]]) -> list[bool]:
+        """For each (query, document) what `is_warm` says; False of a document that it refuses.
+
+        Raises:
+            TypeError: `pairs` holds what is no pair of a query and a document.
+        """
+        scorer = self._scorer
+
+        def is_warm(query: Query, document: Document) -> bool:
+            try:
+                self._prompts.check_document(document)
+                return scorer.is_warm(document, query.instruction)
+            except DocumentError:
+                return False
+
+        return [is_warm(*pair) for pair in checked_pairs(pairs)]
 
     @property
     def weights(self) -> str:

@@ -357,6 +357,7 @@ class Engine:
         """Computes a pass, and tells the jobs that are over by it."""
         began = time.monotonic()
         try:
+            pieces = self._within_builds(pieces)
             self._passes.run(pieces, self._compute(pieces[0].job))
         except BaseException as error:
             for piece in pieces:
@@ -365,6 +366,35 @@ class Engine:
                 raise
         finally:
             self._finish(pieces, began)
+
+    def _within_builds(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Those items of a pass for which few prefixes have to be computed; the others wait again.
+
+        A prefix takes as long as the scores of many pairs: requests about known documents are not
+        held back by those about new ones.
+        """
+        if pieces[0].job.kind != "score":
+            return pieces
+        pairs = [pair for piece in pieces for pair in piece.items]
+        if len(pairs) <= self._limits.pass_documents:
+            return pieces
+        warm = iter(self._reranker.are_warm(pairs))
+        built: set[int] = set()
+        chosen, rest = [], []
+        for piece in pieces:
+            now, later = [], []
+            for place, (_, document), is_warm in zip(piece.places, piece.items, warm, strict=False):
+                if is_warm or id(document) in built or len(built) < self._limits.pass_documents:
+                    now.append(place)
+                    if not is_warm:
+                        built.add(id(document))
+                else:
+                    later.append(place)
+            chosen += [Piece(piece.job, now)] if now else []
+            rest += [Piece(piece.job, later)] if later else []
+        with self._work:
+            self._queue.put_back(rest)
+        return chosen
 
     def _compute(self, job: Job) -> Compute:
         """What computes the items of a pass that `job` is in."""

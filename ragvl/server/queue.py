@@ -167,6 +167,21 @@ class Queue:
             if piece.job.started is None:
                 piece.job.started = now
 
+    def put_back(self, pieces: Sequence[Piece]) -> None:
+        """Has items of a pass wait again, before the others of their jobs that go on.
+
+        Their jobs keep their places in the lane, or go to its end if nothing of them waits.
+        """
+        for job, places in ((piece.job, piece.places) for piece in reversed(pieces)):
+            job.num_running -= len(places)
+            if job in self._jobs:
+                job.waiting.extendleft(reversed(places))
+                self.num_waiting[job.kind] += len(places)
+                self._lanes[job.lane].setdefault(job)
+            else:
+                self.num_items[job.lane] -= len(places)
+                self._free_bytes(job)
+
     def finish(self, pieces: Sequence[Piece]) -> list[Job]:
         """Takes the pieces of a pass as done, and gives the jobs that are over by it.
 
@@ -179,8 +194,7 @@ class Queue:
             if job in self._jobs and (job.error is not None or job.num_left == 0):
                 self._remove(job)
                 over.append(job)
-            if job.num_left == 0:
-                self.num_bytes -= job.num_bytes
+            self._free_bytes(job)
         return over
 
     def cancel(self, job: Job) -> None:
@@ -188,8 +202,7 @@ class Queue:
         if job not in self._jobs:
             return
         self._remove(job)
-        if job.num_left == 0:
-            self.num_bytes -= job.num_bytes
+        self._free_bytes(job)
 
     def cancel_all(self) -> list[Job]:
         """Cancels every job, and gives them."""
@@ -204,3 +217,8 @@ class Queue:
         self.num_items[job.lane] -= len(job.waiting)
         self.num_waiting[job.kind] -= len(job.waiting)
         job.waiting.clear()
+
+    def _free_bytes(self, job: Job) -> None:
+        """To be called when fewer of a job's items are left: the last one frees its bytes."""
+        if job.num_left == 0:
+            self.num_bytes -= job.num_bytes

@@ -27,7 +27,7 @@ class EngineLimits(BaseModel):
         64, description="Pairs of one pass of the model, of one request or of several."
     )
     pass_documents: Count = Field(
-        4, description="Documents of one pass that only makes prefixes ahead of the queries."
+        8, description="New documents of one pass, whose prefixes it computes."
     )
     turn_pairs: Count = Field(
         32, description="Pairs that a request gives to passes before it is another's turn."

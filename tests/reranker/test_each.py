@@ -104,6 +104,8 @@ def test_documents_are_warm_once_they_are_warmed(reranker: Reranker, tmp_path: P
     assert reranker.is_warm(documents[2]) and not reranker.is_warm(Document(picture(2)))
     with pytest.raises(ImageError):
         reranker.is_warm(documents[1])
+    pairs = [(QUERY, document) for document in [*documents, Document(picture(2))]]
+    assert reranker.are_warm(pairs) == [True, False, True, False]
 
 
 def test_warming_is_by_instruction_where_the_prefix_holds_it(

@@ -34,6 +34,9 @@ class Gate:
         self._enter(pairs)
         return self.reranker.score_each(pairs)
 
+    def are_warm(self, pairs: Sequence[Pair]) -> list[bool]:
+        return self.reranker.are_warm(pairs)
+
     def warm_each(self, documents: Sequence[Document]) -> Any:
         self._enter(documents)
         return self.reranker.warm_each(documents)

@@ -76,6 +76,36 @@ def test_requests_share_passes_and_no_pass_waits_for_company(gate: Gate):
     assert [len(one) for one in gate.passes] == [1, 8, 1]
 
 
+def test_new_documents_do_not_hold_back_known_ones(gate: Gate):
+    known = pairs_of("known", 6)
+    gate.reranker.warm([document for _, document in known], progress=False)
+
+    async def main() -> None:
+        async with running(gate, pass_pairs=16, turn_pairs=8, pass_documents=2) as engine:
+            held = await begun(engine.score(pairs_of("held", 1)))
+            await gate.wait_for_pass()
+            new = await begun(engine.score(pairs_of("new", 7)))
+            answered = await begun(engine.score(known))
+            gate.let_all_pass()
+            await asyncio.gather(held, new, answered)
+
+    run(main())
+    assert [len(one) for one in gate.passes] == [1, 2 + 6, 2, 2, 1]
+
+
+def test_one_new_document_of_many_queries_is_one_prefix(gate: Gate):
+    documents = [Document(text=f"One of two: {i}") for i in range(2)]
+    pairs = [(Query(f"What is {i}?"), documents[i % 2]) for i in range(10)]
+
+    async def main() -> None:
+        gate.let_all_pass()
+        async with running(gate, pass_documents=2) as engine:
+            await engine.score(pairs)
+
+    run(main())
+    assert [len(one) for one in gate.passes] == [10]
+
+
 def test_each_pair_has_its_own_error(tiny_reranker: Reranker, tmp_path):
     broken = (Query("Why?"), Document(tmp_path / "nowhere.png", id="nowhere"))
 

@@ -92,6 +92,17 @@ def test_what_is_cancelled_leaves_at_once_and_what_runs_counts_until_it_is_done(
     assert queue.is_idle
 
 
+def test_what_is_put_back_comes_first_of_its_job():
+    queue = Queue(TURN)
+    new, other = job(6), job(2)
+    queue.add(new)
+    queue.add(other)
+    (piece,) = take(queue, pairs=4)
+    queue.put_back([Piece(new, piece.places[2:])])
+    queue.finish([Piece(new, piece.places[:2])])
+    assert [(p.job, list(p.places)) for p in take(queue)] == [(other, [0, 1]), (new, [2, 3, 4, 5])]
+
+
 def test_a_job_with_an_error_is_over_at_once():
     queue = Queue(TURN)
     fails = job(12)
@@ -162,6 +173,25 @@ class QueueMachine(RuleBasedStateMachine):
             assert (one in over) == is_over
             if is_over:
                 del self.left[one]
+
+    @rule(pieces=passes, some=st.data())
+    def put_back(self, pieces: list[Piece], some: st.DataObject) -> None:
+        """Part of a pass waits again, and runs later."""
+        if not any(pieces is one for one in self.running) or pieces[0].job.whole:
+            return
+        kept, back = [], []
+        for piece in pieces:
+            count = some.draw(st.integers(0, len(piece.places)))
+            now, later = piece.places[:count], piece.places[count:]
+            kept += [Piece(piece.job, now)] if now else []
+            back += [Piece(piece.job, later)] if later else []
+        if not kept:
+            return
+        self.queue.put_back(back)
+        for piece in back:
+            if piece.job in self.left:
+                self.left[piece.job] |= set(piece.places)
+        pieces[:] = kept
 
     @rule(one=jobs)
     def cancel(self, one: Job) -> None:
