@@ -65,7 +65,7 @@ def _refusal(error: ValidationError, value: Any) -> Unprocessable:
     """What a client is told of a body that is not as its schema says: the first thing wrong."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = place_of(_steps(first["loc"], value, first["type"])) or None
-    message = shown(first["msg"], MAX_ERROR)
+    message = shown(first["msg"].removeprefix("Value error, "), MAX_ERROR)
     if first["type"] == "extra_forbidden":
         message = "this field is not known here, and might have been meant to change scores"
     return Unprocessable(f"{place}: {message}" if place else message, param=place)

@@ -118,17 +118,21 @@ def _check_size(placed: Placed, settings: ServerSettings) -> None:
 
 def _known_documents(request: Request, documents: Sequence[Placed]) -> dict[str, Document]:
     """Those that are given by their ids alone, by place."""
-    store = services_of(request).documents
+    named = {
+        placed.place: name
+        for placed in documents
+        if isinstance(placed.body, DocumentBody) and (name := placed.body.id_alone) is not None
+    }
     known: dict[str, Document] = {}
     missing: list[tuple[str, str]] = []
-    for placed in documents:
-        if not isinstance(placed.body, DocumentBody) or (name := placed.body.id_alone) is None:
-            continue
-        document = store.get(name)
+    found = services_of(request).documents.find(named.values())
+    for (place, name), document in zip(named.items(), found, strict=True):
+        if isinstance(document, NotFound):
+            raise NotFound(f"{place}.id: {document.message}", param=f"{place}.id")
         if document is None:
-            missing.append((f"{placed.place}.id", name))
+            missing.append((f"{place}.id", name))
         else:
-            known[placed.place] = document
+            known[place] = document
     if missing:
         place, name = missing[0]
         others = f", nor {len(missing) - 1:,} others of this request" if len(missing) > 1 else ""

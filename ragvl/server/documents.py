@@ -25,7 +25,6 @@ import threading
 import time
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ class DocumentStore:
         self._max_documents = max_documents
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
-        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._remembered: dict[str, _Remembered] = {}
         # Of two connections the one that reads is never busy for long, and its PRAGMA data_version
         # tells of this process's writes as it does of others'
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
@@ -186,12 +185,16 @@ class DocumentStore:
         Raises:
             NotFound: the document is there, and a picture of it was lost or cut off.
         """
+        (found,) = self.find([id])
+        if isinstance(found, NotFound):
+            raise found
+        return found
+
+    def find(self, ids: Iterable[str]) -> list[Document | NotFound | None]:
+        """`get` for several ids; what it would raise of one stands in its place."""
         with self._read_lock:
             (version,) = self._reader.execute("PRAGMA data_version").fetchone()
-            known = self._remembered.get(id)
-            if known is None or known.version != version:
-                known = self._read(id, version, known)
-        return self._index.get(id) if known is None else known.document
+            return [self._found(id, version) for id in ids]
 
     def info(self, id: str) -> KnownDocument | None:
         """What is known of the document of that id; None if it is unknown.
@@ -199,7 +202,9 @@ class DocumentStore:
         Raises:
             NotFound: see `get`.
         """
-        document, row = self.get(id), self._row(id)
+        with self._read_lock:
+            row = _select(self._reader, id)
+        document = self.get(id)
         if document is None:
             return None
         if row is None:
@@ -277,22 +282,27 @@ class DocumentStore:
             documents, size = self._reader.execute("SELECT documents, bytes FROM totals").fetchone()
         return documents, size
 
-    def _row(self, id: str) -> _Row | None:
-        with self._read_lock:
-            return _select(self._reader, id)
+    def _found(self, id: str, version: int) -> Document | NotFound | None:
+        """See `find`; the reader is locked, and the database of that version."""
+        known = self._remembered.get(id)
+        if known is None or known.version != version:
+            try:
+                known = self._read(id, version, known)
+            except NotFound as lost:
+                return lost
+        return self._index.get(id) if known is None else known.document
 
     def _read(self, id: str, version: int, known: _Remembered | None) -> _Remembered | None:
-        """The document as the database has it now; the reader is locked."""
+        """The document as the database has it now, which is remembered."""
         row = _select(self._reader, id)
         if row is None:
             self._remembered.pop(id, None)
             return None
-        same = known is not None and known.content == row.content
-        document = known.document if known is not None and same else self._document(row)
+        is_same = known is not None and known.content == row.content
+        document = known.document if known is not None and is_same else self._document(row)
         self._remembered[id] = read = _Remembered(version, row.content, document)
-        self._remembered.move_to_end(id)
         if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
+            del self._remembered[next(iter(self._remembered))]
         return read
 
     def _document(self, row: _Row) -> Document:

@@ -230,7 +230,7 @@ class TestRefusals:
         with TestClient(create_app(make_services(cache=tmp_path))) as client:
             refused(client.get(path("id")), 404, None, "put it once more")
             body = {"query": QUERY, "documents": [{"id": "id"}]}
-            refused(client.post("/rerank", json=body), 404, None, "put it once more")
+            refused(client.post("/rerank", json=body), 404, "documents[0].id", "once more")
             assert ids(client) == ["text"]
             put(client, "id", CONTENTS["picture"][0])
             assert ids(client) == ["id", "text"]
