@@ -195,8 +195,7 @@ class DualEncoder:
         """
         every = [Document.of(document) for document in documents]
         for document in every:
-            if not document.parts:
-                raise DocumentError(f"{document.name}: there is nothing to find it by")
+            check_content(document)
         pictures = [picture for document in every for picture in document.pictures]
         of_pictures = iter(self.encode_pictures(pictures, batch_size=batch_size, progress=progress))
         texts = ["\n".join(map(str, one.parts)) for one in every if not one.pictures]
@@ -335,6 +334,16 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, Sequ
     """(index of the first item, items), batch after batch."""
     batch_size = checked_count("batch_size", batch_size)
     return ((i, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
+
+
+def check_content(document: Document) -> None:
+    """Refuses a document that says nothing.
+
+    Raises:
+        DocumentError: it is one.
+    """
+    if not document.parts:
+        raise DocumentError(f"{document.name}: there is nothing to find it by")
 
 
 def check_encoder(path: str | Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import DocumentError
 from ragvl.data.picture import Picture
 from ragvl.data.query import QueryLike
 from ragvl.identity import document_name
 from ragvl.messages import quoted, reason, shown
-from ragvl.retriever.encoder import DualEncoder
+from ragvl.retriever.encoder import DualEncoder, check_content
 from ragvl.retriever.index import IndexKind, SearchDevice, Selection, VectorIndex, check_ids
 from ragvl.retriever.kinds import kinds_of, search_in_turn
 from ragvl.retriever.storage import IndexFileError, load_state
+
+logger = logging.getLogger(__name__)
 
 _DOCUMENTS_FILE = "documents.jsonl"
 _ID_LENGTH = 16  # of the ids that are made of a document's content
@@ -100,27 +105,44 @@ class Retriever:
         return self._documents.get(id)
 
     def add(
-        self, documents: Iterable[DocumentLike], *, batch_size: int = 32, progress: bool = True
+        self,
+        documents: Iterable[DocumentLike],
+        *,
+        batch_size: int = 32,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = True,
     ) -> list[str]:
         """Adds documents; all of them, or on an error none.
 
         A document without an id gets its picture's path for one, or a hash of what it holds, so
         that the same document has the same id another day.
 
+        Args:
+            documents: new ones.
+            batch_size: pictures per forward pass.
+            on_error: "raise" at a document that cannot be used, or "skip" it: a line of the log
+                names it.
+            progress: show a progress bar when encoding takes more than a second.
+
         Returns:
-            The documents' ids.
+            The ids of those that were added.
 
         Raises:
-            ImageError: a picture cannot be used; the message names the document.
+            DocumentError: a document cannot be used; the message names it.
             TypeError: an item is neither a document nor a picture.
             ValueError: an id is there already, or twice among `documents`; or there are too few
                 to start an "ivfpq" index.
         """
         new = _by_id(documents)
         self.index.check_new(list(new))  # before the long work
-        vectors = self.encoder.encode_documents(
-            list(new.values()), batch_size=batch_size, progress=progress
-        )
+        encode = partial(self.encoder.encode_documents, batch_size=batch_size, progress=progress)
+        try:
+            vectors = encode(list(new.values()))
+        except DocumentError:
+            if on_error == "raise":
+                raise
+            new = {id: document for id, document in new.items() if _is_usable(document)}
+            vectors = encode(list(new.values()))
         self.index.add(list(new), vectors)
         self._documents.update(new)
         self._kinds = None
@@ -235,6 +257,18 @@ class Retriever:
         with path.open("w", encoding="utf-8") as file:
             for id, document in self._documents.items():
                 file.write(json.dumps(_SavedDocument.line_of(id, document)) + "\n")
+
+
+def _is_usable(document: Document) -> bool:
+    """Whether it can be encoded; a line of the log says why not."""
+    try:
+        check_content(document)
+        for picture in document.pictures:
+            picture.load()
+    except DocumentError as error:
+        logger.warning("skipped: %s", error)
+        return False
+    return True
 
 
 def _by_id(documents: Iterable[DocumentLike]) -> dict[str, Document]:

@@ -38,6 +38,24 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def test_what_cannot_be_used_is_skipped_and_named(encoder, files, tmp_path, caplog):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    usable = [Document(files[0], id="a"), Document(text="a tower", id="b")]
+    every = [usable[0], Document(broken, id="c"), Document(parts=[], id="d"), usable[1]]
+    retriever = Retriever(encoder)
+    with pytest.raises(ImageError, match="'c'"):
+        retriever.add(every[:2])
+    assert len(retriever) == 0
+    assert retriever.add(every, on_error="skip") == ["a", "b"]
+    named = [record.getMessage().partition(" (")[0] for record in caplog.records]
+    assert named == ["skipped: document 'c'", "skipped: document 'd'"]
+    expected = Retriever(encoder, usable).retrieve(TEXTS[0])
+    assert [(hit.id, hit.score) for hit in retriever.retrieve(TEXTS[0])] == [
+        (hit.id, hit.score) for hit in expected
+    ]
+
+
 class TestRetrieve:
     @pytest.mark.parametrize("kind", ["exact", "hnsw"])
     def test_equals_brute_force(self, kind, encoder, documents):
