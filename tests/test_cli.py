@@ -228,7 +228,16 @@ def test_every_command_with_a_table_prints_json(tmp_path: Path) -> None:
     checked = printed("data", "check", str(tmp_path / "own.jsonl"))
     assert (checked["questions"], checked["documents"]) == (1, 1)
     assert checked["problems"]["duplicate id"]["count"] == 1
-    for command in ("rerank", "warm", "demo", "evaluate", "calibrate", "ablate", "overhead"):
+    for command in (
+        "rerank",
+        "warm",
+        "index",
+        "demo",
+        "evaluate",
+        "calibrate",
+        "ablate",
+        "overhead",
+    ):
         help_page = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "90"}).stdout
         assert "--json" in help_page, command
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ragvl.cli import data, demo, doctor, evaluate, experiments, rerank, train
+from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, train
 from ragvl.cli.options import JsonMayNameAFile
 
 __all__ = ["app"]
@@ -43,6 +43,7 @@ app.callback()(ragvl)
 app.command(cls=JsonMayNameAFile)(demo.demo)
 app.command()(rerank.rerank)
 app.command()(rerank.warm)
+app.command()(index.index)
 app.command(cls=JsonMayNameAFile)(experiments.overhead)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.calibrate)

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from ragvl import Document, RagVL, Reranker, Retriever
+from ragvl.cli import app
+from ragvl.data.synthetic import Places, write_world
 from ragvl.retriever import DualEncoder, IndexMismatchError
 from ragvl.server.stages import ASSETS, TINY_RERANKER, Stages, load_stages
 
@@ -100,3 +104,36 @@ def test_the_demo_answers_its_examples(demo: Stages) -> None:
     assert demo.retriever.get(document.id) is document
     assert demo.retriever.get("no such id") is None
     assert isinstance(document.image, bytes)
+
+
+def test_an_index_from_the_command_line(demo: Stages, tmp_path: Path) -> None:
+    assert demo.retriever is not None
+    pictures, built = tmp_path / "pictures", tmp_path / "index"
+    pictures.mkdir()
+    lines = []
+    for i, document in enumerate(list(demo.retriever.documents.values())[:3]):
+        assert isinstance(document.image, bytes)
+        (pictures / f"{i}.png").write_bytes(document.image)
+        lines.append({"id": f"own {i}", "image": f"{i}.png", "caption": document.caption})
+    (pictures / "2.png").write_bytes(b"no picture")
+    (pictures / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def run(source: Path, *others: str) -> Result:
+        command = ["index", str(source), str(built), "--encoder", str(ENCODER), "--device", "cpu"]
+        return CliRunner().invoke(app, [*command, *others])
+
+    strict = run(pictures / "own.jsonl", "--strict")
+    assert strict.exit_code == 1
+    assert "'own 2'" in strict.stderr
+    assert not built.exists()
+    outcome = run(pictures / "own.jsonl", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    figures = json.loads(outcome.stdout)
+    assert (figures["documents"], figures["skipped"]) == (2, 1)
+    stages = load_stages(lambda: demo.reranker, index=built, encoder=ENCODER, device="cpu")
+    assert stages.retriever is not None
+    assert list(stages.retriever.documents) == ["own 0", "own 1"]
+    write_world(tmp_path / "world", Places(), counts={"test": 2})
+    refused = run(tmp_path / "world", "--split", "test")
+    assert refused.exit_code == 1
+    assert "has no file of its own" in refused.stderr
