@@ -16,9 +16,10 @@ import pytest
 from PIL import Image, ImageDraw
 from server.conftest import MODEL_NAME, LiveServer, MakeServices, live
 
-from ragvl import AsyncClient, Client, Document, Reranker
+from ragvl import AsyncClient, Client, Document, RagVL, Reranker
 from ragvl.client import ApiError
 from ragvl.server.access import ApiKeys
+from ragvl.server.stages import Stages
 
 QUERY = "Which town has a red tower?"
 TEXTS = [
@@ -98,6 +99,14 @@ class Held:
     def score_each(self, *arguments: Any, **options: Any) -> Any:
         assert self.released.wait(30)
         return self._reranker.score_each(*arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def with_index(make_services: MakeServices, demo: Stages) -> Iterator[LiveServer]:
+    """A server with the demo's index and generator."""
+    parts = {"retriever": demo.retriever, "generator": demo.generator}
+    with live(make_services(demo.reranker, **parts)) as server:
+        yield server
 
 
 def in_order(scores: dict[Any, float]) -> list[tuple[Any, float]]:
@@ -360,3 +369,94 @@ class TestOurs:
         assert refused.value.retry_after >= 1
         for answer in answers:
             assert [r.raw for r in answer.results] == [r.raw for r in expected]
+
+    def test_keeps_documents(self, server, tiny_reranker):
+        names = ["ours/a b?", "ours/ü", "ours/c", "ours/d"]
+        bodies = [
+            {"image": PICTURES[0], "caption": CAPTIONS[0]},
+            {"image": Image.open(BytesIO(PICTURES[1]))},
+            {"text": TEXTS[1]},
+            {"parts": [TEXTS[3], PICTURES[2], "before it"]},
+        ]
+        documents = [Document(**body, id=id) for body, id in zip(bodies, names, strict=True)]
+        known = [{"id": id} for id in names]
+        with Client(server.url) as client:
+            kept = client.put_documents(documents)
+            assert [document.id for document in kept.documents] == names
+            again = client.put_documents(documents)
+            assert [document.prefix for document in again.documents] == ["known"] * 4
+            scores = client.score([(QUERY, document) for document in known])
+            assert (
+                list(scores.scores)
+                == tiny_reranker.score([(QUERY, document) for document in documents]).tolist()
+            )
+            assert scores.usage.cached_tokens > 0
+            assert scores.built == 0
+            found = client.get_document(names[0])
+            assert (found.id, found.source, found.text) == (names[0], "stored", CAPTIONS[0])
+            assert (found.num_pictures, found.warm) == (1, True)
+            first = client.list_documents(after="ours/", limit=3)
+            rest = client.list_documents(after=first.documents[-1].id, limit=3)
+            assert (first.has_more, rest.has_more) == (True, False)
+            listed = [document.id for document in (*first.documents, *rest.documents)]
+            assert listed == sorted(names)
+            assert [client.delete_document(id) for id in names] == [True] * 4
+            assert not client.delete_document(names[0])
+            with pytest.raises(ApiError, match="404"):
+                client.get_document(names[0])
+            with pytest.raises(ApiError, match=r"404: documents\[0\].id"):
+                client.rerank(QUERY, known)
+
+    def test_one_bad_document_keeps_none(self, server):
+        documents = [Document(text="one", id="good"), Document(PICTURES[0][:-30], id="bad")]
+        with Client(server.url) as client:
+            with pytest.raises(ApiError) as refused:
+                client.put_documents(documents)
+            assert refused.value.status == 422
+            assert refused.value.param.startswith("documents[1]")
+            with pytest.raises(ApiError, match="404"):
+                client.get_document("good")
+
+    def test_searches_and_answers_as_the_library_does(self, with_index, demo):
+        rag = RagVL(demo.retriever, demo.reranker, demo.generator, num_candidates=6)
+        question = demo.examples[0]
+        expected = rag.answer(question, max_new_tokens=8)
+        ranked = [(r.index, r.score, r.raw, r.kept, r.document.caption) for r in expected.ranked]
+
+        async def ask():
+            async with AsyncClient(with_index.url) as client:
+                return await asyncio.gather(
+                    client.search(question, num_candidates=6),
+                    client.search(question, num_candidates=6, top_k=1, threshold="natural"),
+                    client.answer(question, num_candidates=6, max_new_tokens=8),
+                )
+
+        found, cut, answer = asyncio.run(ask())
+        for results in (found.results, answer.results):
+            assert [(r.index, r.score, r.raw, r.kept, r.text) for r in results] == ranked
+            assert [r.retrieval_score for r in results] == [
+                expected.retrieved[r.index].score for r in results
+            ]
+        assert [r.index for r in cut.results] == [ranked[0][0]]
+        assert cut.threshold == 0.5
+        assert (answer.text, answer.grounded) == (expected.text, expected.grounded)
+        assert [r.index for r in answer.evidence] == [r.index for r in expected.evidence]
+        assert {"retrieve", "score", "generate", "total"} <= answer.timings.keys()
+
+    def test_answers_from_what_it_is_given(self, with_index, demo):
+        question = demo.examples[1]
+        documents = [hit.document for hit in demo.retriever.retrieve(question, 3)]
+        given = [{"id": documents[0].id}, *documents[1:]]
+        ranked = demo.reranker.rank(question, documents, threshold=0.0, progress=False)
+        evidence = [r.document for r in ranked[:2]]
+        with Client(with_index.url) as client:
+            answer = client.answer(question, documents=given, threshold=0.0, max_new_tokens=8)
+            assert [r.document for r in answer.evidence] == [given[r.index] for r in ranked[:2]]
+            assert answer.text == demo.generator.answer(question, evidence, max_new_tokens=8)
+            with pytest.raises(ApiError, match="409"):
+                client.delete_document(documents[0].id)
+            assert client.get_document(documents[0].id).source == "index"
+
+    def test_a_server_without_an_index(self, server):
+        with Client(server.url) as client, pytest.raises(ApiError, match="index"):
+            client.search(QUERY)
