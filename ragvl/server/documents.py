@@ -25,8 +25,10 @@ import threading
 import time
 import weakref
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,6 +50,7 @@ PICTURE_PATH = "/picture"  # ends the path of a document's picture, and so no id
 _FORMAT = 1
 _NAME = re.compile("[0-9a-f]{64}")
 _REMEMBERED = 2**16  # documents in memory
+_AT_ONCE = 16  # pictures that are written
 _LOCK_SECONDS = 30.0  # that a process waits for another one's transaction
 _STALE_SECONDS = 3600  # after which nobody writes to a draft any more
 _SCHEMA = """
@@ -119,6 +122,12 @@ class DocumentStore:
         max_bytes: so is one that would make more of texts and pictures; a picture of two documents
             counts twice.
         max_pixels: of a picture; see `load_image`.
+        unused_seconds: how long a picture stays that no document has any more: for requests that
+            hold the document as it was.
+
+    Attributes:
+        folder: where they are kept.
+        thread: one to put and delete in, which take turns anyway.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -133,6 +142,7 @@ class DocumentStore:
         max_documents: int,
         max_bytes: int,
         max_pixels: int | None = None,
+        unused_seconds: float = 60.0,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ragvl-documents-"))
         self._discard: Callable[[], object] | None = None
@@ -143,19 +153,24 @@ class DocumentStore:
         self._max_documents = max_documents
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
+        self._unused_seconds = unused_seconds
+        self._forgotten: deque[tuple[float, str]] = deque()  # when, and a picture's name
         self._remembered: dict[str, _Remembered] = {}
         # Of two connections the one that reads is never busy for long, and its PRAGMA data_version
         # tells of this process's writes as it does of others'
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "documents.sqlite"
-        try:
-            self._writer = _connect(path)
-            self._prepare()
-            self._reader = _connect(path)
-            self._remove_leftovers()
-        except sqlite3.DatabaseError as error:
-            raise StoreFileError(f"{shown(path)} cannot be used: {reason(error)}") from error
+        with ExitStack() as opened:
+            try:
+                self._writer = opened.enter_context(closing(_connect(path)))
+                self._prepare()
+                self._reader = opened.enter_context(closing(_connect(path)))
+                self._remove_leftovers()
+            except sqlite3.DatabaseError as error:
+                raise StoreFileError(f"{shown(path)} cannot be used: {reason(error)}") from error
+            opened.pop_all()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="ragvl-documents")
 
     @classmethod
     def by(cls, settings: ServerSettings, index: Mapping[str, Document] | None) -> DocumentStore:
@@ -166,6 +181,7 @@ class DocumentStore:
             max_documents=settings.max_stored_documents,
             max_bytes=settings.max_stored_bytes,
             max_pixels=settings.max_pixels,
+            unused_seconds=settings.max_timeout,
         )
 
     def __len__(self) -> int:
@@ -251,7 +267,7 @@ class DocumentStore:
                 for id, (content, kept) in new.items():
                     _replace(write, id, content, kept)
                 self._check_room(write)
-            self._remove_unused(replaced - pictures.keys())
+            self._forget(replaced - pictures.keys())
 
     def delete(self, id: str) -> bool:
         """Forgets the document of that id; whether there was one that had been put.
@@ -264,11 +280,14 @@ class DocumentStore:
             with self._transaction() as write:
                 pictures = _pictures_of(write, [id])
                 deleted = write.execute("DELETE FROM documents WHERE id = ?", (id,)).rowcount > 0
-            self._remove_unused(pictures)
+            self._forget(pictures)
         return deleted
 
     def close(self) -> None:
         """Ends its use, and removes a folder that was only made for it."""
+        self.thread.shutdown()
+        with suppress(OSError, sqlite3.Error):
+            self._remove_unused(name for _, name in self._forgotten)
         with self._read_lock, self._write_lock:
             self._reader.close()
             self._writer.close()
@@ -382,18 +401,37 @@ class DocumentStore:
 
     def _keep(self, pictures: Mapping[str, bytes]) -> None:
         """Writes the pictures that are not there yet."""
-        folders = set()
-        for name, content in pictures.items():
-            path = self._path(name)
-            with suppress(OSError):
-                if file_bytes_name(path) == name:
-                    continue
-            draft = self.folder / "drafts" / f"{name}-{secrets.token_hex(4)}"
-            with whole_file(path, draft=draft):
-                draft.write_bytes(content)
-            folders.add(path.parent)
-        for folder in folders:
-            flush(folder)
+        missing = [name for name in pictures if not self._has(name)]
+        if not missing:
+            return
+        # A disk takes several at once in little more time than one
+        with ThreadPoolExecutor(min(len(missing), _AT_ONCE)) as threads:
+            folders = set(threads.map(lambda name: self._write(name, pictures[name]), missing))
+            list(threads.map(flush, folders))
+
+    def _has(self, name: str) -> bool:
+        try:
+            return file_bytes_name(self._path(name)) == name
+        except OSError:
+            return False
+
+    def _write(self, name: str, content: bytes) -> Path:
+        """Writes a picture; returns its folder, which does not surely hold it until a flush."""
+        path = self._path(name)
+        draft = self.folder / "drafts" / f"{name}-{secrets.token_hex(4)}"
+        with whole_file(path, draft=draft):
+            draft.write_bytes(content)
+        return path.parent
+
+    def _forget(self, pictures: Iterable[str]) -> None:
+        """Has pictures that no document has removed, once no request can hold them any more."""
+        now = time.monotonic()
+        with self._write_lock:
+            self._forgotten.extend((now, name) for name in pictures)
+            due = []
+            while self._forgotten and self._forgotten[0][0] <= now - self._unused_seconds:
+                due.append(self._forgotten.popleft()[1])
+        self._remove_unused(due)
 
     def _remove_unused(self, names: Iterable[str]) -> None:
         """Removes those of the pictures that no document has."""

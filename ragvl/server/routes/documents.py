@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from io import BytesIO
 from typing import Annotated, TypeVar
@@ -196,7 +197,8 @@ async def get_document(request: Request, id: Id) -> Response:
 async def delete_document(request: Request, id: Id) -> Response:
     """Forgets a document that was put here."""
     services = services_of(request)
-    if not await _in_thread(request, lambda: services.documents.delete(id)):
+    store = services.documents
+    if not await _in_thread(request, lambda: store.delete(id), store.thread):
         _check_free(request, id, "id")
         raise _unknown(id)
     return json_answer(DeletedDocumentAnswer(id=id, model=services.model_name, usage=usage_of([])))
@@ -217,9 +219,8 @@ async def _put(request: Request, placed: list[Placed], num_bytes: int) -> Respon
             if isinstance(outcome, Exception):
                 raise refusal(outcome, place, document) from outcome
             data.append(PutDocument(id=str(document.id), prefix=outcome))
-        await asyncio.get_running_loop().run_in_executor(
-            services.pool, services.documents.put, documents
-        )
+        store = services.documents
+        await asyncio.get_running_loop().run_in_executor(store.thread, store.put, documents)
         return PutDocumentsAnswer(
             model=services.model_name,
             data=data,
@@ -230,12 +231,12 @@ async def _put(request: Request, placed: list[Placed], num_bytes: int) -> Respon
     return json_answer(await call(request, work))
 
 
-async def _in_thread(request: Request, work: Callable[[], T]) -> T:
-    """What `work` returns, which waits for a disk or decodes a picture."""
-    pool = services_of(request).pool
+async def _in_thread(request: Request, work: Callable[[], T], thread: Executor | None = None) -> T:
+    """What `work` returns, which waits for a disk or decodes a picture; by default in the pool."""
+    threads = thread or services_of(request).pool
 
     async def done(_: float) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     return await call(request, done)
 
