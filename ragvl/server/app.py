@@ -51,7 +51,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     install_error_answers(app)
-    install_openapi(app)
+    install_openapi(app, max_timeout=services.settings.max_timeout)
     for found in pkgutil.iter_modules(routes.__path__):
         app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
     settings = services.settings

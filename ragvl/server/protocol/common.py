@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 FIRST_ERROR = Field(fail_fast=True)  # of a list: one is told, and a long list's would fill memory
 _PICTURE = "data:image/"
+_SOURCE = r"^\s*([Dd][Aa][Tt][Aa]:[^,]*,.|[Hh][Tt][Tt][Pp][Ss]?://.|[A-Za-z0-9+/_=\s-]+$)"
 _EXAMPLE_PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEElEQVR4nGP4z8CAFWEX"
     "HbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
@@ -40,17 +41,46 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+def has(*names: str, **others: Any) -> dict[str, Any]:
+    """JSON Schema of an object in which these fields are given, and not null.
+
+    Args:
+        names: of the fields.
+        others: JSON Schemas of further fields.
+    """
+    given = {name: {"not": {"type": "null"}} for name in names}
+    return {"required": list(names), "properties": {**given, **others}}
+
+
+# How a document cannot be written: as a picture or content twice
+_TWICE = [("image", "image_url"), *(("content", n) for n in ("text", "image", "image_url"))]
+_TWO_WAYS: Any = {"anyOf": [has(*names) for names in _TWICE]}
+
+
+def _whole(given: object) -> object:
+    """JSON makes no difference between 3 and 3.0."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+WHOLE = BeforeValidator(_whole)
+Natural = Annotated[int, Field(ge=0), WHOLE]
+Positive = Annotated[int, Field(ge=1), WHOLE]
+
+
 def _said(text: str) -> str:
     if not text.strip():
         raise PydanticCustomError("empty", "it is empty")
     return text
 
 
-Said = Annotated[str, Field(min_length=1), AfterValidator(_said)]
+Said = Annotated[
+    str, Field(min_length=1, json_schema_extra={"pattern": r"\S"}), AfterValidator(_said)
+]
 Source = Annotated[
     str,
     Field(
         min_length=1,
+        json_schema_extra={"pattern": _SOURCE},
         description="A data: URI, bare base64, or an http(s) URL of an allowed host; never a path.",
         examples=[_EXAMPLE_PICTURE],
     ),
@@ -90,6 +120,14 @@ class Part(NamedTuple):
 
 class ContentPart(Body):
     """A part of a document: a text or a picture."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                has(name, type={"enum": [name, None]}) for name in ("text", "image_url", "image")
+            ]
+        }
+    )
 
     type: Literal["text", "image_url", "image"] | None = None
     text: Said | None = None
@@ -174,11 +212,13 @@ class DocumentBody(_Content):
 
     model_config = ConfigDict(
         json_schema_extra={
+            "anyOf": [has(name) for name in ("id", "text", "image", "image_url", "content")],
+            "not": _TWO_WAYS,
             "examples": [
                 {"text": "Velmora has a red tower."},
                 {"image": _EXAMPLE_PICTURE, "text": "The red tower of Velmora"},
                 {"id": "tower-1"},
-            ]
+            ],
         }
     )
 
@@ -200,6 +240,13 @@ class DocumentBody(_Content):
 
 class QueryBody(_Content):
     """What documents are ranked for: a text, a picture, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [has(name) for name in ("text", "image", "image_url", "content")],
+            "not": _TWO_WAYS,
+        }
+    )
 
     @model_validator(mode="after")
     def _check_content(self) -> QueryBody:
@@ -230,14 +277,12 @@ DocumentLike = Annotated[
     DocumentBody,
     BeforeValidator(
         _as_object,
-        json_schema_input_type=Annotated[str, Field(min_length=1)] | DocumentBody,
+        json_schema_input_type=Said | DocumentBody,
     ),
 ]
 QueryLike = Annotated[
     QueryBody,
-    BeforeValidator(
-        _as_object, json_schema_input_type=Annotated[str, Field(min_length=1)] | QueryBody
-    ),
+    BeforeValidator(_as_object, json_schema_input_type=Said | QueryBody),
 ]
 Documents = Annotated[list[DocumentLike], Field(min_length=1), FIRST_ERROR]
 
@@ -267,6 +312,7 @@ TokenLimit = Annotated[
         description="Nothing is cut here: a prompt with more tokens in all is refused. 0 and -1 "
         "mean no limit.",
     ),
+    WHOLE,
 ]
 
 

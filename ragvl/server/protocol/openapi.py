@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ragvl.server.calls import TIMEOUT_HEADER
 from ragvl.server.protocol.common import ErrorAnswer
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -35,12 +36,6 @@ _SUMMARIES = {
 _ERROR = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorAnswer.__name__)}}}
 OF_BODY = (400, 408, 413, 415, 422)  # errors of whatever route reads a body
 OF_MODEL = (404, 429, 503, 504)  # and of one that has the model work
-_TIMEOUT = {
-    "name": "X-Request-Timeout",
-    "in": "header",
-    "description": "Seconds until the answer is of no use any more; then it is a 504.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-}
 _RETRY_AFTER = {"description": "Seconds until there is room.", "schema": {"type": "integer"}}
 
 
@@ -60,8 +55,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _SUMMARIES[status]} for status in sorted({*statuses, 401, 500})}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Has `app.openapi` tell all."""
+def install_openapi(app: FastAPI, *, max_timeout: float) -> None:
+    """Has `app.openapi` tell all.
+
+    Args:
+        app: the application.
+        max_timeout: the most seconds that a request may ask for.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -71,15 +71,21 @@ def install_openapi(app: FastAPI) -> None:
                 description=app.description,
                 routes=app.routes,
             )
-            app.openapi_schema = _completed(described)
+            app.openapi_schema = _completed(described, max_timeout)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _completed(described: dict[str, Any]) -> dict[str, Any]:
+def _completed(described: dict[str, Any], max_timeout: float) -> dict[str, Any]:
     components = described.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
+    timeout = {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "description": "Seconds until the answer is of no use any more; then it is a 504.",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": max_timeout},
+    }
     for operation in _operations(described):
         for kind in operation.get("requestBody", {}).get("content", {}).values():
             schemas.update(kind["schema"].pop("$defs", {}))
@@ -91,7 +97,7 @@ def _completed(described: dict[str, Any]) -> dict[str, Any]:
         if "429" in answers:
             answers["429"]["headers"] = {"Retry-After": _RETRY_AFTER}
         if "504" in answers:
-            operation.setdefault("parameters", []).append(_TIMEOUT)
+            operation.setdefault("parameters", []).append(timeout)
     for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own 422
         schemas.pop(unused, None)
     error = ErrorAnswer.model_json_schema(ref_template=_REFERENCE)

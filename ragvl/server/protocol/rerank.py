@@ -10,6 +10,7 @@ from ragvl.server.protocol.common import (
     Answer,
     Built,
     Documents,
+    Natural,
     QueryLike,
     ScoringBody,
     Timings,
@@ -36,7 +37,7 @@ class RerankBody(ScoringBody):
 
     query: QueryLike
     documents: Documents
-    top_n: int | None = Field(None, ge=0, description="How many to return; 0 means all.")
+    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
     return_documents: bool | None = Field(
         None, description="Whether results hold their documents' texts. Pictures never come back."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,7 @@ from ragvl.server.protocol.common import (
     ScoringBody,
     Timings,
     Usage,
+    has,
 )
 
 
@@ -38,6 +39,12 @@ Seconds = Annotated[
 _WAYS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
+def _alone(way: tuple[str, str]) -> dict[str, Any]:
+    """JSON Schema of a body with these two fields and not the others."""
+    others = {name for names in _WAYS for name in names}.difference(way)
+    return has(*way, **{name: {"type": "null"} for name in sorted(others)})
+
+
 class ScoreBody(ScoringBody):
     """Queries and documents, under one of four pairs of names.
 
@@ -50,7 +57,7 @@ class ScoreBody(ScoringBody):
                 "queries": "Which town has a red tower?",
                 "documents": ["Velmora has a red tower.", "Ashby has a blue mill."],
             },
-            "oneOf": [{"required": list(way)} for way in _WAYS],
+            "oneOf": [_alone(way) for way in _WAYS],
         }
     )
 

@@ -7,9 +7,12 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from ragvl.server.protocol.common import (
+    WHOLE,
     Answer,
     Built,
     Documents,
+    Natural,
+    Positive,
     QueryLike,
     ScoringBody,
     Timings,
@@ -29,10 +32,10 @@ class SearchBody(ScoringBody):
     documents: Documents | None = Field(
         None, description="In the index's place: all of them are reranked, in this order."
     )
-    num_candidates: int = Field(
-        20, ge=1, description="How many documents are retrieved from the index, and reranked."
+    num_candidates: Positive = Field(
+        20, description="How many documents are retrieved from the index, and reranked."
     )
-    top_n: int | None = Field(None, ge=0, description="How many to return; 0 means all.")
+    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
     threshold: Probability | str | None = Field(
         None,
         description='What `kept` means: a probability, "natural" (0.5), or a name that was '
@@ -48,10 +51,10 @@ class AnswerBody(SearchBody):
 
     model_config = ConfigDict(json_schema_extra={"example": {"query": _QUESTION}})
 
-    top_k: int = Field(
-        2, ge=1, description="From how many documents at most; only what is kept counts."
+    top_k: Positive = Field(
+        2, description="From how many documents at most; only what is kept counts."
     )
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=4096), WHOLE] = Field(
         32, description="How many tokens the answer has at most."
     )
 

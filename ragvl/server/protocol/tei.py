@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from ragvl.server.protocol.common import Answer, Body, Documents, QueryLike, Unchanged
+from ragvl.server.protocol.common import Answer, Body, Documents, Natural, QueryLike, Unchanged
 
 
 class TeiRerankBody(Body):
@@ -30,7 +30,7 @@ class TeiRerankBody(Body):
     )
     truncation_direction: Unchanged[Literal["left", "right", "Left", "Right"] | None] = None
     model: str | None = None
-    top_n: int | None = Field(None, ge=0, description="How many to return; 0 means all.")
+    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
 
 
 class TeiRank(Answer):
