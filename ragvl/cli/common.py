@@ -31,7 +31,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = "pip install 'ragvl[cpu,train,eval]'"
+        extra = "pip install 'ragvl[cpu,train,eval,serve]'"
         say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
         sys.exit(1)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:

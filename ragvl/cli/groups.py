@@ -21,18 +21,25 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 
 
-def takes(group: type) -> Callable[[Command], Command]:
-    """A command whose first parameter is a group of options: its fields, then the command's own."""
+def takes(*groups: type) -> Callable[[Command], Command]:
+    """A command whose first parameters are groups of options: their fields, then its own."""
 
     def decorate(command: Command) -> Command:
-        shared = list(inspect.signature(group, eval_str=True).parameters.values())
-        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        fields = [
+            list(inspect.signature(group, eval_str=True).parameters.values()) for group in groups
+        ]
+        shared = [one for group in fields for one in group]
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
         # By keyword, since an option that must be given may follow one that need not
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
 
         @wraps(command)
         def run(**values: Any) -> None:
-            command(group(**{one.name: values.pop(one.name) for one in shared}), **values)
+            chosen = [
+                group(**{one.name: values.pop(one.name) for one in given})
+                for group, given in zip(groups, fields, strict=True)
+            ]
+            command(*chosen, **values)
 
         # What typer reads
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,7 +39,8 @@ def create_app(services: Services) -> FastAPI:
             async with warming(services):
                 yield
         finally:
-            services.close()
+            # In a thread: it waits for the model, while answers are still to be written
+            await asyncio.to_thread(services.close)
 
     app = FastAPI(
         title="ragvl",
@@ -56,7 +58,12 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
     settings = services.settings
     # The last one is the first to see a request
-    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=settings.max_body_bytes,
+        max_held=settings.max_held_bytes,
+        seconds=settings.body_seconds,
+    )
     if services.keys is not None:
         app.add_middleware(KeyCheck, keys=services.keys)
     app.add_middleware(RequestLog, metrics=services.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragvl.server.errors import ServerError, error_answer
+from ragvl.server.errors import ServerError, ShuttingDown, error_answer
 from ragvl.server.logs import request_id_variable
 from ragvl.server.metrics import Metrics
 
@@ -54,6 +55,9 @@ class RequestLog:
             await self._app(scope, receive, answer.send)
         except ServerError as error:
             await self._answer_error(error, scope, receive, answer)
+        except asyncio.CancelledError:
+            # The grace time is over, and this is the last that is done for the request
+            await self._answer_error(ShuttingDown(), scope, receive, answer)
         except Exception as error:
             _log.error("a request failed", exc_info=error)
             failed = ServerError(f"the server failed (request {request_id}); its log says why")

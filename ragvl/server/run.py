@@ -10,16 +10,28 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import uvicorn
 
+from ragvl.prefix_cache import PrefixCache
+from ragvl.server.access import ApiKeys
 from ragvl.server.app import create_app
+from ragvl.server.connections import Connection
+from ragvl.server.documents import DocumentStore
+from ragvl.server.engine import Engine
+from ragvl.server.fetch import PictureFetcher
+from ragvl.server.metrics import Metrics
 from ragvl.server.services import Services
+from ragvl.server.settings import ServerSettings
+from ragvl.server.stages import Stages
 
 _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_SECONDS = 5.0  # after the grace time, for a pass that goes on
 _AT_ONCE = 130  # the exit code of a second signal
 
 
@@ -65,7 +77,7 @@ class Server(uvicorn.Server):
         settings = services.settings
         config = uvicorn.Config(
             create_app(services),
-            http="httptools",
+            http=partial(Connection, settings=settings),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             log_config=None,
@@ -89,12 +101,16 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
         await super().startup(sockets)
+        for one in sockets or ():
+            where = {"url": url_of(one), "model": self._services.model_name}
+            _log.info("listening", extra={"fields": where})
         self.listening.set()
 
     def stop(self) -> None:
         """Begins to end, from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._begin_to_end)
+            with suppress(RuntimeError):  # its loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._begin_to_end)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -132,13 +148,59 @@ class Server(uvicorn.Server):
             left = grace - (time.monotonic() - started)
             self.config.timeout_graceful_shutdown = max(1, round(left))
             self.should_exit = True
+        if not self.is_clean and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().call_later(_LAST_SECONDS, os._exit, 1)
 
 
-def serve(services: Services, bound: socket.socket) -> int:
+def make_prefix_cache(settings: ServerSettings) -> PrefixCache:
+    """The tiers in which the reranker keeps prefixes, as the settings say."""
+    folder = settings.cache
+    return PrefixCache(
+        settings.device_cache,
+        host_bytes=settings.host_cache,
+        folder=None if folder is None else folder / "prefixes",
+        disk_bytes=settings.disk_cache,
+    )
+
+
+def build_services(
+    stages: Stages, settings: ServerSettings, *, model: str, keys: ApiKeys | None = None
+) -> Services:
+    """What the routes work with.
+
+    Raises:
+        ValueError: a host to fetch from is none.
+        OSError: the cache's folder cannot be used.
+
+    Args:
+        stages: the models, and the index.
+        settings: the limits.
+        model: the reranker's hub id or folder; a folder's name is what answers call it.
+        keys: API keys, if any are needed.
+    """
+    name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
+    metrics = Metrics()
+    retriever = stages.retriever
+    return Services(
+        settings=settings,
+        reranker=stages.reranker,
+        engine=Engine(stages.reranker, settings, metrics),
+        documents=DocumentStore.by(settings, None if retriever is None else retriever.documents),
+        fetcher=PictureFetcher.by(settings),
+        model_name=settings.model_name or name,
+        model_aliases=() if settings.model_name is None else (name,),
+        retriever=retriever,
+        generator=stages.generator,
+        examples=stages.examples,
+        keys=keys,
+        metrics=metrics,
+        pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="ragvl-bodies"),
+    )
+
+
+def run_server(services: Services, bound: socket.socket) -> int:
     """Serves until a signal; the exit code: 0 where all that was accepted was answered."""
     server = Server(services)
-    where = {"url": url_of(bound), "model": services.model_name}
-    _log.info("listening", extra={"fields": where})
     server.run([bound])
     if not server.started:
         return 1

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
-from ragvl.server.documents import DocumentStore
-from ragvl.server.fetch import PictureFetcher
 from ragvl.server.metrics import Metrics
 from ragvl.server.settings import ServerSettings
 
@@ -19,7 +17,9 @@ if TYPE_CHECKING:
     from ragvl.reranker import Reranker
     from ragvl.retriever import Retriever
     from ragvl.server.access import ApiKeys
+    from ragvl.server.documents import DocumentStore
     from ragvl.server.engine import Engine
+    from ragvl.server.fetch import PictureFetcher
 
 
 @dataclass
@@ -30,12 +30,13 @@ class Services:
         settings: its limits.
         reranker: the model; only the engine's thread calls it, but for what computes nothing.
         engine: the model's thread and the queue before it.
+        documents: documents by id, those of the index too.
+        fetcher: gets pictures behind URLs, of the hosts that are allowed.
         model_name: what answers call the model.
         model_aliases: other names that requests may call it by.
-        documents: documents by id; made as the settings say where it is not given.
-        fetcher: fetches pictures behind URLs; made as the settings say.
         retriever: the index; None without one.
         generator: None without one.
+        examples: questions to try on the page.
         keys: API keys, of which a request must bring one; None lets everybody in.
         metrics: for `/metrics`.
         pool: threads that read and check bodies and pictures.
@@ -47,12 +48,13 @@ class Services:
     settings: ServerSettings
     reranker: Reranker
     engine: Engine
+    documents: DocumentStore
+    fetcher: PictureFetcher
     model_name: str
     model_aliases: tuple[str, ...] = ()
-    documents: DocumentStore = None  # type: ignore[assignment]
-    fetcher: PictureFetcher = field(init=False)
     retriever: Retriever | None = None
     generator: Generator | None = None
+    examples: tuple[str, ...] = ()
     keys: ApiKeys | None = None
     metrics: Metrics = field(default_factory=Metrics)
     pool: ThreadPoolExecutor = field(
@@ -61,12 +63,6 @@ class Services:
     is_draining: bool = False
     warming: tuple[int, int] | None = None
     started: int = field(default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        if self.documents is None:
-            index = None if self.retriever is None else self.retriever.documents
-            self.documents = DocumentStore.by(self.settings, index)
-        self.fetcher = PictureFetcher.by(self.settings)
 
     def close(self) -> None:
         """Ends the threads; what is still queued is not answered."""

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-MiB = 1 << 20
-GiB = 1 << 30
+
+def _bytes(size: int | str) -> int:
+    from ragvl.prefix_cache.sizes import parse_bytes  # its package imports torch
+
+    return parse_bytes(size)
+
+
+def _hosts(given: Any) -> Any:
+    """Hosts as one text, or several texts, with commas between them."""
+    listed = [given] if isinstance(given, str) else given
+    hosts = [host for text in listed for host in text.replace(",", " ").split()]
+    if hosts:
+        from ragvl.server.fetch import allowed_origin  # its package is of the extra [serve]
+
+        for host in hosts:
+            allowed_origin(host)
+    return hosts
+
 
 Seconds = Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# A number, or a text such as "64MiB"
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1, validate_default=True)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts)]
+
+
+def _size(default: str, description: str) -> Any:
+    return Field(default, description=description)
 
 
 class EngineLimits(BaseModel):
@@ -20,8 +43,8 @@ class EngineLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_pairs: Count = Field(4096, description="Pairs that may wait for the model; beyond: 429.")
-    max_bytes: Count = Field(
-        512 * MiB, description="Bytes of request bodies that may wait for the model; beyond: 429."
+    max_bytes: Bytes = _size(
+        "512MiB", "Bytes of request bodies that may wait for the model; beyond: 429."
     )
     pass_pairs: Count = Field(
         64, description="Pairs of one pass of the model, of one request or of several."
@@ -63,10 +86,11 @@ class ServerSettings(EngineLimits):
         25.0, description="Seconds after SIGTERM in which what was accepted is answered."
     )
 
-    max_body_bytes: Count = Field(64 * MiB, description="Bytes of a request's body; beyond: 413.")
-    max_header_bytes: Count = Field(
-        32 << 10, description="Bytes of a request's line and headers; beyond: 431."
+    max_body_bytes: Bytes = _size("64MiB", "Bytes of a request's body; beyond: 413.")
+    max_held_bytes: Bytes = _size(
+        "1GiB", "Bytes of all bodies of requests that are not answered yet; beyond: 429."
     )
+    max_header_bytes: Bytes = _size("32KiB", "Bytes of a request's line and headers; beyond: 431.")
     max_documents: Count = Field(1000, description="Documents of a request; beyond: 413.")
     max_parts: Count = Field(32, description="Texts and pictures of one document or query.")
     max_text: Count = Field(1 << 20, description="Characters of one text.")
@@ -76,8 +100,8 @@ class ServerSettings(EngineLimits):
     max_request_pixels: Count = Field(
         1_000_000_000, description="Pixels of all pictures of a request."
     )
-    max_tokens: Count | None = Field(
-        None, description="Tokens of one prompt; none: the model's context."
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens of one prompt; none: the model's context."
     )
 
     max_connections: Count = Field(2048, description="Open connections; more are closed at once.")
@@ -97,14 +121,12 @@ class ServerSettings(EngineLimits):
     max_stored_documents: Count = Field(
         1_000_000, description="Documents that the server keeps by id; beyond: 507."
     )
-    max_stored_bytes: Count = Field(
-        64 * GiB, description="Bytes of these documents on disk; beyond: 507."
-    )
+    max_stored_bytes: Bytes = _size("64GiB", "Bytes of these documents on disk; beyond: 507.")
 
-    allow_urls: tuple[str, ...] = Field(
+    allow_urls: Hosts = Field(
         (), description="Hosts from which pictures are fetched; none: no URL is."
     )
-    url_bytes: Count = Field(16 * MiB, description="Bytes of a picture behind a URL.")
+    url_bytes: Bytes = _size("16MiB", "Bytes of a picture behind a URL.")
     url_seconds: Seconds = Field(10.0, description="Seconds for a picture behind a URL.")
     url_redirects: int = Field(3, ge=0, description="Redirects that are followed, to these hosts.")
     allow_private_urls: bool = Field(

@@ -27,8 +27,8 @@ class Gate:
         self.arrived = threading.Semaphore(0)
         self.open = threading.Semaphore(0)
 
-    def score(self, pairs: Sequence[Pair]) -> Any:
-        return self.reranker.score(pairs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reranker, name)
 
     def score_each(self, pairs: Sequence[Pair]) -> Any:
         self._enter(pairs)

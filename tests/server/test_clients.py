@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
-from server.conftest import MODEL_NAME, LiveServer, MakeServices, live
+from server.live import MODEL_NAME, LiveServer, MakeServices, live
 
 from ragvl import AsyncClient, Client, Document, RagVL, Reranker
 from ragvl.client import ApiError

@@ -1,0 +1,140 @@
+"""`ragvl serve`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ragvl.cli import options
+from ragvl.cli.common import command_work, parse_threshold
+from ragvl.cli.groups import RerankerOptions, takes
+from ragvl.messages import validation_reason
+from ragvl.server.settings import ServerSettings
+
+_TINY = Path(__file__).parents[1] / "assets" / "tiny-reranker"
+
+
+@dataclass(frozen=True)
+class ServedReranker(RerankerOptions):
+    """The reranker that is served: by default the one that comes along."""
+
+    model: Annotated[
+        str,
+        typer.Argument(help="A hub id or a folder.", show_default="the tiny one that comes along"),
+    ] = str(_TINY)
+
+
+class ServerOptions:
+    """The fields of `ServerSettings` as options of a command."""
+
+    __signature__: inspect.Signature
+
+    def __init__(self, **given: Any) -> None:
+        self._given = given
+
+    def settings(self) -> ServerSettings:
+        """The settings.
+
+        Raises:
+            ValueError: one of them is out of its range, or they contradict each other.
+        """
+        given = {name: value for name, value in self._given.items() if value is not None}
+        try:
+            return ServerSettings(**given)
+        except ValidationError as error:
+            raise ValueError(validation_reason(error)) from None
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind, default = field.annotation, field.default
+    if get_origin(kind) is tuple:
+        kind, default = list[str] | None, None
+    elif isinstance(default, str) and kind is int:  # a number of bytes, as people write it
+        kind = str
+    variable = f"RAGVL_SERVE_{name.upper()}"
+    option = typer.Option(help=field.description, envvar=variable, show_envvar=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+ServerOptions.__signature__ = inspect.Signature(
+    [_option(name, field) for name, field in ServerSettings.model_fields.items()]
+)
+
+
+@takes(ServedReranker, ServerOptions)
+def serve(
+    chosen: ServedReranker,
+    limits: ServerOptions,
+    index: Annotated[
+        Path | None, typer.Option(help="An index that `Retriever.save` wrote, to search in.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The dual encoder that built it: a hub id or a folder.")
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="What answers questions: a hub id or a folder.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Serve the demo's drawn world, with its tiny models.")
+    ] = False,
+    template: Annotated[str | None, typer.Option(help="A prompt other than the preset's.")] = None,
+    threshold: Annotated[
+        str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
+    ] = "natural",
+    caption_tokens: options.CaptionTokens = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="API keys, one a line, of which a request must bring one; also RAGVL_API_KEYS, "
+            "with commas between them."
+        ),
+    ] = None,
+) -> None:
+    """Serve reranking over HTTP: documents by id, scores that depend on nobody's company.
+
+    SIGTERM ends it once what was accepted is answered. Each option may also come from a variable
+    RAGVL_SERVE_NAME.
+    """
+    with command_work("serve"):
+        from ragvl.server.access import ApiKeys
+        from ragvl.server.logs import configure_logs
+        from ragvl.server.run import bind, build_services, make_prefix_cache, run_server
+        from ragvl.server.stages import load_demo, load_stages
+
+        settings = limits.settings()
+        keys = ApiKeys.find(api_key_file)
+        kept_from = parse_threshold(threshold)
+        chosen.check()
+        with bind(settings.host, settings.port) as bound:
+            configure_logs(settings)
+            prefix_cache = make_prefix_cache(settings)
+            if demo:
+                stages = load_demo(device=chosen.device, prefix_cache=prefix_cache)
+            else:
+                stages = load_stages(
+                    lambda: chosen.load(
+                        template=template,
+                        threshold=kept_from,
+                        caption_tokens=caption_tokens,
+                        prefix_cache=prefix_cache,
+                    ),
+                    index=index,
+                    encoder=encoder,
+                    generator=generator,
+                    device=chosen.device,
+                    dtype=chosen.dtype,
+                    caption_tokens=caption_tokens,
+                    date=chosen.date,
+                )
+            services = build_services(stages, settings, model=chosen.model, keys=keys)
+            code = run_server(services, bound)
+    sys.exit(code)
