@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,18 @@ from ragvl.cli import app
 from ragvl.server.run import bind
 
 _SECONDS = 120  # a bound; a server starts within a few
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """What a command in this process does to logging is undone."""
+    root, package = logging.getLogger(), logging.getLogger("ragvl")
+    before = root.handlers[:], root.level, package.level
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    package.setLevel(before[2])
 
 
 @contextmanager
