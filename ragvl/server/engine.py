@@ -411,6 +411,7 @@ class Engine:
             over = self._queue.finish(pieces)
         for job in over:
             job.ended = ended
+            self._metrics.queue_seconds.observe((job.started or job.submitted) - job.submitted)
             job.tell_done()
         self._count(pieces, ended - began)
 

@@ -98,6 +98,7 @@ def test_company_changes_nothing(client: TestClient, demo: Stages) -> None:
 def test_metrics_tell_the_time_of_each_stage(client: TestClient, demo: Stages) -> None:
     _asked(client, "/v1/answer", query=demo.examples[0], max_tokens=1, num_candidates=2)
     metrics = client.get("/metrics").text
+    assert "ragvl_queue_seconds_count 0.0" not in metrics
     for kind in ("retrieve", "score", "generate"):
         assert f'ragvl_pass_seconds_count{{kind="{kind}"}}' in metrics
 
