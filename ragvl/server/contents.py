@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -167,20 +166,14 @@ async def _pictures(request: Request, contents: Sequence[Placed]) -> dict[str, E
 
 
 async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[str, Encoded]:
-    """Pictures behind URLs, by place; what is still on its way is dropped once one is refused."""
+    """Pictures behind URLs, by place; together they may have the bytes of a body."""
     services = services_of(request)
-
-    async def fetch(place: str, url: str) -> tuple[str, Encoded]:
-        data = await services.fetcher.fetch(url, place)
-        return place, checked_picture(data, place, services.settings.max_pixels)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            fetches = [group.create_task(fetch(place, url)) for place, url in urls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    fetched = (task.result() for task in fetches)
-    return {place: picture._replace(is_fetched=True) for place, picture in fetched}
+    settings = services.settings
+    fetched = await services.fetcher.fetch_all(dict(urls), max_bytes=settings.max_body_bytes)
+    return {
+        place: checked_picture(data, place, settings.max_pixels)._replace(is_fetched=True)
+        for place, data in fetched.items()
+    }
 
 
 def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NoReturn
 
 import httpx2
@@ -149,6 +149,38 @@ class PictureFetcher:
             error = failure
         where = f"{place}: {quoted(url, _URL_SHOWN)}"
         raise type(error)(f"{where}: {error.message}", param=place) from error
+
+    async def fetch_all(self, urls: Mapping[str, str], *, max_bytes: int) -> dict[str, bytes]:
+        """`fetch` for a request's URLs, by place; an error ends what is on its way.
+
+        Args:
+            urls: by place; one that is there twice is fetched once.
+            max_bytes: of all together.
+
+        Raises:
+            ServerError: see `fetch`.
+            TooLarge: together they have more bytes.
+        """
+        left = max_bytes
+
+        async def fetch(url: str, place: str) -> bytes:
+            nonlocal left
+            content = await self.fetch(url, place)
+            left -= len(content)
+            if left < 0:
+                many = f"the pictures behind URLs have more than {max_bytes:,} bytes together"
+                raise TooLarge(f"{place}: {many}", param=place)
+            return content
+
+        coming: dict[str, asyncio.Task[bytes]] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for place, url in urls.items():
+                    if url not in coming:
+                        coming[url] = group.create_task(fetch(url, place))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {place: coming[url].result() for place, url in urls.items()}
 
     async def _follow(self, url: str) -> bytes:
         target = self._checked(url)

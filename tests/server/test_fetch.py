@@ -198,6 +198,44 @@ class TestWhatComes:
         assert found == PICTURE
 
 
+class TestSeveral:
+    """The URLs of one request."""
+
+    @staticmethod
+    def fetch(host: Host, paths: dict[str, str], max_bytes: int) -> dict[str, bytes]:
+        async def work() -> dict[str, bytes]:
+            here = f"127.0.0.1:{host.port}"
+            fetcher = PictureFetcher([here], allow_private=True, max_bytes=MAX_BYTES, seconds=20)
+            urls = {place: f"http://{here}{path}" for place, path in paths.items()}
+            return await fetcher.fetch_all(urls, max_bytes=max_bytes)
+
+        return asyncio.run(work())
+
+    def test_each_is_fetched_once(self, host):
+        paths = {"documents[0].image": "/a", "documents[1].image": "/most", "query.image": "/a"}
+        found = self.fetch(host, paths, 2 * MAX_BYTES)
+        assert found == {
+            "documents[0].image": PICTURE,
+            "documents[1].image": bytes(MAX_BYTES),
+            "query.image": PICTURE,
+        }
+        assert sorted(path for _, path in host.asked) == ["/a", "/most"]
+        assert self.fetch(host, {}, 1) == {}
+
+    def test_too_many_bytes_together(self, host):
+        paths = {f"documents[{n}].image": f"/{n}" for n in range(8)}
+        assert len(self.fetch(host, paths, 8 * len(PICTURE))) == 8
+        with pytest.raises(TooLarge, match=r"documents\[\d\]\.image: .* together"):
+            self.fetch(host, paths, 8 * len(PICTURE) - 1)
+
+    def test_an_error_ends_all(self, host):
+        paths = {"documents[0].image": "/slow", "documents[1].image": "/status/404"}
+        with pytest.raises(Unprocessable, match="answered 404") as refusal:
+            self.fetch(host, paths, MAX_BYTES)
+        assert refusal.value.param == "documents[1].image"
+        assert not host.released.is_set()
+
+
 class TestWhatIsAllowed:
     @pytest.mark.parametrize(
         ("url", "reason"),
