@@ -43,6 +43,7 @@ class Script:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one piece, for which no client waits to acknowledge the first
     script: Script
 
     def _answer(self) -> None:
