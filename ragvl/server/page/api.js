@@ -17,39 +17,36 @@ export class Api {
     this.#key = key;
   }
 
-  /**
-   * The parsed answer to a request, and how long it took from here.
-   * @returns {Promise<{body: object, elapsed: number}>} elapsed in milliseconds
-   */
-  async call(path, { body, signal } = {}) {
-    const started = performance.now();
-    const response = await this.#fetch(path, body, signal);
-    return { body: await response.json(), elapsed: performance.now() - started };
+  get hasKey() {
+    return this.#key !== null;
   }
 
-  /** The body of `GET path`. */
+  /** The answer to `GET path`. */
   async get(path) {
-    return (await this.call(path)).body;
+    return (await this.#fetch(path, {})).json();
   }
 
   /** The picture at `path`, as a URL for an image element. */
   async picture(path) {
-    const response = await this.#fetch(path);
-    return URL.createObjectURL(await response.blob());
+    return URL.createObjectURL(await (await this.#fetch(path, {})).blob());
   }
 
-  async #fetch(path, body, signal) {
-    const headers = {};
-    if (this.#key !== null) headers.Authorization = `Bearer ${this.#key}`;
-    if (body !== undefined) headers["Content-Type"] = "application/json";
+  /**
+   * The answer to `POST path`, and for how long it was waited.
+   * @returns {Promise<{answer: object, elapsed: number}>} elapsed in milliseconds
+   */
+  async call(path, body, signal) {
+    const sent = { method: "POST", body: JSON.stringify(body), signal };
+    const started = performance.now();
+    const response = await this.#fetch(path, sent, { "Content-Type": "application/json" });
+    return { answer: await response.json(), elapsed: performance.now() - started };
+  }
+
+  async #fetch(path, request, headers = {}) {
+    if (this.hasKey) headers.Authorization = `Bearer ${this.#key}`;
     let response;
     try {
-      response = await fetch(path, {
-        method: body === undefined ? "GET" : "POST",
-        headers,
-        body: body === undefined ? undefined : JSON.stringify(body),
-        signal,
-      });
+      response = await fetch(path, { ...request, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, "The server cannot be reached.");

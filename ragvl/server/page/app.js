@@ -1,99 +1,156 @@
 // The page: documents, a question, and what came of it.
 
 import { Api } from "./api.js";
-import { byId, show } from "./dom.js";
+import { byId, picture, show } from "./dom.js";
+import { offerExamples } from "./examples.js";
+import { KnownDocuments } from "./known.js";
 import { linkOrders, showOrders } from "./orders.js";
 import { OwnDocuments } from "./own.js";
-import { readResult, requestOf } from "./requests.js";
+import { candidatesOf, requestFor } from "./requests.js";
+import { offerThresholds, readSettings } from "./settings.js";
 import { Timings } from "./timings.js";
+
+const READY_EVERY = 2000; // milliseconds between two looks at how far the index's prefixes are
 
 const api = new Api();
 const timings = new Timings();
 const own = new OwnDocuments(say);
+let model = null; // as /v1/models lists it
+let known = null; // documents of the server
 let running = null; // the AbortController of a question under way
-let last = null; // the request whose times are shown
+let asked = null; // the request whose times are shown, as JSON
 
 /** Tells the visitor something, without moving the focus. */
 function say(message) {
   byId("status").textContent = message;
 }
 
-function showError(error) {
+function fail(error) {
+  if (error.name === "AbortError") return say("Stopped.");
   say("");
-  byId("error").textContent = error?.message ?? "";
-  show(byId("error"), error !== null);
+  if (error.status === 401) return askForKey(error);
+  const when = error.retryAfter === null ? "" : ` Try again in ${error.retryAfter} s.`;
+  byId("error").textContent = error.message + when;
+  show(byId("error"));
 }
 
-async function connect() {
-  try {
-    const { data } = await api.get("v1/models");
-    byId("server").textContent = data.map(({ id }) => id).join(", ");
-    show(byId("key-form"), false);
-    showError(null);
-  } catch (error) {
-    if (error.status === 401) askForKey();
-    else showError(error);
-  }
-}
-
-function askForKey() {
-  byId("server").textContent = "Waiting for an API key";
+function askForKey({ message }) {
   show(byId("key-form"));
+  byId("key-error").textContent = api.hasKey ? message : "";
   byId("key").focus();
 }
 
+async function connect() {
+  [model] = (await api.get("v1/models")).data;
+  byId("server").textContent = model.id;
+  offerThresholds(model);
+  show(byId("source"), model.has_index);
+  showSource();
+  if (model.has_index) await Promise.all([showIndex(), offerExamples(api, askThis)]);
+}
+
+async function showIndex() {
+  known = new KnownDocuments(api);
+  await Promise.all([watchWarming(), known.showMore()]);
+}
+
+/** Shows how far the prefixes of the index are, until all are there. */
+async function watchWarming() {
+  const { warming } = await api.get("ready");
+  const going = warming !== null && warming.done < warming.total;
+  if (going) {
+    byId("warming").textContent = `Prefixes computed ahead: ${warming.done} of ${warming.total}`;
+    setTimeout(() => watchWarming().catch(fail), READY_EVERY);
+  }
+  show(byId("warming"), going);
+}
+
+function askThis(question) {
+  byId("question").value = question;
+  submit();
+}
+
+function submit() {
+  if (running === null) byId("ask-form").requestSubmit();
+}
+
+function asksIndex() {
+  return model.has_index && document.querySelector("[name=source]:checked").value === "index";
+}
+
+function showSource() {
+  show(byId("index-panel"), asksIndex());
+  show(byId("own-panel"), !asksIndex());
+  show(byId("candidates-setting"), asksIndex());
+}
+
 async function ask() {
-  const request = requestOf({ question: byId("question").value.trim(), documents: own.documents, settings: settings() });
-  if (JSON.stringify(request) !== JSON.stringify(last)) timings.clear();
-  last = request;
-  showError(null);
+  if (model === null) await connect();
+  const documents = asksIndex() ? null : own.documents;
+  if (documents?.length === 0) return say("Add a document to ask about, such as a picture.");
+  const settings = readSettings();
+  const bodies = documents?.map(({ body }) => body) ?? null;
+  const { path, body } = requestFor(model, byId("question").value.trim(), bodies, settings);
+  if (JSON.stringify(body) !== asked) timings.clear();
+  asked = JSON.stringify(body);
+  show(byId("error"), false);
   say("Asking…");
   running = new AbortController();
   byId("ask").textContent = "Stop";
   try {
-    const { body, elapsed } = await api.call(request.path, { body: request.body, signal: running.signal });
-    showResult(readResult(body, (index) => own.face(index)), elapsed);
-  } catch (error) {
-    if (error.name === "AbortError") say("Stopped.");
-    else if (error.status === 401) askForKey();
-    else showError(error);
+    const { answer, elapsed } = await api.call(path, body, running.signal);
+    const ranked = candidatesOf(answer, settings.kept);
+    showAnswer(answer, ranked);
+    timings.add({ ...answer.timings, elapsed }, answer.built, ranked.length);
+    showOrders(
+      ranked,
+      answer.threshold,
+      documents === null ? knownFace : ({ index }) => ownFace(documents[index]),
+    );
   } finally {
     running = null;
     byId("ask").textContent = "Ask";
   }
 }
 
-function settings() {
-  const number = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
-  return { candidates: number("candidates"), kept: number("kept"), threshold: number("threshold") };
+const knownFace = ({ id, words }) => ({ picture: known.picture(id), words: words || id });
+const ownFace = ({ image, words }) => ({ picture: image && picture(image), words });
+
+function showAnswer({ answer, grounded }, ranked) {
+  const kept = ranked.filter((one) => one.kept).length;
+  const message = `${kept} of ${ranked.length} ${ranked.length === 1 ? "document" : "documents"} kept.`;
+  show(byId("answer"), answer !== undefined);
+  if (answer === undefined) return say(message);
+  byId("answer-text").textContent = answer;
+  byId("answer-source").textContent = grounded
+    ? `From the ${kept === 1 ? "document" : `${kept} documents`} that ${kept === 1 ? "was" : "were"} kept.`
+    : "From no document: none reached the threshold.";
+  say(`Answer: ${answer}. ${message}`);
 }
 
-function showResult(result, elapsed) {
-  showOrders(result.before, result.after, result.threshold);
-  show(byId("orders"));
-  timings.add({ ...result.timings, elapsed }, result.built, result.after.length);
-  const kept = result.after.filter((one) => one.kept).length;
-  say(`${kept} of ${result.after.length} documents kept.`);
+function listen(id, event, work) {
+  byId(id).addEventListener(event, (happened) => work(happened)?.catch?.(fail));
 }
 
-byId("ask-form").addEventListener("submit", (event) => {
+listen("ask-form", "submit", (event) => {
   event.preventDefault();
-  if (running) running.abort();
-  else ask();
+  if (running === null) return ask();
+  running.abort();
 });
-byId("question").addEventListener("keydown", (event) => {
+listen("question", "keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  if (!running) byId("ask-form").requestSubmit();
+  submit();
 });
-byId("again").addEventListener("click", () => {
-  if (!running) byId("ask-form").requestSubmit();
-});
-byId("key-form").addEventListener("submit", (event) => {
+listen("again", "click", submit);
+listen("more", "click", () => known.showMore());
+listen("source", "change", showSource);
+listen("key-form", "submit", (event) => {
   event.preventDefault();
   api.useKey(byId("key").value);
   byId("key").value = "";
-  connect();
+  show(byId("key-form"), false);
+  return connect().then(() => byId("question").focus());
 });
 linkOrders();
-connect();
+connect().catch(fail);

@@ -23,3 +23,25 @@ export function element(tag, properties = {}, ...children) {
 export function show(one, shown = true) {
   one.hidden = !shown;
 }
+
+/** A picture beside its words. */
+export function picture(url) {
+  return element("img", { alt: "", src: url });
+}
+
+/** What stands for a text where others have a picture. */
+export function textSign() {
+  return element("span", { className: "glyph", "aria-hidden": "true" }, "¶");
+}
+
+/** A button that does `work`. */
+export function choice(words, work) {
+  const button = element("button", { type: "button" }, words);
+  button.addEventListener("click", work);
+  return button;
+}
+
+/** Words for those who hear the page. */
+export function hiddenText(words) {
+  return element("span", { className: "unseen" }, words);
+}

@@ -1,7 +1,7 @@
 // The visitor's own documents: pictures with captions, and texts. They never leave the page but
 // with a question.
 
-import { byId, element } from "./dom.js";
+import { byId, element, picture, textSign } from "./dom.js";
 
 export class OwnDocuments {
   #entries = []; // {image: data URL or null, name, field: the element that holds its text, item}
@@ -34,19 +34,16 @@ export class OwnDocuments {
     byId("add-text").addEventListener("click", () => this.#addText());
   }
 
-  /** Documents as the server takes them, in the order of the list. */
+  /**
+   * The documents as they are now, in the order of the list.
+   * @returns {{body: object, image: ?string, words: string}[]} for the server, and how it looks
+   */
   get documents() {
-    return this.#entries.map(({ image, field }) => {
+    return this.#entries.map(({ image, name, field }) => {
       const text = field.value.trim();
-      if (image === null) return { text };
-      return text ? { image, text } : { image };
+      const body = { ...(image && { image }), ...(text && { text }) };
+      return { body, image, words: text || name };
     });
-  }
-
-  /** How document `index` looks: the URL of its picture or null, and its words. */
-  face(index) {
-    const { image, name, field } = this.#entries[index];
-    return { picture: image, words: field.value.trim() || name };
   }
 
   /** Takes files; what is no picture is named and left out. */
@@ -60,19 +57,31 @@ export class OwnDocuments {
   }
 
   #addPicture(name, image) {
-    const field = element("input", { type: "text", placeholder: "Caption", "aria-label": `Caption of ${name}` });
-    this.#append({ image, name, field }, element("img", { src: image, alt: "" }), name);
+    const field = element("input", {
+      type: "text",
+      placeholder: "Caption",
+      "aria-label": `Caption of ${name}`,
+    });
+    this.#append({ image, name, field }, picture(image), name);
   }
 
   #addText() {
     const name = `text ${this.#entries.length + 1}`;
-    const field = element("textarea", { rows: 2, placeholder: "Text", "aria-label": `Words of ${name}` });
-    this.#append({ image: null, name, field }, element("span", { className: "glyph", "aria-hidden": "true" }, "¶"), name);
+    const field = element("textarea", {
+      rows: 2,
+      placeholder: "Text",
+      "aria-label": `Words of ${name}`,
+    });
+    this.#append({ image: null, name, field }, textSign(), name);
     field.focus();
   }
 
   #append(entry, face, name) {
-    const remove = element("button", { type: "button", className: "remove", "aria-label": `Remove ${name}` }, "×");
+    const remove = element(
+      "button",
+      { type: "button", className: "remove", "aria-label": `Remove ${name}` },
+      "×",
+    );
     entry.item = element("li", {}, face, entry.field, remove);
     remove.addEventListener("click", () => this.#remove(entry));
     this.#entries.push(entry);

@@ -1,36 +1,43 @@
 // What is asked of the server, and its answers as the page shows them.
 
 /**
- * The route and body for a question.
- * @param {object} asked
- * @param {string} asked.question
- * @param {?object[]} asked.documents the visitor's own; null for the index
- * @param {{candidates: number, kept: number, threshold: ?number}} asked.settings
+ * The route and the body for a question.
+ * @param {object} model as /v1/models lists it
+ * @param {string} query
+ * @param {?object[]} documents the visitor's own; null for the index
+ * @param {{candidates: number, kept: number, threshold: number}} settings
  */
-export function requestOf({ question, documents, settings }) {
-  const body = { query: question, documents };
-  if (settings.threshold !== null) body.threshold = settings.threshold;
-  return { path: "v1/rerank", body };
+export function requestFor(model, query, documents, { candidates, kept, threshold }) {
+  const body = { query, threshold, return_documents: true };
+  if (documents === null) body.num_candidates = candidates;
+  else body.documents = documents;
+  if (model.has_generator) return { path: "v1/answer", body: { ...body, top_k: kept } };
+  return { path: "v1/search", body };
 }
 
 /**
- * An answer as the page shows it.
- * @param {object} body
- * @param {(index: number) => {picture: ?string, words: string}} face how a document looks
+ * @typedef {object} Candidate
+ * @property {number} index its place before reranking
+ * @property {?string} id
+ * @property {?number} similarity the retriever's score; null where nothing was retrieved
+ * @property {number} relevance between 0 and 1
+ * @property {boolean} passed whether its relevance reaches the threshold
+ * @property {boolean} kept whether it is among those that are kept, at most as many as are wanted
+ * @property {string} words its texts
  */
-export function readResult(body, face) {
-  const after = body.results.map((result) => {
-    const { picture, words } = face(result.index);
-    return {
-      index: result.index,
-      score: null,
-      relevance: result.relevance_score,
-      passed: result.kept,
-      kept: result.kept,
-      words,
-      draw: picture === null ? null : (image) => (image.src = picture),
-    };
-  });
-  const before = after.toSorted((one, other) => one.index - other.index);
-  return { before, after, threshold: body.threshold ?? null, timings: body.timings, built: body.built };
+
+/**
+ * The candidates of an answer, the most relevant first.
+ * @returns {Candidate[]}
+ */
+export function candidatesOf(answer, mostKept) {
+  return answer.results.map((result, place) => ({
+    index: result.index,
+    id: result.id ?? null,
+    similarity: result.retrieval_score ?? null,
+    relevance: result.relevance_score,
+    passed: result.kept,
+    kept: result.kept && place < mostKept,
+    words: result.document?.text ?? "",
+  }));
 }

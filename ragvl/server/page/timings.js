@@ -7,15 +7,15 @@ const STAGES = [
   ["retrieve", "Retrieve"],
   ["score", "Rerank"],
   ["generate", "Generate"],
-  ["total", "Server in all"],
-  ["elapsed", "With the way there and back"],
+  ["total", "Server"],
+  ["elapsed", "This page"],
 ];
 
 export class Timings {
   #cold = null;
   #warm = null;
 
-  /** Forgets what was measured: other documents, or another question. */
+  /** Forgets what was measured: what is asked now is not what was asked. */
   clear() {
     this.#cold = this.#warm = null;
     show(byId("timings"), false);
@@ -30,7 +30,9 @@ export class Timings {
   add(times, built, candidates) {
     if (built > 0) [this.#cold, this.#warm] = [times, null];
     else this.#warm = times;
-    const longest = Math.max(...[this.#cold, this.#warm].flatMap((of) => (of ? Object.values(of) : [])));
+    const longest = Math.max(
+      ...[this.#cold, this.#warm].flatMap((of) => (of ? Object.values(of) : [])),
+    );
     byId("timing-rows").replaceChildren(
       ...STAGES.filter(([stage]) => stage in times).map(([stage, name]) =>
         element(
@@ -48,16 +50,17 @@ export class Timings {
 
   #note(built, candidates) {
     if (built > 0) {
-      return `Cold: the prefixes of ${built} of ${candidates} documents were computed for this question. Ask again to see it warm.`;
+      return `Cold. The prefixes of ${built} of ${candidates} documents were computed for this question. Ask again to see it warm.`;
     }
-    if (this.#cold === null) return "Warm: the prefixes of all documents were known before this question.";
+    if (this.#cold === null)
+      return "Warm. The prefixes of all documents were known before this question.";
     const ratio = this.#cold.score / this.#warm.score;
-    return `Warm: every prefix was known. Reranking took ${ratio.toFixed(1)} times as long cold.`;
+    return `Warm. Every prefix was known. Reranking took ${ratio.toFixed(1)} times as long cold.`;
   }
 }
 
 function cell(milliseconds, longest, kind) {
-  if (milliseconds === undefined) return element("td", {}, element("span", { "aria-label": "not measured" }, "–"));
+  if (milliseconds === undefined) return element("td", {}, "–");
   const bar = element("span", { className: `time ${kind}`, "aria-hidden": "true" });
   bar.style.width = `${(100 * milliseconds) / longest}%`;
   return element("td", {}, element("data", { value: milliseconds }, milliseconds.toFixed(1)), bar);

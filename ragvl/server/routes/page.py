@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from ragvl.server.errors import NotFound
+from ragvl.server.services import services_of
 
 _MEDIA_TYPES = {
     "css": "text/css",
@@ -57,16 +59,28 @@ def _read_files() -> dict[str, _File]:
 
 
 _FILES = _read_files()
-router = APIRouter(include_in_schema=False)
+router = APIRouter(tags=["page"])
 
 
-@router.get("/")
+class Examples(BaseModel):
+    """Questions to try, which fit the index."""
+
+    questions: tuple[str, ...]
+
+
+@router.get("/v1/examples", summary="Questions to try")
+async def examples(request: Request) -> Examples:
+    """What the page offers to ask; none but with the demo's documents."""
+    return Examples(questions=services_of(request).examples)
+
+
+@router.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The page itself."""
     return _FILES["index.html"].response(request)
 
 
-@router.get("/page/{name}")
+@router.get("/page/{name}", include_in_schema=False)
 async def file(request: Request, name: str) -> Response:
     """One of the files that the page loads."""
     if name not in _FILES:
