@@ -170,10 +170,14 @@ async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[st
     services = services_of(request)
     settings = services.settings
     fetched = await services.fetcher.fetch_all(dict(urls), max_bytes=settings.max_body_bytes)
-    return {
-        place: checked_picture(data, place, settings.max_pixels)._replace(is_fetched=True)
-        for place, data in fetched.items()
-    }
+
+    def checked() -> dict[str, Encoded]:
+        return {
+            place: checked_picture(data, place, settings.max_pixels)._replace(is_fetched=True)
+            for place, data in fetched.items()
+        }
+
+    return await aside(request, sum(map(len, fetched.values())), checked)
 
 
 def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:

@@ -21,6 +21,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from server.live import LiveServer, MakeServices, live
+
+from ragvl.server.stages import Stages
 
 CHECKS = [
     status_code_conformance,
@@ -32,8 +35,18 @@ CHECKS = [
 EXAMPLES = 3  # of a route; most of the time goes into reading its schema
 
 
+@pytest.fixture(scope="module")
+def server(demo: Stages, make_services: MakeServices) -> Iterator[LiveServer]:
+    """A server that has all there is, of its own: documents are put into it."""
+    services = make_services(
+        reranker=demo.reranker, retriever=demo.retriever, generator=demo.generator
+    )
+    with live(services) as running:
+        yield running
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_route_answers_as_it_is_described(mode: GenerationMode, server: Any) -> None:
+def test_every_route_answers_as_it_is_described(mode: GenerationMode, server: LiveServer) -> None:
     described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     statuses: Counter[int] = Counter()
     with requests.Session() as session:
@@ -81,11 +94,11 @@ def _check(
 
 
 @pytest.fixture(scope="module")
-def described(server: Any) -> Any:
+def described(server: LiveServer) -> Any:
     return requests.get(f"{server.url}/openapi.json", timeout=30).json()
 
 
-def test_every_example_is_answered(described: Any, server: Any) -> None:
+def test_every_example_is_answered(described: Any, server: LiveServer) -> None:
     """Those of scores: others need an index, or a document that was put."""
     scored = [path for path, one in described["paths"].items() if "scores" in _tags(one)]
     assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/ranking"} <= set(scored)

@@ -62,6 +62,11 @@ def test_every_way_to_write_a_document(document: Any, expected: list[tuple[str, 
     assert parts(document) == expected
 
 
+def test_one_document_may_stand_without_a_list() -> None:
+    (document,) = read({"query": "q", "documents": {"content": "a"}}).documents
+    assert [part.content for part in document.parts] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("body", "place"),
     [

@@ -284,7 +284,17 @@ QueryLike = Annotated[
     QueryBody,
     BeforeValidator(_as_object, json_schema_input_type=Said | QueryBody),
 ]
-Documents = Annotated[list[DocumentLike], Field(min_length=1), FIRST_ERROR]
+
+
+def _as_list(given: object) -> object:
+    return [given] if isinstance(given, dict) else given
+
+
+_Documents = Annotated[list[DocumentLike], Field(min_length=1), FIRST_ERROR]
+Documents = Annotated[
+    _Documents, BeforeValidator(_as_list, json_schema_input_type=_Documents | DocumentBody)
+]
+"""vLLM's clients may give one document without a list."""
 
 T = TypeVar("T")
 Unchanged = Annotated[T, Field(description="Taken, and changes nothing.")]
