@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
 from ragvl.messages import shown
 from ragvl.mllm import check_reader, checked_caption_tokens
-from ragvl.reranker import Reranker, SavedThresholds
+from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import DualEncoder, Retriever, check_encoder, check_index
 from ragvl.runtime import resolve_device, resolve_dtype
+
+_log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_RERANKER = ASSETS / "tiny-reranker"  # what is served where no model is named
@@ -45,6 +48,7 @@ class Stages:
 def load_stages(
     load_reranker: Callable[[], Reranker],
     *,
+    thresholds: str | Path | None = None,
     index: str | Path | None = None,
     encoder: str | Path | None = None,
     generator: str | Path | None = None,
@@ -57,6 +61,7 @@ def load_stages(
 
     Args:
         load_reranker: loads the reranker, whose arguments were checked; called last.
+        thresholds: the folder of its saved thresholds, which requests can name then.
         index: a folder that `Retriever.save` wrote.
         encoder: the dual encoder that built it: a hub id or a folder.
         generator: the generator: a hub id or a folder.
@@ -95,7 +100,23 @@ def load_stages(
         writer = Generator.from_pretrained(
             generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
         )
-    return Stages(load_reranker(), retriever, writer)
+    reranker = load_reranker()
+    if thresholds is not None and reranker.thresholds is None:
+        reranker.thresholds = _saved_thresholds(thresholds, reranker)
+    return Stages(reranker, retriever, writer)
+
+
+def _saved_thresholds(folder: str | Path, reranker: Reranker) -> SavedThresholds | None:
+    """What was estimated for a reranker as it is; the log says so where it was for another."""
+    name = reranker.template.name
+    try:
+        saved = SavedThresholds.of_model(folder, name)
+        if saved is not None:
+            saved.check_model(reranker.weights, name, reranker.prompts_name)
+    except ThresholdError as error:
+        _log.warning("requests cannot name the saved thresholds: %s", error)
+        return None
+    return saved
 
 
 def load_demo(*, device: str = "auto", **settings: Any) -> Stages:

@@ -92,6 +92,23 @@ def test_an_index_of_another_encoder_is_refused_before_the_reranker(
         load_stages(_not_loaded, index=index, encoder=other, device="cpu")
 
 
+def test_saved_thresholds_come_along_where_they_are_the_rerankers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def loaded(dtype: str) -> Reranker:
+        def load() -> Reranker:
+            return Reranker.from_pretrained(TINY_RERANKER, device="cpu", dtype=dtype)
+
+        return load_stages(load, thresholds=TINY_RERANKER).reranker
+
+    thresholds = loaded("float32").thresholds
+    assert thresholds is not None
+    assert "adaptive" in thresholds.values
+    assert not caplog.records
+    assert loaded("bfloat16").thresholds is None
+    assert "cannot name the saved thresholds" in caplog.text
+
+
 def test_the_demo_answers_its_examples(demo: Stages) -> None:
     assert demo.retriever is not None
     assert demo.generator is not None
