@@ -75,7 +75,8 @@ def serve(
     chosen: ServedReranker,
     limits: ServerOptions,
     index: Annotated[
-        Path | None, typer.Option(help="An index that `Retriever.save` wrote, to search in.")
+        Path | None,
+        typer.Option(help="The folder of an index that `ragvl index` wrote, to search in."),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="The dual encoder that built it: a hub id or a folder.")
@@ -113,12 +114,19 @@ def serve(
         settings = limits.settings()
         keys = ApiKeys.find(api_key_file)
         kept_from = parse_threshold(threshold)
+        given = {"index": index, "encoder": encoder, "generator": generator, "template": template}
+        if demo:
+            _check_demo(chosen, {**given, "caption-tokens": caption_tokens})
+        elif settings.warm and index is None:
+            raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
         with bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)
             if demo:
-                stages = load_demo(device=chosen.device, prefix_cache=prefix_cache)
+                stages = load_demo(
+                    device=chosen.device, threshold=kept_from, prefix_cache=prefix_cache
+                )
             else:
                 stages = load_stages(
                     lambda: chosen.load(
@@ -127,6 +135,7 @@ def serve(
                         caption_tokens=caption_tokens,
                         prefix_cache=prefix_cache,
                     ),
+                    thresholds=chosen.model,
                     index=index,
                     encoder=encoder,
                     generator=generator,
@@ -138,3 +147,18 @@ def serve(
             services = build_services(stages, settings, model=chosen.model, keys=keys)
             code = run_server(services, bound)
     sys.exit(code)
+
+
+def _check_demo(chosen: ServedReranker, others: dict[str, Any]) -> None:
+    """Refuses what `--demo` leaves no choice of.
+
+    Raises:
+        ValueError: something was given that belongs to other models or documents.
+    """
+    given = [f"--{name}" for name, value in others.items() if value is not None]
+    if chosen != ServedReranker(device=chosen.device):
+        given.insert(0, "a model or its settings")
+    if given:
+        raise ValueError(
+            f"--demo brings its own models and documents: leave out {', '.join(given)}"
+        )

@@ -148,6 +148,9 @@ def test_what_takes_longer_than_the_grace_time_is_told_so(
         (["./no-such-model"], "no-such-model"),
         (["--threshold", "2"], "threshold"),
         (["--encoder", "./nowhere"], "--index"),
+        (["--warm"], "--index"),
+        (["--demo", "--generator", "a", "--caption-tokens", "9"], "--generator, --caption-tokens"),
+        (["--demo", "--dtype", "bfloat16"], "a model or its settings"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_loads(
