@@ -15,6 +15,7 @@ from ragvl.server import routes
 from ragvl.server.access import KeyCheck
 from ragvl.server.errors import install_error_answers
 from ragvl.server.limits import BodyLimits
+from ragvl.server.memory import RequestMemory
 from ragvl.server.protocol.openapi import install_openapi
 from ragvl.server.requests import RequestLog
 from ragvl.server.services import Services
@@ -61,8 +62,10 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(
         BodyLimits,
         max_bytes=settings.max_body_bytes,
-        max_held=settings.max_held_bytes,
         seconds=settings.body_seconds,
+        memory=RequestMemory(
+            settings.max_held_bytes, services.engine.seconds_ahead, services.metrics
+        ),
     )
     if services.keys is not None:
         app.add_middleware(KeyCheck, keys=services.keys)

@@ -21,8 +21,8 @@ B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
 
 
-async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> tuple[B, int]:
-    """A request's body by its schema, and how many bytes it has.
+async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> B:
+    """A request's body by its schema.
 
     Args:
         request: the request.
@@ -34,7 +34,7 @@ async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> tup
     """
     _check_type(request)
     data = await request.body()
-    return await aside(request, len(data), lambda: parsed(data, model_of)), len(data)
+    return await aside(request, len(data), lambda: parsed(data, model_of))
 
 
 async def aside(request: Request, size: int, work: Callable[[], T]) -> T:

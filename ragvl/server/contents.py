@@ -36,13 +36,11 @@ class Contents:
         queries: its queries.
         documents: its documents.
         places: of the documents in the request.
-        num_bytes: of pictures that were fetched for it.
     """
 
     queries: list[Query]
     documents: list[Document]
     places: list[str]
-    num_bytes: int = 0
 
     @property
     def pairs(self) -> list[tuple[Query, Document]]:
@@ -93,7 +91,6 @@ async def contents_of(
         [_query(placed, pictures, instruction, limit) for placed in queries],
         [known.get(placed.place) or _document(placed, pictures, limit) for placed in documents],
         [placed.place for placed in documents],
-        sum(len(picture.data) for picture in pictures.values() if picture.is_fetched),
     )
 
 
@@ -170,14 +167,16 @@ async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[st
     services = services_of(request)
     settings = services.settings
     fetched = await services.fetcher.fetch_all(dict(urls), max_bytes=settings.max_body_bytes)
+    num_bytes = sum(map(len, set(fetched.values())))
+    request.state.hold(num_bytes)
 
     def checked() -> dict[str, Encoded]:
         return {
-            place: checked_picture(data, place, settings.max_pixels)._replace(is_fetched=True)
+            place: checked_picture(data, place, settings.max_pixels)
             for place, data in fetched.items()
         }
 
-    return await aside(request, sum(map(len, fetched.values())), checked)
+    return await aside(request, num_bytes, checked)
 
 
 def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:

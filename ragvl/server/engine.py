@@ -107,14 +107,12 @@ class Engine:
         self,
         pairs: Sequence[tuple[Query, Document]],
         *,
-        num_bytes: int = 0,
         deadline: float | None = None,
     ) -> Scored:
         """Scores pairs.
 
         Args:
             pairs: may be empty.
-            num_bytes: what of the request stays in memory until they are scored.
             deadline: a moment of `time.monotonic()`; what would not be done by then is refused.
 
         Raises:
@@ -122,7 +120,7 @@ class Engine:
             TooLarge: there will never be room for so much at once.
             ShuttingDown: nothing new is accepted.
         """
-        job = await self._done("score", "score", pairs, num_bytes, deadline)
+        job = await self._done("score", "score", pairs, deadline)
         began, ended = job.started or job.submitted, job.ended or job.submitted
         return Scored(job.results, 1e3 * (began - job.submitted), 1e3 * (ended - began))
 
@@ -130,11 +128,10 @@ class Engine:
         self,
         documents: Sequence[Document],
         *,
-        num_bytes: int = 0,
         deadline: float | None = None,
     ) -> list[Literal["built", "known"] | Exception]:
         """Computes documents' prefixes, where scoring leaves room; see `score`."""
-        job = await self._done("warm", "warm", documents, num_bytes, deadline)
+        job = await self._done("warm", "warm", documents, deadline)
         return job.results
 
     async def run(
@@ -150,16 +147,14 @@ class Engine:
         Raises:
             Exception: what it raised, and see `score`.
         """
-        job = await self._done(kind, "score", [function], 0, deadline, whole=True)
+        job = await self._done(kind, "score", [function], deadline, whole=True)
         (result,) = job.results
         return result
 
-    def check_room(
-        self, num_pairs: int = 1, num_bytes: int = 0, deadline: float | None = None
-    ) -> None:
-        """Refuses what `score` would refuse now, before a body is read; raises as that does."""
+    def check_room(self, num_pairs: int = 1, deadline: float | None = None) -> None:
+        """Raises what `score` would raise now, before more work is put into a request."""
         with self._work:
-            self._check_room("score", "score", num_pairs, num_bytes, deadline)
+            self._check_room("score", "score", num_pairs, deadline)
 
     @contextlib.contextmanager
     def accept(self) -> Iterator[None]:
@@ -212,6 +207,11 @@ class Engine:
         """Whether the thread works, and takes new work."""
         return self._thread.is_alive() and not self._draining
 
+    def seconds_ahead(self) -> float:
+        """How long all that waits to be scored is expected to take, in seconds."""
+        with self._work:
+            return self._seconds_ahead("score")
+
     @property
     def pass_seconds(self) -> float:
         """How long the pass at work has taken so far; 0 where there is none."""
@@ -224,7 +224,6 @@ class Engine:
         for name, help_text, value in (
             ("queued_pairs", "Pairs waiting or scored.", lambda: queue.num_items["score"]),
             ("queued_documents", "Documents waiting or warmed.", lambda: queue.num_items["warm"]),
-            ("queued_bytes", "Bytes of requests waiting.", lambda: queue.num_bytes),
             ("pair_seconds", "What a pair takes.", lambda: self._rates.seconds("score")),
             ("pass_age_seconds", "What the pass at work took so far.", lambda: self.pass_seconds),
             ("pass_limit", "Pairs that a pass may have now.", lambda: self._passes.limit),
@@ -241,7 +240,6 @@ class Engine:
         kind: str,
         lane: Lane,
         items: Sequence[Any],
-        num_bytes: int,
         deadline: float | None,
         *,
         whole: bool = False,
@@ -254,11 +252,11 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(over.set)
 
-        job = Job(kind, items, lane=lane, whole=whole, num_bytes=num_bytes, done=tell)
+        job = Job(kind, items, lane=lane, whole=whole, done=tell)
         if not items:
             return job
         with self._work:
-            self._check_room(kind, lane, len(items), num_bytes, deadline)
+            self._check_room(kind, lane, len(items), deadline)
             self._queue.add(job)
             self._work.notify()
         try:
@@ -270,21 +268,14 @@ class Engine:
             raise job.error
         return job
 
-    def _check_room(
-        self, kind: str, lane: Lane, count: int, num_bytes: int, deadline: float | None
-    ) -> None:
-        limits = self._limits
+    def _check_room(self, kind: str, lane: Lane, count: int, deadline: float | None) -> None:
         if self._closed or (self._draining and not _accepted.get()):
             raise ShuttingDown
-        bounds: tuple[tuple[Literal["pairs", "bytes"], int, int, int], ...] = (
-            ("pairs", count, self._queue.num_items[lane], limits.max_pairs),
-            ("bytes", num_bytes, self._queue.num_bytes, limits.max_bytes),
-        )
-        for what, asked, held, most in bounds:
-            if asked > most:
-                raise TooLarge(f"the request has {asked} {what}, and the queue has room for {most}")
-            if (excess := asked + held - most) > 0:
-                self._refuse(what, self._seconds_ahead(lane) * excess / held)
+        held, most = self._queue.num_items[lane], self._limits.max_pairs
+        if count > most:
+            raise TooLarge(f"the request has {count:,} pairs, and the queue has room for {most:,}")
+        if (excess := count + held - most) > 0:
+            self._refuse("pairs", self._seconds_ahead(lane) * excess / held)
         if deadline is not None:
             self._check_time(kind, lane, count, deadline)
 
@@ -298,12 +289,11 @@ class Engine:
         if ahead > 0 and late > 0:
             self._refuse("time", min(late, ahead))
 
-    def _refuse(self, reason: Literal["pairs", "bytes", "time"], seconds: float) -> NoReturn:
+    def _refuse(self, reason: Literal["pairs", "time"], seconds: float) -> NoReturn:
         """Raises `Overloaded`: there is room in so many seconds."""
         self._metrics.refused.labels(reason).inc()
         message = {
             "pairs": "too many pairs wait already",
-            "bytes": "too many bytes of requests wait already",
             "time": "so much waits already that this would not be done by its deadline",
         }[reason]
         raise Overloaded(message, retry_after=seconds)

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragvl.prefix_cache.sizes import format_bytes
-from ragvl.server.errors import Overloaded, RequestTimeout, ServerError, TooLarge, error_answer
+from ragvl.server.errors import RequestTimeout, ServerError, TooLarge, error_answer
+from ragvl.server.memory import Hold, RequestMemory
 
 
 class BodyLimits:
@@ -20,16 +21,18 @@ class BodyLimits:
     Args:
         app: what is below.
         max_bytes: of a body; what the client says of it is believed only where it is too much.
-        max_held: of all bodies of requests that are not answered yet.
-        seconds: in which a body must be there.
+        seconds: in which it must be there.
+        memory: counts it until the request is answered. What a route adds to a request, such as
+            pictures that it fetches, it counts by `request.state.hold(num_bytes)`.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_held: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, seconds: float, memory: RequestMemory
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._max_held = max_held
         self.seconds = seconds
-        self._held = 0
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
@@ -40,24 +43,15 @@ class BodyLimits:
         if said.isdigit() and int(said[:20]) > self._max_bytes:
             await error_answer(self._too_large())(scope, receive, send)
             return
-        reading = _Reading(self, scope, receive, send)
-        try:
+        with self._memory.request() as hold:
+            scope.setdefault("state", {})["hold"] = hold
+            reading = _Reading(self, hold, scope, receive, send)
             await self._app(scope, reading.receive, reading.send)
-        finally:
-            self._held -= reading.num_bytes
 
-    def hold(self, num_bytes: int, so_far: int) -> None:
-        """Takes in so many more bytes of a body of which `so_far` were there.
-
-        Raises:
-            TooLarge: it has more than it may.
-            Overloaded: all bodies together have.
-        """
-        if so_far + num_bytes > self._max_bytes:
+    def check_size(self, num_bytes: int) -> None:
+        """Raises `TooLarge` where a body has more than it may."""
+        if num_bytes > self._max_bytes:
             raise self._too_large()
-        if self._held + num_bytes > self._max_held:
-            raise Overloaded("too much waits to be answered", retry_after=1)
-        self._held += num_bytes
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {format_bytes(self._max_bytes)}")
@@ -66,13 +60,16 @@ class BodyLimits:
 class _Reading:
     """One request's `receive` and `send`."""
 
-    def __init__(self, limits: BodyLimits, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, limits: BodyLimits, hold: Hold, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._limits = limits
+        self._hold = hold
         self._scope = scope
         self._receive = receive
         self._send = send
         self._until = asyncio.get_running_loop().time() + limits.seconds
-        self.num_bytes = 0
+        self._num_bytes = 0
         self._is_read = False
         self._error: ServerError | None = None
         self._is_answering = False  # what is below has begun to, before there was an error
@@ -90,13 +87,14 @@ class _Reading:
             raise self._error from None
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
+            self._num_bytes += size
+            self._is_read = not message.get("more_body", False)
             try:
-                self._limits.hold(size, self.num_bytes)
+                self._limits.check_size(self._num_bytes)
+                self._hold(size)
             except ServerError as error:
                 self._error = error
                 raise
-            self.num_bytes += size
-            self._is_read = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:

@@ -23,12 +23,10 @@ class Encoded(NamedTuple):
     Attributes:
         data: its bytes.
         pixels: how many its header says.
-        is_fetched: whether it was behind a URL, and not in the request.
     """
 
     data: bytes
     pixels: int
-    is_fetched: bool = False
 
 
 def is_url(source: str) -> bool:

@@ -62,12 +62,11 @@ class Pipeline:
             raise Unprocessable(f"query: {plain_message(error, query)}", param="query") from error
 
     async def score(
-        self, query: Query, documents: Sequence[Document], num_bytes: int
+        self, query: Query, documents: Sequence[Document]
     ) -> list[ScoredPair | Exception]:
         """A score for each document, or why it has none; in passes with other requests'."""
         scored = await self._services.engine.score(
             [(query, document) for document in documents],
-            num_bytes=num_bytes,
             deadline=self._deadline,
         )
         self._queued += scored.queued_ms

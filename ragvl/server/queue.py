@@ -1,4 +1,4 @@
-"""What waits for the model thread: jobs in fair turns, bounded by pairs and by bytes."""
+"""What waits for the model thread: jobs in fair turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class Job:
         lane: of scoring, which goes first, or of warming.
         items: pairs, documents, or one function.
         whole: whether it runs alone, in a pass of its own, as a function does.
-        num_bytes: what of the request is held in memory while it waits.
         results: by item; None where there is none yet.
         error: what ended the whole job.
         submitted, started, ended: moments of `time.monotonic()`, None before they come.
@@ -34,14 +33,12 @@ class Job:
         *,
         lane: Lane = "score",
         whole: bool = False,
-        num_bytes: int = 0,
         done: Callable[[], object] = lambda: None,
     ) -> None:
         self.kind = kind
         self.lane = lane
         self.items = items
         self.whole = whole
-        self.num_bytes = num_bytes
         self.results: list[Any] = [None] * len(items)
         self.error: BaseException | None = None
         self.submitted = time.monotonic()
@@ -88,7 +85,6 @@ class Queue:
     Attributes:
         num_items: how many items of each lane have no result yet, those in a pass included.
         num_waiting: how many items of each kind are in no pass yet.
-        num_bytes: of the jobs that wait or are in a pass.
     """
 
     def __init__(self, turn: int) -> None:
@@ -101,7 +97,6 @@ class Queue:
         self._scoring_passes = 0  # since the last of warming
         self.num_items: Counter[Lane] = Counter()
         self.num_waiting: Counter[str] = Counter()
-        self.num_bytes = 0
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
@@ -123,7 +118,6 @@ class Queue:
         self._lanes[job.lane][job] = None
         self.num_items[job.lane] += len(job.items)
         self.num_waiting[job.kind] += len(job.items)
-        self.num_bytes += job.num_bytes
 
     def take(self, most: Mapping[Lane, int]) -> list[Piece]:
         """What the next pass computes: at most so many items of one lane, or one whole job."""
@@ -180,7 +174,6 @@ class Queue:
                 self._lanes[job.lane].setdefault(job)
             else:
                 self.num_items[job.lane] -= len(places)
-                self._free_bytes(job)
 
     def finish(self, pieces: Sequence[Piece]) -> list[Job]:
         """Takes the pieces of a pass as done, and gives the jobs that are over by it.
@@ -194,7 +187,6 @@ class Queue:
             if job in self._jobs and (job.error is not None or job.num_left == 0):
                 self._remove(job)
                 over.append(job)
-            self._free_bytes(job)
         return over
 
     def cancel(self, job: Job) -> None:
@@ -202,7 +194,6 @@ class Queue:
         if job not in self._jobs:
             return
         self._remove(job)
-        self._free_bytes(job)
 
     def cancel_all(self) -> list[Job]:
         """Cancels every job, and gives them."""
@@ -217,8 +208,3 @@ class Queue:
         self.num_items[job.lane] -= len(job.waiting)
         self.num_waiting[job.kind] -= len(job.waiting)
         job.waiting.clear()
-
-    def _free_bytes(self, job: Job) -> None:
-        """To be called when fewer of a job's items are left: the last one frees its bytes."""
-        if job.num_left == 0:
-            self.num_bytes -= job.num_bytes

@@ -56,7 +56,6 @@ async def score_pairs(
     queries: Sequence[Placed],
     documents: Sequence[Placed],
     *,
-    num_bytes: int,
     instruction: str | None = None,
     token_limit: int | None = None,
 ) -> Scores:
@@ -66,7 +65,6 @@ async def score_pairs(
         request: the request.
         queries: one for all documents, or as many.
         documents: what it holds of documents.
-        num_bytes: of its body.
         instruction: of every query.
         token_limit: refuse a prompt of more tokens.
 
@@ -78,10 +76,10 @@ async def score_pairs(
     started = time.perf_counter()
 
     async def work(deadline: float) -> Scores:
+        services.engine.check_room(len(documents), deadline)  # before pictures are read
         contents = await contents_of(request, queries, documents, instruction)
         pairs = contents.pairs
-        size = num_bytes + contents.num_bytes
-        scored = await services.engine.score(pairs, num_bytes=size, deadline=deadline)
+        scored = await services.engine.score(pairs, deadline=deadline)
         limit = least_token_limit(request, token_limit)
         results = checked_scores(scored.pairs, pairs, contents.places, limit)
         timings = Timings(

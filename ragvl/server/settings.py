@@ -43,9 +43,6 @@ class EngineLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_pairs: Count = Field(4096, description="Pairs that may wait for the model; beyond: 429.")
-    max_bytes: Bytes = _size(
-        "512MiB", "Bytes of request bodies that may wait for the model; beyond: 429."
-    )
     pass_pairs: Count = Field(
         64, description="Pairs of one pass of the model, of one request or of several."
     )
@@ -88,7 +85,7 @@ class ServerSettings(EngineLimits):
 
     max_body_bytes: Bytes = _size("64MiB", "Bytes of a request's body; beyond: 413.")
     max_held_bytes: Bytes = _size(
-        "1GiB", "Bytes of all bodies of requests that are not answered yet; beyond: 429."
+        "1GiB", "Bytes of all requests that are not answered yet; beyond: 429."
     )
     max_header_bytes: Bytes = _size("32KiB", "Bytes of a request's line and headers; beyond: 431.")
     max_documents: Count = Field(1000, description="Documents of a request; beyond: 413.")
@@ -144,6 +141,11 @@ class ServerSettings(EngineLimits):
 
     @model_validator(mode="after")
     def _agree(self) -> ServerSettings:
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"max_body_bytes={self.max_body_bytes} is more than max_held_bytes="
+                f"{self.max_held_bytes}: no such body would ever be taken"
+            )
         if self.timeout > self.max_timeout:
             raise ValueError(
                 f"timeout={self.timeout:g} is more than max_timeout={self.max_timeout:g}"

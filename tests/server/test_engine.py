@@ -154,27 +154,22 @@ def test_what_is_cancelled_is_not_computed_and_frees_its_place(gate: Gate):
 
 
 @pytest.mark.parametrize(
-    ("limits", "request_", "kind"),
+    ("count", "kind"),
     [
-        ({"max_pairs": 8}, (6, 0), Overloaded),
-        ({"max_pairs": 8}, (9, 0), TooLarge),
-        ({"max_bytes": 100}, (1, 60), Overloaded),
-        ({"max_bytes": 100}, (1, 101), TooLarge),
+        (6, Overloaded),
+        (9, TooLarge),
     ],
 )
-def test_a_full_queue_refuses_and_takes_what_fits(
-    gate: Gate, limits: dict[str, int], request_: tuple[int, int], kind: type[Exception]
-):
+def test_a_full_queue_refuses_and_takes_what_fits(gate: Gate, count: int, kind: type[Exception]):
     async def main() -> None:
-        async with running(gate, **limits) as engine:
-            held = await begun(engine.score(pairs_of("a", 3), num_bytes=50))
+        async with running(gate, max_pairs=8) as engine:
+            held = await begun(engine.score(pairs_of("a", 3)))
             await gate.wait_for_pass()
-            count, size = request_
             with pytest.raises(kind):
-                await engine.score(pairs_of("b", count), num_bytes=size)
-            fits = await begun(engine.score(pairs_of("c", 2), num_bytes=50))
+                await engine.score(pairs_of("b", count))
+            fits = await begun(engine.score(pairs_of("c", 5)))
             gate.let_all_pass()
-            assert len((await held).pairs) == 3 and len((await fits).pairs) == 2
+            assert len((await held).pairs) == 3 and len((await fits).pairs) == 5
 
     run(main())
 
@@ -337,10 +332,10 @@ def test_figures_tell_what_waits(gate: Gate):
     engine.start()
 
     async def main() -> None:
-        scoring = await begun(engine.score(pairs_of("a", 5), num_bytes=9))
+        scoring = await begun(engine.score(pairs_of("a", 5)))
         await gate.wait_for_pass()
         text = metrics.text().decode()
-        assert "ragvl_queued_pairs 5.0" in text and "ragvl_queued_bytes 9.0" in text
+        assert "ragvl_queued_pairs 5.0" in text
         assert engine.pass_seconds > 0
         gate.let_all_pass()
         await scoring

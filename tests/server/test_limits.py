@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from ragvl.server.limits import BodyLimits
+from ragvl.server.memory import RequestMemory
+from ragvl.server.metrics import Metrics
 
 Message = dict[str, Any]
 
@@ -27,8 +29,9 @@ async def echo_size(_scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def limited(app: Any = echo_size, **given: Any) -> BodyLimits:
-    return BodyLimits(app, **{"max_bytes": 100, "max_held": 1000, "seconds": 30, **given})
+def limited(app: Any = echo_size, max_held: int = 1000, **given: Any) -> BodyLimits:
+    memory = RequestMemory(max_held, lambda: 0.0, Metrics())
+    return BodyLimits(app, **{"max_bytes": 100, "memory": memory, "seconds": 30, **given})
 
 
 async def ask(

@@ -80,14 +80,14 @@ def test_a_function_has_a_pass_of_its_own_in_its_turn():
 
 def test_what_is_cancelled_leaves_at_once_and_what_runs_counts_until_it_is_done():
     queue = Queue(TURN)
-    gone, stays = job(12, num_bytes=7), job(1, num_bytes=1)
+    gone, stays = job(12), job(1)
     queue.add(gone)
     queue.add(stays)
     pieces = take(queue, pairs=4)
     queue.cancel(gone)
-    assert (queue.num_items["score"], queue.num_bytes) == (5, 8)
+    assert queue.num_items["score"] == 5
     assert queue.finish(pieces) == []
-    assert (queue.num_items["score"], queue.num_bytes) == (1, 1)
+    assert queue.num_items["score"] == 1
     assert taken(queue) == [stays]
     assert queue.is_idle
 
@@ -131,10 +131,9 @@ class QueueMachine(RuleBasedStateMachine):
         size=st.integers(1, 30),
         lane=LANES,
         whole=st.booleans(),
-        size_bytes=st.integers(0, 9),
     )
-    def add(self, size: int, lane: Lane, whole: bool, size_bytes: int) -> Job:
-        new = job(1 if whole else size, lane, whole=whole, num_bytes=size_bytes)
+    def add(self, size: int, lane: Lane, whole: bool) -> Job:
+        new = job(1 if whole else size, lane, whole=whole)
         self.queue.add(new)
         self.left[new] = set(range(len(new.items)))
         return new
@@ -205,7 +204,6 @@ class QueueMachine(RuleBasedStateMachine):
     def all_adds_up(self) -> None:
         in_passes = {piece.job for pieces in self.running for piece in pieces}
         held = {*self.left, *in_passes}
-        assert self.queue.num_bytes == sum(one.num_bytes for one in held)
         for lane in ("score", "warm"):
             here = [one for one in held if one.lane == lane]
             waiting = sum(len(self.left.get(one, ())) for one in here)

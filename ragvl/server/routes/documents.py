@@ -58,7 +58,7 @@ async def put_documents(request: Request) -> Response:
 
     If one of them cannot be used none is kept.
     """
-    body, num_bytes = await read_body(request, lambda _: PutDocumentsBody)
+    body = await read_body(request, lambda _: PutDocumentsBody)
     check_model(request, body.model)
     seen: set[str] = set()
     for number, document in enumerate(body.documents):
@@ -68,7 +68,7 @@ async def put_documents(request: Request) -> Response:
             twice = f"{place}: {quoted(document.id, _ID_SHOWN)} is there twice"
             raise Unprocessable(twice, param=place)
         seen.add(document.id)
-    return await _put(request, listed("documents", body.documents), num_bytes)
+    return await _put(request, listed("documents", body.documents))
 
 
 @router.put(
@@ -85,11 +85,11 @@ async def put_document(request: Request, id: Id) -> Response:
     except ValueError as error:
         raise Unprocessable(f"id: {error}", param="id") from None
     _check_free(request, id, "id")
-    body, num_bytes = await read_body(request, lambda _: NewDocument)
+    body = await read_body(request, lambda _: NewDocument)
     if body.id not in (None, id):
         raise Unprocessable("id: it is not the id of the path", param="id")
     named = body.model_copy(update={"id": id})
-    return await _put(request, [Placed("document", named)], num_bytes)
+    return await _put(request, [Placed("document", named)])
 
 
 @router.get(
@@ -204,16 +204,14 @@ async def delete_document(request: Request, id: Id) -> Response:
     return json_answer(DeletedDocumentAnswer(id=id, model=services.model_name, usage=usage_of([])))
 
 
-async def _put(request: Request, placed: list[Placed], num_bytes: int) -> Response:
+async def _put(request: Request, placed: list[Placed]) -> Response:
     services = services_of(request)
 
     async def work(deadline: float) -> PutDocumentsAnswer:
         contents = await contents_of(request, [], placed)
         documents = contents.documents
         # What cannot be used shows here, before it is kept
-        outcomes = await services.engine.warm(
-            documents, num_bytes=num_bytes + contents.num_bytes, deadline=deadline
-        )
+        outcomes = await services.engine.warm(documents, deadline=deadline)
         data = []
         for outcome, document, place in zip(outcomes, documents, contents.places, strict=True):
             if isinstance(outcome, Exception):

@@ -23,10 +23,10 @@ router = APIRouter(tags=["scores"])
 )
 async def ranking(request: Request) -> Response:
     """Passages by relevance to a query, the most relevant first, with their raw scores."""
-    body, num_bytes = await read_body(request, lambda _: RankingBody)
+    body = await read_body(request, lambda _: RankingBody)
     check_model(request, body.model)
     query, passages = Placed("query", body.query), listed("passages", body.passages)
-    scores = await score_pairs(request, [query], passages, num_bytes=num_bytes)
+    scores = await score_pairs(request, [query], passages)
     rankings = [Ranking(index=i, logit=scores.pairs[i].raw) for i in scores.order()]
     return json_answer(
         RankingAnswer(

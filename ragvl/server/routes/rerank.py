@@ -33,10 +33,10 @@ async def rerank(request: Request) -> Response:
     Takes the bodies of Cohere, Jina and vLLM, and that of Text Embeddings Inference, which has
     `texts` and is answered with a bare list.
     """
-    body, num_bytes = await read_body(request, _schema)
+    body = await read_body(request, _schema)
     if isinstance(body, TeiRerankBody):
-        return await _rerank_texts(request, body, num_bytes)
-    return await _rerank(request, body, num_bytes)
+        return await _rerank_texts(request, body)
+    return await _rerank(request, body)
 
 
 for _path in ("/rerank", "/v1/rerank", "/v2/rerank"):
@@ -51,7 +51,7 @@ for _path in ("/rerank", "/v1/rerank", "/v2/rerank"):
     )
 
 
-async def _rerank(request: Request, body: RerankBody, num_bytes: int) -> Response:
+async def _rerank(request: Request, body: RerankBody) -> Response:
     check_model(request, body.model)
     threshold = threshold_of(request, body.threshold)
     query, documents = Placed("query", body.query), listed("documents", body.documents)
@@ -59,7 +59,6 @@ async def _rerank(request: Request, body: RerankBody, num_bytes: int) -> Respons
         request,
         [query],
         documents,
-        num_bytes=num_bytes,
         instruction=body.instruction,
         token_limit=body.token_limit,
     )
@@ -88,10 +87,10 @@ async def _rerank(request: Request, body: RerankBody, num_bytes: int) -> Respons
     )
 
 
-async def _rerank_texts(request: Request, body: TeiRerankBody, num_bytes: int) -> Response:
+async def _rerank_texts(request: Request, body: TeiRerankBody) -> Response:
     check_model(request, body.model)
     query, texts = Placed("query", body.query), listed("texts", body.texts)
-    scores = await score_pairs(request, [query], texts, num_bytes=num_bytes)
+    scores = await score_pairs(request, [query], texts)
     ranks = [
         TeiRank(
             index=i,

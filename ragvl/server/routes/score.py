@@ -18,14 +18,13 @@ router = APIRouter(tags=["scores"])
 
 async def score(request: Request) -> Response:
     """Scores of pairs: one query with every document, or as many queries as documents."""
-    body, num_bytes = await read_body(request, lambda _: ScoreBody)
+    body = await read_body(request, lambda _: ScoreBody)
     check_model(request, body.model)
     queries, documents = listed(*body.first), listed(*body.second)
     scores = await score_pairs(
         request,
         queries,
         documents,
-        num_bytes=num_bytes,
         instruction=body.instruction,
         token_limit=body.token_limit,
     )

@@ -53,12 +53,12 @@ _OF_A_DOCUMENT = (DocumentError, PromptTooLongError)
 )
 async def search(request: Request) -> Response:
     """The index's documents that a query retrieves, by relevance, the most relevant first."""
-    body, num_bytes = await read_body(request, lambda _: SearchBody)
+    body = await read_body(request, lambda _: SearchBody)
     started = time.perf_counter()
 
     async def stages(deadline: float) -> SearchAnswer:
         pipeline = Pipeline(services_of(request), deadline, started)
-        asked = await _asked(request, body, num_bytes)
+        asked = await _asked(request, body)
         ranking = await _ranking(pipeline, asked)
         return SearchAnswer(id=answer_id("search"), **_told(ranking, asked, pipeline))
 
@@ -74,14 +74,14 @@ async def search(request: Request) -> Response:
 )
 async def answer(request: Request) -> Response:
     """An answer from the documents that a question retrieves and reranking keeps."""
-    body, num_bytes = await read_body(request, lambda _: AnswerBody)
+    body = await read_body(request, lambda _: AnswerBody)
     started = time.perf_counter()
     services = services_of(request)
     generator_of(services)  # or nothing has to be retrieved
 
     async def stages(deadline: float) -> GeneratedAnswer:
         pipeline = Pipeline(services, deadline, started)
-        asked = await _asked(request, body, num_bytes)
+        asked = await _asked(request, body)
         question = _question(asked)
         ranking = await _ranking(pipeline, asked)
         evidence = [i for i in ranking.order[: body.top_k] if ranking.is_kept(i)]
@@ -108,14 +108,12 @@ class _Asked:
         contents: its query, and the documents that it brings.
         threshold: from what relevance a document is kept.
         token_limit: of a prompt.
-        num_bytes: what of it stays in memory.
     """
 
     body: SearchBody
     contents: Contents
     threshold: float
     token_limit: int | None
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class _Ranking:
         return self.pairs[place].score >= self.threshold
 
 
-async def _asked(request: Request, body: SearchBody, num_bytes: int) -> _Asked:
+async def _asked(request: Request, body: SearchBody) -> _Asked:
     """Checks all that can be checked before anything is computed."""
     services = services_of(request)
     check_model(request, body.model)
@@ -160,7 +158,7 @@ async def _asked(request: Request, body: SearchBody, num_bytes: int) -> _Asked:
     query = Placed("query", body.query)
     contents = await contents_of(request, [query], documents, body.instruction)
     limit = least_token_limit(request, body.token_limit)
-    return _Asked(body, contents, threshold, limit, num_bytes + contents.num_bytes)
+    return _Asked(body, contents, threshold, limit)
 
 
 def _question(asked: _Asked) -> str:
@@ -182,7 +180,7 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
         documents, ids = [hit.document for hit in found], [hit.id for hit in found]
         places = [f"retrieved[{i}]" for i in range(len(found))]
         cosines = [hit.score for hit in found]
-    results = await pipeline.score(query, documents, asked.num_bytes)
+    results = await pipeline.score(query, documents)
     chosen = list(range(len(results))) if cosines is None else _usable(results)
     scores = checked_scores(
         [results[i] for i in chosen],
