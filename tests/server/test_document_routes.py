@@ -271,6 +271,15 @@ class TestGet:
         refused(client.get(f"/v1/documents?{query}"), 422, query.partition("=")[0], "")
 
 
+def test_metrics_say_how_much_is_kept(client):
+    put(client, "a", {"text": "text"})
+    put(client, "b", CONTENTS["picture"][0])
+    lines = client.get("/metrics").text.splitlines()
+    assert "ragvl_stored_documents 2.0" in lines
+    stored = sum(client.get(path(id)).json()["bytes"] for id in ("a", "b"))
+    assert f"ragvl_stored_bytes {float(stored)}" in lines
+
+
 class TestPictures:
     def test_is_small_and_upright(self, client):
         file = BytesIO()
