@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -388,3 +389,31 @@ class TestUrls:
             body = {"image_url": f"http://{here}/a.png"}
             refused(client.put(path("x"), json=body), 422, "document.image_url", "not public")
         assert host.asked == []
+
+
+def test_a_document_that_is_put_again_while_it_is_asked_for(server, tiny_reranker):
+    """Every score is that of one content or the other, in full."""
+    bodies = [{"image": uri(png(n)), "text": f"A tower of {n} metres"} for n in (20, 90)]
+    documents = [Document(png(n), f"A tower of {n} metres") for n in (20, 90)]
+    pairs = [(QUERY, document) for document in documents]
+    expected = set(tiny_reranker.score(pairs, raw=True).tolist())
+
+    def write(number: int) -> None:
+        with server.client() as client:
+            for n in range(8):
+                put(client, "changing", bodies[(n + number) % 2])
+
+    def read(_: int) -> set[float]:
+        with server.client() as client:
+            answers = [ranked(client, [{"id": "changing"}] * 3) for _ in range(15)]
+        return {one["raw_score"] for answer in answers for one in answer["results"]}
+
+    with server.client() as client:
+        put(client, "changing", bodies[0])
+        with ThreadPoolExecutor(4) as pool:
+            writers = [pool.submit(write, number) for number in range(2)]
+            found = set().union(*pool.map(read, range(2)))
+            for writer in writers:
+                writer.result()
+        assert found <= expected and len(expected) == 2
+        assert client.delete(path("changing")).status_code == 200
