@@ -106,6 +106,8 @@ def serve(
     RAGVL_SERVE_NAME.
     """
     with command_work("serve"):
+        from transformers.utils.logging import disable_progress_bar
+
         from ragvl.server.access import ApiKeys
         from ragvl.server.logs import configure_logs
         from ragvl.server.run import bind, build_services, make_prefix_cache, run_server
@@ -120,6 +122,7 @@ def serve(
         elif settings.warm and index is None:
             raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
+        disable_progress_bar()
         with bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)

@@ -15,6 +15,7 @@ from ragvl.server import routes
 from ragvl.server.access import KeyCheck
 from ragvl.server.errors import install_error_answers
 from ragvl.server.limits import BodyLimits
+from ragvl.server.logs import hide_content
 from ragvl.server.memory import RequestMemory
 from ragvl.server.protocol.openapi import install_openapi
 from ragvl.server.requests import RequestLog
@@ -36,6 +37,7 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         services.engine.start()
+        hide_content(services.settings)
         try:
             async with warming(services):
                 yield

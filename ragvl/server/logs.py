@@ -17,19 +17,25 @@ request_id_variable: ContextVar[str | None] = ContextVar("request_id", default=N
 
 HIDDEN = "(hidden)"
 # Of these, messages are written so that no argument holds what users wrote
-_OWN_LOGGERS = ("ragvl.server", "uvicorn")
+_OWN_LOGGERS = ("ragvl.server", "uvicorn", "py.warnings")
 
 
 def configure_logs(settings: ServerSettings) -> None:
-    """Has everything logged to standard error, as `settings` say."""
+    """Has everything logged to standard error, as `settings` say; in full until `hide_content`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(settings.log_format, with_content=settings.log_content))
+    handler.setFormatter(LineFormatter(settings.log_format, with_content=True))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    level = settings.log_level.upper()
-    logging.getLogger("ragvl").setLevel(level)
+    logging.getLogger("ragvl").setLevel(settings.log_level.upper())
     logging.captureWarnings(True)
+
+
+def hide_content(settings: ServerSettings) -> None:
+    """From here on messages may hold what users wrote: none does, unless `settings` let it."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, LineFormatter):
+            handler.formatter.with_content = settings.log_content
 
 
 class LineFormatter(logging.Formatter):
@@ -44,7 +50,7 @@ class LineFormatter(logging.Formatter):
     def __init__(self, form: str = "text", *, with_content: bool = False) -> None:
         super().__init__()
         self._as_json = form == "json"
-        self._with_content = with_content
+        self.with_content = with_content
 
     def format(self, record: logging.LogRecord) -> str:
         """Of logging."""
@@ -65,7 +71,7 @@ class LineFormatter(logging.Formatter):
         return line if exception is None else f"{line}\n{exception}"
 
     def _message(self, record: logging.LogRecord) -> str:
-        if self._with_content or record.name.startswith(_OWN_LOGGERS) or not record.args:
+        if self.with_content or record.name.startswith(_OWN_LOGGERS) or not record.args:
             return record.getMessage()
         arguments = record.args
         if isinstance(arguments, dict):
@@ -73,7 +79,7 @@ class LineFormatter(logging.Formatter):
         return str(record.msg) % tuple(map(_plain, arguments))
 
     def _exception(self, error: BaseException) -> str:
-        if self._with_content:
+        if self.with_content:
             return "".join(traceback.format_exception(error)).rstrip()
         lines: list[str] = []
         seen: set[int] = set()

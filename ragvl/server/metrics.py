@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from ragvl.prefix_cache.statistics import TierStatistics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -31,7 +45,9 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        disable_created_metrics()  # when a counter was made: a line for each, of use to few
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self.requests = self._counter("requests", "Answers.", "route", "method", "status")
         self.request_seconds = self._histogram(
             "request_seconds",
@@ -63,6 +79,10 @@ class Metrics:
         """
         Gauge(f"ragvl_{name}", help_text, registry=self._registry).set_function(value)
 
+    def watch_tiers(self, statistics: Callable[[], Mapping[str, TierStatistics]]) -> None:
+        """Has `/metrics` say what the tiers of the prefix cache count; `statistics` reads it."""
+        self._registry.register(_Tiers(statistics))
+
     def text(self) -> bytes:
         """The page."""
         return generate_latest(self._registry)
@@ -76,3 +96,27 @@ class Metrics:
         return Histogram(
             f"ragvl_{name}", help_text, labels, buckets=buckets, registry=self._registry
         )
+
+
+class _Tiers(Collector):
+    """Figures of the prefix cache, by tier."""
+
+    def __init__(self, statistics: Callable[[], Mapping[str, TierStatistics]]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        tiers = self._statistics()
+        held = GaugeMetricFamily("ragvl_cache_bytes", "Bytes that a tier holds.", labels=["tier"])
+        for tier, counted in tiers.items():
+            held.add_metric([tier], counted.bytes)
+        yield held
+        for name, help_text in (
+            ("hits", "Records found in a tier."),
+            ("misses", "Records looked for in a tier in vain."),
+            ("evictions", "Records removed from a tier to make room."),
+            ("errors", "Damaged files and failures of a tier."),
+        ):
+            family = CounterMetricFamily(f"ragvl_cache_{name}", help_text, labels=["tier"])
+            for tier, counted in tiers.items():
+                family.add_metric([tier], getattr(counted, name))
+            yield family

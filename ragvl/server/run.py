@@ -181,7 +181,7 @@ def build_services(
     name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
     metrics = Metrics()
     retriever = stages.retriever
-    return Services(
+    services = Services(
         settings=settings,
         reranker=stages.reranker,
         engine=Engine(stages.reranker, settings, metrics),
@@ -196,6 +196,10 @@ def build_services(
         metrics=metrics,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="ragvl-bodies"),
     )
+    metrics.watch_tiers(stages.reranker.prefix_cache.statistics)
+    metrics.watch("documents", "Documents that clients put.", lambda: len(services.documents))
+    metrics.watch("draining", "1 once the server is about to end.", lambda: services.is_draining)
+    return services
 
 
 def run_server(services: Services, bound: socket.socket) -> int:

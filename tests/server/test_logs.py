@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 
 from ragvl.server.app import create_app
 from ragvl.server.errors import Unprocessable
-from ragvl.server.logs import HIDDEN, LineFormatter
+from ragvl.server.logs import HIDDEN, LineFormatter, configure_logs, hide_content
+from ragvl.server.settings import ServerSettings
 
 SECRET = "what a user wrote"
 
@@ -65,6 +66,24 @@ def test_json_is_one_object_a_line_with_what_is_told() -> None:
     told = json.loads(line)
     assert told["message"] == "two\\nlines" and told["level"] == "warning"
     assert told["status"] == 200 and told["ms"] == 1.5 and told["time"].endswith("+00:00")
+
+
+def test_all_is_told_until_users_can_be_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    root, package = logging.getLogger(), logging.getLogger("ragvl")
+    before = root.handlers[:], root.level, package.level
+    settings = ServerSettings(log_format="json")
+    try:
+        configure_logs(settings)
+        logging.getLogger("ragvl.mllm").warning("first %s", SECRET)
+        hide_content(settings)
+        logging.getLogger("ragvl.mllm").warning("then %s", SECRET)
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        package.setLevel(before[2])
+    told = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert told == [f"first {SECRET}", f"then {HIDDEN}"]
 
 
 @pytest.fixture

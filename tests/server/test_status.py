@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
-import pytest
 from starlette.testclient import TestClient
+
+from ragvl.server.app import create_app
 
 
 def test_the_model_is_listed_by_its_name(client: httpx2.Client, tiny_reranker: Any) -> None:
@@ -31,8 +32,6 @@ def test_health_and_ready(client: httpx2.Client) -> None:
 
 
 def test_not_ready_once_it_is_about_to_end(make_services: Any) -> None:
-    from ragvl.server.app import create_app
-
     services = make_services(is_draining=True)
     with TestClient(create_app(services)) as client:
         answer = client.get("/ready")
@@ -42,18 +41,34 @@ def test_not_ready_once_it_is_about_to_end(make_services: Any) -> None:
 
 
 def test_ready_says_how_far_warming_is(make_services: Any) -> None:
-    from ragvl.server.app import create_app
-
     with TestClient(create_app(make_services(warming=(3, 7)))) as client:
         assert client.get("/ready").json()["warming"] == {"done": 3, "total": 7}
 
 
-@pytest.mark.parametrize("path", ["/metrics"])
-def test_metrics_count_answers_by_route_and_status(client: httpx2.Client, path: str) -> None:
+def test_metrics_count_answers_by_route_and_status(client: httpx2.Client) -> None:
     client.get("/v1/models/no-such-model-at-all")
-    answer = client.get(path)
+    answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = answer.text.splitlines()
     counted = [line for line in lines if line.startswith("ragvl_requests_total{")]
     assert any('route="/v1/models/{model:path}"' in x and 'status="404"' in x for x in counted)
     assert "no-such-model-at-all" not in answer.text  # labels hold nothing of users
+
+
+def test_metrics_tell_of_the_cache_the_queue_and_the_process(client: httpx2.Client) -> None:
+    body = {"query": "Is it red?", "documents": ["metrics are red"]}
+    for _ in range(2):
+        client.post("/v1/rerank", json=body).raise_for_status()
+    figures = dict(
+        line.rsplit(" ", 1)
+        for line in client.get("/metrics").text.splitlines()
+        if not line.startswith("#")
+    )
+    assert float(figures['ragvl_cache_bytes{tier="device"}']) > 0
+    assert float(figures['ragvl_cache_hits_total{tier="device"}']) >= 1
+    assert float(figures["ragvl_pairs_total"]) >= 2
+    assert float(figures["ragvl_queue_seconds_count"]) >= 2
+    assert float(figures['ragvl_prompt_tokens_total{state="cached"}']) > 0
+    assert figures["ragvl_queued_pairs"] == figures["ragvl_draining"] == "0.0"
+    assert float(figures["process_open_fds"]) > 0
+    assert not any("_created" in name for name in figures)
