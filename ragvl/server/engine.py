@@ -203,6 +203,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def num_calls(self) -> int:
+        """How many accepted requests are being answered."""
+        return self._num_calls
+
+    @property
     def is_alive(self) -> bool:
         """Whether the thread works, and takes new work."""
         return self._thread.is_alive() and not self._draining

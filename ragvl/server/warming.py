@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from ragvl.data.document import Document
+from ragvl.server.engine import Engine
 from ragvl.server.errors import Overloaded, ShuttingDown
 from ragvl.server.services import Services
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 32  # documents; the queue is seldom full of them, and requests' work goes first
+# A request that comes waits until a pass is over. So it is of few documents where they take long
+_PASS_SECONDS = 0.2
+_MOST = 32
+_PATIENCE = 1.0  # seconds that requests may keep it waiting; then it is its turn
 
 
 @asynccontextmanager
@@ -38,36 +43,60 @@ async def warm_index(services: Services) -> None:
     """
     assert services.retriever is not None
     documents = list(services.retriever.documents.values())
-    total, done, refused = len(documents), 0, 0
+    total, done, refused, count = len(documents), 0, 0, 1
     oldest: Document | None = None  # of what was warmed: the first that a full cache gives up
     services.warming = 0, total
-    for first in range(0, total, _AT_ONCE):
-        some = documents[first : first + _AT_ONCE]
+    while done < total:
+        some = documents[done : done + count]
+        await _give_way(services.engine)
+        began = time.monotonic()
         try:
-            outcomes = await _warm(services, some)
+            outcomes = await _warm(services.engine, some)
         except ShuttingDown:
             return
         except Exception as error:
             _log.error("the index is no longer warmed, after %d documents", done, exc_info=error)
             return
-        usable = [
-            document
-            for document, outcome in zip(some, outcomes, strict=True)
-            if not isinstance(outcome, Exception)
-        ]
+        took = time.monotonic() - began
+        count = min(2 * count, _MOST) if took < _PASS_SECONDS / 2 else count
+        count = max(count // 2, 1) if took > _PASS_SECONDS else count
         done += len(some)
-        refused += len(some) - len(usable)
+        refused += sum(isinstance(outcome, Exception) for outcome in outcomes)
         services.warming = done, total
-        oldest = oldest or next(iter(usable), None)
-        if oldest is not None and not services.reranker.is_warm(oldest):
+        oldest = oldest or _first_warm(some, outcomes)
+        if oldest is not None and not await _is_warm(services, oldest):
             _log.warning("the cache is full: %d of the index's %d documents are warm", done, total)
             return
     _log.info("the index is warm: %d documents, of which %d cannot be used", total, refused)
 
 
-async def _warm(services: Services, documents: Sequence[Document]) -> Sequence[str | Exception]:
+async def _give_way(engine: Engine) -> None:
+    """Waits while requests are answered, but not for ever.
+
+    Between two of its stages a request waits for nothing else, and would find the model's thread
+    taken.
+    """
+    until = time.monotonic() + _PATIENCE
+    while engine.num_calls and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+
+
+async def _warm(engine: Engine, documents: Sequence[Document]) -> Sequence[str | Exception]:
     while True:
         try:
-            return await services.engine.warm(documents)
+            return await engine.warm(documents)
         except Overloaded as error:
             await asyncio.sleep(error.retry_after)
+
+
+def _first_warm(
+    documents: Sequence[Document], outcomes: Sequence[str | Exception]
+) -> Document | None:
+    pairs = zip(documents, outcomes, strict=True)
+    return next((one for one, outcome in pairs if not isinstance(outcome, Exception)), None)
+
+
+async def _is_warm(services: Services, document: Document) -> bool:
+    """Whether a tier has its prefix, looked at in a thread: the tiers have locks, and a disk."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(services.pool, services.reranker.is_warm, document)

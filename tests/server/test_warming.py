@@ -49,15 +49,15 @@ def test_the_whole_index_becomes_warm(
     assert isinstance(picture, bytes)
     lost = tmp_path / "lost.png"
     lost.write_bytes(picture)
-    documents = [Document(lost, id="lost"), *_pictures(demo, 40)]
+    documents = [Document(lost, id="lost"), *_pictures(demo, 9)]
     retriever = _retriever(demo, documents)
     lost.unlink()
     services = make_services(reranker=_reranker("64MiB"), retriever=retriever)
     with caplog.at_level(logging.INFO):
         _warm(services)
-    assert services.warming == (41, 41)
+    assert services.warming == (10, 10)
     assert all(services.reranker.is_warm(document) for document in documents[1:])
-    assert "41 documents, of which 1 cannot be used" in caplog.text
+    assert "10 documents, of which 1 cannot be used" in caplog.text
 
 
 def test_it_ends_where_the_cache_is_full(
@@ -75,7 +75,8 @@ def test_it_waits_for_room(demo: Stages, make_services: MakeServices) -> None:
     services = make_services(
         reranker=_reranker("64MiB"), retriever=_retriever(demo, _pictures(demo, 5))
     )
-    warm, refusals = services.engine.warm, [Overloaded("full", retry_after=0)]
+    warm, refusals = services.engine.warm, [Overloaded("full", retry_after=1)]
+    refusals[0].retry_after = 0  # it is never so little, and a test need not wait
 
     async def refused_at_first(documents: Sequence[Document]) -> object:
         if refusals:
@@ -96,3 +97,35 @@ def test_a_server_that_ends_stops_it(demo: Stages, make_services: MakeServices) 
     assert told["warming"]["total"] == 300
     assert services.warming is not None
     assert services.warming[0] < 300
+
+
+@pytest.mark.parametrize("patience", [60, 0])
+def test_requests_go_first_but_not_for_ever(
+    patience: float, demo: Stages, make_services: MakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragvl.server.warming._PATIENCE", patience)
+    services = make_services(
+        reranker=_reranker("64MiB"), retriever=_retriever(demo, _pictures(demo, 3))
+    )
+    warm, asked = services.engine.warm, asyncio.Event()
+
+    async def noted(documents: Sequence[Document]) -> object:
+        asked.set()
+        return await warm(documents)
+
+    services.engine.warm = noted  # type: ignore[method-assign, assignment]
+
+    async def in_company() -> None:
+        with services.engine.accept():
+            warming = asyncio.create_task(warm_index(services))
+            for _ in range(9):
+                await asyncio.sleep(0)
+            assert asked.is_set() == (patience == 0)
+        await warming
+        assert services.warming == (3, 3)
+
+    services.engine.start()
+    try:
+        asyncio.run(in_company())
+    finally:
+        services.close()
