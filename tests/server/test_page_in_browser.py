@@ -288,7 +288,7 @@ def test_pictures_can_be_dropped_and_what_is_none_is_named(
     world: LiveServer, open_page: OpenPage
 ) -> None:
     page = open_page(world)
-    page.get_by_label("my own").check()
+    page.get_by_role("button", name="Others…").wait_for()
     dropped = page.evaluate_handle(
         """(bytes) => {
           const data = new DataTransfer();
@@ -300,6 +300,7 @@ def test_pictures_can_be_dropped_and_what_is_none_is_named(
     )
     page.dispatch_event("body", "drop", {"dataTransfer": dropped})
     page.get_by_role("status").filter(has_text="Not a picture: notes.pdf").wait_for()
+    assert page.get_by_label("my own").is_checked()
     assert page.locator("#own-list > li").count() == 1
     page.get_by_role("button", name="Remove red.png").click()
     assert page.locator("#own-list > li").count() == 0
@@ -310,13 +311,25 @@ def test_a_broken_picture_is_told_with_its_place_and_shows_no_result(
     world: LiveServer, open_page: OpenPage
 ) -> None:
     page = open_page(world)
-    page.get_by_label("my own").check()
+    add_documents(page, ["A red door"])
+    ask(page, "What color is it?")
     chooser = page.get_by_label("Drop pictures here, or choose files")
-    chooser.set_input_files([file("red.png", png()), file("broken.png", b"no picture")])
-    page.get_by_label("Question", exact=True).fill("What color is it?")
+    chooser.set_input_files([file("broken.png", b"no picture")])
+    page.locator("#own-list > li").nth(1).wait_for()
     page.get_by_role("button", name="Ask", exact=True).click()
     page.get_by_role("alert").filter(has_text="documents[1]").wait_for()
     assert not page.locator("#orders").is_visible()
+
+
+def test_a_server_without_room_says_when_to_try_again(
+    make_services: Callable[..., Any], open_page: OpenPage
+) -> None:
+    with live(make_services(max_pairs=1)) as server, busy(server):
+        page = open_page(server)
+        add_documents(page, ["A red door"])
+        page.get_by_label("Question", exact=True).fill("What color is the door?")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_role("alert").filter(has_text="; try again in 1 s").wait_for()
 
 
 def test_text_of_documents_is_never_markup(world: LiveServer, open_page: OpenPage) -> None:

@@ -32,11 +32,11 @@ export class Api {
   }
 
   /**
-   * The answer to `POST path`, and for how long it was waited.
+   * The answer to `POST path` with a body of JSON, and for how long it was waited.
    * @returns {Promise<{answer: object, elapsed: number}>} elapsed in milliseconds
    */
   async call(path, body, signal) {
-    const sent = { method: "POST", body: JSON.stringify(body), signal };
+    const sent = { method: "POST", body, signal };
     const started = performance.now();
     const response = await this.#fetch(path, sent, { "Content-Type": "application/json" });
     return { answer: await response.json(), elapsed: performance.now() - started };
@@ -49,7 +49,7 @@ export class Api {
       response = await fetch(path, { ...request, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError(0, "The server cannot be reached.");
+      throw new ApiError(0, "the server cannot be reached");
     }
     if (!response.ok) throw await errorOf(response);
     return response;
@@ -57,7 +57,7 @@ export class Api {
 }
 
 async function errorOf(response) {
-  let message = `The server answered ${response.status}.`;
+  let message = `the server answered ${response.status}`;
   try {
     const body = await response.json();
     message = body.error?.message ?? body.detail ?? message;

@@ -14,7 +14,7 @@ const READY_EVERY = 2000; // milliseconds between two looks at how far the index
 
 const api = new Api();
 const timings = new Timings();
-const own = new OwnDocuments(say);
+const own = new OwnDocuments(say, chooseOwn);
 let model = null; // as /v1/models lists it
 let known = null; // documents of the server
 let running = null; // the AbortController of a question under way
@@ -29,7 +29,7 @@ function fail(error) {
   if (error.name === "AbortError") return say("Stopped.");
   say("");
   if (error.status === 401) return askForKey(error);
-  const when = error.retryAfter === null ? "" : ` Try again in ${error.retryAfter} s.`;
+  const when = error.retryAfter === null ? "" : `; try again in ${error.retryAfter} s`;
   byId("error").textContent = error.message + when;
   show(byId("error"));
 }
@@ -75,7 +75,12 @@ function submit() {
 }
 
 function asksIndex() {
-  return model.has_index && document.querySelector("[name=source]:checked").value === "index";
+  return model?.has_index && document.querySelector("[name=source]:checked").value === "index";
+}
+
+function chooseOwn() {
+  document.querySelector("[name=source][value=own]").checked = true;
+  showSource();
 }
 
 function showSource() {
@@ -91,41 +96,53 @@ async function ask() {
   const settings = readSettings();
   const bodies = documents?.map(({ body }) => body) ?? null;
   const { path, body } = requestFor(model, byId("question").value.trim(), bodies, settings);
-  if (JSON.stringify(body) !== asked) timings.clear();
-  asked = JSON.stringify(body);
+  const request = JSON.stringify(body);
+  if (request !== asked) timings.clear();
+  asked = request;
   show(byId("error"), false);
   say("Asking…");
   running = new AbortController();
   byId("ask").textContent = "Stop";
   try {
-    const { answer, elapsed } = await api.call(path, body, running.signal);
-    const ranked = candidatesOf(answer, settings.kept);
-    showAnswer(answer, ranked);
-    timings.add({ ...answer.timings, elapsed }, answer.built, ranked.length);
-    showOrders(
-      ranked,
-      answer.threshold,
-      documents === null ? knownFace : ({ index }) => ownFace(documents[index]),
-    );
+    const { answer, elapsed } = await api.call(path, request, running.signal);
+    showResult(answer, elapsed, settings, documents);
+  } catch (error) {
+    // What is still there answered another request
+    for (const id of ["answer", "timings", "orders"]) show(byId(id), false);
+    throw error;
   } finally {
     running = null;
     byId("ask").textContent = "Ask";
   }
 }
 
-const knownFace = ({ id, words }) => ({ picture: known.picture(id), words: words || id });
-const ownFace = ({ image, words }) => ({ picture: image && picture(image), words });
+function showResult(answer, elapsed, settings, documents) {
+  const ranked = candidatesOf(answer, settings.kept);
+  const knownFace = ({ id, words }) => ({ picture: known.picture(id), words: words || id });
+  const ownFace = ({ index }) => {
+    const { image, words } = documents[index];
+    return { picture: image && picture(image), words };
+  };
+  showAnswer(answer, ranked);
+  timings.add({ ...answer.timings, elapsed }, answer.built, ranked.length);
+  showOrders(ranked, answer.threshold, documents === null ? knownFace : ownFace);
+}
 
-function showAnswer({ answer, grounded }, ranked) {
+function showAnswer({ answer, grounded, unusable }, ranked) {
   const kept = ranked.filter((one) => one.kept).length;
-  const message = `${kept} of ${ranked.length} ${ranked.length === 1 ? "document" : "documents"} kept.`;
+  let message = `${kept} of ${documentsOf(ranked.length)} kept.`;
+  if (unusable?.length) message += ` Not usable: ${unusable.join(", ")}.`;
   show(byId("answer"), answer !== undefined);
   if (answer === undefined) return say(message);
   byId("answer-text").textContent = answer;
   byId("answer-source").textContent = grounded
-    ? `From the ${kept === 1 ? "document" : `${kept} documents`} that ${kept === 1 ? "was" : "were"} kept.`
+    ? `From ${documentsOf(kept)}.`
     : "From no document: none reached the threshold.";
   say(`Answer: ${answer}. ${message}`);
+}
+
+function documentsOf(count) {
+  return count === 1 ? "1 document" : `${count} documents`;
 }
 
 function listen(id, event, work) {

@@ -16,13 +16,14 @@ export class KnownDocuments {
   /** @param {import("./api.js").Api} api */
   constructor(api) {
     this.#api = api;
+    const soon = { rootMargin: "300px" };
     this.#seen = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
         if (!isIntersecting) continue;
         this.#seen.unobserve(target);
         this.#fetch(target);
       }
-    });
+    }, soon);
     byId("known-list").replaceChildren();
   }
 

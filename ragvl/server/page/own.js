@@ -9,8 +9,9 @@ export class OwnDocuments {
 
   /**
    * @param {(message: string) => void} say tells the visitor something
+   * @param {() => void} dropped called when files were dropped somewhere on the page
    */
-  constructor(say) {
+  constructor(say, dropped) {
     this.#say = say;
     const drop = byId("drop");
     const files = byId("files");
@@ -20,6 +21,7 @@ export class OwnDocuments {
     });
     // Anywhere on the page: a picture dropped beside the field must not replace the page
     document.addEventListener("dragover", (event) => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       drop.classList.add("over");
     });
@@ -27,8 +29,10 @@ export class OwnDocuments {
       if (event.relatedTarget === null) drop.classList.remove("over");
     });
     document.addEventListener("drop", (event) => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       drop.classList.remove("over");
+      dropped();
       this.add([...event.dataTransfer.files]);
     });
     byId("add-text").addEventListener("click", () => this.#addText());
@@ -48,12 +52,13 @@ export class OwnDocuments {
 
   /** Takes files; what is no picture is named and left out. */
   async add(files) {
-    const pictures = files.filter((file) => file.type.startsWith("image/"));
-    const others = files.filter((file) => !pictures.includes(file)).map((file) => file.name);
-    const read = await Promise.all(pictures.map(dataUrl));
-    pictures.forEach((file, at) => this.#addPicture(file.name, read[at]));
-    const added = `${pictures.length} ${pictures.length === 1 ? "picture" : "pictures"} added.`;
-    this.#say(others.length ? `${added} Not a picture: ${others.join(", ")}.` : added);
+    const images = await Promise.all(files.map(readPicture));
+    const names = files.map(({ name }) => name);
+    const others = names.filter((_, at) => images[at] === null);
+    images.forEach((image, at) => image && this.#addPicture(names[at], image));
+    const added = files.length - others.length;
+    const message = `${added} ${added === 1 ? "picture" : "pictures"} added.`;
+    this.#say(others.length ? `${message} Not a picture: ${others.join(", ")}.` : message);
   }
 
   #addPicture(name, image) {
@@ -98,11 +103,17 @@ export class OwnDocuments {
   }
 }
 
-function dataUrl(file) {
-  return new Promise((resolve, reject) => {
+function hasFiles({ dataTransfer }) {
+  return dataTransfer.types.includes("Files");
+}
+
+/** A picture's file as a data URL; null for another file, or one that cannot be read. */
+function readPicture(file) {
+  if (!file.type.startsWith("image/")) return null;
+  return new Promise((resolve) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
+    reader.onerror = () => resolve(null);
     reader.readAsDataURL(file);
   });
 }
