@@ -109,6 +109,7 @@ def serve(
         from transformers.utils.logging import disable_progress_bar
 
         from ragvl.server.access import ApiKeys
+        from ragvl.server.documents import DocumentStore
         from ragvl.server.logs import configure_logs
         from ragvl.server.run import bind, build_services, make_prefix_cache, run_server
         from ragvl.server.stages import load_demo, load_stages
@@ -126,6 +127,7 @@ def serve(
         with bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)
+            DocumentStore.by(settings, None).close()  # a damaged one shows before models load
             if demo:
                 stages = load_demo(
                     device=chosen.device, threshold=kept_from, prefix_cache=prefix_cache

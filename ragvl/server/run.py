@@ -197,7 +197,9 @@ def build_services(
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="ragvl-bodies"),
     )
     metrics.watch_tiers(stages.reranker.prefix_cache.statistics)
-    metrics.watch("documents", "Documents that clients put.", lambda: len(services.documents))
+    store = services.documents
+    metrics.watch("documents", "Documents that clients put.", lambda: len(store))
+    metrics.watch("documents_bytes", "Bytes of these documents.", lambda: store.num_bytes)
     metrics.watch("draining", "1 once the server is about to end.", lambda: services.is_draining)
     return services
 

@@ -64,11 +64,6 @@ class Services:
     warming: tuple[int, int] | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
-    def __post_init__(self) -> None:
-        store = self.documents
-        self.metrics.watch("stored_documents", "Documents kept by id.", lambda: len(store))
-        self.metrics.watch("stored_bytes", "Bytes of these documents.", lambda: store.num_bytes)
-
     def close(self) -> None:
         """Ends the threads; what is still queued is not answered."""
         self.engine.close()

@@ -276,9 +276,9 @@ def test_metrics_say_how_much_is_kept(client):
     put(client, "a", {"text": "text"})
     put(client, "b", CONTENTS["picture"][0])
     lines = client.get("/metrics").text.splitlines()
-    assert "ragvl_stored_documents 2.0" in lines
+    assert "ragvl_documents 2.0" in lines
     stored = sum(client.get(path(id)).json()["bytes"] for id in ("a", "b"))
-    assert f"ragvl_stored_bytes {float(stored)}" in lines
+    assert f"ragvl_documents_bytes {float(stored)}" in lines
 
 
 class TestPictures:

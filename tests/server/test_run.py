@@ -168,6 +168,19 @@ def test_what_is_wrong_is_told_before_a_model_loads(
     assert line.startswith("ragvl serve: ") and said in line
 
 
+def test_damaged_documents_are_told_before_a_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragvl.mllm import MLLM
+
+    monkeypatch.setattr(MLLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    database = tmp_path / "documents" / "documents.sqlite"
+    database.parent.mkdir()
+    database.write_bytes(b"no database" * 99)
+    outcome = CliRunner().invoke(app, ["serve", "--port", "0", "--cache", str(tmp_path)])
+    assert outcome.exit_code == 1 and str(database) in outcome.output
+
+
 def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
