@@ -21,6 +21,11 @@ _STATUS_LINES = {
 }
 
 
+# Bytes that are read of a body past its limit: a client that still sends when its connection is cut
+# off does not see the answer, which says that the body is too large
+_DISCARDED = 64 << 20
+
+
 class _HeadersTooLarge(Exception):
     pass
 
@@ -67,7 +72,7 @@ class Connection(HttpToolsProtocol):
             # A rest of a body that is answered already, or line ends between requests
             self._expect_headers()
             self._num_discarded += len(data)
-            if self._num_discarded > self._settings.max_body_bytes:
+            if self._num_discarded > self._settings.max_body_bytes + _DISCARDED:
                 self.transport.abort()
 
     def pause_writing(self) -> None:

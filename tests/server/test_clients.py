@@ -12,6 +12,7 @@ from io import BytesIO
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from server.live import MODEL_NAME, LiveServer, MakeServices, live
@@ -406,6 +407,22 @@ class TestOurs:
                 client.get_document(names[0])
             with pytest.raises(ApiError, match=r"404: documents\[0\].id"):
                 client.rerank(QUERY, known)
+
+    def test_is_told_of_a_body_that_is_too_large(self, make_services):
+        noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+
+        async def ask(url):
+            async with AsyncClient(url) as client:
+                await client.rerank(QUERY, [noise])
+
+        with live(make_services(max_body_bytes=100_000)) as server:
+            with (
+                Client(server.url) as client,
+                pytest.raises(ApiError, match=r"413: the body is larger than 97\.7 KiB"),
+            ):
+                client.rerank(QUERY, [noise])
+            with pytest.raises(ApiError, match="413"):
+                asyncio.run(ask(server.url))
 
     def test_one_bad_document_keeps_none(self, server):
         documents = [Document(text="one", id="good"), Document(PICTURES[0][:-30], id="bad")]
