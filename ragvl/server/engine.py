@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ragvl.data.document import Document
 from ragvl.data.query import Query
 from ragvl.server.errors import DeadlineExceeded, Overloaded, ShuttingDown, TooLarge
-from ragvl.server.estimates import Rates
+from ragvl.server.estimates import Rates, late_jobs
 from ragvl.server.metrics import Metrics
 from ragvl.server.passes import Compute, Passes
 from ragvl.server.queue import Job, Lane, Piece, Queue
@@ -257,7 +257,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(over.set)
 
-        job = Job(kind, items, lane=lane, whole=whole, done=tell)
+        job = Job(kind, items, lane=lane, whole=whole, deadline=deadline, done=tell)
         if not items:
             return job
         with self._work:
@@ -280,7 +280,7 @@ class Engine:
         if count > most:
             raise TooLarge(f"the request has {count:,} pairs, and the queue has room for {most:,}")
         if (excess := count + held - most) > 0:
-            self._refuse("pairs", self._seconds_ahead(lane) * excess / held)
+            raise self._overloaded("pairs", self._seconds_ahead(lane) * excess / held)
         if deadline is not None:
             self._check_time(kind, lane, count, deadline)
 
@@ -290,18 +290,26 @@ class Engine:
         if left <= 0:
             raise DeadlineExceeded("the time that the request was given is over")
         ahead = self._seconds_ahead(lane, count)
-        late = ahead + self._rates.seconds(kind, count) - left
+        late = ahead + self._rates.most_seconds(kind, count) - left
         if ahead > 0 and late > 0:
-            self._refuse("time", min(late, ahead))
+            raise self._overloaded("time", min(late, ahead))
 
-    def _refuse(self, reason: Literal["pairs", "time"], seconds: float) -> NoReturn:
-        """Raises `Overloaded`: there is room in so many seconds."""
+    def _overloaded(self, reason: Literal["pairs", "time"], seconds: float) -> Overloaded:
+        """The error of what is refused: there is room in so many seconds."""
         self._metrics.refused.labels(reason).inc()
         message = {
             "pairs": "too many pairs wait already",
             "time": "so much waits already that this would not be done by its deadline",
         }[reason]
-        raise Overloaded(message, retry_after=seconds)
+        return Overloaded(message, retry_after=seconds)
+
+    def _shed_late(self) -> None:
+        """Refuses what an estimate that was too good let in, before work is put into it."""
+        waiting = self._queue.waiting("score")
+        for job, seconds in late_jobs(waiting, self._rates, self._passes.limit):
+            job.error = self._overloaded("time", seconds)
+            self._queue.cancel(job)
+            job.tell_done()
 
     def _seconds_ahead(self, lane: Lane, count: int | None = None) -> float:
         """What is expected to be computed before new items of a lane, in seconds.
@@ -318,7 +326,7 @@ class Engine:
                 turn = self._limits.turn_pairs
                 turns = self._queue.num_jobs("score") * math.ceil(count / turn)
                 waiting["score"] = min(waiting["score"], turns * turn)
-        ahead = sum(self._rates.seconds(kind, number) for kind, number in waiting.items())
+        ahead = sum(self._rates.most_seconds(kind, number) for kind, number in waiting.items())
         return ahead + (max(0.0, self._pass[1] - time.monotonic()) if self._pass else 0.0)
 
     # What the thread does
@@ -337,6 +345,7 @@ class Engine:
     def _next_pass(self) -> list[Piece]:
         """Waits for work, and takes a pass of it; nothing when the engine is closed."""
         with self._work:
+            self._shed_late()
             self._work.wait_for(lambda: self._queue or self._closed)
             if self._closed:
                 return []

@@ -21,6 +21,7 @@ class Job:
         lane: of scoring, which goes first, or of warming.
         items: pairs, documents, or one function.
         whole: whether it runs alone, in a pass of its own, as a function does.
+        deadline: by when it is to be done, a moment of `time.monotonic()`; None: at any time.
         results: by item; None where there is none yet.
         error: what ended the whole job.
         submitted, started, ended: moments of `time.monotonic()`, None before they come.
@@ -33,12 +34,14 @@ class Job:
         *,
         lane: Lane = "score",
         whole: bool = False,
+        deadline: float | None = None,
         done: Callable[[], object] = lambda: None,
     ) -> None:
         self.kind = kind
         self.lane = lane
         self.items = items
         self.whole = whole
+        self.deadline = deadline
         self.results: list[Any] = [None] * len(items)
         self.error: BaseException | None = None
         self.submitted = time.monotonic()
@@ -110,6 +113,10 @@ class Queue:
     def num_jobs(self, lane: Lane) -> int:
         """How many jobs of a lane have items that wait."""
         return len(self._lanes[lane])
+
+    def waiting(self, lane: Lane) -> list[Job]:
+        """The jobs of a lane of which items wait, in turn."""
+        return list(self._lanes[lane])
 
     def add(self, job: Job) -> None:
         """Puts a job at the end of its lane."""
