@@ -14,24 +14,14 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    negative_data_rejection,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from server.live import LiveServer, MakeServices, live
 
 from ragvl.server.stages import Stages
 
-CHECKS = [
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    negative_data_rejection,
-]
+# A deadline of a nanosecond is missed, and a schema cannot say which bytes are a picture
+LEFT_OUT = [not_a_server_error, positive_data_acceptance]
 EXAMPLES = 3  # of a route; most of the time goes into reading its schema
 
 
@@ -86,7 +76,7 @@ def _check(
     def check(case: Any) -> None:
         if mode.is_positive and isinstance(case.body, dict):
             case.body.pop("model", None)  # of all strings one is right
-        answer = case.call_and_validate(session=session, checks=CHECKS, timeout=30)
+        answer = case.call_and_validate(session=session, excluded_checks=LEFT_OUT, timeout=30)
         assert answer.status_code != 500, answer.text
         statuses[answer.status_code] += 1
 
