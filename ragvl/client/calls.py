@@ -39,8 +39,8 @@ def rerank(
 
     Args:
         query: a text, a picture, or a `Query` of both.
-        documents: what the library takes: `Document`s, or paths and pictures; or `{"id": ...}`
-            for a document that the server knows.
+        documents: what the library takes: `Document`s, or paths and pictures (a string is a path);
+            or `{"id": ...}` for a document that the server knows.
         top_k: how many to return; all by default.
         threshold: the relevance that decides `kept`, or the name of one that was estimated for the
             server's model; that model's own by default.
