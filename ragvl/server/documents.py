@@ -144,7 +144,7 @@ class DocumentStore:
         max_pixels: int | None = None,
         unused_seconds: float = 60.0,
     ) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="ragvl-documents-"))
+        self.folder = (folder or Path(tempfile.mkdtemp(prefix="ragvl-documents-"))).absolute()
         self._discard: Callable[[], object] | None = None
         if folder is None:  # also where nobody closes it
             self._discard = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -267,7 +267,7 @@ class DocumentStore:
                 for id, (content, kept) in new.items():
                     _replace(write, id, content, kept)
                 self._check_room(write)
-            self._forget(replaced - pictures.keys())
+        self._forget(replaced - pictures.keys())
 
     def delete(self, id: str) -> bool:
         """Forgets the document of that id; whether there was one that had been put.
@@ -276,11 +276,10 @@ class DocumentStore:
             StorageFull: the folder cannot be written to.
             Overloaded: other processes write for too long.
         """
-        with self._storing():
-            with self._transaction() as write:
-                pictures = _pictures_of(write, [id])
-                deleted = write.execute("DELETE FROM documents WHERE id = ?", (id,)).rowcount > 0
-            self._forget(pictures)
+        with self._storing(), self._transaction() as write:
+            pictures = _pictures_of(write, [id])
+            deleted = write.execute("DELETE FROM documents WHERE id = ?", (id,)).rowcount > 0
+        self._forget(pictures)
         return deleted
 
     def close(self) -> None:
@@ -431,7 +430,8 @@ class DocumentStore:
             due = []
             while self._forgotten and self._forgotten[0][0] <= now - self._unused_seconds:
                 due.append(self._forgotten.popleft()[1])
-        self._remove_unused(due)
+        with suppress(sqlite3.Error):  # the next start tries once more
+            self._remove_unused(due)
 
     def _remove_unused(self, names: Iterable[str]) -> None:
         """Removes those of the pictures that no document has."""
@@ -442,7 +442,7 @@ class DocumentStore:
             for name in names:
                 used = write.execute("SELECT 1 FROM pictures WHERE name = ? LIMIT 1", (name,))
                 if used.fetchone() is None:
-                    with suppress(OSError):  # the next start tries once more
+                    with suppress(OSError):
                         self._path(name).unlink()
 
     def _remove_leftovers(self) -> None:
@@ -525,9 +525,8 @@ def _content_of(document: Document) -> tuple[str, dict[str, bytes]]:
         pictures[name] = part.image
         return {"picture": name, "bytes": len(part.image)}
 
-    kind = (
-        "text" if document.text is not None else "image" if document.image is not None else "parts"
-    )
+    of_one = {"text": document.text, "image": document.image}
+    kind = next((kind for kind, value in of_one.items() if value is not None), "parts")
     content = {"kind": kind, "parts": [written(part) for part in document.parts]}
     return json.dumps(content), pictures
 
