@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_SECONDS = 5.0  # after the grace time, for a pass that goes on
+_OTHER_FILES = 256  # beside connections: models, documents, pictures, threads
 _AT_ONCE = 130  # the exit code of a second signal
 
 
@@ -168,15 +170,14 @@ def build_services(
 ) -> Services:
     """What the routes work with.
 
-    Raises:
-        ValueError: a host to fetch from is none.
-        OSError: the cache's folder cannot be used.
-
     Args:
         stages: the models, and the index.
         settings: the limits.
         model: the reranker's hub id or folder; a folder's name is what answers call it.
         keys: API keys, if any are needed.
+
+    Raises:
+        OSError: the cache's folder cannot be used.
     """
     name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
     metrics = Metrics()
@@ -206,9 +207,20 @@ def build_services(
 
 def run_server(services: Services, bound: socket.socket) -> int:
     """Serves until a signal; the exit code: 0 where all that was accepted was answered."""
+    _allow_files(services.settings.max_connections + _OTHER_FILES)
     server = Server(services)
     server.run([bound])
     if not server.started:
         return 1
     _log.info("ended", extra={"fields": {"clean": server.is_clean}})
     return 0 if server.is_clean else 1
+
+
+def _allow_files(count: int) -> None:
+    """Has this process open so many files, where the system lets it; each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < count:
+        _log.warning("%d files may be open here, and --max-connections wants %d", most, count)

@@ -144,3 +144,24 @@ def test_a_body_after_its_answer_is_read_up_to_the_limit(strict: LiveServer) -> 
             for _ in range(10_000):
                 one.sendall(b"a" * 10_000)
         assert not isinstance(cut.value, TimeoutError)
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"query": '])
+def test_a_body_that_stops_coming_is_told_so(strict: LiveServer, sent: bytes) -> None:
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    with connect(strict) as one:
+        one.sendall(head + b"content-length: 1000\r\n\r\n" + sent)
+        check_error(read_to_end(one), 408, "request_timeout")
+
+
+def test_a_chunked_body_past_the_limit_is_told_so(strict: LiveServer) -> None:
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    with connect(strict) as one:
+        one.sendall(head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (1 << 14, b" " * (1 << 14))
+        with suppress(OSError):  # it may be closed while it is still written to
+            for _ in range(5):
+                one.sendall(chunk)
+        answer = read_to_end(one)
+        if answer:
+            check_error(answer, 413, "too_large")
