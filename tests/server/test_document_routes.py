@@ -13,7 +13,10 @@ from PIL import ExifTags, Image
 from server.test_fetch import Host, running
 from starlette.testclient import TestClient
 
+from ragvl import Reranker
 from ragvl.data.document import Document
+from ragvl.mllm import MLLM
+from ragvl.reranker import PromptTemplate
 from ragvl.server.app import create_app
 from ragvl.server.documents import DocumentStore
 
@@ -156,6 +159,19 @@ def test_ids_over_the_wire(server, id):
         put(client, id, {"text": "text"})
         assert client.get(path(id)).json()["id"] == id
         assert client.delete(path(id)).status_code == 200
+
+
+def test_of_a_model_that_keeps_nothing_documents_are_known_all_the_same(tiny_model, make_services):
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype="float32")
+    # As if its forward called another method for pictures
+    del mllm.model.base_model.get_image_features
+    template = PromptTemplate("query-first", "{query} Does this show it? {document} Yes or No.")
+    reranker = Reranker(mllm, template=template)
+    with TestClient(create_app(make_services(reranker))) as client:
+        assert put(client, "id", CONTENTS["captioned"][0])["data"][0]["prefix"] == "none"
+        (result,) = ranked(client, [{"id": "id"}])["results"]
+        expected = reranker.score([(QUERY, CONTENTS["captioned"][1])], raw=True)
+        assert result["raw_score"] == expected.item()
 
 
 class TestRefusals:

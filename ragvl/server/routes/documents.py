@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from io import BytesIO
@@ -30,6 +30,7 @@ from ragvl.server.protocol.documents import (
     PutDocument,
     PutDocumentsAnswer,
     PutDocumentsBody,
+    Warmed,
 )
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.scoring import check_model, plain_message, refusal, told_text, usage_of
@@ -210,8 +211,11 @@ async def _put(request: Request, placed: list[Placed]) -> Response:
     async def work(deadline: float) -> PutDocumentsAnswer:
         contents = await contents_of(request, [], placed)
         documents = contents.documents
-        # What cannot be used shows here, before it is kept
-        outcomes = await services.engine.warm(documents, deadline=deadline)
+        outcomes: Sequence[Warmed | Exception]
+        try:  # what cannot be used shows here, before it is kept
+            outcomes = await services.engine.warm(documents, deadline=deadline)
+        except ValueError:  # of this model nothing is cached, as its log says
+            outcomes = ["none"] * len(documents)
         data = []
         for outcome, document, place in zip(outcomes, documents, contents.places, strict=True):
             if isinstance(outcome, Exception):
