@@ -104,6 +104,9 @@ class RequestLimits(_Settings):
     max_tokens: int | None = Field(
         None, ge=1, description="Tokens of one prompt; none: the model's context."
     )
+    max_answer_tokens: Count = Field(
+        256, description="Tokens of a generated answer, while which nothing else is computed."
+    )
 
 
 class ConnectionLimits(_Settings):
