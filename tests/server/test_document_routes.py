@@ -242,14 +242,16 @@ class TestRefusals:
         with TestClient(create_app(make_services(cache=tmp_path))) as client:
             put(client, "id", CONTENTS["picture"][0])
             put(client, "text", {"text": "text"})
+            expected = ranked(client, [{"id": "id"}])["results"]
         for file in (tmp_path / "documents" / "pictures").rglob("?" * 64):
             file.unlink()
         with TestClient(create_app(make_services(cache=tmp_path))) as client:
-            refused(client.get(path("id")), 404, None, "put it once more")
+            assert client.get(path("id")).json()["warm"] is False
+            refused(client.get(path("id", "/picture")), 422, None, "no such file")
             body = {"query": QUERY, "documents": [{"id": "id"}]}
             refused(client.post("/rerank", json=body), 404, "documents[0].id", "once more")
-            assert ids(client) == ["text"]
             put(client, "id", CONTENTS["picture"][0])
+            assert ranked(client, [{"id": "id"}])["results"] == expected
             assert ids(client) == ["id", "text"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from io import BytesIO
 from typing import Annotated, TypeVar
 
@@ -109,14 +108,10 @@ async def list_documents(
 
     def read() -> DocumentsAnswer:
         ids = services.documents.ids(after=after, limit=limit + 1)
-        data = []
-        for id in ids[:limit]:
-            # One that was deleted meanwhile, or has lost a picture, which the log says
-            with suppress(NotFound):
-                data.append(_told(_known(request, id), _WORDS_SHOWN))
+        known = (services.documents.info(id) for id in ids[:limit])
         return DocumentsAnswer(
             model=services.model_name,
-            data=data,
+            data=[_told(one, _WORDS_SHOWN) for one in known if one is not None],
             has_more=len(ids) > limit,
             usage=usage_of([]),
         )
