@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ragvl.server.errors import error_body
 from ragvl.server.settings import ServerSettings
@@ -41,6 +42,7 @@ class Connection(HttpToolsProtocol):
         self._num_discarded = 0
         self._headers_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._answered: RequestResponseCycle | None = None
 
     # Of asyncio
 
@@ -56,6 +58,10 @@ class Connection(HttpToolsProtocol):
         """Waits for nothing any more."""
         self._headers_are_there()
         self._cancel_write_timer()
+        # Else only the last one that was sent is told, and the others write to nobody
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -106,6 +112,10 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     # Of uvicorn
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """The answer is written, if not yet read."""
