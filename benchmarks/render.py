@@ -36,6 +36,7 @@ import gpu_rerank
 import gpu_train
 import presets_table
 import runs.tables
+import serving_limits
 import typer
 from common import ROOT
 from plots import PLOTS
@@ -67,6 +68,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_train_goals": gpu_train.goals_table,
     "evaluate_speed": bench_evaluate.speed_table,
     "presets": presets_table.presets_table,
+    "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
 }
 _TABLE = re.compile(
