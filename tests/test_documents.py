@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import itertools
 import re
 import shlex
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 import typer
+import yaml
 from data_files import write_picture
 
 from ragvl import Document
@@ -33,7 +35,8 @@ DOCUMENTS = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-OTHER_PROGRAMS = {"torchrun", "accelerate"}  # theirs are their options
+# Theirs are their options; tests/server asks a server as curl does in the documents
+OTHER_PROGRAMS = {"torchrun", "accelerate", "curl", "docker"}
 OTHER_OPTIONS = {
     "--nproc_per_node",  # torchrun's
     "--filter",  # the release's of RagVL
@@ -124,12 +127,34 @@ def test_json_is_what_it_is_said_to_be(block: Block, place: Path) -> None:
         assert len(source.questions) == 1 and not len(source.problems)
 
 
-@pytest.mark.parametrize("block", marked(blocks("yaml")))
+GRIDS = [block for block in blocks("yaml") if "apiVersion" not in block.text]
+MANIFESTS = [block for block in blocks("yaml") if block not in GRIDS]
+
+
+@pytest.mark.parametrize("block", marked(GRIDS))
 def test_a_grid_can_be_planned(block: Block, place: Path) -> None:
     # With a GPU or without, whatever precision it asks for
     text = re.sub(r"^settings:.*$", "settings:\n  use_cpu: true", block.text, flags=re.M)
     (place / "grid.yaml").write_text(text)
     assert AblationSettings.read(place / "grid.yaml").planned()
+
+
+@pytest.mark.parametrize("block", marked(MANIFESTS))
+def test_a_manifest_asks_for_what_there_is(block: Block) -> None:
+    spec = yaml.safe_load(block.text)["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    check(["ragvl", "serve", *container["args"]])
+    probes = [probe["httpGet"]["path"] for name, probe in container.items() if "Probe" in name]
+    assert set(probes) == {"/health", "/ready"}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in spec["volumes"]}
+
+
+@pytest.mark.parametrize("block", marked(blocks("ini")))
+def test_a_unit_starts_a_command_that_there_is(block: Block) -> None:
+    unit = configparser.ConfigParser(delimiters="=")
+    unit.read_string(block.text)
+    check(shlex.split(unit["Service"]["ExecStart"]))
 
 
 def test_no_block_is_of_a_language_that_is_not_tested() -> None:
@@ -138,7 +163,7 @@ def test_no_block_is_of_a_language_that_is_not_tested() -> None:
         for path in DOCUMENTS
         for language in re.findall(r"^ *```(\w+)$", path.read_text(), re.M)
     }
-    assert written <= {"python", "bash", "json", "yaml", "bibtex"}
+    assert written <= {"python", "bash", "json", "yaml", "ini", "bibtex"}
 
 
 # --- commands -----------------------------------------------------------------------------------

@@ -113,12 +113,11 @@ class KeptDocument(_Result):
 
     Attributes:
         id: its id.
-        prefix: whether what is kept of it for queries was "built" now, or "known"; "none" of a
-            model of which nothing is kept.
+        prefix: whether what is computed of it ahead of queries was "built" now, or "known".
     """
 
     id: str
-    prefix: Literal["built", "known", "none"]
+    prefix: Literal["built", "known"]
 
 
 class Kept(_Answered):

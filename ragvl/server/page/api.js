@@ -2,11 +2,10 @@
 
 /** What the server said instead of an answer. */
 export class ApiError extends Error {
-  constructor(status, message, { param = null, retryAfter = null } = {}) {
+  constructor(status, message, retryAfter = null) {
     super(message);
     this.status = status;
-    this.param = param; // the place in the request, such as "documents[3].image"
-    this.retryAfter = retryAfter; // in seconds
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -58,12 +57,12 @@ export class Api {
 }
 
 async function errorOf(response) {
-  const retryAfter = response.headers.get("Retry-After");
+  let message = `the server answered ${response.status}`;
   try {
-    const { message, param } = (await response.json()).error;
-    return new ApiError(response.status, message, { param, retryAfter });
+    const body = await response.json();
+    message = body.error?.message ?? body.detail ?? message;
   } catch {
     // Not the server's own words: a proxy's
-    return new ApiError(response.status, `the server answered ${response.status}`, { retryAfter });
   }
+  return new ApiError(response.status, message, response.headers.get("Retry-After"));
 }

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 
 from ragvl.server.protocol.common import (
+    WHOLE,
     Answer,
     Built,
     Documents,
-    ModelBody,
+    Natural,
     Positive,
     QueryLike,
+    ScoringBody,
     Timings,
     Usage,
 )
-from ragvl.server.protocol.rerank import OrderBody, RankedText
+from ragvl.server.protocol.rerank import Probability, RankedText
 
 _QUESTION = "Which town has a red tower?"
 
 
-class SearchBody(OrderBody, ModelBody):
+class SearchBody(ScoringBody):
     """A query, and how much is to be found for it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"query": _QUESTION, "top_n": 5}})
@@ -32,14 +35,15 @@ class SearchBody(OrderBody, ModelBody):
     num_candidates: Positive = Field(
         20, description="How many documents are retrieved from the index, and reranked."
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> SearchBody:
-        if self.documents is not None and "num_candidates" in self.model_fields_set:
-            raise PydanticCustomError(
-                "both", "num_candidates is of the index: documents that are given are all reranked"
-            )
-        return self
+    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
+    threshold: Probability | str | None = Field(
+        None,
+        description='What `kept` means: a probability, "natural" (0.5), or a name that was '
+        "estimated for this model; the server's own by default.",
+    )
+    return_documents: bool | None = Field(
+        None, description="Whether results hold their documents' texts. Pictures never come back."
+    )
 
 
 class AnswerBody(SearchBody):
@@ -50,7 +54,9 @@ class AnswerBody(SearchBody):
     top_k: Positive = Field(
         2, description="From how many documents at most; only what is kept counts."
     )
-    max_tokens: Positive = Field(32, description="How many tokens the answer has at most.")
+    max_tokens: Annotated[int, Field(ge=1, le=4096), WHOLE] = Field(
+        32, description="How many tokens the answer has at most."
+    )
 
 
 class Found(Answer):

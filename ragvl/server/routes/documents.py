@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from io import BytesIO
 from typing import Annotated, TypeVar
 
@@ -29,7 +30,6 @@ from ragvl.server.protocol.documents import (
     PutDocument,
     PutDocumentsAnswer,
     PutDocumentsBody,
-    Warmed,
 )
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.scoring import check_model, plain_message, refusal, told_text, usage_of
@@ -108,10 +108,14 @@ async def list_documents(
 
     def read() -> DocumentsAnswer:
         ids = services.documents.ids(after=after, limit=limit + 1)
-        known = (services.documents.info(id) for id in ids[:limit])
+        data = []
+        for id in ids[:limit]:
+            # One that was deleted meanwhile, or has lost a picture, which the log says
+            with suppress(NotFound):
+                data.append(_told(_known(request, id), _WORDS_SHOWN))
         return DocumentsAnswer(
             model=services.model_name,
-            data=[_told(one, _WORDS_SHOWN) for one in known if one is not None],
+            data=data,
             has_more=len(ids) > limit,
             usage=usage_of([]),
         )
@@ -206,11 +210,8 @@ async def _put(request: Request, placed: list[Placed]) -> Response:
     async def work(deadline: float) -> PutDocumentsAnswer:
         contents = await contents_of(request, [], placed)
         documents = contents.documents
-        outcomes: Sequence[Warmed | Exception]
-        try:  # what cannot be used shows here, before it is kept
-            outcomes = await services.engine.warm(documents, deadline=deadline)
-        except ValueError:  # of this model nothing is cached, as its log says
-            outcomes = ["none"] * len(documents)
+        # What cannot be used shows here, before it is kept
+        outcomes = await services.engine.warm(documents, deadline=deadline)
         data = []
         for outcome, document, place in zip(outcomes, documents, contents.places, strict=True):
             if isinstance(outcome, Exception):

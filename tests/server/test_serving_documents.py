@@ -1,0 +1,56 @@
+"""What the documents have curl ask a server is answered."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = "http://127.0.0.1:8000"
+
+
+def asked(path: Path) -> Iterator[list[str]]:
+    """The words of each call of curl in a document; an argument may run over several lines."""
+    for block in re.findall(r"^```bash\n(.*?)^```$", path.read_text(), re.M | re.S):
+        command = ""
+        for line in block.splitlines():
+            command += f"{line}\n"
+            try:
+                words = shlex.split(command.replace("\\\n", " "), comments=True)
+            except ValueError:  # a quotation that is not closed yet
+                continue
+            if line.endswith("\\"):
+                continue
+            command = ""
+            if words[:1] == ["curl"]:
+                yield words
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{path.name}-{number}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, words in enumerate(asked(path))
+]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_of_the_documents(words: list[str], server: Any) -> None:
+    here = [word.replace(DEFAULT, server.url) for word in words]
+    assert here != words, "what is not asked of a server with the default address is not tested"
+    done = subprocess.run(
+        [*here, "--silent", "--show-error", "--fail-with-body", "--max-time", "20"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)
