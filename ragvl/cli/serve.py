@@ -59,7 +59,12 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     elif isinstance(default, str) and kind is int:  # a number of bytes, as people write it
         kind = str
     variable = f"RAGVL_SERVE_{name.upper()}"
-    option = typer.Option(help=field.description, envvar=variable, show_envvar=False)
+    option = typer.Option(
+        help=field.description,
+        envvar=variable,
+        show_envvar=False,
+        rich_help_panel=ServerSettings.group(name),
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )

@@ -113,11 +113,12 @@ class KeptDocument(_Result):
 
     Attributes:
         id: its id.
-        prefix: whether what is computed of it ahead of queries was "built" now, or "known".
+        prefix: whether what is kept of it for queries was "built" now, or "known"; "none" of a
+            model of which nothing is kept.
     """
 
     id: str
-    prefix: Literal["built", "known"]
+    prefix: Literal["built", "known", "none"]
 
 
 class Kept(_Answered):

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ragvl.arguments import check_characters
 from ragvl.data.document import Document, Part
@@ -213,18 +213,14 @@ class DocumentStore:
             return [self._found(id, version) for id in ids]
 
     def info(self, id: str) -> KnownDocument | None:
-        """What is known of the document of that id; None if it is unknown.
-
-        Raises:
-            NotFound: see `get`.
-        """
+        """What is known of the document of that id, also if it lost a picture; None if unknown."""
         with self._read_lock:
             row = _select(self._reader, id)
-        document = self.get(id)
-        if document is None:
-            return None
         if row is None:
-            return KnownDocument(id, document, "index")
+            indexed = self._index.get(id)
+            return None if indexed is None else KnownDocument(id, indexed, "index")
+        (found,) = self.find([id])
+        document = found if isinstance(found, Document) else self._document(row)
         return KnownDocument(id, document, "stored", row.bytes, row.created)
 
     def ids(self, *, after: str = "", limit: int) -> list[str]:
@@ -316,8 +312,11 @@ class DocumentStore:
         if row is None:
             self._remembered.pop(id, None)
             return None
-        is_same = known is not None and known.content == row.content
-        document = known.document if known is not None and is_same else self._document(row)
+        if known is not None and known.content == row.content:
+            document = known.document
+        else:
+            self._check_pictures(row)
+            document = self._document(row)
         self._remembered[id] = read = _Remembered(version, row.content, document)
         if len(self._remembered) > _REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
@@ -325,7 +324,10 @@ class DocumentStore:
 
     def _document(self, row: _Row) -> Document:
         written = json.loads(row.content)
-        parts = [self._part(row.id, part) for part in written["parts"]]
+        parts = [
+            part["text"] if "text" in part else self._path(part["picture"])
+            for part in written["parts"]
+        ]
         texts = [part for part in parts if isinstance(part, str)]
         pictures = [part for part in parts if isinstance(part, Path)]
         limit = self._max_pixels
@@ -336,19 +338,20 @@ class DocumentStore:
         document = Document(pictures[0], next(iter(texts), None), row.id, max_pixels=limit)
         return document.with_caption_first() if isinstance(parts[0], str) else document
 
-    def _part(self, id: str, part: Mapping[str, Any]) -> str | Path:
-        if "text" in part:
-            return str(part["text"])
-        path = self._path(part["picture"])
-        try:
-            status = check_regular(path, max_bytes=MAX_FILE_BYTES)
-        except OSError as error:
-            logger.error("%s of a stored document cannot be read: %s", shown(path), reason(error))
-        else:
-            if status.st_size == part["bytes"]:
-                return path
-            logger.error("%s of a stored document is cut off", shown(path))
-        raise NotFound(f"document {quoted(id)} has lost a picture: put it once more")
+    def _check_pictures(self, row: _Row) -> None:
+        """Refuses a document of which a picture was lost or cut off; raises as `get` does."""
+        for part in json.loads(row.content)["parts"]:
+            if "text" in part:
+                continue
+            path = self._path(part["picture"])
+            try:
+                size = check_regular(path, max_bytes=MAX_FILE_BYTES).st_size
+                why = None if size == part["bytes"] else f"{size:,} bytes of {part['bytes']:,}"
+            except OSError as error:
+                why = reason(error)
+            if why is not None:
+                logger.error("%s of a kept document cannot be used: %s", shown(path), why)
+                raise NotFound(f"document {quoted(row.id)} has lost a picture: put it once more")
 
     # --- writing --------------------------------------------------------------------------------
 

@@ -80,8 +80,8 @@ async def score_pairs(
         contents = await contents_of(request, queries, documents, instruction)
         pairs = contents.pairs
         scored = await services.engine.score(pairs, deadline=deadline)
-        limit = least_token_limit(request, token_limit)
-        results = checked_scores(scored.pairs, pairs, contents.places, limit)
+        limits = [limit for limit in (token_limit, services.settings.max_tokens) if limit]
+        results = checked_scores(scored.pairs, pairs, contents.places, min(limits, default=None))
         timings = Timings(
             queue=round(scored.queued_ms, 3),
             score=round(scored.scored_ms, 3),
@@ -95,12 +95,6 @@ async def score_pairs(
 def order_of(pairs: Sequence[ScoredPair]) -> list[int]:
     """Places of pairs by raw score, of equal ones the first first."""
     return sorted(range(len(pairs)), key=lambda i: -pairs[i].raw)
-
-
-def least_token_limit(request: Request, asked: int | None) -> int | None:
-    """How many tokens a prompt may have, by a request and by the server; None: as many as fit."""
-    limits = (asked, services_of(request).settings.max_tokens)
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def usage_of(results: Sequence[ScoredPair]) -> Usage:

@@ -37,10 +37,12 @@ def _size(default: str, description: str) -> Any:
     return Field(default, description=description)
 
 
-class EngineLimits(BaseModel):
-    """What the queue before the model holds, and what a pass takes of it."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineLimits(_Settings):
+    """The queue before the model, and its passes."""
 
     max_pairs: Count = Field(4096, description="Pairs that may wait for the model; beyond: 429.")
     pass_pairs: Count = Field(
@@ -54,8 +56,8 @@ class EngineLimits(BaseModel):
     )
 
 
-class ServerSettings(EngineLimits):
-    """Settings of `ragvl serve`; each is an option of the command of the same name."""
+class ProcessSettings(_Settings):
+    """The server and its cache."""
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one.")
@@ -70,24 +72,26 @@ class ServerSettings(EngineLimits):
     )
     host_cache: str = Field("0", description="Host memory for prefixes, such as 32GiB.")
     disk_cache: str | None = Field(None, description="Bytes of prefixes in the cache's folder.")
-
     warm: bool = Field(
         False, description="Compute the prefixes of the index's documents from the start."
     )
+    threads: Count = Field(4, description="Threads that read and check bodies and pictures.")
+    grace: Seconds = Field(
+        25.0, description="Seconds after SIGTERM in which what was accepted is answered."
+    )
+
+
+class RequestLimits(_Settings):
+    """A request's time and size."""
 
     timeout: Seconds = Field(
         30.0, description="Seconds that a request may take without X-Request-Timeout; then: 504."
     )
     max_timeout: Seconds = Field(600.0, description="The most that X-Request-Timeout may ask for.")
-    grace: Seconds = Field(
-        25.0, description="Seconds after SIGTERM in which what was accepted is answered."
-    )
-
     max_body_bytes: Bytes = _size("64MiB", "Bytes of a request's body; beyond: 413.")
     max_held_bytes: Bytes = _size(
         "1GiB", "Bytes of all requests that are not answered yet; beyond: 429."
     )
-    max_header_bytes: Bytes = _size("32KiB", "Bytes of a request's line and headers; beyond: 431.")
     max_documents: Count = Field(1000, description="Documents of a request; beyond: 413.")
     max_parts: Count = Field(32, description="Texts and pictures of one document or query.")
     max_text: Count = Field(1 << 20, description="Characters of one text.")
@@ -100,8 +104,16 @@ class ServerSettings(EngineLimits):
     max_tokens: int | None = Field(
         None, ge=1, description="Tokens of one prompt; none: the model's context."
     )
+    max_answer_tokens: Count = Field(
+        256, description="Tokens of a generated answer, while which nothing else is computed."
+    )
+
+
+class ConnectionLimits(_Settings):
+    """Connections."""
 
     max_connections: Count = Field(2048, description="Open connections; more are closed at once.")
+    max_header_bytes: Bytes = _size("32KiB", "Bytes of a request's line and headers; beyond: 431.")
     header_seconds: Seconds = Field(
         10.0, description="Seconds in which a request's line and headers must be there."
     )
@@ -115,10 +127,18 @@ class ServerSettings(EngineLimits):
         15.0, description="Seconds that a connection without a request stays open."
     )
 
+
+class StorageLimits(_Settings):
+    """Documents that the server keeps by id."""
+
     max_stored_documents: Count = Field(
         1_000_000, description="Documents that the server keeps by id; beyond: 507."
     )
     max_stored_bytes: Bytes = _size("64GiB", "Bytes of these documents on disk; beyond: 507.")
+
+
+class UrlSettings(_Settings):
+    """Pictures behind URLs."""
 
     allow_urls: Hosts = Field(
         (), description="Hosts from which pictures are fetched; none: no URL is."
@@ -130,7 +150,10 @@ class ServerSettings(EngineLimits):
         False, description="Fetch from these hosts also where they are private addresses."
     )
 
-    threads: Count = Field(4, description="Threads that read and check bodies and pictures.")
+
+class LogSettings(_Settings):
+    """The log."""
+
     log_format: Literal["text", "json"] = Field("text", description="Of the log's lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least that is logged."
@@ -138,6 +161,18 @@ class ServerSettings(EngineLimits):
     log_content: bool = Field(
         False, description="Let texts of users and errors' own words into the log."
     )
+
+
+class ServerSettings(
+    LogSettings,
+    UrlSettings,
+    StorageLimits,
+    ConnectionLimits,
+    EngineLimits,
+    RequestLimits,
+    ProcessSettings,
+):
+    """Settings of `ragvl serve`; each is an option of the command of the same name."""
 
     @model_validator(mode="after")
     def _agree(self) -> ServerSettings:
@@ -151,3 +186,9 @@ class ServerSettings(EngineLimits):
                 f"timeout={self.timeout:g} is more than max_timeout={self.max_timeout:g}"
             )
         return self
+
+    @classmethod
+    def group(cls, name: str) -> str:
+        """What a setting is about, by the class that has it: "Pictures behind URLs"."""
+        owner = next(one for one in cls.__mro__ if name in one.__annotations__)
+        return (owner.__doc__ or "").removesuffix(".")

@@ -13,7 +13,10 @@ from PIL import ExifTags, Image
 from server.test_fetch import Host, running
 from starlette.testclient import TestClient
 
+from ragvl import Reranker
 from ragvl.data.document import Document
+from ragvl.mllm import MLLM
+from ragvl.reranker import PromptTemplate
 from ragvl.server.app import create_app
 from ragvl.server.documents import DocumentStore
 
@@ -158,6 +161,19 @@ def test_ids_over_the_wire(server, id):
         assert client.delete(path(id)).status_code == 200
 
 
+def test_of_a_model_that_keeps_nothing_documents_are_known_all_the_same(tiny_model, make_services):
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype="float32")
+    # As if its forward called another method for pictures
+    del mllm.model.base_model.get_image_features
+    template = PromptTemplate("query-first", "{query} Does this show it? {document} Yes or No.")
+    reranker = Reranker(mllm, template=template)
+    with TestClient(create_app(make_services(reranker))) as client:
+        assert put(client, "id", CONTENTS["captioned"][0])["data"][0]["prefix"] == "none"
+        (result,) = ranked(client, [{"id": "id"}])["results"]
+        expected = reranker.score([(QUERY, CONTENTS["captioned"][1])], raw=True)
+        assert result["raw_score"] == expected.item()
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("document", "status", "place", "reason"),
@@ -226,14 +242,16 @@ class TestRefusals:
         with TestClient(create_app(make_services(cache=tmp_path))) as client:
             put(client, "id", CONTENTS["picture"][0])
             put(client, "text", {"text": "text"})
+            expected = ranked(client, [{"id": "id"}])["results"]
         for file in (tmp_path / "documents" / "pictures").rglob("?" * 64):
             file.unlink()
         with TestClient(create_app(make_services(cache=tmp_path))) as client:
-            refused(client.get(path("id")), 404, None, "put it once more")
+            assert client.get(path("id")).json()["warm"] is False
+            refused(client.get(path("id", "/picture")), 422, None, "no such file")
             body = {"query": QUERY, "documents": [{"id": "id"}]}
             refused(client.post("/rerank", json=body), 404, "documents[0].id", "once more")
-            assert ids(client) == ["text"]
             put(client, "id", CONTENTS["picture"][0])
+            assert ranked(client, [{"id": "id"}])["results"] == expected
             assert ids(client) == ["id", "text"]
 
 

@@ -55,6 +55,7 @@ def test_each_is_an_option_of_the_command_with_its_default_and_words() -> None:
     for name, field in FIELDS.items():
         option: Any = options[name]
         assert option.help == field.description and option.envvar == f"RAGVL_SERVE_{name.upper()}"
+        assert option.rich_help_panel == ServerSettings.group(name) != ""
         if option.default is not None:
             assert str(option.default) == str(field.default)
     assert all(field.description for field in FIELDS.values())

@@ -2,10 +2,11 @@
 
 /** What the server said instead of an answer. */
 export class ApiError extends Error {
-  constructor(status, message, retryAfter = null) {
+  constructor(status, message, { param = null, retryAfter = null } = {}) {
     super(message);
     this.status = status;
-    this.retryAfter = retryAfter;
+    this.param = param; // the place in the request, such as "documents[3].image"
+    this.retryAfter = retryAfter; // in seconds
   }
 }
 
@@ -57,12 +58,12 @@ export class Api {
 }
 
 async function errorOf(response) {
-  let message = `the server answered ${response.status}`;
+  const retryAfter = response.headers.get("Retry-After");
   try {
-    const body = await response.json();
-    message = body.error?.message ?? body.detail ?? message;
+    const { message, param } = (await response.json()).error;
+    return new ApiError(response.status, message, { param, retryAfter });
   } catch {
     // Not the server's own words: a proxy's
+    return new ApiError(response.status, `the server answered ${response.status}`, { retryAfter });
   }
-  return new ApiError(response.status, message, response.headers.get("Retry-After"));
 }

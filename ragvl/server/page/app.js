@@ -29,9 +29,16 @@ function fail(error) {
   if (error.name === "AbortError") return say("Stopped.");
   say("");
   if (error.status === 401) return askForKey(error);
-  const when = error.retryAfter === null ? "" : `; try again in ${error.retryAfter} s`;
-  byId("error").textContent = error.message + when;
+  const when = error.retryAfter ? `; try again in ${error.retryAfter} s` : "";
+  const name = asksIndex() ? null : own.mark(placeOf(error));
+  byId("error").textContent = `${name === null ? "" : `${name}: `}${error.message}${when}`;
   show(byId("error"));
+}
+
+/** Which of the request's documents an error is about, if it is about one. */
+function placeOf({ param }) {
+  const place = /^documents\[(\d+)\]/.exec(param ?? "");
+  return place && Number(place[1]);
 }
 
 function askForKey({ message }) {
@@ -100,6 +107,7 @@ async function ask() {
   if (request !== asked) timings.clear();
   asked = request;
   show(byId("error"), false);
+  own.mark(null);
   say("Asking…");
   running = new AbortController();
   byId("ask").textContent = "Stop";

@@ -50,6 +50,19 @@ export class OwnDocuments {
     });
   }
 
+  /**
+   * Marks the document at a place of the list as the one that is wrong, until it is called again.
+   * @param {?number} wrong null for none
+   * @returns {?string} its name
+   */
+  mark(wrong) {
+    this.#entries.forEach(({ field }, place) => {
+      if (place === wrong) field.setAttribute("aria-invalid", "true");
+      else field.removeAttribute("aria-invalid");
+    });
+    return this.#entries[wrong]?.name ?? null;
+  }
+
   /** Takes files; what is no picture is named and left out. */
   async add(files) {
     const images = await Promise.all(files.map(readPicture));

@@ -326,13 +326,18 @@ TokenLimit = Annotated[
 ]
 
 
-class ScoringBody(Body):
-    """Fields of every request for scores."""
+class ModelBody(Body):
+    """Fields of every request that has the model work."""
 
     model: str | None = Field(None, description="This server's model; any other is a 404.")
     instruction: Said | None = Field(
         None, description="What is to be judged, for a model whose prompts have a place for it."
     )
+
+
+class ScoringBody(ModelBody):
+    """Fields of requests for scores, many of them other servers'."""
+
     max_tokens_per_query: TokenLimit | None = None
     max_tokens_per_doc: TokenLimit | None = None
     truncate_prompt_tokens: TokenLimit | None = None

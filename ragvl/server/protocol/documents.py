@@ -18,6 +18,8 @@ from ragvl.server.protocol.common import (
     Usage,
 )
 
+Warmed = Literal["built", "known", "none"]
+
 _EXAMPLE: dict[str, JsonValue] = {"text": "Velmora has a red tower."}
 
 
@@ -50,6 +52,10 @@ class NamedDocument(NewDocument):
 class PutDocumentsBody(Body):
     """Documents to keep: all of them, or on an error none."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"documents": [{"id": "tower-1", **_EXAMPLE}]}]}
+    )
+
     model: str | None = Field(None, description="This server's model; any other is a 404.")
     documents: Annotated[list[NamedDocument], Field(min_length=1), FIRST_ERROR]
 
@@ -58,8 +64,9 @@ class PutDocument(Answer):
     """A document that is kept, and warm."""
 
     id: str
-    prefix: Literal["built", "known"] = Field(
-        description="Whether what is computed of it ahead of queries was computed now."
+    prefix: Warmed = Field(
+        description='"built": what is kept of it for queries was computed now. "known": it was '
+        'there. "none": of this model nothing is kept.'
     )
 
 

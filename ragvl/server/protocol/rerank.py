@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from ragvl.server.protocol.common import (
     Answer,
+    Body,
     Built,
     Documents,
     Natural,
@@ -21,7 +22,21 @@ from ragvl.server.protocol.common import (
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class RerankBody(ScoringBody):
+class OrderBody(Body):
+    """What is to be returned of documents in order."""
+
+    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
+    return_documents: bool | None = Field(
+        None, description="Whether results hold their documents' texts. Pictures never come back."
+    )
+    threshold: Probability | str | None = Field(
+        None,
+        description='What `kept` means: a probability, "natural" (0.5), or a name that was '
+        "estimated for this model; the server's own by default.",
+    )
+
+
+class RerankBody(OrderBody, ScoringBody):
     """A query, and documents to rank for it."""
 
     model_config = ConfigDict(
@@ -37,15 +52,6 @@ class RerankBody(ScoringBody):
 
     query: QueryLike
     documents: Documents
-    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
-    return_documents: bool | None = Field(
-        None, description="Whether results hold their documents' texts. Pictures never come back."
-    )
-    threshold: Probability | str | None = Field(
-        None,
-        description='What `kept` means: a probability, "natural" (0.5), or a name that was '
-        "estimated for this model; the server's own by default.",
-    )
     raw_scores: bool | None = Field(None, description="true: raw scores as `relevance_score`.")
     provider: Unchanged[dict[str, Any] | None] = None
 

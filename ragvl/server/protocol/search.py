@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ragvl.server.protocol.common import (
-    WHOLE,
     Answer,
     Built,
     Documents,
-    Natural,
+    ModelBody,
     Positive,
     QueryLike,
-    ScoringBody,
     Timings,
     Usage,
 )
-from ragvl.server.protocol.rerank import Probability, RankedText
+from ragvl.server.protocol.rerank import OrderBody, RankedText
 
 _QUESTION = "Which town has a red tower?"
 
 
-class SearchBody(ScoringBody):
+class SearchBody(OrderBody, ModelBody):
     """A query, and how much is to be found for it."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"query": _QUESTION, "top_n": 5}})
@@ -35,15 +32,14 @@ class SearchBody(ScoringBody):
     num_candidates: Positive = Field(
         20, description="How many documents are retrieved from the index, and reranked."
     )
-    top_n: Natural | None = Field(None, description="How many to return; 0 means all.")
-    threshold: Probability | str | None = Field(
-        None,
-        description='What `kept` means: a probability, "natural" (0.5), or a name that was '
-        "estimated for this model; the server's own by default.",
-    )
-    return_documents: bool | None = Field(
-        None, description="Whether results hold their documents' texts. Pictures never come back."
-    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchBody:
+        if self.documents is not None and "num_candidates" in self.model_fields_set:
+            raise PydanticCustomError(
+                "both", "num_candidates is of the index: documents that are given are all reranked"
+            )
+        return self
 
 
 class AnswerBody(SearchBody):
@@ -54,9 +50,7 @@ class AnswerBody(SearchBody):
     top_k: Positive = Field(
         2, description="From how many documents at most; only what is kept counts."
     )
-    max_tokens: Annotated[int, Field(ge=1, le=4096), WHOLE] = Field(
-        32, description="How many tokens the answer has at most."
-    )
+    max_tokens: Positive = Field(32, description="How many tokens the answer has at most.")
 
 
 class Found(Answer):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from io import BytesIO
 from typing import Annotated, TypeVar
 
@@ -30,6 +29,7 @@ from ragvl.server.protocol.documents import (
     PutDocument,
     PutDocumentsAnswer,
     PutDocumentsBody,
+    Warmed,
 )
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.scoring import check_model, plain_message, refusal, told_text, usage_of
@@ -108,14 +108,10 @@ async def list_documents(
 
     def read() -> DocumentsAnswer:
         ids = services.documents.ids(after=after, limit=limit + 1)
-        data = []
-        for id in ids[:limit]:
-            # One that was deleted meanwhile, or has lost a picture, which the log says
-            with suppress(NotFound):
-                data.append(_told(_known(request, id), _WORDS_SHOWN))
+        known = (services.documents.info(id) for id in ids[:limit])
         return DocumentsAnswer(
             model=services.model_name,
-            data=data,
+            data=[_told(one, _WORDS_SHOWN) for one in known if one is not None],
             has_more=len(ids) > limit,
             usage=usage_of([]),
         )
@@ -210,8 +206,11 @@ async def _put(request: Request, placed: list[Placed]) -> Response:
     async def work(deadline: float) -> PutDocumentsAnswer:
         contents = await contents_of(request, [], placed)
         documents = contents.documents
-        # What cannot be used shows here, before it is kept
-        outcomes = await services.engine.warm(documents, deadline=deadline)
+        outcomes: Sequence[Warmed | Exception]
+        try:  # what cannot be used shows here, before it is kept
+            outcomes = await services.engine.warm(documents, deadline=deadline)
+        except ValueError:  # of this model nothing is cached, as its log says
+            outcomes = ["none"] * len(documents)
         data = []
         for outcome, document, place in zip(outcomes, documents, contents.places, strict=True):
             if isinstance(outcome, Exception):

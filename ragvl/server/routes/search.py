@@ -16,7 +16,7 @@ from ragvl.reranker import ScoredPair
 from ragvl.server.bodies import json_answer, read_body
 from ragvl.server.calls import call
 from ragvl.server.contents import Contents, Placed, contents_of, listed
-from ragvl.server.errors import TooLarge, Unprocessable
+from ragvl.server.errors import Unprocessable
 from ragvl.server.pipeline import Pipeline, UnreadableDocument, generator_of, index_of
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
 from ragvl.server.protocol.rerank import RankedText
@@ -31,7 +31,6 @@ from ragvl.server.scoring import (
     answer_id,
     check_model,
     checked_scores,
-    least_token_limit,
     order_of,
     threshold_of,
     told_text,
@@ -78,6 +77,11 @@ async def answer(request: Request) -> Response:
     started = time.perf_counter()
     services = services_of(request)
     generator_of(services)  # or nothing has to be retrieved
+    most = services.settings.max_answer_tokens
+    if body.max_tokens > most:
+        raise Unprocessable(
+            f"max_tokens: this server's answers have at most {most:,} tokens", param="max_tokens"
+        )
 
     async def stages(deadline: float) -> GeneratedAnswer:
         pipeline = Pipeline(services, deadline, started)
@@ -150,14 +154,14 @@ async def _asked(request: Request, body: SearchBody) -> _Asked:
         index_of(services)
         most = services.settings.max_documents
         if body.num_candidates > most:
-            raise TooLarge(
+            raise Unprocessable(
                 f"num_candidates: this server reranks {most:,} documents of a request",
                 param="num_candidates",
             )
     documents = listed("documents", body.documents or [])
     query = Placed("query", body.query)
     contents = await contents_of(request, [query], documents, body.instruction)
-    limit = least_token_limit(request, body.token_limit)
+    limit = services.settings.max_tokens
     return _Asked(body, contents, threshold, limit)
 
 
