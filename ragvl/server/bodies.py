@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from ragvl.messages import MAX_ERROR, shown
-from ragvl.server.errors import BadRequest, Unprocessable, UnsupportedMediaType, place_of
+from ragvl.server.errors import (
+    BadRequest,
+    ClientGone,
+    TooLarge,
+    Unprocessable,
+    UnsupportedMediaType,
+    place_of,
+)
 from ragvl.server.services import services_of
+from ragvl.server.settings import ServerSettings
 
 _JSON = "application/json"
+_MAX_FIELDS = 100  # of an object; the schemas have fewer
+# Reading JSON holds the interpreter's lock, a tenth of a second for so many values
+_MAX_COMMAS = 2**19
 AT_ONCE = 64 << 10  # bytes; reading more takes longer than handing it to a thread
 
 B = TypeVar("B", bound=BaseModel)
@@ -33,8 +45,12 @@ async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> B:
             JSON, or not as the schema says.
     """
     _check_type(request)
-    data = await request.body()
-    return await aside(request, len(data), lambda: parsed(data, model_of))
+    try:
+        data = await request.body()
+    except ClientDisconnect:
+        raise ClientGone("the client went away") from None
+    settings = services_of(request).settings
+    return await aside(request, len(data), lambda: parsed(data, model_of, settings))
 
 
 async def aside(request: Request, size: int, work: Callable[[], T]) -> T:
@@ -45,20 +61,49 @@ async def aside(request: Request, size: int, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def parsed(data: bytes, model_of: Callable[[Any], type[B]]) -> B:
+def parsed(data: bytes, model_of: Callable[[Any], type[B]], settings: ServerSettings) -> B:
     """JSON by its schema.
 
+    Args:
+        data: the JSON.
+        model_of: see `read_body`.
+        settings: say how long its lists may be.
+
     Raises:
-        ServerError: it is no JSON, or not as the schema says.
+        ServerError: it is no JSON, or not as the schema says, or a list is too long.
     """
+    if data.count(b",") > _MAX_COMMAS:
+        raise TooLarge(f"the body has more than {_MAX_COMMAS:,} commas")
     try:
         value = from_json(data, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:
         raise BadRequest(f"the body is no JSON: {shown(error)}") from None
+    _check_counts(value, settings, ())
     try:
         return model_of(value).model_validate(value)
     except ValidationError as error:
         raise _refusal(error, value) from None
+
+
+def _check_counts(value: Any, settings: ServerSettings, steps: tuple[str | int, ...]) -> None:
+    """Refuses what is longer than a request can be, since looking at each item takes its time."""
+    if isinstance(value, list):
+        is_of_parts = steps[-1:] == ("content",)
+        most = settings.max_parts if is_of_parts else settings.max_documents
+        inner: Iterable[tuple[str | int, Any]] = enumerate(value)
+    elif isinstance(value, dict):
+        most, inner = _MAX_FIELDS, value.items()
+    else:
+        return
+    if len(value) > most:
+        place = place_of(steps) or None
+        where = f"{place}: " if place else ""
+        raise TooLarge(
+            f"{where}it has {len(value):,} items; this server takes {most:,}", param=place
+        )
+    for step, one in inner:
+        if isinstance(one, list | dict):
+            _check_counts(one, settings, (*steps, step))
 
 
 def _refusal(error: ValidationError, value: Any) -> Unprocessable:

@@ -16,7 +16,6 @@ from ragvl.server.errors import NotFound, TooLarge
 from ragvl.server.pictures import Encoded, checked_picture, inline_picture, is_url
 from ragvl.server.protocol.common import DocumentBody, QueryBody
 from ragvl.server.services import services_of
-from ragvl.server.settings import ServerSettings
 
 _ID_SHOWN = 80
 
@@ -76,14 +75,8 @@ async def contents_of(
         Unprocessable: a picture or a text cannot be used. Each names the place.
     """
     settings = services_of(request).settings
-    if len(documents) > settings.max_documents:
-        raise TooLarge(
-            f"the request has {len(documents):,} documents; this server takes "
-            f"{settings.max_documents:,}",
-            param=documents[0].place.partition("[")[0],
-        )
     for placed in (*queries, *documents):
-        _check_size(placed, settings)
+        _check_texts(placed, settings.max_text)
     known = _known_documents(request, documents)
     pictures = await _pictures(request, [*queries, *documents])
     limit = settings.max_pixels
@@ -94,20 +87,13 @@ async def contents_of(
     )
 
 
-def _check_size(placed: Placed, settings: ServerSettings) -> None:
-    parts = placed.body.parts
-    if len(parts) > settings.max_parts:
-        raise TooLarge(
-            f"{placed.place}.content: it has {len(parts):,} parts; this server takes "
-            f"{settings.max_parts:,}",
-            param=f"{placed.place}.content",
-        )
-    for part in parts:
-        if part.kind == "text" and len(part.content) > settings.max_text:
+def _check_texts(placed: Placed, most: int) -> None:
+    for part in placed.body.parts:
+        if part.kind == "text" and len(part.content) > most:
             place = f"{placed.place}.{part.place}"
             raise TooLarge(
                 f"{place}: the text has {len(part.content):,} characters; this server takes "
-                f"{settings.max_text:,}",
+                f"{most:,}",
                 param=place,
             )
 

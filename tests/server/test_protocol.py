@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from ragvl.server.bodies import parsed
-from ragvl.server.errors import BadRequest, ServerError, Unprocessable
+from ragvl.server.errors import BadRequest, ServerError, TooLarge, Unprocessable
 from ragvl.server.protocol.ranking import RankingBody
 from ragvl.server.protocol.rerank import RerankBody
 from ragvl.server.protocol.score import ScoreBody
 from ragvl.server.protocol.tei import TeiRerankBody
+from ragvl.server.settings import ServerSettings
 
+SETTINGS = ServerSettings()
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 URL = "https://example.org/tower.png"
 
 
 def read(body: Any, model: type[BaseModel] = RerankBody) -> Any:
-    return parsed(json.dumps(body).encode(), lambda _: model)
+    return parsed(json.dumps(body).encode(), lambda _: model, SETTINGS)
 
 
 def parts(document: Any) -> list[tuple[str, str]]:
@@ -132,7 +134,25 @@ def test_what_is_wrong_with_a_body_is_said_by_its_place(body: Any, place: str | 
 )
 def test_what_is_no_json_is_said_to_be_none(data: bytes) -> None:
     with pytest.raises(BadRequest, match="no JSON"):
-        parsed(data, lambda _: RerankBody)
+        parsed(data, lambda _: RerankBody, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b'{"documents":[' + b"1," * 2**20 + b"1]}", None),
+        (b'{"query":"q","documents":[' + b'"a",' * 1000 + b'"a"]}', "documents"),
+        (
+            b'{"query":"q","documents":[{"content":[' + b"{}," * 32 + b"{}]}]}",
+            "documents[0].content",
+        ),
+        (b"{" + b",".join(b'"k%d":1' % i for i in range(101)) + b"}", None),
+    ],
+)
+def test_what_has_too_many_values_is_not_looked_at(data: bytes, place: str | None) -> None:
+    with pytest.raises(TooLarge) as caught:
+        parsed(data, lambda _: pytest.fail("it was"), SETTINGS)
+    assert caught.value.param == place
 
 
 def test_fields_of_other_servers_that_change_nothing_are_taken() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from server.live import LiveServer
 
 from ragvl import Document, Query, Reranker
 from ragvl.server.app import create_app
@@ -288,3 +292,21 @@ def test_an_error_about_a_known_document_names_no_file(make_services: Any, tmp_p
         answer = post(client, "/rerank", body, 422)
         assert answer["error"]["param"] == "documents[1]"
         assert str(tmp_path) not in answer["detail"] and "documents/" not in answer["detail"]
+
+
+def test_a_client_that_leaves_amid_its_body_is_no_fault(
+    server: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = urlsplit(server.url)
+    head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    left = 'ragvl_requests_total{method="POST",route="/rerank",status="499"}'
+    with caplog.at_level(logging.ERROR):
+        with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+            connection.sendall(head + b'Content-Length: 100\r\n\r\n{"query":')
+        with server.client() as client:
+            for _ in range(500):
+                if left in client.get("/metrics").text:
+                    break
+            else:
+                pytest.fail("it was not noticed")
+    assert not caplog.records
