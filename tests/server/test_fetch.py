@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ragvl.server.errors import TooLarge, Unprocessable
 from ragvl.server.fetch import PictureFetcher, allowed_origin, is_public
@@ -316,6 +318,67 @@ class TestWhatIsAllowed:
             raise OSError("no such host")
 
         assert "no address" in refused("http://pictures.test/", "pictures.test", resolve=resolve)
+
+
+PIECES = st.sampled_from(
+    [
+        *[
+            "http:",
+            "https:",
+            "file:",
+            "//",
+            "/",
+            "\\",
+            "@",
+            "#",
+            "?",
+            ":",
+            ".",
+            "%2e",
+            "%00",
+            "user",
+            ":80",
+            ":8080",
+            ":0",
+            "a.png",
+            "。",
+            "ß",
+        ],
+        *[
+            "pictures.test",
+            "PICTURES.test",
+            "ｐictures.test",
+            "other.test",
+            "pictures.test.other.test",
+        ],
+        *["127.0.0.1", "[::1]", "0x7f.1"],
+        *" \t\u202e",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def looking_up() -> tuple[PictureFetcher, list[tuple[str, int]]]:
+    """What fetches from two hosts, and what it has looked up."""
+    looked_up: list[tuple[str, int]] = []
+
+    async def resolve(name: str, port: int) -> list[str]:
+        looked_up.append((name, port))
+        return []
+
+    hosts = ["pictures.test", "more.test:8080"]
+    return PictureFetcher(hosts, max_bytes=1, seconds=20, resolve=resolve), looked_up
+
+
+@given(st.lists(PIECES, max_size=9).map("".join), st.sampled_from(["", "http://", "https://"]))
+@settings(max_examples=300)
+def test_no_text_leads_to_another_host(looking_up, url, beginning):
+    fetcher, looked_up = looking_up
+    looked_up.clear()
+    with pytest.raises(Unprocessable):
+        asyncio.run(fetcher.fetch(beginning + url, "query"))
+    allowed = {("pictures.test", 80), ("pictures.test", 443), ("more.test", 8080)}
+    assert set(looked_up) <= allowed
 
 
 @pytest.mark.parametrize(
