@@ -135,6 +135,25 @@ def test_what_takes_longer_than_the_grace_time_is_told_so(
         assert not server.server.is_clean
 
 
+def test_the_demo_is_served_with_all_there_is() -> None:
+    with serving("--demo") as (process, url):
+        with httpx2.Client(base_url=url, timeout=_SECONDS) as client:
+            model = client.get("/v1/models").json()["data"][0]
+            assert model["has_index"] and model["has_generator"]
+            assert "adaptive" in model["thresholds"]
+            (question, *_) = client.get("/v1/examples").json()["questions"]
+            answer = client.post("/v1/answer", json={"query": question}).json()
+            assert answer["grounded"] and answer["answer"]
+            known = {"id": answer["results"][0]["id"]}
+            again = client.post("/v1/rerank", json={"query": question, "documents": [known]})
+            (score,) = [one["raw_score"] for one in again.json()["results"]]
+            assert score == answer["results"][0]["raw_score"]
+        process.send_signal(signal.SIGTERM)
+        code, lines = ended(process)
+    assert code == 0
+    assert [one for one in lines if one["level"] == "error"] == []
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
