@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import uvicorn
@@ -206,10 +206,16 @@ def build_services(
 
 
 def run_server(services: Services, bound: socket.socket) -> int:
-    """Serves until a signal; the exit code: 0 where all that was accepted was answered."""
-    _allow_files(services.settings.max_connections + _OTHER_FILES)
-    server = Server(services)
-    server.run([bound])
+    """Serves until a signal; the exit code: 0 where all that was accepted was answered.
+
+    Raises:
+        ValueError: the model and the settings of its cache do not go together.
+    """
+    with closing(services):
+        services.reranker.score([])  # what a first call refuses shows before anybody asks
+        _allow_files(services.settings.max_connections + _OTHER_FILES)
+        server = Server(services)
+        server.run([bound])
     if not server.started:
         return 1
     _log.info("ended", extra={"fields": {"clean": server.is_clean}})

@@ -200,6 +200,13 @@ def test_damaged_documents_are_told_before_a_model_loads(
     assert outcome.exit_code == 1 and str(database) in outcome.output
 
 
+def test_what_a_first_call_refuses_is_told_in_one_line() -> None:
+    outcome = CliRunner().invoke(app, ["serve", "--port", "0", "--device-cache", "1KB"])
+    assert outcome.exit_code == 1
+    (line,) = outcome.output.strip().splitlines()
+    assert line.startswith("ragvl serve: a prefix cache of 1000 B holds nothing")
+
+
 def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
