@@ -68,7 +68,7 @@ Positive = Annotated[int, Field(ge=1), WHOLE]
 
 
 def _said(text: str) -> str:
-    if not text.strip():
+    if not text or text.isspace():
         raise PydanticCustomError("empty", "it is empty")
     return text
 
@@ -199,7 +199,7 @@ class _Content(Body):
             ]
         parts = [_picture(self.image, self.image_url)] if self.has_picture else []
         # An empty caption is how some clients say that there is none
-        if self.text is not None and self.text.strip():
+        if self.text and not self.text.isspace():
             parts.append(Part("text", "text", self.text))
         return parts
 
