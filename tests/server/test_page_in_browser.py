@@ -179,10 +179,16 @@ def file(name: str, content: bytes, media_type: str = "image/png") -> dict[str, 
     return {"name": name, "mimeType": media_type, "buffer": content}
 
 
-def add_documents(page: Page, captions: Sequence[str], texts: Sequence[str] = ()) -> list[bytes]:
-    """Adds a new picture for each caption, then texts; the pictures."""
+def choose_own(page: Page) -> None:
+    """Chooses the visitor's documents, once the page knows whether there are others."""
+    page.locator("#own-panel:visible, #index-panel:visible").first.wait_for()
     if page.get_by_label("my own").is_visible():
         page.get_by_label("my own").check()
+
+
+def add_documents(page: Page, captions: Sequence[str], texts: Sequence[str] = ()) -> list[bytes]:
+    """Adds a new picture for each caption, then texts; the pictures."""
+    choose_own(page)
     pictures = [png() for _ in captions]
     chooser = page.get_by_label("Drop pictures here, or choose files")
     chooser.set_input_files([file(f"{i}.png", picture) for i, picture in enumerate(pictures)])

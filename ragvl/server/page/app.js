@@ -16,6 +16,7 @@ const api = new Api();
 const timings = new Timings();
 const own = new OwnDocuments(say, chooseOwn);
 let model = null; // as /v1/models lists it
+let connecting = null; // a promise, until the server has answered
 let known = null; // documents of the server
 let running = null; // the AbortController of a question under way
 let asked = null; // the request whose times are shown, as JSON
@@ -47,7 +48,13 @@ function askForKey({ message }) {
   byId("key").focus();
 }
 
-async function connect() {
+/** Learns what the server has; once, also where it is asked again before it has answered. */
+function connect() {
+  connecting ??= load().finally(() => (connecting = null));
+  return connecting;
+}
+
+async function load() {
   [model] = (await api.get("v1/models")).data;
   byId("server").textContent = model.id;
   offerThresholds(model);
@@ -97,23 +104,16 @@ function showSource() {
 }
 
 async function ask() {
-  if (model === null) await connect();
-  const documents = asksIndex() ? null : own.documents;
-  if (documents?.length === 0) return say("Add a document to ask about, such as a picture.");
-  const settings = readSettings();
-  const bodies = documents?.map(({ body }) => body) ?? null;
-  const { path, body } = requestFor(model, byId("question").value.trim(), bodies, settings);
-  const request = JSON.stringify(body);
-  if (request !== asked) timings.clear();
-  asked = request;
+  running = new AbortController();
+  byId("ask").textContent = "Stop";
   show(byId("error"), false);
   own.mark(null);
   say("Asking…");
-  running = new AbortController();
-  byId("ask").textContent = "Stop";
   try {
-    const { answer, elapsed } = await api.call(path, request, running.signal);
-    showResult(answer, elapsed, settings, documents);
+    if (model === null) await connect();
+    const documents = asksIndex() ? null : own.documents;
+    if (documents?.length === 0) say("Add a document to ask about, such as a picture.");
+    else await send(documents, readSettings());
   } catch (error) {
     // What is still there answered another request
     for (const id of ["answer", "timings", "orders"]) show(byId(id), false);
@@ -122,6 +122,17 @@ async function ask() {
     running = null;
     byId("ask").textContent = "Ask";
   }
+}
+
+async function send(documents, settings) {
+  const query = byId("question").value.trim();
+  const bodies = documents?.map(({ body }) => body) ?? null;
+  const { path, body } = requestFor(model, query, bodies, settings);
+  const request = JSON.stringify(body);
+  if (request !== asked) timings.clear();
+  asked = request;
+  const { answer, elapsed } = await api.call(path, request, running.signal);
+  showResult(answer, elapsed, settings, documents);
 }
 
 function showResult(answer, elapsed, settings, documents) {
