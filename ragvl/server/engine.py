@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakSet
 
 from ragvl.data.document import Document
 from ragvl.data.query import Query
@@ -78,6 +79,7 @@ class Engine:
         self._queue = Queue(limits.turn_pairs)
         self._passes = Passes(limits.pass_pairs, self._metrics.out_of_memory.inc)
         self._rates = Rates()
+        self._scored: WeakSet[Document] = WeakSet()
         self._work = threading.Condition()  # guards all that follows, and the queue
         self._pass: tuple[float, float] | None = None  # when it began, and is expected to end
         self._num_calls = 0
@@ -363,6 +365,7 @@ class Engine:
         try:
             pieces = self._within_builds(pieces)
             self._passes.run(pieces, self._compute(pieces[0].job))
+            self._note_scored(pieces)
         except BaseException as error:
             for piece in pieces:
                 piece.job.error = error
@@ -370,6 +373,14 @@ class Engine:
                 raise
         finally:
             self._finish(pieces, began)
+
+    def _note_scored(self, pieces: Sequence[Piece]) -> None:
+        """Keeps in mind which documents have prefixes, as a rule: some tier may drop one."""
+        if pieces[0].job.kind == "score":
+            for piece in pieces:
+                for place, (_, document) in zip(piece.places, piece.items, strict=True):
+                    if not isinstance(piece.job.results[place], Exception):
+                        self._scored.add(document)
 
     def _within_builds(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Those items of a pass for which few prefixes have to be computed; the others wait again.
@@ -381,6 +392,8 @@ class Engine:
             return pieces
         pairs = [pair for piece in pieces for pair in piece.items]
         if len(pairs) <= self._limits.pass_documents:
+            return pieces
+        if all(document in self._scored for _, document in pairs):  # asking takes a millisecond
             return pieces
         warm = iter(self._reranker.are_warm(pairs))
         built: set[int] = set()
