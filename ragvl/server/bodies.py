@@ -27,7 +27,7 @@ _JSON = "application/json"
 _MAX_FIELDS = 100  # of an object; the schemas have fewer
 # Reading JSON holds the interpreter's lock, a tenth of a second for so many values
 _MAX_COMMAS = 2**19
-AT_ONCE = 64 << 10  # bytes; reading more takes longer than handing it to a thread
+AT_ONCE = 16 << 10  # bytes; reading more takes longer than handing it to a thread
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from ragvl.server.calls import TIMEOUT_HEADER
 from ragvl.server.protocol.common import ErrorAnswer
+from ragvl.server.requests import REQUEST_ID
 
 _REFERENCE = "#/components/schemas/{model}"
 _SUMMARIES = {
@@ -36,6 +37,10 @@ _SUMMARIES = {
 _ERROR = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorAnswer.__name__)}}}
 OF_BODY = (400, 408, 413, 415, 422)  # errors of whatever route reads a body
 OF_MODEL = (404, 429, 503, 504)  # and of one that has the model work
+_REQUEST_ID = {
+    "description": "Names the request, in the log too: the client's own, or a new one.",
+    "schema": {"type": "string"},
+}
 _RETRY_AFTER = {"description": "Seconds until there is room.", "schema": {"type": "integer"}}
 
 
@@ -91,11 +96,12 @@ def _completed(described: dict[str, Any], max_timeout: float) -> dict[str, Any]:
             schemas.update(kind["schema"].pop("$defs", {}))
         answers = operation["responses"]
         for status, answer in answers.items():
+            answer.setdefault("headers", {})[REQUEST_ID] = _REQUEST_ID
             if int(status) >= 400:
                 answer["description"] = _SUMMARIES[int(status)]
                 answer["content"] = _ERROR
         if "429" in answers:
-            answers["429"]["headers"] = {"Retry-After": _RETRY_AFTER}
+            answers["429"]["headers"]["Retry-After"] = _RETRY_AFTER
         if "504" in answers:
             operation.setdefault("parameters", []).append(timeout)
     for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own 422
