@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -40,6 +41,7 @@ class Connection(HttpToolsProtocol):
         self._in_headers = False
         self._num_header_bytes = 0
         self._num_discarded = 0
+        self._plain_head = b""
         self._headers_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._answered: RequestResponseCycle | None = None
@@ -67,7 +69,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads on, within the limits of headers and of what is read for nothing."""
         was_in_headers = self._in_headers
-        super().data_received(data)
+        self._feed(data)
         if self.transport.is_closing():
             return
         if was_in_headers and self._in_headers:
@@ -80,6 +82,18 @@ class Connection(HttpToolsProtocol):
             self._num_discarded += len(data)
             if self._num_discarded > self._settings.max_body_bytes + _DISCARDED:
                 self.transport.abort()
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # The parser takes the body for the other protocol. This server speaks none, and reads
+            # the request as if it had not asked for one, as HTTP lets it
+            self.parser = httptools.HttpRequestParser(self)
+            self._feed(self._plain_head + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP/1.1 request")
 
     def pause_writing(self) -> None:
         """The client reads slower than it is answered: it gets some time, not any."""
@@ -109,7 +123,15 @@ class Connection(HttpToolsProtocol):
         if size > self._settings.max_header_bytes:
             self._num_header_bytes = size
             raise _HeadersTooLarge  # the parser stops, and `send_400_response` is called
-        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._plain_head = self._head_without_upgrade()
+        else:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The end of its body."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     # Of uvicorn
 
@@ -133,6 +155,19 @@ class Connection(HttpToolsProtocol):
             self._refuse_headers()
         else:
             self._answer(400, "invalid_request", msg)
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this server is no proxy")
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b"keep-alive"
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     def _refuse_headers(self) -> None:
         limit = self._settings.max_header_bytes

@@ -108,6 +108,37 @@ def test_what_is_no_http_is_told_so(strict: LiveServer, sent: bytes) -> None:
         check_error(read_to_end(one), 400, "invalid_request")
 
 
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("form", ["length", "chunked"])
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(
+    server: LiveServer, upgrade: str, size: int, form: str
+) -> None:
+    body = b'{"query": "Is it red?", "documents": ["a red house"]}'
+    head = (
+        "POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        f"connection: Upgrade, HTTP2-Settings\r\nupgrade: {upgrade}\r\nhttp2-settings: AAMAAABk\r\n"
+    ).encode()
+    if form == "length":
+        sent = head + b"content-length: %d\r\n\r\n" % len(body) + body
+    else:
+        sent = head + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    sent += HEALTH.replace(b"host: a", b"host: a\r\nconnection: close")
+    with connect(server) as one:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for first in range(0, len(sent), size):
+            one.sendall(sent[first : first + size])
+        answers = read_to_end(one)
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"]
+    assert b'"relevance_score"' in answers and answers.endswith(b'{"status":"ok"}')
+
+
+def test_it_is_no_proxy(strict: LiveServer) -> None:
+    with connect(strict) as one:
+        one.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n")
+        check_error(read_to_end(one), 400, "invalid_request")
+
+
 def test_more_connections_than_allowed_are_closed(make_services: Callable[..., Any]) -> None:
     with (
         live(make_services(max_connections=2)) as server,
