@@ -9,9 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from server.live import LiveServer, MakeServices, live
+
+from ragvl.server.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = "http://127.0.0.1:8000"
@@ -34,6 +36,16 @@ def asked(path: Path) -> Iterator[list[str]]:
                 yield words
 
 
+@pytest.fixture(scope="module")
+def server(demo: Stages, make_services: MakeServices) -> Iterator[LiveServer]:
+    """A server that has all there is."""
+    services = make_services(
+        reranker=demo.reranker, retriever=demo.retriever, generator=demo.generator
+    )
+    with live(services) as running:
+        yield running
+
+
 COMMANDS = [
     pytest.param(words, id=f"{path.name}-{number}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +55,7 @@ COMMANDS = [
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("words", COMMANDS)
-def test_a_command_of_the_documents(words: list[str], server: Any) -> None:
+def test_a_command_of_the_documents(words: list[str], server: LiveServer) -> None:
     here = [word.replace(DEFAULT, server.url) for word in words]
     assert here != words, "what is not asked of a server with the default address is not tested"
     done = subprocess.run(
