@@ -18,11 +18,15 @@ import pytest
 import typer
 import yaml
 from data_files import write_picture
+from server.live import live
 
-from ragvl import Document
+from ragvl import Document, Reranker
 from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
 from ragvl.data.jsonl import JsonlQuestions
+from ragvl.server.run import build_services
+from ragvl.server.settings import ServerSettings
+from ragvl.server.stages import Stages
 from ragvl.training.command import plan
 from ragvl.training.ranking import read_ranking
 
@@ -42,6 +46,7 @@ OTHER_OPTIONS = {
     "--filter",  # the release's of RagVL
     "--help",
 }
+SERVER = "http://127.0.0.1:8000"  # in snippets
 # Written by runs, or to be there at a user's
 NOT_HERE = re.compile(r"runs/|build/|webqa/|photos/|images?/|\.venv/|dist/")
 
@@ -103,17 +108,30 @@ def place(
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    """The address of a server."""
+    stages = Stages(Reranker.from_pretrained(ASSETS / "tiny-reranker"))
+    with live(build_services(stages, ServerSettings(port=0), model="tiny")) as server:
+        yield server.url
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     "path", [p for p in DOCUMENTS if blocks("python", of=p)], ids=lambda path: path.name
 )
-def test_python_runs_from_the_first_block_to_the_last(path: Path) -> None:
+def test_python_runs_from_the_first_block_to_the_last(
+    path: Path, request: pytest.FixtureRequest
+) -> None:
     names: dict[str, Any] = {
         "model": "OpenGVLab/InternVL3-2B-hf",
         "documents": [Document("a.jpg", caption="A"), Document("b.jpg", caption="B")],
     }
     for block in blocks("python", of=path):
-        exec(compile(block.text, block.where, "exec"), names)
+        text = block.text
+        if SERVER in text:
+            text = text.replace(SERVER, request.getfixturevalue("served"))
+        exec(compile(text, block.where, "exec"), names)
 
 
 @pytest.mark.parametrize("block", marked(blocks("json")))
