@@ -358,7 +358,10 @@ class Fatal:
     def score(self, pairs):
         raise SystemExit("the thread ends")
 
-Engine(Fatal(), EngineLimits()).start()
+try:
+    Engine(Fatal(), EngineLimits()).start()
+except SystemExit:  # which may come here before the thread has ended the process
+    pass
 time.sleep(60)
 """
     ended = subprocess.run(
