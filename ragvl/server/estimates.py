@@ -35,7 +35,7 @@ class Rates:
 
         As TCP estimates when an answer is late.
         """
-        return self.seconds(kind, count) + 2 * count * self._deviations.get(kind, 0.0)
+        return self.seconds(kind, count) + 4 * count * self._deviations.get(kind, 0.0)
 
 
 def late_jobs(jobs: Sequence[Job], rates: Rates, most: int) -> Iterator[tuple[Job, float]]:
