@@ -1,6 +1,6 @@
 """Sends HTTP requests from a process of its own, so that the sender takes nothing from the server.
 
-`run` starts it; it reads a `Load` as JSON and writes the answers as JSON. Only the standard library
+`run` starts it; it reads a `Load` as JSON and writes the answers into a file. Only the standard library
 is imported, and uvloop where it is: what it costs must be little.
 """
 
@@ -10,9 +10,11 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import NamedTuple, cast
 
 try:
@@ -70,15 +72,16 @@ class Sent(NamedTuple):
 
 def run(load: Load) -> list[Sent]:
     """Sends the requests of `load` from a new process, and returns what became of them in turn."""
-    done = subprocess.run(
-        [sys.executable, "-P", __file__],
-        input=json.dumps(asdict(load)),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=load.seconds + 2 * _GRACE,
-    )
-    return [Sent(*one) for one in json.loads(done.stdout)]
+    with tempfile.TemporaryDirectory() as folder:
+        answers = Path(folder) / "answers.json"
+        subprocess.run(
+            [sys.executable, "-P", __file__, str(answers)],
+            input=json.dumps(asdict(load)),
+            text=True,
+            check=True,
+            timeout=load.seconds + 2 * _GRACE,
+        )
+        return [Sent(*one) for one in json.loads(answers.read_text())]
 
 
 class _Connection(asyncio.Protocol):
@@ -181,4 +184,4 @@ async def _send(load: Load) -> list[Sent]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_loop(_send(Load(**json.load(sys.stdin))))))
+    Path(sys.argv[1]).write_text(json.dumps(run_loop(_send(Load(**json.load(sys.stdin))))))
