@@ -1,7 +1,7 @@
 """Sends HTTP requests from a process of its own, so that the sender takes nothing from the server.
 
-`run` starts it; it reads a `Load` as JSON and writes the answers into a file. Only the standard library
-is imported, and uvloop where it is: what it costs must be little.
+`run` starts it; it reads a `Load` as JSON and writes the answers into a file. Only the standard
+library is imported, and uvloop where it is: what it costs must be little.
 """
 
 from __future__ import annotations
