@@ -19,6 +19,7 @@ import typer
 import yaml
 from data_files import write_picture
 from server.live import live
+from shell_lines import shell_lines
 
 from ragvl import Document, Reranker
 from ragvl.ablation.grid import AblationSettings
@@ -190,9 +191,7 @@ def test_no_block_is_of_a_language_that_is_not_tested() -> None:
 def commands(text: str) -> Iterator[list[str]]:
     """The commands of a shell's text, with its variables' values; loops for their first value."""
     values: dict[str, str] = {}
-    text = re.sub(r"<[\w ]+>", "X", text.replace("\\\n", " "))
-    for line in text.splitlines():
-        words = shlex.split(line, comments=True)
+    for words in shell_lines(re.sub(r"<[\w ]+>", "X", text)):
         while len(words) > 1 and re.match(r"[A-Z_]+=", words[0]):
             del words[0]
         if not words or words[0] in ("done", "do", "export"):

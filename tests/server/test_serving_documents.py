@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from server.live import LiveServer, MakeServices, live
+from shell_lines import shell_lines
 
 from ragvl.server.stages import Stages
 
@@ -20,20 +20,9 @@ DEFAULT = "http://127.0.0.1:8000"
 
 
 def asked(path: Path) -> Iterator[list[str]]:
-    """The words of each call of curl in a document; an argument may run over several lines."""
+    """The words of each call of curl in a document."""
     for block in re.findall(r"^```bash\n(.*?)^```$", path.read_text(), re.M | re.S):
-        command = ""
-        for line in block.splitlines():
-            command += f"{line}\n"
-            try:
-                words = shlex.split(command.replace("\\\n", " "), comments=True)
-            except ValueError:  # a quotation that is not closed yet
-                continue
-            if line.endswith("\\"):
-                continue
-            command = ""
-            if words[:1] == ["curl"]:
-                yield words
+        yield from (words for words in shell_lines(block) if words[:1] == ["curl"])
 
 
 @pytest.fixture(scope="module")
