@@ -28,7 +28,7 @@ def index(
         Literal["exact", "hnsw", "ivfpq"],
         typer.Option(help="exact; hnsw for millions of documents; ivfpq for the least memory."),
     ] = "exact",
-    split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="The split of a data set.")] = None,
     modality: options.Modality = None,
     strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
     device: options.Device = "auto",
@@ -37,8 +37,8 @@ def index(
 ) -> None:
     """Embed documents into an index, in which `ragvl serve --index` searches.
 
-    It keeps texts and the places of pictures, which stay where they are. What cannot be used is
-    counted and named; exits with 1 where that is everything.
+    It keeps texts and the paths of pictures, whose files must stay where they are.
+    What cannot be used is counted and named; exits with 1 if nothing can.
     """
     with command_work("index"):
         check_settings(device=device)

@@ -26,13 +26,16 @@ Protocol = Annotated[Literal["1k", "5k"] | None, typer.Option(help="Of Flickr30K
 
 Modality = Annotated[
     Literal["image", "text", "both"] | None,
-    typer.Option(help="Of WebQA, MultimodalQA: documents are pictures, texts, or both; pictures."),
+    typer.Option(
+        help="Of WebQA, MultimodalQA: documents are pictures (the default), texts, or both."
+    ),
 ]
 
 Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
 
 CaptionTokens = Annotated[
-    int | None, typer.Option(min=1, help="Cut a longer caption to so many tokens; not at all.")
+    int | None,
+    typer.Option(min=1, help="Cut a longer caption to so many tokens; by default none is."),
 ]
 
 Date = Annotated[

@@ -105,10 +105,10 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve reranking over HTTP: documents by id, scores that depend on nobody's company.
+    """Serve reranking over HTTP, with a page to try it and documents known by id.
 
-    SIGTERM ends it once what was accepted is answered. Each option may also come from a variable
-    RAGVL_SERVE_NAME.
+    SIGTERM ends it once what was accepted is answered. The options in groups
+    may also be variables: RAGVL_SERVE_PORT for --port.
     """
     with command_work("serve"):
         from transformers.utils.logging import disable_progress_bar

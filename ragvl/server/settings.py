@@ -65,13 +65,15 @@ class ProcessSettings(_Settings):
         None, min_length=1, description="The model's name in answers; by default as it was given."
     )
     cache: Path | None = Field(
-        None, description="The folder of documents and prefixes that stay; none: they do not."
+        None, description="A folder for documents and prefixes, which then survive a restart."
     )
     device_cache: str = Field(
         "auto", description="Memory for prefixes on the model's device, such as 8GiB."
     )
     host_cache: str = Field("0", description="Host memory for prefixes, such as 32GiB.")
-    disk_cache: str | None = Field(None, description="Bytes of prefixes in the cache's folder.")
+    disk_cache: str | None = Field(
+        None, description="Disk for prefixes in that folder, such as 1TiB; none: no limit."
+    )
     warm: bool = Field(
         False, description="Compute the prefixes of the index's documents from the start."
     )
@@ -105,7 +107,7 @@ class RequestLimits(_Settings):
         None, ge=1, description="Tokens of one prompt; none: the model's context."
     )
     max_answer_tokens: Count = Field(
-        256, description="Tokens of a generated answer, while which nothing else is computed."
+        256, description="Tokens of a generated answer; nothing else is computed meanwhile."
     )
 
 
@@ -154,12 +156,12 @@ class UrlSettings(_Settings):
 class LogSettings(_Settings):
     """The log."""
 
-    log_format: Literal["text", "json"] = Field("text", description="Of the log's lines.")
+    log_format: Literal["text", "json"] = Field("text", description="The form of the log's lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least that is logged."
     )
     log_content: bool = Field(
-        False, description="Let texts of users and errors' own words into the log."
+        False, description="Log also what users wrote, and the messages of errors."
     )
 
 
