@@ -116,7 +116,13 @@ def serve(
         from ragvl.server.access import ApiKeys
         from ragvl.server.documents import DocumentStore
         from ragvl.server.logs import configure_logs
-        from ragvl.server.run import bind, build_services, make_prefix_cache, run_server
+        from ragvl.server.run import (
+            bind,
+            build_services,
+            ended_by_sigterm,
+            make_prefix_cache,
+            run_server,
+        )
         from ragvl.server.stages import load_demo, load_stages
 
         settings = limits.settings()
@@ -129,7 +135,7 @@ def serve(
             raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
         disable_progress_bar()
-        with bind(settings.host, settings.port) as bound:
+        with ended_by_sigterm(), bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)
             DocumentStore.by(settings, None).close()  # a damaged one shows before models load

@@ -24,7 +24,7 @@ from server.live import MakeServices, live
 from typer.testing import CliRunner
 
 from ragvl.cli import app
-from ragvl.server.run import bind
+from ragvl.server.run import bind, ended_by_sigterm
 
 _SECONDS = 120  # a bound; a server starts within a few
 
@@ -215,3 +215,12 @@ def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         outcome = CliRunner().invoke(app, ["serve"])
     assert outcome.exit_code == 1 and "in use" in outcome.output
     assert os.environ["RAGVL_SERVE_PORT"] == port
+
+
+def test_sigterm_ends_what_comes_before_the_server() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it was ignored")
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
