@@ -13,12 +13,12 @@ from fastapi import FastAPI
 import ragvl
 from ragvl.server import routes
 from ragvl.server.access import KeyCheck
+from ragvl.server.body_limits import BodyLimits
 from ragvl.server.errors import install_error_answers
-from ragvl.server.limits import BodyLimits
 from ragvl.server.logs import hide_content
-from ragvl.server.memory import RequestMemory
 from ragvl.server.protocol.openapi import install_openapi
-from ragvl.server.requests import RequestLog
+from ragvl.server.request_log import RequestLog
+from ragvl.server.request_memory import RequestMemory
 from ragvl.server.services import Services
 from ragvl.server.warming import warming
 

@@ -41,8 +41,8 @@ async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> B:
         model_of: says by what the JSON holds which schema it has.
 
     Raises:
-        ServerError: the body is too large or too slow (see `limits`), of another type than JSON, no
-            JSON, or not as the schema says.
+        ServerError: the body is too large or too slow (see `body_limits`), of another type than
+            JSON, no JSON, or not as the schema says.
     """
     _check_type(request)
     try:

@@ -15,8 +15,8 @@ from ragvl.data.query import Query
 from ragvl.messages import MAX_ERROR, shown
 from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import ScoredPair, Threshold, resolve_threshold
-from ragvl.server.calls import call
 from ragvl.server.contents import Placed, contents_of
+from ragvl.server.deadlines import call
 from ragvl.server.errors import NotFound, OutOfMemory, ServerError, TooLarge, Unprocessable
 from ragvl.server.protocol.common import PromptTokensDetails, Timings, Usage
 from ragvl.server.services import services_of

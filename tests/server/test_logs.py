@@ -59,7 +59,7 @@ def test_an_exception_is_told_by_its_types_and_places(form: str) -> None:
 
 
 def test_json_is_one_object_a_line_with_what_is_told() -> None:
-    record = record_of("two\nlines", name="ragvl.server.requests")
+    record = record_of("two\nlines", name="ragvl.server.request_log")
     record.fields = {"status": 200, "ms": 1.5}
     line = LineFormatter("json").format(record)
     assert "\n" not in line

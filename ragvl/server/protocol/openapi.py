@@ -14,9 +14,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ragvl.server.calls import TIMEOUT_HEADER
+from ragvl.server.deadlines import TIMEOUT_HEADER
 from ragvl.server.protocol.common import ErrorAnswer
-from ragvl.server.requests import REQUEST_ID
+from ragvl.server.request_log import REQUEST_ID
 
 _REFERENCE = "#/components/schemas/{model}"
 _SUMMARIES = {

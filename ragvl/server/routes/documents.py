@@ -15,8 +15,8 @@ from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.picture import Picture
 from ragvl.messages import quoted
 from ragvl.server.bodies import json_answer, read_body
-from ragvl.server.calls import call
 from ragvl.server.contents import Placed, contents_of, listed
+from ragvl.server.deadlines import call
 from ragvl.server.documents import MAX_ID, PICTURE_PATH, KnownDocument, check_id
 from ragvl.server.errors import Conflict, NotFound, Unprocessable
 from ragvl.server.protocol.documents import (

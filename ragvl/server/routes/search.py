@@ -14,8 +14,8 @@ from ragvl.data.images import DocumentError
 from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import ScoredPair
 from ragvl.server.bodies import json_answer, read_body
-from ragvl.server.calls import call
 from ragvl.server.contents import Contents, Placed, contents_of, listed
+from ragvl.server.deadlines import call
 from ragvl.server.errors import Unprocessable
 from ragvl.server.pipeline import Pipeline, UnreadableDocument, generator_of, index_of
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body

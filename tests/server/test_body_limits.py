@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ragvl.server.limits import BodyLimits
-from ragvl.server.memory import RequestMemory
+from ragvl.server.body_limits import BodyLimits
 from ragvl.server.metrics import Metrics
+from ragvl.server.request_memory import RequestMemory
 
 Message = dict[str, Any]
 

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from ragvl.server.body_limits import BodyLimits
 from ragvl.server.errors import Overloaded
-from ragvl.server.limits import BodyLimits
-from ragvl.server.memory import RequestMemory
 from ragvl.server.metrics import Metrics
-from ragvl.server.requests import RequestLog
+from ragvl.server.request_log import RequestLog
+from ragvl.server.request_memory import RequestMemory
 from ragvl.server.settings import ServerSettings
 
 

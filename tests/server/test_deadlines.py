@@ -11,7 +11,7 @@ import pytest
 from server.gated import WAIT, Gate, begun, pairs_of, run
 from starlette.requests import Request
 
-from ragvl.server.calls import call, deadline_of
+from ragvl.server.deadlines import call, deadline_of
 from ragvl.server.engine import Scored
 from ragvl.server.errors import ClientGone, DeadlineExceeded, ShuttingDown, Unprocessable
 from ragvl.server.services import Services

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragvl.prefix_cache.sizes import format_bytes
 from ragvl.server.errors import RequestTimeout, ServerError, TooLarge, error_answer
-from ragvl.server.memory import Hold, RequestMemory
+from ragvl.server.request_memory import Hold, RequestMemory
 
 
 class BodyLimits:
