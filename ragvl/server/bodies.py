@@ -11,13 +11,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from ragvl.messages import MAX_ERROR, shown
+from ragvl.messages import shown
 from ragvl.server.errors import (
     BadRequest,
     ClientGone,
     TooLarge,
-    Unprocessable,
     UnsupportedMediaType,
+    invalid,
     place_of,
 )
 from ragvl.server.services import services_of
@@ -82,7 +82,8 @@ def parsed(data: bytes, model_of: Callable[[Any], type[B]], settings: ServerSett
     try:
         return model_of(value).model_validate(value)
     except ValidationError as error:
-        raise _refusal(error, value) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise invalid(first, _steps(first["loc"], value, first["type"])) from None
 
 
 def _check_counts(value: Any, settings: ServerSettings, steps: tuple[str | int, ...]) -> None:
@@ -104,16 +105,6 @@ def _check_counts(value: Any, settings: ServerSettings, steps: tuple[str | int, 
     for step, one in inner:
         if isinstance(one, list | dict):
             _check_counts(one, settings, (*steps, step))
-
-
-def _refusal(error: ValidationError, value: Any) -> Unprocessable:
-    """What a client is told of a body that is not as its schema says: the first thing wrong."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = place_of(_steps(first["loc"], value, first["type"])) or None
-    message = shown(first["msg"].removeprefix("Value error, "), MAX_ERROR)
-    if first["type"] == "extra_forbidden":
-        message = "this field is not known here, and might have been meant to change scores"
-    return Unprocessable(f"{place}: {message}" if place else message, param=place)
 
 
 def _steps(location: Sequence[str | int], value: Any, kind: str) -> Iterator[str | int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -168,38 +168,35 @@ def place_of(location: Iterable[str | int]) -> str:
     return shown(place, _PLACE_SHOWN)
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> ServerError:
-    """What pydantic found wrong with a request, of which the first is told.
+def invalid(found: Mapping[str, Any], location: Iterable[str | int]) -> Unprocessable:
+    """What a client is told of something that pydantic found wrong.
 
     Args:
-        errors: `ValidationError.errors()`; of FastAPI's, each begins with the part of the request
-            that it is in.
+        found: one of `ValidationError.errors()`.
+        location: where it is in the request.
     """
-    first = errors[0]
-    location = list(first["loc"])
-    if location and location[0] in ("body", "query", "path", "header"):
-        del location[0]
-    message = shown(first["msg"].removeprefix("Value error, "), MAX_ERROR)
-    if first["type"] == "json_invalid":
-        return BadRequest(f"the body is no JSON: {message}")
     place = place_of(location) or None
+    message = shown(found["msg"].removeprefix("Value error, "), MAX_ERROR)
+    if found["type"] == "extra_forbidden":
+        message = "this field is not known here, and might have been meant to change scores"
     return Unprocessable(f"{place}: {message}" if place else message, param=place)
 
 
 def install_error_answers(app: FastAPI) -> None:
-    """Has every error of `app` answered with `error_body`."""
+    """Has the errors of routes answered with `error_body`; `RequestLog` answers all others."""
 
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, RequestValidationError):
-            return error_answer(invalid(error.errors()))
-        if isinstance(error, HTTPException):
-            return _http_answer(error)
-        if isinstance(error, ServerError):
-            return error_answer(error)
-        return _unexpected_answer(request)
+    @app.exception_handler(ServerError)
+    async def own(_: Request, error: ServerError) -> JSONResponse:
+        return error_answer(error)
 
-    for kind in (ServerError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, answer)
+    @app.exception_handler(RequestValidationError)
+    async def of_parameters(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return error_answer(invalid(first, first["loc"][1:]))  # without "query" or "path"
+
+    @app.exception_handler(HTTPException)
+    async def of_framework(_: Request, error: HTTPException) -> JSONResponse:
+        return _http_answer(error)
 
 
 def _http_answer(error: HTTPException) -> JSONResponse:
@@ -210,11 +207,3 @@ def _http_answer(error: HTTPException) -> JSONResponse:
         kind = "error"
     body = error_body(error.status_code, kind, shown(error.detail, MAX_ERROR))
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
-
-
-def _unexpected_answer(request: Request) -> JSONResponse:
-    """Of a fault in the server, of which a client is told no more than where to look for it."""
-    request_id = getattr(request.state, "request_id", None)
-    named = f" (request {shown(request_id)})" if request_id else ""
-    body = error_body(500, ServerError.kind, f"the server failed{named}; its log says why")
-    return JSONResponse(body, 500)

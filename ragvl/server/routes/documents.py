@@ -171,12 +171,7 @@ async def get_document(request: Request, id: Id) -> Response:
         return OneDocumentAnswer(
             **dict(_told(known)),
             model=services.model_name,
-            parts=[
-                KnownPart(type="text", text=part)
-                if isinstance(part, str)
-                else KnownPart(type="image")
-                for part in known.document.parts
-            ],
+            parts=[_told_part(part) for part in known.document.parts],
             warm=is_warm,
             usage=usage_of([]),
         )
