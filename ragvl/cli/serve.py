@@ -16,9 +16,7 @@ from ragvl.cli import options
 from ragvl.cli.common import command_work, parse_threshold
 from ragvl.cli.groups import RerankerOptions, takes
 from ragvl.messages import validation_reason
-from ragvl.server.settings import ServerSettings
-
-_TINY = Path(__file__).parents[1] / "assets" / "tiny-reranker"
+from ragvl.server.settings import TINY_RERANKER, ServerSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class ServedReranker(RerankerOptions):
     model: Annotated[
         str,
         typer.Argument(help="A hub id or a folder.", show_default="the tiny one that comes along"),
-    ] = str(_TINY)
+    ] = str(TINY_RERANKER)
 
 
 class ServerOptions:

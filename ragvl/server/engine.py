@@ -88,20 +88,8 @@ class Engine:
         self._publish()
 
     def start(self) -> None:
-        """Starts the thread, and returns when the model is ready.
-
-        Raises:
-            Exception: what the model's first call raised.
-        """
+        """Starts the thread."""
         self._thread.start()
-        ready = threading.Event()
-        job = Job("prepare", [lambda: self._reranker.score([])], whole=True, done=ready.set)
-        with self._work:
-            self._queue.add(job)
-            self._work.notify()
-        ready.wait()
-        if job.error is not None:
-            raise job.error
 
     # What requests call, in the event loop
 

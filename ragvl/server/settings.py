@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+TINY_RERANKER = Path(__file__).parents[1] / "assets" / "tiny-reranker"  # where no model is named
+
 
 def _bytes(size: int | str) -> int:
     from ragvl.prefix_cache.sizes import parse_bytes  # its package imports torch

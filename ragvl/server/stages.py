@@ -17,11 +17,11 @@ from ragvl.mllm import check_reader, checked_caption_tokens
 from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import DualEncoder, Retriever, check_encoder, check_index
 from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.server.settings import TINY_RERANKER
 
 _log = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).parents[1] / "assets"
-TINY_RERANKER = ASSETS / "tiny-reranker"  # what is served where no model is named
+ASSETS = TINY_RERANKER.parent
 
 _DRAWN_PLACES = 100  # three pictures of each; they are embedded within a second
 _DRAWN_SEED = 0

@@ -315,17 +315,6 @@ def test_a_drain_that_takes_too_long_says_so_and_closing_fails_what_waits(gate: 
     run(main())
 
 
-def test_a_model_that_cannot_score_fails_at_the_start(tiny_reranker: Reranker):
-    class Broken(Gate):
-        def score(self, pairs: Sequence[Pair]) -> Any:
-            raise ValueError(f"no such model for {len(pairs)} pairs")
-
-    engine = Engine(Broken(tiny_reranker), EngineLimits())
-    with pytest.raises(ValueError, match="no such model"):
-        engine.start()
-    engine.close()
-
-
 def test_figures_tell_what_waits(gate: Gate):
     metrics = Metrics()
     engine = Engine(gate, EngineLimits(pass_pairs=2), metrics)
@@ -350,16 +339,14 @@ def test_figures_tell_what_waits(gate: Gate):
 def test_the_process_ends_if_the_thread_does():
     """A server whose requests wait for ever is worse than one that is started anew."""
     program = """
-import time
+import asyncio, sys, time
 from ragvl.server.engine import Engine
 from ragvl.server.settings import EngineLimits
 
-class Fatal:
-    def score(self, pairs):
-        raise SystemExit("the thread ends")
-
+engine = Engine(reranker=None, limits=EngineLimits())
+engine.start()
 try:
-    Engine(Fatal(), EngineLimits()).start()
+    asyncio.run(engine.run(lambda: sys.exit("the thread ends"), kind="fatal"))
 except SystemExit:  # which may come here before the thread has ended the process
     pass
 time.sleep(60)

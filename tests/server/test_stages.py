@@ -15,7 +15,8 @@ from ragvl import Document, RagVL, Reranker, Retriever
 from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
 from ragvl.retriever import DualEncoder, IndexMismatchError
-from ragvl.server.stages import ASSETS, TINY_RERANKER, Stages, load_stages
+from ragvl.server.settings import TINY_RERANKER
+from ragvl.server.stages import ASSETS, Stages, load_stages
 
 ENCODER = ASSETS / "tiny-retriever"
 GENERATOR = ASSETS / "tiny-generator"

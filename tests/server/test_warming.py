@@ -14,7 +14,8 @@ from ragvl import Document, Reranker, Retriever
 from ragvl.server.app import create_app
 from ragvl.server.errors import Overloaded
 from ragvl.server.services import Services
-from ragvl.server.stages import TINY_RERANKER, Stages
+from ragvl.server.settings import TINY_RERANKER
+from ragvl.server.stages import Stages
 from ragvl.server.warming import warm_index
 
 MakeServices = Callable[..., Services]
