@@ -15,7 +15,7 @@ from ragvl.reranker import ScoredPair
 from ragvl.retriever import RetrievedDocument, Retriever
 from ragvl.server.errors import NotFound, ServerError, TooLarge, Unprocessable
 from ragvl.server.protocol.common import Timings
-from ragvl.server.scoring import plain_message
+from ragvl.server.refusals import plain_message
 from ragvl.server.services import Services
 
 T = TypeVar("T")
@@ -61,14 +61,9 @@ class Pipeline:
         except DocumentError as error:
             raise Unprocessable(f"query: {plain_message(error, query)}", param="query") from error
 
-    async def score(
-        self, query: Query, documents: Sequence[Document]
-    ) -> list[ScoredPair | Exception]:
-        """A score for each document, or why it has none; in passes with other requests'."""
-        scored = await self._services.engine.score(
-            [(query, document) for document in documents],
-            deadline=self._deadline,
-        )
+    async def score(self, pairs: Sequence[tuple[Query, Document]]) -> list[ScoredPair | Exception]:
+        """A score for each pair, or why it has none; in passes with other requests'."""
+        scored = await self._services.engine.score(pairs, deadline=self._deadline)
         self._queued += scored.queued_ms
         self._stages["score"] = scored.scored_ms
         self.built = scored.built

@@ -32,7 +32,8 @@ from ragvl.server.protocol.documents import (
     Warmed,
 )
 from ragvl.server.protocol.openapi import OF_BODY, OF_MODEL, errors, json_body
-from ragvl.server.scoring import check_model, plain_message, refusal, told_text, usage_of
+from ragvl.server.refusals import plain_message, refusal
+from ragvl.server.scoring import check_model, texts_of, usage_of
 from ragvl.server.services import services_of
 
 router = APIRouter(tags=["documents"])
@@ -253,7 +254,7 @@ def _unknown(id: str) -> NotFound:
 
 def _told(known: KnownDocument, limit: int | None = None) -> KnownDocumentAnswer:
     """What goes back of a document, its text cut to `limit` characters."""
-    text = told_text(known.document)
+    text = texts_of(known.document)
     return KnownDocumentAnswer(
         id=known.id,
         source=known.source,

@@ -15,8 +15,8 @@ from ragvl.server.scoring import (
     answer_id,
     check_model,
     score_pairs,
+    texts_of,
     threshold_of,
-    told_text,
 )
 from ragvl.server.services import services_of
 
@@ -72,7 +72,7 @@ async def _rerank(request: Request, body: RerankBody) -> Response:
                 raw_score=pair.raw,
                 kept=pair.score >= threshold,
                 id=document.id,
-                document=RankedText(text=told_text(document)) if body.return_documents else None,
+                document=RankedText(text=texts_of(document)) if body.return_documents else None,
             )
         )
     return json_answer(
@@ -95,7 +95,7 @@ async def _rerank_texts(request: Request, body: TeiRerankBody) -> Response:
         TeiRank(
             index=i,
             score=scores.pairs[i].raw if body.raw_scores else scores.pairs[i].score,
-            text=told_text(scores.documents[i]) if body.return_text else None,
+            text=texts_of(scores.documents[i]) if body.return_text else None,
         )
         for i in scores.order(body.top_n)
     ]

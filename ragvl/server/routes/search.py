@@ -27,13 +27,13 @@ from ragvl.server.protocol.search import (
     SearchAnswer,
     SearchBody,
 )
+from ragvl.server.refusals import checked_scores
 from ragvl.server.scoring import (
     answer_id,
     check_model,
-    checked_scores,
     order_of,
+    texts_of,
     threshold_of,
-    told_text,
     usage_of,
 )
 from ragvl.server.services import services_of
@@ -184,7 +184,7 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
         documents, ids = [hit.document for hit in found], [hit.id for hit in found]
         places = [f"retrieved[{i}]" for i in range(len(found))]
         cosines = [hit.score for hit in found]
-    results = await pipeline.score(query, documents)
+    results = await pipeline.score([(query, document) for document in documents])
     chosen = list(range(len(results))) if cosines is None else _usable(results)
     scores = checked_scores(
         [results[i] for i in chosen],
@@ -235,5 +235,5 @@ def _found(ranking: _Ranking, place: int, body: SearchBody) -> Found:
         relevance_score=pair.score,
         raw_score=pair.raw,
         kept=ranking.is_kept(place),
-        document=RankedText(text=told_text(document)) if body.return_documents else None,
+        document=RankedText(text=texts_of(document)) if body.return_documents else None,
     )
