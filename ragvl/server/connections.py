@@ -39,7 +39,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)  # type: ignore[arg-type]
         self._settings = settings
         self._in_headers = False
-        self._num_header_bytes = 0
+        self._num_header_bytes = 0  # read since the parser last told of anything but headers
+        self._is_quiet = True  # it has told of nothing else in what it is reading
         self._num_discarded = 0
         self._plain_head = b""
         self._headers_timer: asyncio.TimerHandle | None = None
@@ -68,14 +69,17 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads on, within the limits of headers and of what is read for nothing."""
-        was_in_headers = self._in_headers
+        self._is_quiet = True
         self._feed(data)
         if self.transport.is_closing():
             return
-        if was_in_headers and self._in_headers:
+        if self._is_quiet:
             self._num_header_bytes += len(data)
-            if self._num_header_bytes > self._settings.max_header_bytes:
+        if self._num_header_bytes > self._settings.max_header_bytes:
+            if self._in_headers:
                 self._refuse_headers()
+            else:  # headers behind a body, or a chunk's: it may be answered already
+                self.transport.abort()
         elif self._is_idle:
             # A rest of a body that is answered already, or line ends between requests
             self._expect_headers()
@@ -85,15 +89,24 @@ class Connection(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._read(rest) :]
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP/1.1 request")
+
+    def _read(self, data: memoryview) -> int:
+        """Reads up to the end of a request's headers that ask for another protocol, or all."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # The parser takes the body for the other protocol. This server speaks none, and reads
+            # The parser takes what follows for that protocol. This server speaks none, and reads
             # the request as if it had not asked for one, as HTTP lets it
             self.parser = httptools.HttpRequestParser(self)
-            self._feed(self._plain_head + data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("this is no HTTP/1.1 request")
+            self.parser.feed_data(self._plain_head)
+            return int(upgrade.args[0])
+        return len(data)
 
     def pause_writing(self) -> None:
         """The client reads slower than it is answered: it gets some time, not any."""
@@ -111,12 +124,13 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._in_headers = True
-        self._num_header_bytes = 0
+        self._note_progress()
         self._expect_headers()
 
     def on_headers_complete(self) -> None:
         """The end of its headers."""
         self._in_headers = False
+        self._note_progress()
         self._num_discarded = 0
         self._headers_are_there()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -127,6 +141,11 @@ class Connection(HttpToolsProtocol):
             self._plain_head = self._head_without_upgrade()
         else:
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of its body."""
+        self._note_progress()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of its body."""
@@ -155,6 +174,10 @@ class Connection(HttpToolsProtocol):
             self._refuse_headers()
         else:
             self._answer(400, "invalid_request", msg)
+
+    def _note_progress(self) -> None:
+        self._num_header_bytes = 0
+        self._is_quiet = False
 
     def _head_without_upgrade(self) -> bytes:
         method = self.parser.get_method()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
@@ -101,6 +102,21 @@ def test_headers_that_never_end_are_refused(strict: LiveServer) -> None:
             check_error(answer, 431, "headers_too_large")
 
 
+@pytest.mark.parametrize("path", [b"/v1/rerank", b"/nowhere"])
+@pytest.mark.parametrize("first", [b"0\r\n", b"0\r\na: ", b"1;"])
+def test_headers_behind_a_body_or_of_a_chunk_are_bounded(
+    strict: LiveServer, path: bytes, first: bytes
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" % path
+    more = (b"a" * 100 + b": b\r\n" if first == b"0\r\n" else b"a" * 100) * 100
+    with connect(strict) as one:
+        one.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + first)
+        with pytest.raises(OSError) as cut:
+            for _ in range(1000):  # far less than what is read of a body for nothing
+                one.sendall(more)
+        assert not isinstance(cut.value, TimeoutError)
+
+
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"GARBAGE\r\n\r\n", b"GET\r\n\r\n"])
 def test_what_is_no_http_is_told_so(strict: LiveServer, sent: bytes) -> None:
     with connect(strict) as one:
@@ -133,6 +149,14 @@ def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(
     assert b'"relevance_score"' in answers and answers.endswith(b'{"status":"ok"}')
 
 
+def test_many_requests_at_once_may_ask_for_another_protocol(strict: LiveServer) -> None:
+    asking = HEALTH.replace(b"host: a", b"host: a\r\nconnection: upgrade\r\nupgrade: h2c")
+    last = HEALTH.replace(b"host: a", b"host: a\r\nconnection: close")
+    with connect(strict) as one:
+        one.sendall(asking * 1500 + last)
+        assert read_to_end(one).count(b"HTTP/1.1 200") == 1501
+
+
 def test_it_is_no_proxy(strict: LiveServer) -> None:
     with connect(strict) as one:
         one.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n")
@@ -159,11 +183,21 @@ def test_more_connections_than_allowed_are_closed(make_services: Callable[..., A
 def test_a_client_that_does_not_read_its_answers_is_cut_off(strict: LiveServer) -> None:
     with connect(strict) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        asked = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n" * 100
+        one.sendall(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n" * 1000)  # megabytes of answers
         with pytest.raises(OSError) as cut:
-            for _ in range(5000):
-                one.sendall(asked)
+            for _ in range(400):
+                one.sendall(b"\r\n")
+                time.sleep(0.05)
         assert not isinstance(cut.value, TimeoutError)
+
+
+def test_requests_that_come_at_once_are_not_taken_for_large_headers(strict: LiveServer) -> None:
+    sent = HEALTH * 100 + HEALTH.replace(b"host: a", b"host: a\r\nconnection: close")
+    with connect(strict) as one:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for first in range(0, len(sent), 3000):  # each part ends within headers
+            one.sendall(sent[first : first + 3000])
+        assert read_to_end(one).count(b"HTTP/1.1 200") == 101
 
 
 def test_a_body_after_its_answer_is_read_up_to_the_limit(strict: LiveServer) -> None:
