@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 from server.test_fetch import Host, running
 from starlette.testclient import TestClient
 
@@ -313,6 +314,16 @@ class TestPictures:
         picture = Image.open(BytesIO(answer.content))
         assert picture.size == (16, 64)
         assert not picture.getexif()
+
+    @pytest.mark.parametrize("length", [10, 70_000])  # a JPEG's comment has at most 65,533 bytes
+    def test_nothing_of_the_file_but_its_pixels(self, client, length):
+        file, about = BytesIO(), PngInfo()
+        about.add_text("comment", "x" * length)
+        Image.new("RGB", (32, 32), "red").save(file, "PNG", pnginfo=about)
+        put(client, "id", {"image": uri(file.getvalue())})
+        answer = client.get(path("id", "/picture"))
+        assert answer.status_code == 200
+        assert "comment" not in Image.open(BytesIO(answer.content)).info
 
     def test_one_of_several(self, client):
         content = [{"image": uri(png(number))} for number in (10, 200)]

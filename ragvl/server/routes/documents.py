@@ -278,5 +278,6 @@ def _small(picture: Picture, side: int) -> bytes:
     written = BytesIO()
     with picture.decoded(kept_pixels=lambda: side * side) as image:
         image.thumbnail((side, side))
+        image.info.clear()  # PIL would write the file's comment, or fail where it is too long
         image.save(written, "JPEG", quality=85)
     return written.getvalue()
