@@ -74,7 +74,9 @@ async def call(request: Request, work: Callable[[float], Coroutine[Any, Any, T]]
         finally:
             doing.cancel()
             gone.cancel()
-            await asyncio.wait((doing, gone))  # what was queued has left the queue
+            # What was queued has left the queue. What else went wrong meanwhile nobody is told of,
+            # and asyncio would log it with its words
+            await asyncio.gather(doing, gone, return_exceptions=True)
         if gone.cancelled():
             raise DeadlineExceeded("the work was not done by the request's deadline")
         raise ClientGone("the client went away")

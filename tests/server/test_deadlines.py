@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -88,6 +89,25 @@ def test_the_deadline_ends_the_work_and_frees_its_place(services: Services, gate
 
     run(main())
     assert sum(len(one) for one in gate.passes) <= 3  # one pass of two may have begun
+
+
+def test_what_fails_as_it_is_given_up_stays_out_of_the_log(services: Services):
+    told: list[dict[str, object]] = []
+
+    async def fail(_: float) -> None:
+        try:
+            await asyncio.sleep(WAIT)
+        except asyncio.CancelledError:
+            raise ValueError("words of a user") from None
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        with pytest.raises(DeadlineExceeded):
+            await call(Client(services, x_request_timeout="0.01").request, fail)
+        gc.collect()
+
+    run(main())
+    assert not told
 
 
 def test_who_cancels_a_call_cancels_its_work(services: Services, gate: Gate):
