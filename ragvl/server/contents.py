@@ -16,8 +16,10 @@ from ragvl.server.errors import NotFound, TooLarge
 from ragvl.server.pictures import Encoded, checked_picture, inline_picture, is_url
 from ragvl.server.protocol.common import DocumentBody, QueryBody
 from ragvl.server.services import services_of
+from ragvl.server.settings import ServerSettings
 
 _ID_SHOWN = 80
+_MAX_ESCAPES = 2**19  # %XX in data: URIs of a request; each takes a hundred times its bytes to read
 
 
 class Placed(NamedTuple):
@@ -75,8 +77,7 @@ async def contents_of(
         Unprocessable: a picture or a text cannot be used. Each names the place.
     """
     settings = services_of(request).settings
-    for placed in (*queries, *documents):
-        _check_texts(placed, settings.max_text)
+    _check_texts([*queries, *documents], settings)
     known = _known_documents(request, documents)
     pictures = await _pictures(request, [*queries, *documents])
     limit = settings.max_pixels
@@ -87,15 +88,26 @@ async def contents_of(
     )
 
 
-def _check_texts(placed: Placed, most: int) -> None:
-    for part in placed.body.parts:
-        if part.kind == "text" and len(part.content) > most:
-            place = f"{placed.place}.{part.place}"
-            raise TooLarge(
-                f"{place}: the text has {len(part.content):,} characters; this server takes "
-                f"{most:,}",
-                param=place,
-            )
+def _check_texts(contents: Sequence[Placed], settings: ServerSettings) -> None:
+    most, together = settings.max_text, 0
+    for placed in contents:
+        for part in placed.body.parts:
+            if part.kind != "text":
+                continue
+            together += len(part.content)
+            if len(part.content) > most:
+                place = f"{placed.place}.{part.place}"
+                raise TooLarge(
+                    f"{place}: the text has {len(part.content):,} characters; this server takes "
+                    f"{most:,}",
+                    param=place,
+                )
+    # The model's thread cuts them into tokens, which takes seconds, before it sees what is too long
+    if together > settings.max_request_text:
+        raise TooLarge(
+            f"the texts have {together:,} characters together; this server takes "
+            f"{settings.max_request_text:,}"
+        )
 
 
 def _known_documents(request: Request, documents: Sequence[Placed]) -> dict[str, Document]:
@@ -137,6 +149,8 @@ async def _pictures(request: Request, contents: Sequence[Placed]) -> dict[str, E
     inline = [(place, source) for place, source in sources if not is_url(source)]
 
     def read() -> dict[str, Encoded]:
+        if sum(source.count("%") for _, source in inline) > _MAX_ESCAPES:
+            raise TooLarge(f"the pictures have more than {_MAX_ESCAPES:,} escapes: send base64")
         return {at: inline_picture(source, at, settings.max_pixels) for at, source in inline}
 
     pictures = await aside(request, sum(len(source) for _, source in inline), read)

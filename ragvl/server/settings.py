@@ -99,6 +99,9 @@ class RequestLimits(_Settings):
     max_documents: Count = Field(1000, description="Documents of a request; beyond: 413.")
     max_parts: Count = Field(32, description="Texts and pictures of one document or query.")
     max_text: Count = Field(1 << 20, description="Characters of one text.")
+    max_request_text: Count = Field(
+        1 << 23, description="Characters of all texts of a request, known documents' aside."
+    )
     max_pixels: Count = Field(
         50_000_000, description="Pixels of one picture, by its header, before it is decoded."
     )

@@ -160,6 +160,13 @@ def test_texts_of_tei_are_answered_with_a_list(client: httpx2.Client, expected: 
     assert [raw[i]["score"] for i in (0, 1)] == [one.raw for one in expected[:2]]
 
 
+def test_a_model_may_have_any_name(make_services: Any) -> None:
+    with TestClient(create_app(make_services(model_name="org/模型 1"))) as client:
+        answer = client.post("/rerank", json={"query": QUERY, "texts": ["A red tower."]})
+        assert answer.status_code == 200
+        assert answer.headers["X-Model"] == "org/%E6%A8%A1%E5%9E%8B 1"
+
+
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
 @pytest.mark.parametrize(
     "names",
@@ -257,7 +264,12 @@ def test_only_plain_json_is_read(headers: dict[str, str], client: httpx2.Client)
 @pytest.fixture
 def small(make_services: Any) -> Iterator[TestClient]:
     services = make_services(
-        max_documents=3, max_text=20, max_pixels=2000, max_request_pixels=4500, max_tokens=200
+        max_documents=3,
+        max_text=20,
+        max_request_text=40,
+        max_pixels=2000,
+        max_request_pixels=4500,
+        max_tokens=200,
     )
     with TestClient(create_app(services)) as client:
         yield client
@@ -268,6 +280,8 @@ def small(make_services: Any) -> Iterator[TestClient]:
     [
         (["a"] * 4, "documents"),
         (["a", "b" * 21], "documents[1].text"),
+        (["a" * 20, "b" * 20], None),
+        ([{"image": "data:image/png," + "%00" * (2**19 + 1)}], None),
         ([{"image": uri(picture(1, (50, 50)))}], "documents[0].image"),
         ([{"image": uri(ONE)}] * 3, None),
     ],

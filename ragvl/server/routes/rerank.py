@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
@@ -19,6 +21,8 @@ from ragvl.server.scoring import (
     threshold_of,
 )
 from ragvl.server.services import services_of
+
+_OF_A_HEADER = string.punctuation + " "  # beside letters and digits: as it is
 
 router = APIRouter(tags=["scores"])
 
@@ -101,7 +105,7 @@ async def _rerank_texts(request: Request, body: TeiRerankBody) -> Response:
     ]
     # A bare list has no place for them
     headers = {
-        "X-Model": services_of(request).model_name,
+        "X-Model": quote(services_of(request).model_name, safe=_OF_A_HEADER),
         "X-Compute-Tokens": str(scores.usage.total_tokens),
     }
     return json_list(ranks, headers)
