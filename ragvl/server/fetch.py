@@ -13,7 +13,6 @@ import httpx2
 
 from ragvl.messages import quoted
 from ragvl.server.errors import ServerError, TooLarge, Unprocessable
-from ragvl.server.settings import ServerSettings
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -115,17 +114,6 @@ class PictureFetcher:
         # A connection is not used twice: it was made for the host's name, not for its address alone
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._transport = httpx2.AsyncHTTPTransport(limits=limits) if self._origins else None
-
-    @classmethod
-    def by(cls, settings: ServerSettings) -> PictureFetcher:
-        """As the settings say."""
-        return cls(
-            settings.allow_urls,
-            allow_private=settings.allow_private_urls,
-            max_bytes=settings.url_bytes,
-            seconds=settings.url_seconds,
-            max_redirects=settings.url_redirects,
-        )
 
     async def fetch(self, url: str, place: str) -> bytes:
         """The bytes behind a URL, which may still be no picture.
