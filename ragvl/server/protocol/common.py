@@ -375,8 +375,8 @@ class Usage(Answer):
 class Timings(Answer):
     """Milliseconds of a request's stages; what it did not pass through is left out."""
 
-    queue: float = Field(description="Until the model began with it.")
-    score: float = Field(description="In the model, among its company.")
+    queue: float = Field(description="Waiting for the model.")
+    score: float = Field(description="From its first pass of the model to the end of its last one.")
     retrieve: float | None = None
     generate: float | None = None
     total: float = Field(description="Since the request's body was there.")

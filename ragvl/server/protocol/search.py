@@ -15,7 +15,7 @@ from ragvl.server.protocol.common import (
     Timings,
     Usage,
 )
-from ragvl.server.protocol.rerank import OrderBody, RankedText
+from ragvl.server.protocol.rerank import OrderBody, RerankResult
 
 _QUESTION = "Which town has a red tower?"
 
@@ -53,18 +53,13 @@ class AnswerBody(SearchBody):
     max_tokens: Positive = Field(32, description="How many tokens the answer has at most.")
 
 
-class Found(Answer):
+class Found(RerankResult):
     """A document after retrieving and reranking."""
 
     index: int = Field(description="Its place in the retriever's order, or in `documents`.")
-    id: str | None = Field(None, description="Its id, where it has one.")
     retrieval_score: float | None = Field(
         None, description="The cosine that it was retrieved by; of a given document there is none."
     )
-    relevance_score: float = Field(description="Relevance, a probability.")
-    raw_score: float = Field(description="The raw score, by which results are in order.")
-    kept: bool = Field(description="Whether its relevance reaches the threshold.")
-    document: RankedText | None = None
 
 
 class SearchAnswer(Answer):
