@@ -39,8 +39,8 @@ class ApiKeys:
         for number, key in enumerate(listed, 1):
             if len(key) < MIN_KEY or not _KEY.fullmatch(key):
                 raise ValueError(
-                    f"API key {number} of {len(listed)} is none: expected {MIN_KEY} characters or "
-                    "more of visible ASCII"
+                    f"API key {number} of {len(listed)} cannot be used: expected {MIN_KEY} "
+                    "characters or more of visible ASCII"
                 )
         self._digests = [_digest(key.encode()) for key in listed]
 
