@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# A request may be let in whose work is expected to be done in so much of the time that it has: a
+# queue is shorter than its deadlines, for the model may become slower than it was
+_SHARE_OF_TIME = 0.75
 _accepted: ContextVar[bool] = ContextVar("accepted", default=False)
 
 
@@ -280,7 +283,7 @@ class Engine:
         if left <= 0:
             raise DeadlineExceeded("the time that the request was given is over")
         ahead = self._seconds_ahead(lane, count)
-        late = ahead + self._rates.most_seconds(kind, count) - left
+        late = ahead + self._rates.most_seconds(kind, count) - _SHARE_OF_TIME * left
         if ahead > 0 and late > 0:
             raise self._overloaded("time", min(late, ahead))
 

@@ -60,7 +60,7 @@ def late_jobs(jobs: Sequence[Job], rates: Rates, most: int) -> Iterator[tuple[Jo
         behind -= shared
         own = rates.most_seconds(job.kind, count)
         rest = 0 if job.whole else min(behind, -(place + count) % most)
-        done = now + ahead + own + rates.seconds(job.kind, rest)
+        done = now + ahead + rates.most_seconds(job.kind, count + rest)
         due = math.inf if job.deadline is None else job.deadline
         if job.started is None and done > due >= job.submitted + own:
             yield job, ahead + own
