@@ -1,4 +1,4 @@
-"""Reads JSON bodies: small ones at once, larger ones in a thread, so that nobody waits for them."""
+"""JSON bodies: reads those of requests, large ones in a thread, and writes those of answers."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ async def read_body(request: Request, model_of: Callable[[Any], type[B]]) -> B:
     except ClientDisconnect:
         raise ClientGone("the client went away") from None
     settings = services_of(request).settings
-    return await aside(request, len(data), lambda: parsed(data, model_of, settings))
+    return await off_loop(request, len(data), lambda: parsed(data, model_of, settings))
 
 
-async def aside(request: Request, size: int, work: Callable[[], T]) -> T:
-    """What `work` returns, which is done in a thread where it handles more than a few bytes."""
+async def off_loop(request: Request, size: int, work: Callable[[], T]) -> T:
+    """What `work` returns; off the event loop, in a thread, where it handles more than a few KB."""
     if size <= AT_ONCE:
         return work()
     pool = services_of(request).pool

@@ -11,7 +11,7 @@ from fastapi import Request
 from ragvl.data.document import Document
 from ragvl.data.query import Query
 from ragvl.messages import quoted
-from ragvl.server.bodies import aside
+from ragvl.server.bodies import off_loop
 from ragvl.server.errors import NotFound, TooLarge
 from ragvl.server.pictures import Encoded, checked_picture, inline_picture, is_url
 from ragvl.server.protocol.common import DocumentBody, QueryBody
@@ -153,7 +153,7 @@ async def _pictures(request: Request, contents: Sequence[Placed]) -> dict[str, E
             raise TooLarge(f"the pictures have more than {_MAX_ESCAPES:,} escapes: send base64")
         return {at: inline_picture(source, at, settings.max_pixels) for at, source in inline}
 
-    pictures = await aside(request, sum(len(source) for _, source in inline), read)
+    pictures = await off_loop(request, sum(len(source) for _, source in inline), read)
     pictures |= await _fetched(request, urls)
     if (pixels := sum(picture.pixels for picture in pictures.values())) > (
         most := settings.max_request_pixels
@@ -176,7 +176,7 @@ async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[st
             for place, data in fetched.items()
         }
 
-    return await aside(request, num_bytes, checked)
+    return await off_loop(request, num_bytes, checked)
 
 
 def _document(placed: Placed, pictures: Mapping[str, Encoded], max_pixels: int) -> Document:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
-from ragvl.server.metrics import Metrics
 from ragvl.server.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from ragvl.generator import Generator
     from ragvl.reranker import Reranker
     from ragvl.retriever import Retriever
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ragvl.server.documents import DocumentStore
     from ragvl.server.engine import Engine
     from ragvl.server.fetch import PictureFetcher
+    from ragvl.server.metrics import Metrics
 
 
 @dataclass
@@ -32,14 +33,14 @@ class Services:
         engine: the model's thread and the queue before it.
         documents: documents by id, those of the index too.
         fetcher: gets pictures behind URLs, of the hosts that are allowed.
+        metrics: for `/metrics`.
+        pool: threads that read and check bodies and pictures.
         model_name: what answers call the model.
         model_aliases: other names that requests may call it by.
         retriever: the index; None without one.
         generator: None without one.
         examples: questions to try on the page.
         keys: API keys, of which a request must bring one; None lets everybody in.
-        metrics: for `/metrics`.
-        pool: threads that read and check bodies and pictures.
         is_draining: whether the server is about to end, and takes no new work.
         warming: how far the index's prefixes are: (done, of how many); None where none are made.
         started: when the server was, in seconds since 1970.
@@ -50,16 +51,14 @@ class Services:
     engine: Engine
     documents: DocumentStore
     fetcher: PictureFetcher
+    metrics: Metrics
+    pool: ThreadPoolExecutor
     model_name: str
     model_aliases: tuple[str, ...] = ()
     retriever: Retriever | None = None
     generator: Generator | None = None
     examples: tuple[str, ...] = ()
     keys: ApiKeys | None = None
-    metrics: Metrics = field(default_factory=Metrics)
-    pool: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="ragvl-bodies")
-    )
     is_draining: bool = False
     warming: tuple[int, int] | None = None
     started: int = field(default_factory=lambda: int(time.time()))
