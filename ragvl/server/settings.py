@@ -100,7 +100,8 @@ class RequestLimits(_Settings):
     max_parts: Count = Field(32, description="Texts and pictures of one document or query.")
     max_text: Count = Field(1 << 20, description="Characters of one text.")
     max_request_text: Count = Field(
-        1 << 23, description="Characters of all texts of a request, known documents' aside."
+        1 << 23,
+        description="Characters of all texts of a request; those of known documents do not count.",
     )
     max_pixels: Count = Field(
         50_000_000, description="Pixels of one picture, by its header, before it is decoded."
