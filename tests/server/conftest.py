@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,10 +15,8 @@ from ragvl import Reranker
 from ragvl.server.app import create_app
 from ragvl.server.run import build_services
 from ragvl.server.services import Services
-from ragvl.server.settings import ServerSettings
+from ragvl.server.settings import TINY_RERANKER, ServerSettings
 from ragvl.server.stages import Stages, load_demo
-
-TINY_RERANKER = Path(str(files("ragvl") / "assets" / "tiny-reranker"))
 
 
 @pytest.fixture(scope="session")
