@@ -126,7 +126,7 @@ def threshold_of(request: Request, threshold: Threshold | None) -> float:
     try:
         return resolve_threshold(threshold, reranker.thresholds)
     except ValueError as error:
-        raise Unprocessable(f"threshold: {error}", param="threshold") from None
+        raise Unprocessable(str(error), param="threshold") from None
 
 
 def texts_of(document: Document) -> str | None:
