@@ -166,9 +166,10 @@ async def _fetched(request: Request, urls: Sequence[tuple[str, str]]) -> dict[st
     """Pictures behind URLs, by place; together they may have the bytes of a body."""
     services = services_of(request)
     settings = services.settings
-    fetched = await services.fetcher.fetch_all(dict(urls), max_bytes=settings.max_body_bytes)
-    num_bytes = sum(map(len, set(fetched.values())))
-    request.state.hold(num_bytes)
+    fetched = await services.fetcher.fetch_all(
+        dict(urls), max_bytes=settings.max_body_bytes, hold=request.state.hold
+    )
+    num_bytes = sum(map(len, fetched.values()))
 
     def checked() -> dict[str, Encoded]:
         return {

@@ -13,6 +13,7 @@ import httpx2
 
 from ragvl.messages import quoted
 from ragvl.server.errors import ServerError, TooLarge, Unprocessable
+from ragvl.server.request_memory import Hold
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -138,15 +139,18 @@ class PictureFetcher:
         where = f"{place}: {quoted(url, _URL_SHOWN)}"
         raise type(error)(f"{where}: {error.message}", param=place) from error
 
-    async def fetch_all(self, urls: Mapping[str, str], *, max_bytes: int) -> dict[str, bytes]:
+    async def fetch_all(
+        self, urls: Mapping[str, str], *, max_bytes: int, hold: Hold
+    ) -> dict[str, bytes]:
         """`fetch` for a request's URLs, by place; an error ends what is on its way.
 
         Args:
             urls: by place; one that is there twice is fetched once.
             max_bytes: of all together.
+            hold: counts each one's bytes as it comes, while others may still be on their way.
 
         Raises:
-            ServerError: see `fetch`.
+            ServerError: see `fetch`, and what `hold` raised.
             TooLarge: together they have more bytes.
         """
         left = max_bytes
@@ -154,6 +158,7 @@ class PictureFetcher:
         async def fetch(url: str, place: str) -> bytes:
             nonlocal left
             content = await self.fetch(url, place)
+            hold(len(content))
             left -= len(content)
             if left < 0:
                 many = f"the pictures behind URLs have more than {max_bytes:,} bytes together"

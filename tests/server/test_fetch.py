@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragvl.server.errors import TooLarge, Unprocessable
+from ragvl.server.errors import Overloaded, TooLarge, Unprocessable
 from ragvl.server.fetch import PictureFetcher, allowed_origin, is_public
 
 PICTURE = b"\x89PNG any bytes: what they hold is looked at elsewhere"
@@ -204,12 +204,17 @@ class TestSeveral:
     """The URLs of one request."""
 
     @staticmethod
-    def fetch(host: Host, paths: dict[str, str], max_bytes: int) -> dict[str, bytes]:
+    def fetch(
+        host: Host,
+        paths: dict[str, str],
+        max_bytes: int,
+        hold: Callable[[int], None] = lambda _: None,
+    ) -> dict[str, bytes]:
         async def work() -> dict[str, bytes]:
             here = f"127.0.0.1:{host.port}"
             fetcher = PictureFetcher([here], allow_private=True, max_bytes=MAX_BYTES, seconds=20)
             urls = {place: f"http://{here}{path}" for place, path in paths.items()}
-            return await fetcher.fetch_all(urls, max_bytes=max_bytes)
+            return await fetcher.fetch_all(urls, max_bytes=max_bytes, hold=hold)
 
         return asyncio.run(work())
 
@@ -229,6 +234,16 @@ class TestSeveral:
         assert len(self.fetch(host, paths, 8 * len(PICTURE))) == 8
         with pytest.raises(TooLarge, match=r"documents\[\d\]\.image: .* together"):
             self.fetch(host, paths, 8 * len(PICTURE) - 1)
+
+    def test_what_has_come_counts_while_others_are_on_their_way(self, host):
+        def refuse(num_bytes: int) -> None:
+            assert num_bytes == len(PICTURE)
+            raise Overloaded("no room", retry_after=1)
+
+        paths = {"documents[0].image": "/slow", "documents[1].image": "/a"}
+        with pytest.raises(Overloaded):
+            self.fetch(host, paths, MAX_BYTES, refuse)
+        assert not host.released.is_set()
 
     def test_an_error_ends_all(self, host):
         paths = {"documents[0].image": "/slow", "documents[1].image": "/status/404"}
