@@ -220,6 +220,7 @@ def build_services(
         keys=keys,
         metrics=metrics,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="ragvl-bodies"),
+        small_pictures=ThreadPoolExecutor(1, thread_name_prefix="ragvl-pictures"),
     )
     metrics.watch_tiers(stages.reranker.prefix_cache.statistics)
     store = services.documents

@@ -35,6 +35,7 @@ class Services:
         fetcher: gets pictures behind URLs, of the hosts that are allowed.
         metrics: for `/metrics`.
         pool: threads that read and check bodies and pictures.
+        small_pictures: one that makes pictures small to look at, so that no body waits for that.
         model_name: what answers call the model.
         model_aliases: other names that requests may call it by.
         retriever: the index; None without one.
@@ -53,6 +54,7 @@ class Services:
     fetcher: PictureFetcher
     metrics: Metrics
     pool: ThreadPoolExecutor
+    small_pictures: ThreadPoolExecutor
     model_name: str
     model_aliases: tuple[str, ...] = ()
     retriever: Retriever | None = None
@@ -66,7 +68,8 @@ class Services:
     def close(self) -> None:
         """Ends the threads; what is still queued is not answered."""
         self.engine.close()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        for threads in (self.pool, self.small_pictures):
+            threads.shutdown(wait=True, cancel_futures=True)
         self.documents.close()
 
 

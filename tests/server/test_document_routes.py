@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,9 +17,11 @@ from starlette.testclient import TestClient
 
 from ragvl import Reranker
 from ragvl.data.document import Document
+from ragvl.data.images import in_flight
 from ragvl.mllm import MLLM
 from ragvl.reranker import PromptTemplate
 from ragvl.server.app import create_app
+from ragvl.server.bodies import AT_ONCE
 from ragvl.server.documents import DocumentStore
 
 QUERY = "Which tower is red?"
@@ -324,6 +327,23 @@ class TestPictures:
         answer = client.get(path("id", "/picture"))
         assert answer.status_code == 200
         assert "comment" not in Image.open(BytesIO(answer.content)).info
+
+    def test_no_body_waits_for_it(self, make_services):
+        with TestClient(create_app(make_services(threads=1))) as client:
+            put(client, "id", CONTENTS["picture"][0])
+            body = {"query": QUERY, "documents": ["A tower"]}
+            text = json.dumps(body).ljust(AT_ONCE + 1)  # is read in a thread
+            headers = {"Content-Type": "application/json"}
+            with ThreadPoolExecutor(2) as threads:
+                with in_flight.hold(in_flight.total):
+                    picture = threads.submit(client.get, path("id", "/picture"))
+                    for _ in range(1000):
+                        if "ragvl_requests_in_flight 2.0" in client.get("/metrics").text:
+                            break
+                    asked = threads.submit(client.post, "/rerank", content=text, headers=headers)
+                    assert asked.result(timeout=20).status_code == 200
+                    assert not picture.done()
+                assert picture.result(timeout=20).status_code == 200
 
     def test_one_of_several(self, client):
         content = [{"image": uri(png(number))} for number in (10, 200)]

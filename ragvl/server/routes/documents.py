@@ -150,7 +150,8 @@ async def get_picture(
         except ImageError as error:
             raise Unprocessable(plain_message(error, document)) from None
 
-    return Response(await _in_thread(request, read), media_type="image/jpeg")
+    thread = services_of(request).small_pictures
+    return Response(await _in_thread(request, read, thread), media_type="image/jpeg")
 
 
 @router.get(
