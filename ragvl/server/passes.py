@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ragvl.mllm import PromptTooLongError
 from ragvl.runtime import is_out_of_memory
 from ragvl.server.errors import OutOfMemory
 from ragvl.server.queue import Piece
@@ -47,7 +48,8 @@ class Passes:
             results = iter(self._halved(compute, items))
         except Exception as error:
             if len({piece.job for piece in pieces}) == 1:
-                logger.exception("a pass failed: so does its request")
+                if not isinstance(error, PromptTooLongError):  # of which its client is told
+                    logger.exception("a pass failed: so does its request")
                 pieces[0].job.error = error
                 return
             logger.exception("a pass failed: its requests are computed one by one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ragvl.mllm import PromptTooLongError
 from ragvl.server.errors import OutOfMemory
 from ragvl.server.passes import Passes
 from ragvl.server.queue import Job, Piece
@@ -90,6 +91,16 @@ def test_a_job_that_fails_takes_no_other_with_it():
     assert (first.job.results, first.job.error) == (square([0, 1, 2, 3]), None)
     assert isinstance(second.job.error, ZeroDivisionError)
     assert (third.job.results, third.job.error) == (square([8, 9, 10, 11]), None)
+
+
+def test_a_request_that_is_too_long_is_no_fault_of_the_server(caplog: pytest.LogCaptureFixture):
+    def compute(_: list[int]) -> list[int]:
+        raise PromptTooLongError("too long")
+
+    job = Job("generate", [0], whole=True)
+    Passes(8).run([Piece(job, [0])], compute)
+    assert isinstance(job.error, PromptTooLongError)
+    assert not caplog.records
 
 
 def test_two_pieces_of_a_job_in_a_pass_fill_their_own_places():
