@@ -80,5 +80,5 @@ def plain_message(error: Exception, *subjects: Query | Document) -> str:
         names = [subject.name, *(picture.name for picture in subject.pictures)]
         paths = [picture.path for picture in subject.pictures if picture.path is not None]
         for name in [*names, *paths]:
-            message = message.replace(name, what)
+            message = message.replace(f"the {name}", what).replace(name, what)
     return shown(message, MAX_ERROR)

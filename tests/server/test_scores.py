@@ -160,6 +160,11 @@ def test_texts_of_tei_are_answered_with_a_list(client: httpx2.Client, expected: 
     assert [raw[i]["score"] for i in (0, 1)] == [one.raw for one in expected[:2]]
 
 
+def test_a_query_that_is_too_long_is_told_in_plain_words(client: httpx2.Client) -> None:
+    answer = post(client, "/rerank", {"query": "x " * 5000, "documents": ["a"]}, 413)
+    assert "the document and the query has " in answer["detail"]
+
+
 def test_a_model_may_have_any_name(make_services: Any) -> None:
     with TestClient(create_app(make_services(model_name="org/模型 1"))) as client:
         answer = client.post("/rerank", json={"query": QUERY, "texts": ["A red tower."]})
