@@ -119,3 +119,18 @@ class Workers:
 def _work(tasks: SimpleQueue[Pending | None]) -> None:
     while (task := tasks.get()) is not None:
         task.run()
+
+
+def in_passing_thread(function: Callable[[], T]) -> T:
+    """What `function` returns, called in a thread that is then gone.
+
+    So that what it computes leaves no threads of torch's behind: those belong to the thread that
+    computed, and as long as there are more of them than cores, all sleep where they would wait
+    awake, and each operation takes longer.
+    """
+    task = Pending(function)
+    thread = threading.Thread(target=task.run, name="ragvl-passing", daemon=True)
+    thread.start()
+    result = task.result()
+    thread.join()
+    return result

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from ragvl.workers import Workers, ahead
+from ragvl.workers import Workers, ahead, in_passing_thread
 
 
 def test_results_come_in_order_and_an_error_in_its_place() -> None:
@@ -59,3 +59,16 @@ def test_a_block_that_ends_drops_what_has_not_begun() -> None:
         raise KeyboardInterrupt
     assert len(begun) <= 1
     assert not [thread for thread in threading.enumerate() if thread.name == "ragvl-worker"]
+
+
+def test_a_passing_thread_is_gone_with_its_result() -> None:
+    threads = []
+
+    def work() -> str:
+        threads.append(threading.current_thread())
+        return "done"
+
+    assert in_passing_thread(work) == "done"
+    assert threads[0] is not threading.current_thread() and not threads[0].is_alive()
+    with pytest.raises(ZeroDivisionError):
+        in_passing_thread(lambda: 1 // 0)

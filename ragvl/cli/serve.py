@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -119,9 +120,11 @@ def serve(
             build_services,
             ended_by_sigterm,
             make_prefix_cache,
+            ready,
             run_server,
         )
         from ragvl.server.stages import load_demo, load_stages
+        from ragvl.workers import in_passing_thread
 
         settings = limits.settings()
         keys = ApiKeys.find(api_key_file)
@@ -138,11 +141,12 @@ def serve(
             prefix_cache = make_prefix_cache(settings)
             DocumentStore.by(settings, None).close()  # a damaged one shows before models load
             if demo:
-                stages = load_demo(
-                    device=chosen.device, threshold=kept_from, prefix_cache=prefix_cache
+                load = partial(
+                    load_demo, device=chosen.device, threshold=kept_from, prefix_cache=prefix_cache
                 )
             else:
-                stages = load_stages(
+                load = partial(
+                    load_stages,
                     lambda: chosen.load(
                         template=template,
                         threshold=kept_from,
@@ -158,6 +162,7 @@ def serve(
                     caption_tokens=caption_tokens,
                     date=chosen.date,
                 )
+            stages = in_passing_thread(partial(ready, load))
             services = build_services(stages, settings, model=chosen.model, keys=keys)
             code = run_server(services, bound)
     sys.exit(code)
