@@ -29,6 +29,7 @@ import bench_prefix_write
 import bench_relevance_head
 import bench_residual_rms_norm
 import bench_rotary_embedding
+import bench_serve
 import bench_training_step
 import bench_visual_weighted_cross_entropy
 import gpu_ops
@@ -68,6 +69,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_train_goals": gpu_train.goals_table,
     "evaluate_speed": bench_evaluate.speed_table,
     "presets": presets_table.presets_table,
+    "serve": bench_serve.serve_table,
     "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
 }
