@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,7 +112,7 @@ def serve(
     SIGTERM ends it once what was accepted is answered. The options in groups
     may also be variables: RAGVL_SERVE_PORT for --port.
     """
-    with command_work("serve"):
+    with command_work("serve"), ended_by_sigterm():
         from transformers.utils.logging import disable_progress_bar
 
         from ragvl.server.access import ApiKeys
@@ -118,7 +121,6 @@ def serve(
         from ragvl.server.run import (
             bind,
             build_services,
-            ended_by_sigterm,
             make_prefix_cache,
             ready,
             run_server,
@@ -136,7 +138,7 @@ def serve(
             raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
         disable_progress_bar()
-        with ended_by_sigterm(), bind(settings.host, settings.port) as bound:
+        with bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)
             DocumentStore.by(settings, None).close()  # a damaged one shows before models load
@@ -166,6 +168,23 @@ def serve(
             services = build_services(stages, settings, model=chosen.model, keys=keys)
             code = run_server(services, bound)
     sys.exit(code)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """A block that SIGTERM ends with `SystemExit`, before there is a server that it would drain.
+
+    The system ignores a signal that has no handler where the process is the first of a container.
+    """
+
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_demo(chosen: ServedReranker, others: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,23 +37,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_SECONDS = 5.0  # after the grace time, for a pass that goes on
 _OTHER_FILES = 256  # beside connections: models, documents, pictures, threads
 _AT_ONCE = 130  # the exit code of a second signal
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends with `SystemExit`, before there is a server that it would drain.
-
-    The system ignores a signal that has no handler where the process is the first of a container.
-    """
-
-    def end(*_: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -18,6 +18,7 @@ from server.gated import WAIT, Gate, Pair, begun, pairs_of, run
 
 from ragvl import Document, Query, Reranker
 from ragvl.data.images import ImageError
+from ragvl.reranker import ScoredPair
 from ragvl.server.engine import Engine
 from ragvl.server.errors import (
     DeadlineExceeded,
@@ -209,7 +210,8 @@ def test_slow_work_alone_is_never_refused(gate: Gate):
             await asyncio.sleep(0.2)
             gate.let_all_pass()
             await slow
-            await engine.score(pairs_of("more", 20), deadline=time.monotonic() + 1)
+            more = await engine.score(pairs_of("more", 20), deadline=time.monotonic() + 1)
+            assert all(isinstance(pair, ScoredPair) for pair in more.pairs)
 
     run(main())
 

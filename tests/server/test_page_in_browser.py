@@ -337,7 +337,9 @@ def test_a_server_without_room_says_when_to_try_again(
         add_documents(page, ["A red door"])
         page.get_by_label("Question", exact=True).fill("What color is the door?")
         page.get_by_role("button", name="Ask", exact=True).click()
-        page.get_by_role("alert").filter(has_text=re.compile(r"; try again in \d+ s")).wait_for()
+        alert = page.get_by_role("alert").filter(has_text=re.compile(r"; try again in \d+ s"))
+        alert.wait_for()
+        assert not page.locator("#orders").is_visible()
 
 
 def test_text_of_documents_is_never_markup(world: LiveServer, open_page: OpenPage) -> None:

@@ -24,7 +24,8 @@ from server.live import MakeServices, live
 from typer.testing import CliRunner
 
 from ragvl.cli import app
-from ragvl.server.run import bind, ended_by_sigterm
+from ragvl.cli.serve import ended_by_sigterm
+from ragvl.server.run import bind
 
 _SECONDS = 120  # a bound; a server starts within a few
 
