@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
+from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, ReadStates, WriteKv
 from ragvl.mllm.documents import encode_picture, too_long
 from ragvl.mllm.inputs import (
@@ -27,6 +28,8 @@ __all__ = [
     "MLLM",
     "AnswerTokenError",
     "CaptionLimit",
+    "ConvolutionalVisionConfig",
+    "ConvolutionalVisionModel",
     "Features",
     "ImageInputs",
     "KvLayout",
