@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
-from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.jsonl import DOCUMENTS, JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, TEXTS, MultimodalQA
 from ragvl.data.problems import brief_quoted
 from ragvl.data.questions import Modality, QuestionSet
@@ -19,7 +19,7 @@ KNOWN_FORMATS = (
     f"a folder in WebQA's format (it holds {ROWS}) or MultimodalQA's ({PICTURES}); Karpathy's JSON "
     "of Flickr30K or MSCOCO, or a folder that holds it (dataset_*.json); MSCOCO's own captions "
     "(captions_*.json); lines of image,caption (.txt or .csv); your own questions (.jsonl), or a "
-    "folder of train.jsonl, test.jsonl, ..."
+    f"folder of train.jsonl, test.jsonl, ..., which may list what is searched in {DOCUMENTS}"
 )
 
 

@@ -13,27 +13,38 @@ which are `DocumentLine`s with an id:
 
 A question may be about a picture, `"question_image": "photo.jpg"`.
 
-All lines' documents together are what is searched. `gold` names those of the line's own that answer
-it: images by their paths, texts word for word, `documents` by their ids. `answer` may be a list of
-accepted answers. Of `images`, `texts` and `documents` one is needed; `captions` (one for each
-image, or null), `answer`, `gold` and `category` may be left out.
+All lines' documents together are what is searched. `gold` names those that answer it: images by
+their paths, texts word for word, `documents` by their ids. `answer`, or `answers`, may be a list of
+accepted ones. Of `images`, `texts` and `documents` one is needed; `captions` (one for each
+image, or null), `answer`, `gold`, `distractors` and `category` may be left out.
+
+A file `documents.jsonl` in the folder lists documents that are searched, too, so that no question
+has to name each: a `DocumentLine` with an id a line, of the split that it names, which is the name
+of the questions' file, or of every split. Questions name those by their ids, and need none of
+their own:
+
+    {"id": "mill", "image": "mill.jpg", "caption": "The mill, 1871", "split": "test"}
+
+    {"id": "q3", "question": "What turns the mill?", "answer": "wind", "gold": ["mill"],
+     "distractors": ["harbour"]}
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from ragvl.data.document import Document
-from ragvl.data.lines import DocumentLine
+from ragvl.data.lines import DocumentLine, read_documents
 from ragvl.data.problems import Problems, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.data.reading import Listings, existing, place, read_lines
+from ragvl.data.reading import Listings, existing, is_file, place, read_lines
 from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed, plain_path
 from ragvl.data.validation import (
     MissingPictures,
@@ -44,6 +55,7 @@ from ragvl.data.validation import (
 )
 from ragvl.identity import name_of
 
+DOCUMENTS = "documents.jsonl"  # lists what is searched, in a folder of questions
 _ID_LENGTH = 16  # digits of a text's name
 
 
@@ -61,12 +73,15 @@ class QuestionLine(BaseModel):
     id: Text
     question: Text
     question_image: Text | None = None
-    answer: str | Annotated[tuple[str, ...], FIRST_ERROR] | None = None
+    answer: str | Annotated[tuple[str, ...], FIRST_ERROR] | None = Field(
+        default=None, validation_alias=AliasChoices("answer", "answers")
+    )
     images: Paths = ()
     captions: Annotated[tuple[str | None, ...], FIRST_ERROR] | None = None
     texts: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
     documents: Annotated[tuple[NamedDocument, ...], FIRST_ERROR] = ()
     gold: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
+    distractors: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
     category: str = "any"
 
     @model_validator(mode="after")
@@ -79,10 +94,10 @@ class QuestionLine(BaseModel):
             if len(set(names)) < len(names):
                 raise ValueError(f"{kind} names one twice")
         count = len(self.images) + len(self.texts) + len(self.documents)
-        if not count:
-            raise ValueError("at least one of images, texts and documents is needed")
         if len(self.ids) < count:
             raise ValueError("an image, a text or a document has another one's name")
+        if both := set(self.gold).intersection(self.distractors):
+            raise ValueError(f"{brief_quoted(both.pop())} is both gold and a distractor")
         if self.captions is not None and len(self.captions) != len(self.images):
             raise ValueError(f"{len(self.captions)} captions for {len(self.images)} images")
         return self
@@ -103,14 +118,12 @@ class QuestionLine(BaseModel):
             **{document.id: document.id for document in self.documents},
         }
 
-    def gold_ids(self) -> list[str]:
-        """Ids of the documents that answer it.
+    def id_of(self, name: str) -> str:
+        """The id of the document that the line calls so; `name` itself, if it is none of its own.
 
-        Raises:
-            KeyError: one is none of the line's.
+        Images are known by any spelling of their paths.
         """
-        paths = {name: plain_path(name) for name in self.gold if name not in self.ids}
-        return [self.ids[paths.get(name, name)] for name in self.gold]
+        return self.ids.get(name) or self.ids.get(plain_path(name), name)
 
     def captioned(self) -> Iterator[tuple[str, str | None]]:
         """Images with their captions, None where there is none to read."""
@@ -130,8 +143,34 @@ def text_id(text: str) -> str:
     return f"text-{name_of('text', text)[:_ID_LENGTH]}"
 
 
+@dataclass
+class _Listed:
+    """What a file of documents says, those of the split apart.
+
+    Attributes:
+        file: the file; None if there is none.
+        of_split: ids of the split's documents.
+        lost: those of them that lack a picture.
+        elsewhere: other documents' splits, by id.
+    """
+
+    file: Path | None = None
+    of_split: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+
+    def why_not(self, id: str) -> str:
+        """What is wrong with an id that is none of the line's; "" if it is listed."""
+        if id in self.of_split:
+            return ""
+        if id in self.elsewhere:
+            return f"is a document of the split {brief_quoted(self.elsewhere[id])}"
+        also = "" if self.file is None else f", nor in {DOCUMENTS}"
+        return f"is none of the line's documents{also}"
+
+
 class JsonlQuestions(QuestionSet):
-    """Questions of such a file.
+    """Questions of such a file, and the documents that the folder's `documents.jsonl` lists.
 
     Args:
         file: the file; .gz is unpacked.
@@ -150,9 +189,12 @@ class JsonlQuestions(QuestionSet):
         self._listings = Listings()
         self._missing = MissingPictures(self._why_missing, self.problems)
         self._captions = TextTable(self.problems)
-        self._described: dict[str, NamedDocument] = {}
+        self._described: dict[str, DocumentLine] = {}
         self._ids: dict[str, None] = {}  # ordered set
         self._gold: dict[str, None] = {}
+        self._listed = _Listed()
+        if path.name != DOCUMENTS and is_file(self._folder / DOCUMENTS):
+            self._read_listed(self._folder / DOCUMENTS, split=self.name)
         self.questions: list[Question] = []
         seen: set[str] = set()
         for number, text in read_lines(path, self.problems):
@@ -168,24 +210,44 @@ class JsonlQuestions(QuestionSet):
             self._add(line, where)
         self.check()
 
+    def _read_listed(self, file: Path, split: str) -> None:
+        """Takes the documents of a split from the file that lists them."""
+        self._listed.file = file
+        for line, where in read_documents(file, self.problems):
+            if line.id is None:
+                self.problems.add("broken line", f"{where}: id: Field required")
+            elif not line.is_of(split):
+                self._listed.elsewhere[line.id] = str(line.split)
+            else:
+                self._listed.of_split.add(line.id)
+                if self._missing.among(line.images, where):
+                    self._listed.lost.add(line.id)
+                    continue
+                self._described[line.id] = line
+                self._ids[line.id] = None
+
     def _add(self, line: QuestionLine, where: str) -> None:
-        try:
-            gold = each_once(line.gold_ids(), where, self.problems)
-        except KeyError as error:
-            message = f"{where}: {brief_quoted(error.args[0])} is none of the line's documents"
-            self.problems.add("gold not among documents", message)
+        if not line.ids and self._listed.file is None:
+            why = f"at least one of images, texts and documents is needed, or a {DOCUMENTS}"
+            self.problems.add("broken line", f"{where}: {why}")
+            return
+        gold = self._known(line, line.gold, "gold", where)
+        if gold is None:
+            return
+        distractors = self._known(line, line.distractors, "distractor", where)
+        if distractors is None:
             return
         if line.question_image and self._missing.among([line.question_image], where):
             self.problems.add("question picture missing", where)
             return
         described = {document.id: document for document in line.described()}
-        named: list[str | NamedDocument] = [*line.images, *described.values()]
-        if clash := next((one for one in named if self._is_another(one)), None):
+        of_line: list[str | NamedDocument] = [*line.images, *described.values()]
+        if clash := next((one for one in of_line if self._is_another(one)), None):
             name = clash if isinstance(clash, str) else clash.id
             message = f"{where}: {brief_quoted(name)} was another document before"
             self.problems.add("two documents of one id", message)
             return
-        missing = self._missing.among(line.images, where)
+        missing = self._missing.among(line.images, where) | self._listed.lost
         missing |= {id for id, one in described.items() if self._missing.among(one.images, where)}
         if not pictures_are_there(gold, missing, where, self.problems):
             return
@@ -199,6 +261,8 @@ class JsonlQuestions(QuestionSet):
         there = [id for id in line.ids.values() if id not in missing]
         self._ids |= dict.fromkeys(there)
         self._gold |= dict.fromkeys(gold)
+        # Where no gold is known, the line's others are not known to be distractors either
+        others = dict.fromkeys([*(there if gold else ()), *distractors])
         self.questions.append(
             Question(
                 id=line.id,
@@ -206,11 +270,23 @@ class JsonlQuestions(QuestionSet):
                 answers=answers,
                 category=line.category,
                 gold=gold,
-                # Where no gold is known, the others are not known to be distractors either
-                negatives=tuple(id for id in there if gold and id not in gold),
+                negatives=tuple(id for id in others if id not in missing.union(gold)),
                 image=self._folder / line.question_image if line.question_image else None,
             )
         )
+
+    def _known(
+        self, line: QuestionLine, names: Sequence[str], kind: str, where: str
+    ) -> tuple[str, ...] | None:
+        """Ids of documents that a line names; None, and a problem, if there is not such a one."""
+        ids = [line.id_of(name) for name in names]
+        own = set(line.ids.values())
+        for name, id in zip(names, ids, strict=True):
+            if id not in own and (why := self._listed.why_not(id)):
+                message = f"{where}: {brief_quoted(name)} {why}"
+                self.problems.add(f"{kind} not among documents", message)
+                return None
+        return each_once(ids, where, self.problems)
 
     def _is_another(self, document: str | NamedDocument) -> bool:
         """Whether an image or a described document has the id of an earlier document."""
@@ -224,7 +300,7 @@ class JsonlQuestions(QuestionSet):
         return None if self._listings.has_file(path) else place(path)
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
-        """Every line's documents, or the ones that are gold to some line; see `QuestionSet`."""
+        """The listed and the lines' own, or those that are gold to a line; see `QuestionSet`."""
         return list(self._gold if pool == "gold" else self._ids)
 
     def document(self, document_id: str) -> Document:

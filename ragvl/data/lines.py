@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ragvl.data.document import Document, PartLike
-from ragvl.data.schemas import FIRST_ERROR, PlainPath, String, Text
+from ragvl.data.problems import Problems, brief_quoted
+from ragvl.data.reading import place, read_json_lines
+from ragvl.data.schemas import FIRST_ERROR, PlainPath, String, Text, parsed
 
 _KINDS = ("image", "text", "parts")
 
@@ -77,3 +80,32 @@ class DocumentLine(BaseModel):
             for part in self.parts or ()
         ]
         return Document(parts=parts, id=self.id)
+
+
+class ListedDocument(DocumentLine):
+    """A document in a file of documents; it may say of which split it is, else it is of each."""
+
+    split: Text | None = None
+
+    def is_of(self, split: str | None) -> bool:
+        """Whether it is one of a split; of None, which stands for all of them, each is."""
+        return split is None or self.split in (None, split)
+
+
+def read_documents(file: Path, problems: Problems) -> Iterator[tuple[ListedDocument, str]]:
+    """The lines of a file of documents, and where each stands; see `read_lines`.
+
+    What is no document, or has the id of an earlier one, is noted and left out. Pictures are not
+    looked for.
+    """
+    seen: set[str] = set()
+    for number, fields in read_json_lines(file, problems):
+        where = place(file, number)
+        line = parsed(ListedDocument.model_validate, fields, "broken line", where, problems)
+        if line is None:
+            continue
+        if line.id is not None and line.id in seen:
+            problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
+            continue
+        seen.add(line.id or "")
+        yield line, where

@@ -13,11 +13,11 @@ from PIL import Image
 from ragvl.data.document import Document
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
-from ragvl.data.lines import DocumentLine
+from ragvl.data.jsonl import DOCUMENTS
+from ragvl.data.lines import read_documents
 from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.questions import Modality, QuestionSet
 from ragvl.data.reading import is_file, place, read_json_lines
-from ragvl.data.schemas import parsed
 from ragvl.messages import reason
 
 
@@ -26,9 +26,9 @@ class Documents:
 
     Args:
         source: a folder of pictures, searched with its subfolders; a JSONL file with a
-            `DocumentLine` a line, paths relative to the file; or a data set that `open_questions`
-            knows.
-        split: of a data set.
+            `ListedDocument` a line, paths relative to the file, or a folder that holds it as
+            `documents.jsonl`; or a data set that `open_questions` knows.
+        split: of a data set; of a file of documents only those of this split, all by default.
         modality: of a data set; see `open_questions`.
         strict: stop at the first problem; otherwise it is left out and noted in `problems`.
 
@@ -52,6 +52,9 @@ class Documents:
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(f"there is no {place(path)}")
+        if is_file(path / DOCUMENTS):
+            path /= DOCUMENTS
+        self._split = split
         self.problems = Problems(strict)
         self.passed_over: Counter[str] = Counter()
         self._source = path
@@ -78,8 +81,9 @@ class Documents:
                 (message, *_), *_ = broken.messages.values()
                 raise DataError(f"{place(path)} holds no usable documents: {broken}, as {message}")
         if not self._length:
+            of_split = "" if split is None else f" of the split {brief_quoted(split)}"
             raise DataError(
-                f"{place(path)} holds no documents: expected pictures, or {KNOWN_FORMATS}"
+                f"{place(path)} holds no documents{of_split}: expected pictures, or {KNOWN_FORMATS}"
             )
 
     @property
@@ -124,21 +128,15 @@ class Documents:
     def _from_lines(self, problems: Problems) -> Iterator[Document]:
         if self._source.is_dir():
             return
-        seen: set[str] = set()
-        for number, fields in read_json_lines(self._source, problems):
-            where = place(self._source, number)
-            line = parsed(DocumentLine.model_validate, fields, "broken line", where, problems)
-            if line is None:
+        folder = self._source.parent
+        for line, where in read_documents(self._source, problems):
+            if not line.is_of(self._split):
                 continue
-            folder = self._source.parent
             lost = next((image for image in line.images if not is_file(folder / image)), None)
-            if line.id is not None and line.id in seen:
-                problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
-            elif lost is not None:
-                problems.add("missing picture", f"{where}: {place(folder / lost)}")
-            else:
+            if lost is None:
                 yield line.document(folder)
-            seen.add(line.id or "")
+            else:
+                problems.add("missing picture", f"{where}: {place(folder / lost)}")
 
 
 def _is_document_file(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,90 @@ def test_an_id_is_one_documents(file: Path) -> None:
     assert dataset.document("d.png").text == "Red."
     assert dataset.problems.counts == {"two documents of one id": 3}
     assert "line 3: 'd.png'" in dataset.problems.messages["two documents of one id"][0]
+
+
+LISTED = [
+    {"id": "roof", "image": "a.png", "caption": "The roof"},
+    {"id": "mill", "image": "deep/c.png", "split": "test"},
+    {"id": "deed", "text": "Deed of sale", "split": "test"},
+    {"id": "till", "image": "b.png", "split": "train"},
+]
+
+
+@pytest.fixture
+def split(file: Path) -> Path:
+    """The test split of a folder that lists its documents."""
+    write(file.parent / "documents.jsonl", LISTED)
+    return file.parent / "test.jsonl"
+
+
+def test_questions_name_documents_of_a_list(split: Path) -> None:
+    lines = [
+        {"id": "q0", "question": "Which?", "answers": ["red", "rot"], "gold": ["roof", "deed"]},
+        {"id": "q1", "question": "Which?", "gold": ["b.png"], "images": ["b.png", "./deep/c.png"]},
+        {"id": "q2", "question": "Which?", "gold": ["mill"], "distractors": ["roof", "roof"]},
+        {"id": "q3", "question": "Which?"},
+        {"id": "q4", "question": "Which?", "distractors": ["deed"]},
+    ]
+    dataset = JsonlQuestions(write(split, lines))
+    assert dataset.document_ids() == ["roof", "mill", "deed", "b.png", "deep/c.png"]
+    assert dataset.document_ids("gold") == ["roof", "deed", "b.png", "mill"]
+    assert list(dataset.gold.values()) == [("roof", "deed"), ("b.png",), ("mill",), (), ()]
+    negatives = [question.negatives for question in dataset.questions]
+    assert negatives == [(), ("deep/c.png",), ("roof",), (), ("deed",)]
+    assert dataset.questions[0].answers == ("red", "rot")
+    roof, mill, deed, *_ = dataset.documents()
+    assert (roof.id, roof.caption, roof.path) == ("roof", "The roof", str(split.parent / "a.png"))
+    assert (mill.id, mill.caption, deed.text) == ("mill", None, "Deed of sale")
+    assert [document.id for document in dataset.other_documents()] == ["deed"]
+    assert dataset.problems.counts == {"named twice": 1}
+    assert check_questions(split.parent, split="test").documents == 5
+    train = JsonlQuestions(write(split.with_name("train.jsonl"), lines[3:4]))
+    assert train.document_ids() == ["roof", "till"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "words"),
+    [
+        ({"gold": ["hall"]}, "gold not among documents", "'hall' is none .* nor in documents.json"),
+        ({"gold": ["till"]}, "gold not among documents", "'till' is a document of the split 'tra"),
+        ({"distractors": ["hall"]}, "distractor not among documents", "'hall' is none of"),
+        ({"gold": ["roof"], "distractors": ["roof"]}, "broken line", "both gold and a distractor"),
+        ({"images": ["roof"]}, "two documents of one id", "'roof' was"),
+        ({"documents": [{"id": "roof", "text": "T"}]}, "two documents of one id", "'roof' was"),
+        ({"documents": [{"id": "d", "text": "T", "split": "test"}]}, "broken line", "split"),
+    ],
+)
+def test_what_a_line_names_wrongly_is_named(
+    split: Path, bad: dict[str, Any], kind: str, words: str
+) -> None:
+    good = {"id": "q0", "question": "Which?", "gold": ["roof"]}
+    dataset = JsonlQuestions(write(split, [good, {"id": "x", "question": "Which?", **bad}]))
+    assert dataset.problems.counts[kind] == 1
+    assert re.search(rf"line 2: .*{words}", dataset.problems.messages[kind][0])
+    assert dataset.document_ids() == ["roof", "mill", "deed"]
+
+
+def test_what_is_wrong_with_a_list_is_named(split: Path) -> None:
+    bad = [
+        {"image": "b.png"},
+        {"id": "roof", "text": "Again"},
+        {"id": "lost", "image": "z.png"},
+        {"id": "lost too", "image": "z.png", "split": "train"},
+        "{",
+    ]
+    write(split.with_name("documents.jsonl"), [*LISTED, *bad])
+    lines = [{"id": gold, "question": "Which?", "gold": [gold]} for gold in ("roof", "lost")]
+    for id in ("lost", "roof"):
+        lines.append({"id": f"{id} last", "question": "Which?", "distractors": [id]})
+    dataset = JsonlQuestions(write(split, lines))
+    assert [question.id for question in dataset.questions] == ["roof", "lost last", "roof last"]
+    assert [question.negatives for question in dataset.questions] == [(), (), ("roof",)]
+    assert dataset.document_ids() == ["roof", "mill", "deed"]
+    counts = {"broken line": 2, "duplicate id": 1, "missing picture": 1, "gold picture missing": 1}
+    assert dataset.problems.counts == counts
+    assert "line 5: id: Field required" in dataset.problems.messages["broken line"][0]
+    assert "line 7: " in dataset.problems.messages["missing picture"][0]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,23 @@ def test_lost_files_and_ids_that_come_twice_are_left_out_and_named(tmp_path: Pat
     assert "line 3" in documents.problems.messages["missing picture"][0]
 
 
+def test_a_folder_may_list_its_documents_by_split(tmp_path: Path) -> None:
+    lines = [
+        {"id": "hill", "text": "Of every split."},
+        {"id": "mill", "text": "Of one.", "split": "test"},
+        {"id": "till", "text": "Of another.", "split": "train"},
+    ]
+    write_picture(tmp_path / "unlisted.png")
+    (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "test.jsonl").write_text('{"id": "q", "question": "Which?", "gold": ["mill"]}')
+    for source in (tmp_path, tmp_path / "documents.jsonl"):
+        assert [one.id for one in Documents(source)] == ["hill", "mill", "till"]
+        assert [one.id for one in Documents(source, split="test")] == ["hill", "mill"]
+    (tmp_path / "documents.jsonl").write_text(json.dumps(lines[1]))
+    with pytest.raises(DataError, match="no documents of the split 'val'"):
+        Documents(tmp_path, split="val")
+
+
 def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
     write_world(tmp_path, Places(), counts={"test": 4}, seed=0)
     documents = Documents(tmp_path, split="test")
