@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.processing_utils import ProcessorMixin
 from workload import WORDS, caption
 
+from ragvl.files import follow_umask
 from ragvl.mllm.loading import without_video
 from ragvl.reranker import TEMPLATES
 
@@ -64,6 +65,7 @@ def write_model(
     """
     model, processor = build_model(shape, image_tokens=image_tokens, device=device, dtype=dtype)
     model.save_pretrained(folder)
+    follow_umask(*folder.glob("*.safetensors"))
     processor.save_pretrained(folder)
     return model.num_parameters()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from io import BufferedReader
 from pathlib import Path
 
 from ragvl.messages import shown
+
+_OWNER_ONLY = 0o600
+_URL = re.compile("([a-z][a-z0-9+.-]+):/|data(?=:)", re.IGNORECASE)  # one letter alone is a drive
 
 
 class UnusableFileError(OSError):
@@ -64,6 +68,12 @@ def expand_user(path: str | os.PathLike[str]) -> str:
         return os.fspath(path)
 
 
+def url_scheme(path: str) -> str | None:
+    """The scheme of what stands in a path's place and is a URL, in lower case; None of a path."""
+    match = _URL.match(path)
+    return None if match is None else (match[1] or "data").lower()
+
+
 def check_writable_folder(folder: Path) -> None:
     """Refuses a folder that cannot be written into, or made; it is not made.
 
@@ -110,6 +120,7 @@ def whole_file(path: str | os.PathLike[str], *, draft: Path | None = None) -> It
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
+        follow_umask(draft)  # what writes the draft may have made it for its owner alone
         flush(draft)
         os.replace(draft, path)
     finally:
@@ -121,6 +132,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all; see `whole_file`."""
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def follow_umask(*paths: Path) -> None:
+    """Gives files the permissions of any new file, where they are open to their owner alone.
+
+    safetensors writes such, which another account, such as a server's, cannot read.
+
+    Raises:
+        OSError: one is not there, or is not this user's.
+    """
+    for path in paths:
+        if stat.S_IMODE(path.stat().st_mode) == _OWNER_ONLY:
+            path.chmod(_new_file_mode(path.parent))
+
+
+def _new_file_mode(folder: Path) -> int:
+    """By making one: to ask for the umask is to set it, for every thread."""
+    probe = folder / f".{os.getpid()}-{secrets.token_hex(4)}.probe"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def flush(path: Path) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ragvl.files import UnusableFileError, check_regular, open_regular, whole_file, write_text
+from ragvl.files import (
+    UnusableFileError,
+    check_regular,
+    follow_umask,
+    open_regular,
+    whole_file,
+    write_text,
+)
 
 
 def test_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -70,3 +77,24 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "second"
     assert list(path.parent.iterdir()) == [path], "no draft stays"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_file_for_its_owner_alone_gets_the_permissions_of_any_other(
+    umask: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").touch()
+        for name in ("narrow", "chosen"):
+            (tmp_path / name).touch()
+        (tmp_path / "narrow").chmod(0o600)
+        (tmp_path / "chosen").chmod(0o640)
+        follow_umask(tmp_path / "narrow", tmp_path / "chosen")
+        with whole_file(tmp_path / "whole") as draft:
+            draft.touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    usual = 0o666 & ~umask
+    assert modes == {"plain": usual, "narrow": usual, "whole": usual, "chosen": 0o640}

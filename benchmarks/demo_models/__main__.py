@@ -30,6 +30,7 @@ from demo_models.retriever import train_retriever
 from demo_models.training_set import TrainingSet
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
+from ragvl.files import follow_umask
 from ragvl.retriever import DualEncoder
 from ragvl.training.command import Stage, run
 from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
@@ -131,6 +132,7 @@ def _write_rankings(world: Path, retriever: Path, work: Path, seed: int) -> dict
 def _save(model: PreTrainedModel, processor: CLIPProcessor | LlavaProcessor, folder: Path) -> None:
     """In float16: half the size, and ample for weights of this scale."""
     model.half().save_pretrained(folder)
+    follow_umask(*folder.glob("*.safetensors"))
     processor.save_pretrained(folder)
     logger.info("wrote %s", folder)
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ragvl.files import write_text
+from ragvl.files import follow_umask, write_text
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.model_files import (
     ADAPTER_WEIGHTS,
@@ -144,6 +144,7 @@ def _train(
         trainer.save_model()  # gathers what the processes share
     elif trainer.is_world_process_zero():
         mllm.model.save_pretrained(arguments.output_dir)
+        follow_umask(*Path(str(arguments.output_dir)).glob("*.safetensors"))
         mllm.prompting.processor.save_pretrained(arguments.output_dir)
     trainer.save_state()  # trainer_state.json: every loss and evaluation
     return output.metrics
@@ -158,6 +159,10 @@ class _Trainer(Trainer):
                 "model's weights, or lower learning_rate; the last checkpoint is from before"
             )
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        follow_umask(*Path(output_dir or str(self.args.output_dir)).glob("*.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Trainer's own leaves a weight as it is where the checkpoint has it under the name of the

@@ -82,6 +82,10 @@ def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_pa
     assert [entry["step"] for entry in evaluations] == [20, 40]
     assert evaluations[-1]["eval_accuracy"] == 1
     assert evaluations[-1]["eval_loss"] < 0.1
+    # anybody may read the weights who may read the rest
+    for folder in (tmp_path, tmp_path / "checkpoint-40"):
+        modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+        assert len(modes) == 1
     # and the saved model writes those answers
     saved = MLLM.from_pretrained(tmp_path, device="cpu")
     for example in examples:
