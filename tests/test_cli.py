@@ -20,6 +20,7 @@ from click.testing import Result
 from data_files import webqa_sample, webqa_text_fact, write_picture, write_webqa
 from PIL import Image
 from tiny_models import ARCHITECTURES
+from transformers.utils.logging import enable_progress_bar
 from typer.testing import CliRunner
 
 from ragvl import Document, Query, Reranker
@@ -96,8 +97,9 @@ def test_rerank_prints_whole_names_and_json(
 ) -> None:
     paths = odd_pictures(tmp_path)
     model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    enable_progress_bar()
     table = CliRunner().invoke(app, ["rerank", "Is it red?", *paths, *model])
-    assert table.exit_code == 0, table.output
+    assert (table.exit_code, "Loading" in table.stderr) == (0, False), table.output
     head, *rows = [line.split("\t") for line in table.stdout.splitlines()]
     assert head == ["document", "relevance", "kept"]
     assert [name for name, _, _ in rows] == list(map(visible, paths))  # all score alike

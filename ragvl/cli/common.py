@@ -74,6 +74,16 @@ def check_settings(
             model_folder(path)
 
 
+def hide_loading_bars() -> None:
+    """Before a model is loaded: transformers shows a bar for its weights, in front of any output.
+
+    A command does this, not the library, since it is a setting of the whole process.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def template_variables(text: str | None) -> dict[str, Any] | None:
     """Variables of a chat template, from JSON.
 

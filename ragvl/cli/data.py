@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, check_writable, command_work, problem_figures
+from ragvl.cli.common import (
+    check_settings,
+    check_writable,
+    command_work,
+    hide_loading_bars,
+    problem_figures,
+)
 from ragvl.files import check_writable_folder
 from ragvl.output import print_json, say
 
@@ -122,6 +128,7 @@ def ranking(
         questions = open_questions(
             source, split=split, purpose="train", modality=modality, strict=strict
         )
+        hide_loading_bars()
         dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
         if index is not None and index.is_dir():
             vectors = VectorIndex.load(index)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_writable, command_work, json_is_out
+from ragvl.cli.common import check_writable, command_work, hide_loading_bars, json_is_out
 
 
 def demo(
@@ -28,6 +28,7 @@ def demo(
         from ragvl.evaluation.report import write_report
         from ragvl.evaluation.result import to_json
 
+        hide_loading_bars()
         evaluation = run_demo(num_questions=questions, progress=progress)
     if not json_is_out(json_file, to_json(evaluation.result)):
         print_result(evaluation)

@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, check_writable, command_work, json_is_out
+from ragvl.cli.common import (
+    check_settings,
+    check_writable,
+    command_work,
+    hide_loading_bars,
+    json_is_out,
+)
 from ragvl.files import check_writable_folder, write_text
 from ragvl.output import json_text, print_json, print_table, say
 
@@ -33,6 +39,7 @@ def ablate(
         from ragvl.evaluation.result import to_json
 
         check_writable_folder(out)
+        hide_loading_bars()
         result = run(AblationSettings.read(config), out / "runs", report=say)
         write_text(out / "ablation.json", json_text(to_json(result)))
         head, *rows = table(result)
@@ -74,6 +81,7 @@ def overhead(
         from ragvl.profiling.overhead import measure_overhead, print_overhead
 
         check_settings(model, device=device, dtype=dtype)
+        hide_loading_bars()
         result = measure_overhead(
             model,
             source,

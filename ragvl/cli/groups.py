@@ -9,7 +9,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, template_variables
+from ragvl.cli.common import check_settings, hide_loading_bars, template_variables
 
 if TYPE_CHECKING:
     from ragvl.data.questions import QuestionSet
@@ -74,6 +74,7 @@ class RerankerOptions:
         """The reranker; `settings` are others of `Reranker.from_pretrained`."""
         from ragvl.reranker import Reranker
 
+        hide_loading_bars()
         return Reranker.from_pretrained(
             self.model,
             revision=self.revision,
@@ -180,6 +181,7 @@ class EvaluationOptions:
         """The models, the reranker with a template and the thresholds saved for it."""
         from ragvl.evaluation.models import Models
 
+        hide_loading_bars()
         return Models.load(
             self.encoder,
             self.reranker,

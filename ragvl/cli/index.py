@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, command_work, problem_figures
+from ragvl.cli.common import check_settings, command_work, hide_loading_bars, problem_figures
 from ragvl.output import print_json, say
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def index(
 
         listed = Documents(source, split=split, modality=modality, strict=strict)
         check_encoder(encoder)
+        hide_loading_bars()
         documents = [_kept_in_files(document) for document in listed]
         retriever = Retriever(DualEncoder.from_pretrained(encoder, device=device), kind=kind)
         added = retriever.add(documents, on_error="raise" if strict else "skip", progress=progress)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ragvl.cli import options
-from ragvl.cli.common import command_work, parse_threshold
+from ragvl.cli.common import command_work, hide_loading_bars, parse_threshold
 from ragvl.cli.groups import RerankerOptions, takes
 from ragvl.messages import validation_reason
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
@@ -113,8 +113,6 @@ def serve(
     may also be variables: RAGVL_SERVE_PORT for --port.
     """
     with command_work("serve"), ended_by_sigterm():
-        from transformers.utils.logging import disable_progress_bar
-
         from ragvl.server.access import ApiKeys
         from ragvl.server.documents import DocumentStore
         from ragvl.server.logs import configure_logs
@@ -137,7 +135,7 @@ def serve(
         elif settings.warm and index is None:
             raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
-        disable_progress_bar()
+        hide_loading_bars()
         with bind(settings.host, settings.port) as bound:
             configure_logs(settings)
             prefix_cache = make_prefix_cache(settings)

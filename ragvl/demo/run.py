@@ -7,8 +7,6 @@ import tempfile
 import weakref
 from importlib.resources import as_file, files
 
-from transformers.utils import logging as transformers_logging
-
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.evaluate import Evaluation, evaluate
@@ -32,7 +30,6 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
     Raises:
         ValueError: `num_questions` is below 1.
     """
-    transformers_logging.disable_progress_bar()  # loading tiny models takes no time
     source = _drawn_world()
     with as_file(files("ragvl") / "assets") as assets:
         thresholds = SavedThresholds.load(assets / "tiny-reranker" / THRESHOLDS_FILE)
