@@ -18,7 +18,7 @@ from ragvl.data.document import Document
 from ragvl.data.json_file import read_json_entries
 from ragvl.data.problems import DataError, Problems, brief, brief_quoted, no_use
 from ragvl.data.questions import Pool, Question, QuestionSet, Search
-from ragvl.data.reading import existing, is_file, place, read_lines
+from ragvl.data.reading import existing, is_file, place, read_lines, why_missing
 from ragvl.data.schemas import String, StringOrNumber, Text, parsed, plain_path
 from ragvl.data.validation import is_of_another_split, pictures_are_there
 from ragvl.files import open_regular
@@ -98,10 +98,10 @@ class Captions(QuestionSet):
     def _add(self, captions: list[_Caption]) -> bool:
         """Takes a picture's captions, if the picture is there."""
         picture = captions[0].picture
-        path = self._folder / picture
-        missing = () if is_file(path) else (picture,)
-        if missing:
-            self.problems.add("missing picture", f"{captions[0].where}: {place(path)}")
+        why = why_missing(self._folder, picture)
+        missing = () if why is None else (picture,)
+        if why is not None:
+            self.problems.add("missing picture", f"{captions[0].where}: {why}")
         for number, caption in enumerate(captions):
             if pictures_are_there([picture], missing, caption.where, self.problems):
                 id = f"{picture}#{number}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import re
 import stat
 import sys
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image
 
-from ragvl.files import expand_user
+from ragvl.files import expand_user, url_scheme
 from ragvl.messages import MAX_SHOWN, quoted, reason, shown
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 2**30  # of a picture's file; twice what the largest raw picture needs
 _MAX_URL = MAX_FILE_BYTES // 3 * 4  # characters, in base64
 _NUM_CHANNELS = (1, 3, 4)
-_URL = re.compile("([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # one letter alone is a drive
 _EXPECTED = (
     "a picture must be a path, a data: URL, a file's bytes, a file open in binary mode, a PIL "
     "image, a numpy array, a torch tensor or {'bytes': ..., 'path': ...}"
@@ -100,11 +98,10 @@ def describe(picture: PlainSource, limit: int = MAX_SHOWN) -> str:
 
 
 def _from_text(text: str) -> PlainSource:
-    if text[:5].lower() == "data:":
-        return _from_data_url(text)
-    if match := _URL.match(text):
-        return _from_url(text, match[1].lower())
-    return expand_user(text)
+    scheme = url_scheme(text)
+    if scheme is None:
+        return expand_user(text)
+    return _from_data_url(text) if scheme == "data" else _from_url(text, scheme)
 
 
 def _from_path(path: os.PathLike[str]) -> PlainSource:

@@ -3,7 +3,7 @@
     {"id": "q1", "question": "What color is the roof?", "answer": "red",
      "images": ["a.jpg", "b.jpg"], "captions": ["Harbour, 1987", "Museum"], "gold": ["b.jpg"]}
 
-`images` are paths relative to the file, or absolute, each known by its path as it is written
+`images` are files' paths, relative to this one or absolute, each known by its path as it is written
 (./a.jpg is a.jpg). Other documents stand beside them or in their place: `texts`, and `documents`,
 which are `DocumentLine`s with an id:
 
@@ -14,9 +14,11 @@ which are `DocumentLine`s with an id:
 A question may be about a picture, `"question_image": "photo.jpg"`.
 
 All lines' documents together are what is searched. `gold` names those that answer it: images by
-their paths, texts word for word, `documents` by their ids. `answer`, or `answers`, may be a list of
-accepted ones. Of `images`, `texts` and `documents` one is needed; `captions` (one for each
-image, or null), `answer`, `gold`, `distractors` and `category` may be left out.
+their paths, texts word for word, `documents` by their ids; in a line of images alone, or of texts
+alone, a number is a position, from 0. Ids may be whole numbers, and a list's only entry may stand
+without brackets. `answer`, or `answers`, may be a list of accepted ones. Of `images`, `texts` and
+`documents` one is needed; `captions` (one for each image, or null), `answer`, `gold`,
+`distractors` and `category` may be left out.
 
 A file `documents.jsonl` in the folder lists documents that are searched, too, so that no question
 has to name each: a `DocumentLine` with an id a line, of the split that it names, which is the name
@@ -31,21 +33,20 @@ their own:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from ragvl.data.document import Document
 from ragvl.data.lines import DocumentLine, read_documents
 from ragvl.data.problems import Problems, brief_quoted
 from ragvl.data.questions import Pool, Question, QuestionSet
-from ragvl.data.reading import Listings, existing, is_file, place, read_lines
-from ragvl.data.schemas import FIRST_ERROR, Paths, Text, parsed, plain_path
+from ragvl.data.reading import Listings, existing, is_file, place, read_lines, why_missing
+from ragvl.data.schemas import FIRST_ERROR, ONE_OR_MORE, Id, Paths, Text, parsed, plain_path
 from ragvl.data.validation import (
     MissingPictures,
     TextTable,
@@ -55,14 +56,18 @@ from ragvl.data.validation import (
 )
 from ragvl.identity import name_of
 
+_EXAMPLE = '{"id": "q1", "question": "What color?", "images": ["a.jpg"], "gold": ["a.jpg"]}'
 DOCUMENTS = "documents.jsonl"  # lists what is searched, in a folder of questions
 _ID_LENGTH = 16  # digits of a text's name
+
+
+_Names = Annotated[tuple[Text | StrictInt, ...], FIRST_ERROR, ONE_OR_MORE]
 
 
 class NamedDocument(DocumentLine):
     """A document with an id."""
 
-    id: Text
+    id: Id
 
 
 class QuestionLine(BaseModel):
@@ -70,18 +75,18 @@ class QuestionLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Text
+    id: Id
     question: Text
     question_image: Text | None = None
     answer: str | Annotated[tuple[str, ...], FIRST_ERROR] | None = Field(
         default=None, validation_alias=AliasChoices("answer", "answers")
     )
     images: Paths = ()
-    captions: Annotated[tuple[str | None, ...], FIRST_ERROR] | None = None
-    texts: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
+    captions: Annotated[tuple[str | None, ...], FIRST_ERROR, ONE_OR_MORE] | None = None
+    texts: Annotated[tuple[Text, ...], FIRST_ERROR, ONE_OR_MORE] = ()
     documents: Annotated[tuple[NamedDocument, ...], FIRST_ERROR] = ()
-    gold: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
-    distractors: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
+    gold: _Names = ()
+    distractors: _Names = ()
     category: str = "any"
 
     @model_validator(mode="after")
@@ -96,7 +101,7 @@ class QuestionLine(BaseModel):
         count = len(self.images) + len(self.texts) + len(self.documents)
         if len(self.ids) < count:
             raise ValueError("an image, a text or a document has another one's name")
-        if both := set(self.gold).intersection(self.distractors):
+        if both := set(self.named(self.gold)).intersection(self.named(self.distractors)):
             raise ValueError(f"{brief_quoted(both.pop())} is both gold and a distractor")
         if self.captions is not None and len(self.captions) != len(self.images):
             raise ValueError(f"{len(self.captions)} captions for {len(self.images)} images")
@@ -117,6 +122,24 @@ class QuestionLine(BaseModel):
             **{text: text_id(text) for text in self.texts},
             **{document.id: document.id for document in self.documents},
         }
+
+    def named(self, documents: Sequence[str | int]) -> list[str]:
+        """What the line calls documents that are given by their names or, as numbers, positions.
+
+        A number is a position, from 0, in a line of images or texts alone; elsewhere it is an id.
+
+        Raises:
+            ValueError: there is none in that position, or it may be an image or a text.
+        """
+        positions = [one for one in documents if isinstance(one, int)]
+        if not positions or self.documents or not (self.images or self.texts):
+            return list(map(str, documents))
+        if self.images and self.texts:
+            raise ValueError(f"{positions[0]} may be an image or a text: name it")
+        there = self.images or self.texts
+        if wrong := [one for one in positions if not 0 <= one < len(there)]:
+            raise ValueError(f"there is no document {wrong[0]}, counted from 0")
+        return [there[one] if isinstance(one, int) else one for one in documents]
 
     def id_of(self, name: str) -> str:
         """The id of the document that the line calls so; `name` itself, if it is none of its own.
@@ -200,7 +223,7 @@ class JsonlQuestions(QuestionSet):
         for number, text in read_lines(path, self.problems):
             where = place(path, number)
             parse = QuestionLine.model_validate_json
-            line = parsed(parse, text, "broken line", where, self.problems)
+            line = parsed(parse, text, "broken line", where, self.problems, expected=_EXAMPLE)
             if line is None:
                 continue
             if line.id in seen:
@@ -231,10 +254,10 @@ class JsonlQuestions(QuestionSet):
             why = f"at least one of images, texts and documents is needed, or a {DOCUMENTS}"
             self.problems.add("broken line", f"{where}: {why}")
             return
-        gold = self._known(line, line.gold, "gold", where)
+        gold = self._known(line, line.named(line.gold), "gold", where)
         if gold is None:
             return
-        distractors = self._known(line, line.distractors, "distractor", where)
+        distractors = self._known(line, line.named(line.distractors), "distractor", where)
         if distractors is None:
             return
         if line.question_image and self._missing.among([line.question_image], where):
@@ -296,8 +319,7 @@ class JsonlQuestions(QuestionSet):
         return document.id in self._captions or known != document
 
     def _why_missing(self, image: str) -> str | None:
-        path = os.path.join(self._folder, image)
-        return None if self._listings.has_file(path) else place(path)
+        return why_missing(self._folder, image, self._listings.has_file)
 
     def document_ids(self, pool: Pool = "full") -> list[str]:
         """The listed and the lines' own, or those that are gold to a line; see `QuestionSet`."""

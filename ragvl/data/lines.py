@@ -11,8 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ragvl.data.document import Document, PartLike
 from ragvl.data.problems import Problems, brief_quoted
 from ragvl.data.reading import place, read_json_lines
-from ragvl.data.schemas import FIRST_ERROR, PlainPath, String, Text, parsed
+from ragvl.data.schemas import FIRST_ERROR, Id, PlainPath, String, Text, parsed
 
+_EXAMPLE = '{"image": "a.jpg", "caption": "Harbour"}'  # of a line
 _KINDS = ("image", "text", "parts")
 
 
@@ -44,7 +45,7 @@ class DocumentLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Text | None = None
+    id: Id | None = None
     image: PlainPath | None = None
     caption: String | None = None
     text: Text | None = None
@@ -101,7 +102,8 @@ def read_documents(file: Path, problems: Problems) -> Iterator[tuple[ListedDocum
     seen: set[str] = set()
     for number, fields in read_json_lines(file, problems):
         where = place(file, number)
-        line = parsed(ListedDocument.model_validate, fields, "broken line", where, problems)
+        parse = ListedDocument.model_validate
+        line = parsed(parse, fields, "broken line", where, problems, expected=_EXAMPLE)
         if line is None:
             continue
         if line.id is not None and line.id in seen:

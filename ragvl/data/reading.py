@@ -8,13 +8,13 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ragvl.data.problems import Problems
-from ragvl.files import check_regular, open_regular
+from ragvl.files import check_regular, open_regular, url_scheme
 from ragvl.messages import shown
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # that Windows programs put before UTF-8
@@ -41,6 +41,24 @@ def existing(path: Path, hint: str) -> Path:
 def is_file(path: str | Path) -> bool:
     """Whether there is such a file; False too for what can be no name, unlike `Path.is_file`."""
     return os.path.isfile(path)
+
+
+def why_missing(
+    folder: str | Path, image: str, has_file: Callable[[str], bool] | None = None
+) -> str | None:
+    """What is wrong with a picture's place in a data set's file; None if a file is there.
+
+    Args:
+        folder: what the place is relative to.
+        image: the place.
+        has_file: whether a file is there; `is_file` if not given.
+    """
+    path = os.path.join(folder, image)
+    if (has_file or is_file)(path):
+        return None
+    if url_scheme(image) is not None:
+        return f"{place(image)} is a URL, and pictures are files: download it"
+    return place(path)
 
 
 class Listings:

@@ -17,7 +17,7 @@ from ragvl.data.jsonl import DOCUMENTS
 from ragvl.data.lines import read_documents
 from ragvl.data.problems import DataError, Problems, brief_quoted
 from ragvl.data.questions import Modality, QuestionSet
-from ragvl.data.reading import is_file, place, read_json_lines
+from ragvl.data.reading import is_file, place, read_json_lines, why_missing
 from ragvl.messages import reason
 
 
@@ -132,11 +132,11 @@ class Documents:
         for line, where in read_documents(self._source, problems):
             if not line.is_of(self._split):
                 continue
-            lost = next((image for image in line.images if not is_file(folder / image)), None)
+            lost = next(filter(None, (why_missing(folder, one) for one in line.images)), None)
             if lost is None:
                 yield line.document(folder)
             else:
-                problems.add("missing picture", f"{where}: {place(folder / lost)}")
+                problems.add("missing picture", f"{where}: {lost}")
 
 
 def _is_document_file(path: Path) -> bool:

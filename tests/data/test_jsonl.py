@@ -17,7 +17,7 @@ from ragvl.data.jsonl import JsonlQuestions, text_id
 from ragvl.data.problems import DataError
 
 
-def line(id: str = "q0", **changes: object) -> dict[str, Any]:
+def line(id: object = "q0", **changes: object) -> dict[str, Any]:
     return {
         "id": id,
         "question": "What color is the roof?",
@@ -218,7 +218,25 @@ def test_what_is_wrong_with_a_list_is_named(split: Path) -> None:
         ("{", "broken line", "line 2"),
         ("[1]", "broken line", "line 2"),
         ({"id": "x"}, "broken line", "question: Field required"),
-        (line("x", images="a.png"), "broken line", "images"),
+        (line("x", images="a.png"), "broken line", "2 captions for 1 images"),
+        (line("x", images=1), "broken line", "images.0"),
+        (line(1.5), "broken line", "id"),
+        (line(True), "broken line", "id"),
+        (line("x", gold=[True]), "broken line", "gold.0"),
+        (line("x", gold=[2]), "broken line", "there is no document 2, counted from 0"),
+        (line("x", gold=-1), "broken line", "there is no document -1"),
+        (line("x", distractors=[1]), "broken line", "'b.png' is both gold and a distractor"),
+        (line("x", gold=0, texts=["Red."]), "broken line", "an image or a text"),
+        (
+            {"id": "x", "query": "Who?", "docs": ["a.png"]},
+            "broken line",
+            'question: Field required; unknown keys: query, docs; expected a line such as {"id":',
+        ),
+        (
+            line("x") | {f"k{n}": 0 for n in range(7)},
+            "broken line",
+            "line 2: unknown keys: k0, k1, k2, k3, k4 and 2 more; expected",
+        ),
         (line("x", question="  "), "broken line", "question"),
         (line("x", imagse=[]), "broken line", "imagse"),
         (line("x", captions=["one"]), "broken line", "1 captions for 2 images"),
@@ -227,7 +245,6 @@ def test_what_is_wrong_with_a_list_is_named(split: Path) -> None:
         (line("x", gold=["z.png"]), "gold not among documents", "'z.png'"),
         (line("x", images=[], captions=[], gold=[]), "broken line", "at least one of images"),
         (line("x", images=["a.png", "./a.png"]), "broken line", "names one twice"),
-        (line("x", gold="b.png"), "broken line", "gold"),
         (line("\ud800"), "broken line", "hex escape"),
         (line("x", texts=["One.", " One. "]), "broken line", "texts names one twice"),
         (line("x", texts=[" "]), "broken line", "texts"),
@@ -322,6 +339,37 @@ def test_a_document_that_lacks_a_picture_is_left_out(file: Path) -> None:
     assert dataset.document_ids() == ["a.png", "b.png", "whole"]
     assert dataset.problems.counts == {"missing picture": 1, "gold picture missing": 1}
     assert "line 2: 'lost'" in dataset.problems.messages["gold picture missing"][0]
+
+
+def test_ids_may_be_numbers_and_lists_of_one_may_stand_without_brackets(file: Path) -> None:
+    lines = [
+        line(1, images="a.png", captions="Harbour", gold="a.png"),
+        line(2, gold=[1, 0]),
+        {"id": 3, "question": "Who?", "texts": "Anna Brandt built it.", "gold": 0},
+        line(4, documents=[{"id": 8, "text": "Red."}, {"id": 1, "text": "Blue."}], gold=[1]),
+    ]
+    dataset = JsonlQuestions(write(file, lines))
+    assert dataset.gold == {
+        "1": ("a.png",),
+        "2": ("b.png", "a.png"),
+        "3": (text_id("Anna Brandt built it."),),
+        "4": ("1",),  # where documents have ids, a number is one
+    }
+    assert dataset.document("1").text == "Blue."
+    assert dataset.document("a.png").caption == "Harbour"
+    assert not len(dataset.problems)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org//a.png", "file:///a.png", "data:image/png;base64,iVBORw0KGgo="]
+)
+def test_a_url_is_called_one(file: Path, url: str) -> None:
+    lines = [line(images=["a.png", url], captions=None, gold=["a.png"])]
+    problems = JsonlQuestions(write(file, lines)).problems
+    assert problems.counts == {"missing picture": 1}
+    assert (
+        f"line 1: {url} is a URL, and pictures are files" in problems.messages["missing picture"][0]
+    )
 
 
 def test_encodings(file: Path) -> None:

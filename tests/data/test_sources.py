@@ -91,6 +91,19 @@ def test_a_line_that_is_no_document_is_named(line: str, tmp_path: Path) -> None:
         next(documents)
 
 
+def test_numbers_are_ids_urls_are_called_so_and_unknown_keys_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    path = tmp_path / "documents.jsonl"
+    url = "https://example.org/b.png"
+    lines = [{"id": 1, "image": "a.png"}, {"image": url}, {"img": "a.png", "alt": "Roof"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    documents = Documents(path)
+    assert [document.id for document in documents] == ["1"]
+    messages = documents.problems.messages
+    assert f"line 2: {url} is a URL" in messages["missing picture"][0]
+    assert "unknown keys: img, alt; expected a line such as {" in messages["broken line"][0]
+
+
 def test_lost_files_and_ids_that_come_twice_are_left_out_and_named(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     names = [("a.png", "x"), ("a.png", "x"), ("lost.png", "y"), ("n" * 300, None), ("a.png", None)]
