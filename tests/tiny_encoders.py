@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPModel,
     CLIPProcessor,
@@ -95,3 +97,30 @@ def save_checkpoint(folder: Path, family: str, *, seed: int = 0) -> Path:
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_processor(family).save_pretrained(folder)
     return folder
+
+
+def save_text_encoder(
+    folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None
+) -> Path:
+    """A tiny random text encoder in sentence-transformers' format: the same text is at cosine 1."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=400,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    plain = folder / "plain"
+    BertModel(config).save_pretrained(plain)
+    tiny_tokenizer(attention_mask=True).save_pretrained(plain)
+    modules = [Transformer(str(plain)), Pooling(16, "mean")]
+    model = SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+    model.save_pretrained(str(folder / "encoder"))
+    return folder / "encoder"

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
-from ragvl.evaluation.pace import Pace
 from ragvl.files import open_regular, whole_file
 from ragvl.identity import json_checksum
 from ragvl.messages import shown
@@ -68,9 +67,8 @@ class Journal(Generic[Key]):
         keys: Iterable[Key],
         compute: Callable[[list[Key]], Iterable[Any]],
         *,
-        pace: Pace[Key],
+        block: int,
         title: str,
-        unit: str = "it",
         progress: bool,
     ) -> None:
         """Computes what is missing, a block of keys at a time; each block is kept at once.
@@ -81,16 +79,15 @@ class Journal(Generic[Key]):
         Args:
             keys: what is wanted; in this order.
             compute: values of some keys.
-            pace: how many keys at a time.
+            block: so many keys at a time.
             title: what the bar says.
-            unit: what the bar counts.
             progress: show a bar.
         """
         missing = [key for key in dict.fromkeys(keys) if key not in self._values]
-        hidden = not progress or not missing
-        bar = ProgressBar(total=len(missing), desc=title, unit=unit, disable=hidden)
+        bar = ProgressBar(total=len(missing), desc=title, disable=not progress or not missing)
         with self._path.open("a", encoding="utf-8") as file, bar:
-            for part in pace.blocks(missing):
+            for start in range(0, len(missing), block):
+                part = missing[start : start + block]
                 for key, value in zip(part, compute(part), strict=True):
                     self._values[key] = value
                     if self._is_value(value):

@@ -1,24 +1,64 @@
-"""The first stage: a dual encoder and an index find the candidates for a query."""
+"""The first stage: encoders and an index find the candidates for a query."""
 
 from __future__ import annotations
 
 from ragvl.retriever.documents import encode_documents
 from ragvl.retriever.encoder import DualEncoder, check_encoder
+from ragvl.retriever.encoding import Encoder, text_of
+from ragvl.retriever.fusion import (
+    FUSED,
+    ORDERS,
+    Fusion,
+    Order,
+    ReciprocalRank,
+    WeightedSum,
+    estimate_weight,
+    fuse,
+    parse_fusion,
+)
 from ragvl.retriever.index import VectorIndex
 from ragvl.retriever.kinds import kinds_of, search_in_turn
-from ragvl.retriever.retriever import IndexMismatchError, RetrievedDocument, Retriever
-from ragvl.retriever.storage import IndexFileError, check_index
+from ragvl.retriever.opening import check_index, open_index
+from ragvl.retriever.retriever import (
+    DocumentRetriever,
+    FusedRetriever,
+    IndexMismatchError,
+    RetrievedDocument,
+    Retriever,
+)
+from ragvl.retriever.storage import IndexFileError
+from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
+from ragvl.retriever.views import View, search_fused, search_views
 
 __all__ = [
+    "FUSED",
+    "ORDERS",
+    "DocumentRetriever",
     "DualEncoder",
+    "Encoder",
+    "FusedRetriever",
+    "Fusion",
     "IndexFileError",
     "IndexMismatchError",
+    "Order",
+    "ReciprocalRank",
     "RetrievedDocument",
     "Retriever",
+    "TextEncoder",
     "VectorIndex",
+    "View",
+    "WeightedSum",
     "check_encoder",
     "check_index",
+    "check_text_encoder",
     "encode_documents",
+    "estimate_weight",
+    "fuse",
     "kinds_of",
+    "open_index",
+    "parse_fusion",
+    "search_fused",
     "search_in_turn",
+    "search_views",
+    "text_of",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 # From its own module: at the top level transformers 5.17 hides it where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ragvl.arguments import checked_count
 from ragvl.checkpoints import find_checkpoint
 from ragvl.data.document import Document, DocumentLike
-from ragvl.data.images import DocumentError, ImageError, count_kept_pixels
+from ragvl.data.images import ImageError, count_kept_pixels
 from ragvl.data.picture import Picture
-from ragvl.data.query import Query, QueryLike
+from ragvl.data.query import QueryLike
 from ragvl.forks import fork_safe
 from ragvl.identity import config_content, name_of, tokenizer_content
 from ragvl.messages import quoted, reason, shown
@@ -38,6 +37,16 @@ from ragvl.mllm.loading import load_weights, naming
 from ragvl.mllm.processors import plain_image_processor, plain_tokenizer
 from ragvl.model_files import CONFIG, UnsupportedModelError
 from ragvl.progress import ProgressBar
+from ragvl.retriever.encoding import (
+    batches,
+    check_content,
+    check_finite,
+    checked_queries,
+    checked_texts,
+    origin_of,
+    text_of,
+    unit,
+)
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch, model_tensors, weights_name
@@ -46,8 +55,6 @@ from ragvl.workers import Workers, ahead
 _BATCHES_AHEAD = 2  # pictures are decoded this many batches ahead of the model
 _PROBE_PICTURE = Image.new("RGB", (64, 48), (200, 120, 40))
 _PROBE = "Which 3 caf\u00e9s does the picture show?"
-
-Item = TypeVar("Item")
 
 
 class DualEncoder:
@@ -64,11 +71,14 @@ class DualEncoder:
 
     Attributes:
         dim: length of the vectors.
+        origin: see `Encoder`.
 
     Raises:
         ValueError: the model is not a dual encoder, or a setting is not valid.
         FloatingPointError: it gives NaN or infinite vectors.
     """
+
+    reads_pictures = True
 
     @default_torch_context
     def __init__(
@@ -92,6 +102,7 @@ class DualEncoder:
         self.model = model.to(self.device, resolve_dtype(dtype, self.device)).eval()
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.origin: Mapping[str, str] = {}
         self._watch = Watch(self.model)
         self._fingerprint: str | None = None
         # SigLIP reads a text at the last of a fixed number of positions, padding included.
@@ -148,7 +159,16 @@ class DualEncoder:
             tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         model = load_weights(AutoModel, folder, dtype="auto", **code)
         with naming(folder, "model or processor"):
-            return cls(model, image_processor, tokenizer, device=device, dtype=dtype)
+            encoder = cls(model, image_processor, tokenizer, device=device, dtype=dtype)
+        encoder.origin = origin_of(
+            path, revision=revision, subfolder=subfolder, cache_dir=cache_dir
+        )
+        return encoder
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in."""
+        return str(self.model.dtype)
 
     @property
     def fingerprint(self) -> str:
@@ -169,6 +189,16 @@ class DualEncoder:
                 tokenizer_content(self.tokenizer),
             )
         return self._fingerprint
+
+    def check_document(self, document: Document) -> None:
+        """Sees whether a document can be encoded; its pictures are decoded.
+
+        Raises:
+            DocumentError: it is empty, or a picture cannot be used; the message names it.
+        """
+        check_content(document)
+        for picture in document.pictures:
+            picture.load()
 
     @default_torch_context
     def encode_documents(
@@ -198,12 +228,12 @@ class DualEncoder:
             check_content(document)
         pictures = [picture for document in every for picture in document.pictures]
         of_pictures = iter(self.encode_pictures(pictures, batch_size=batch_size, progress=progress))
-        texts = ["\n".join(map(str, one.parts)) for one in every if not one.pictures]
+        texts = [text_of(one) for one in every if not one.pictures]
         of_texts = iter(self.encode_texts(texts))
         vectors = np.empty((len(every), self.dim), dtype=np.float32)
         for row, document in zip(vectors, every, strict=True):
             own = [next(of_pictures) for _ in document.pictures] or [next(of_texts)]
-            row[:] = own[0] if len(own) == 1 else _unit(np.sum(own, axis=0), document.name)
+            row[:] = own[0] if len(own) == 1 else unit(np.sum(own, axis=0), document.name)
         return vectors
 
     @default_torch_context
@@ -219,16 +249,7 @@ class DualEncoder:
             ImageError: a picture cannot be used.
             FloatingPointError: a vector is not finite.
         """
-        if isinstance(queries, str | Query):
-            raise TypeError("queries must be a sequence of them, not one; write [query]")
-        every = []
-        for i, query in enumerate(queries):
-            try:
-                every.append(Query.of(query))
-                if not every[-1].parts:
-                    raise ValueError("the query is empty: give it a text or an image")
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"queries[{i}]: {error}") from error
+        every = checked_queries(queries)
         of_texts = iter(self.encode_texts([q.text for q in every if q.text is not None]))
         pictures = [picture for query in every for picture in query.pictures]
         of_pictures = iter(self.encode_pictures(pictures, progress=False))
@@ -236,7 +257,7 @@ class DualEncoder:
         for row, query in zip(vectors, every, strict=True):
             own = [next(of_pictures) for _ in query.pictures]
             own += [] if query.text is None else [next(of_texts)]
-            row[:] = own[0] if len(own) == 1 else _unit(np.sum(own, axis=0), query.name)
+            row[:] = own[0] if len(own) == 1 else unit(np.sum(own, axis=0), query.name)
         return vectors
 
     @default_torch_context
@@ -249,22 +270,20 @@ class DualEncoder:
             (n, dim) float32.
         """
         vectors = np.empty((len(pictures), self.dim), dtype=np.float32)
-        batches = _batches(pictures, batch_size)
         bar = ProgressBar(
             total=len(pictures), desc="encode", unit="image", delay=1.0, disable=not progress
         )
         with bar, Workers() as workers:
             submitted = (workers.submit(partial(self._prepare, one)) for one in pictures)
             prepared = ahead(submitted, _BATCHES_AHEAD * batch_size)
-            for start, batch in batches:
+            for start, batch in batches(pictures, batch_size):
                 inputs = [next(prepared).result() for _ in batch]
                 features = self._forward(
                     self.model.get_image_features,
                     {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]},
                 )
                 for row, picture in zip(features, batch, strict=True):
-                    if not np.isfinite(row).all():
-                        raise FloatingPointError(_not_finite(picture.name))
+                    check_finite(row, picture.name)
                 vectors[start : start + len(batch)] = features
                 bar.update(len(batch))
         return vectors
@@ -281,15 +300,9 @@ class DualEncoder:
             ValueError: a text is empty, or `batch_size` is below 1.
             FloatingPointError: a vector is not finite.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of strings, not one string; write [text]")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {i} must be a string, not {type(text).__name__}")
-            if not text.strip():
-                raise ValueError(f"text {i} is empty")
+        texts = checked_texts(texts)
         parts = []
-        for _, batch in _batches(texts, batch_size):
+        for _, batch in batches(texts, batch_size):
             with self._tokenizer_lock:
                 inputs = self.tokenizer(
                     list(batch),
@@ -301,8 +314,7 @@ class DualEncoder:
             parts.append(self._forward(self.model.get_text_features, dict(inputs)))
         vectors = np.concatenate(parts) if parts else np.empty((0, self.dim), dtype=np.float32)
         for row, text in zip(vectors, texts, strict=True):
-            if not np.isfinite(row).all():
-                raise FloatingPointError(_not_finite(f"the text {text!r}"))
+            check_finite(row, f"the text {text!r}")
         return vectors
 
     def _prepare(self, picture: Picture) -> dict[str, Tensor]:
@@ -330,29 +342,12 @@ class DualEncoder:
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
 
-def _batches(items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, Sequence[Item]]]:
-    """(index of the first item, items), batch after batch."""
-    batch_size = checked_count("batch_size", batch_size)
-    return ((i, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
-
-
-def check_content(document: Document) -> None:
-    """Refuses a document that says nothing.
-
-    Raises:
-        DocumentError: it is one.
-    """
-    if not document.parts:
-        raise DocumentError(f"{document.name}: there is nothing to find it by")
-
-
-def check_encoder(path: str | Path) -> None:
+def check_encoder(path: str | Path, **location: Any) -> None:
     """Sees whether `path` means a dual encoder; nothing is loaded.
 
-    Raises:
-        OSError, UnsupportedModelError, ValueError: see `DualEncoder.from_pretrained`.
+    `location` is the revision and the like; it and errors are as of `DualEncoder.from_pretrained`.
     """
-    _find(path, trust_remote_code=False)
+    _find(path, trust_remote_code=False, **location)
 
 
 def _find(path: str | Path, *, trust_remote_code: bool, **where: Any) -> Path:
@@ -388,17 +383,3 @@ def _num_positions(model: PreTrainedModel) -> int:
         if name.endswith("position_embeddings") and padding is not None:
             return positions - padding - 1
     return positions
-
-
-def _unit(vector: np.ndarray, name: str) -> np.ndarray:
-    length = np.linalg.norm(vector)
-    if not length > 0:  # NaN too
-        raise FloatingPointError(_not_finite(name))
-    return vector / length
-
-
-def _not_finite(name: str) -> str:
-    return (
-        f"the vector of {name} is not finite: the weights hold NaN, or activations overflow in "
-        "this dtype (try dtype='float32')"
-    )

@@ -22,6 +22,7 @@ from ragvl.messages import reason, shown, validation_reason
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
 
 _MAX_DIM = 2**16
+_VECTORS, _IDS = "index.faiss", "ids.json"  # its files
 
 IndexKind = Literal["exact", "hnsw", "ivfpq"]
 SearchDevice = Literal["auto", "cpu", "cuda"]
@@ -233,33 +234,31 @@ class VectorIndex:
             for row in zip(labels.tolist(), distances.tolist(), strict=True)
         ]
 
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        attachments: Mapping[str, Callable[[Path], object]] | None = None,
-    ) -> None:
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What `from_state` must know beside the files."""
+        return {
+            "kind": self.kind,
+            "dim": self.dim,
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "num_vectors": len(self),
+        }
+
+    def files(self, prefix: str = "") -> dict[str, Callable[[Path], object]]:
+        """What writes each of its files, by name; `prefix` comes before the names."""
+        faiss = _faiss()
+        return {
+            f"{prefix}{_VECTORS}": lambda path: faiss.write_index(self._index, str(path)),
+            f"{prefix}{_IDS}": lambda path: path.write_text(json.dumps(self._ids)),
+        }
+
+    def save(self, folder: str | Path) -> None:
         """Saves vectors, ids and the encoder's fingerprint; what was there stays until it is done.
 
         Args:
             folder: made if it is not there.
-            attachments: further files to save in the same step, by name: what writes each.
         """
-        faiss = _faiss()
-        save_state(
-            folder,
-            {
-                "kind": self.kind,
-                "dim": self.dim,
-                "encoder_fingerprint": self.encoder_fingerprint,
-                "num_vectors": len(self),
-            },
-            {
-                "index.faiss": lambda path: faiss.write_index(self._index, str(path)),
-                "ids.json": lambda path: path.write_text(json.dumps(self._ids)),
-                **(attachments or {}),
-            },
-        )
+        save_state(folder, self.metadata, self.files())
 
     @classmethod
     def load(cls, folder: str | Path, *, device: SearchDevice = "auto") -> VectorIndex:
@@ -273,9 +272,14 @@ class VectorIndex:
 
     @classmethod
     def from_state(
-        cls, metadata: Mapping[str, Any], state: Path, *, device: SearchDevice = "auto"
+        cls,
+        metadata: Mapping[str, Any],
+        state: Path,
+        *,
+        prefix: str = "",
+        device: SearchDevice = "auto",
     ) -> VectorIndex:
-        """The index in a folder that `load_state` has checked.
+        """The index in a folder that `load_state` has checked; see `files`.
 
         Raises:
             IndexFileError: its files are not what `save` writes, or do not belong together.
@@ -292,12 +296,13 @@ class VectorIndex:
             encoder_fingerprint=about.encoder_fingerprint,
             device=device,
         )
-        index._ids = _read_ids(state / "ids.json")
+        index._ids = _read_ids(state / f"{prefix}{_IDS}")
         index._labels = {id: label for label, id in enumerate(index._ids) if id is not None}
-        index._index = _read_faiss(state / "index.faiss", like=index._index)
+        path = state / f"{prefix}{_VECTORS}"
+        index._index = _read_faiss(path, like=index._index)
         if (index._index.d, len(index)) != (about.dim, about.num_vectors):
             raise IndexFileError(f"the files in {state} do not belong together; build it again")
-        index._check_read(state / "index.faiss")
+        index._check_read(path)
         if index.kind == "hnsw":
             index._forget_in_hnsw()
         return index

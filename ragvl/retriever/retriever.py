@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import DocumentError
-from ragvl.data.picture import Picture
 from ragvl.data.query import QueryLike
-from ragvl.identity import document_name
-from ragvl.messages import quoted, reason, shown
-from ragvl.retriever.encoder import DualEncoder, check_content
-from ragvl.retriever.index import IndexKind, SearchDevice, Selection, VectorIndex, check_ids
-from ragvl.retriever.kinds import kinds_of, search_in_turn
-from ragvl.retriever.storage import IndexFileError, load_state
+from ragvl.messages import shown
+from ragvl.retriever.encoding import Encoder, check_content, text_of
+from ragvl.retriever.fusion import FUSED, Fusion, Order, ReciprocalRank, parse_fusion
+from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
+from ragvl.retriever.kinds import Hits
+from ragvl.retriever.saved_documents import (
+    DOCUMENTS_FILE,
+    by_id,
+    read_documents,
+    write_documents,
+)
+from ragvl.retriever.storage import IndexFileError, load_state, save_state
+from ragvl.retriever.views import View, search_fused
 
 logger = logging.getLogger(__name__)
 
-_DOCUMENTS_FILE = "documents.jsonl"
-_ID_LENGTH = 16  # of the ids that are made of a document's content
+OnError = Literal["raise", "skip"]
 
 
 class IndexMismatchError(ValueError):
@@ -39,8 +45,9 @@ class RetrievedDocument:
     Attributes:
         id: its id in the retriever.
         document: the document, as it was added.
-        score: inner product of the query's and the document's unit vectors (their cosine). A text's
-            and a picture's do not compare.
+        score: what it was ordered by. Of a `Retriever` the inner product of the query's and the
+            document's unit vectors (their cosine); a text's and a picture's do not compare. Of a
+            `FusedRetriever` what its fusion counts.
     """
 
     id: str
@@ -48,49 +55,11 @@ class RetrievedDocument:
     score: float
 
 
-class Retriever:
-    """Documents, searched by the cosine between a query and their pictures, or else their texts.
+class DocumentRetriever(ABC):
+    """Documents by id that can be searched, by whatever order."""
 
-    Where both kinds are there they take turns in a result, the best picture first: see
-    `search_in_turn`.
-
-    Retrieving is thread-safe, but not while documents are added or removed.
-
-    Args:
-        encoder: makes the vectors.
-        documents: to begin with; see `add`.
-        kind: "exact", "hnsw" or "ivfpq"; see `VectorIndex`.
-        device: where to search; see `VectorIndex`.
-        batch_size: pictures per forward pass.
-        progress: show a progress bar when encoding takes more than a second.
-
-    Raises:
-        ImportError: FAISS is not installed.
-        ImageError, TypeError, ValueError: see `add`.
-
-    Example:
-        >>> retriever = Retriever(DualEncoder.from_pretrained(path), ["cat.jpg", "dog.jpg"])
-        >>> [item.id for item in retriever.retrieve("a cat", k=1)]
-        ['cat.jpg']
-    """
-
-    def __init__(
-        self,
-        encoder: DualEncoder,
-        documents: Iterable[DocumentLike] = (),
-        *,
-        kind: IndexKind = "exact",
-        device: SearchDevice = "auto",
-        batch_size: int = 32,
-        progress: bool = True,
-    ) -> None:
-        self.encoder = encoder
-        self.index = VectorIndex(
-            encoder.dim, kind=kind, encoder_fingerprint=encoder.fingerprint, device=device
-        )
+    def __init__(self) -> None:
         self._documents: dict[str, Document] = {}
-        self._kinds: list[Selection] | None = None
-        self.add(documents, batch_size=batch_size, progress=progress)
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -104,12 +73,49 @@ class Retriever:
         """The document of that id; None if there is none."""
         return self._documents.get(id)
 
+    def retrieve(self, query: QueryLike, k: int = 20) -> list[RetrievedDocument]:
+        """The `k` documents that fit `query` best, the best first; all of them if there are fewer.
+
+        Args:
+            query: a text, a picture, or a `Query` of both.
+            k: how many.
+
+        Raises:
+            TypeError: the query is none.
+            ImageError: its picture cannot be used.
+            ValueError: the query is empty, or has nothing that an encoder reads; `k` is below 1, or
+                there are no documents.
+        """
+        return self.retrieve_batch([query], k)[0]
+
+    def retrieve_batch(
+        self, queries: Sequence[QueryLike], k: int = 20
+    ) -> list[list[RetrievedDocument]]:
+        """`retrieve` for many queries at once.
+
+        Raises:
+            TypeError: `queries` is a single query, or one of them is none.
+            ImageError: a query's picture cannot be used.
+            ValueError: see `retrieve`.
+        """
+        if not self._documents:
+            raise ValueError("the retriever holds no documents; add some first")
+        return [
+            [RetrievedDocument(id, self._documents[id], score) for id, score in hits]
+            for hits in self._search(queries, k)
+        ]
+
+    @abstractmethod
+    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+        """Ids and scores for each query."""
+
+    @abstractmethod
     def add(
         self,
         documents: Iterable[DocumentLike],
         *,
         batch_size: int = 32,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         progress: bool = True,
     ) -> list[str]:
         """Adds documents; all of them, or on an error none.
@@ -119,7 +125,7 @@ class Retriever:
 
         Args:
             documents: new ones.
-            batch_size: pictures per forward pass.
+            batch_size: pictures or texts per forward pass.
             on_error: "raise" at a document that cannot be used, or "skip" it: a line of the log
                 names it.
             progress: show a progress bar when encoding takes more than a second.
@@ -133,21 +139,8 @@ class Retriever:
             ValueError: an id is there already, or twice among `documents`; or there are too few
                 to start an "ivfpq" index.
         """
-        new = _by_id(documents)
-        self.index.check_new(list(new))  # before the long work
-        encode = partial(self.encoder.encode_documents, batch_size=batch_size, progress=progress)
-        try:
-            vectors = encode(list(new.values()))
-        except DocumentError:
-            if on_error == "raise":
-                raise
-            new = {id: document for id, document in new.items() if _is_usable(document)}
-            vectors = encode(list(new.values()))
-        self.index.add(list(new), vectors)
-        self._documents.update(new)
-        self._kinds = None
-        return list(new)
 
+    @abstractmethod
     def remove(self, ids: Sequence[str]) -> None:
         """Removes documents; all of them, or on an error none.
 
@@ -155,64 +148,121 @@ class Retriever:
             TypeError: `ids` is a single string.
             ValueError: an id is not there.
         """
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Saves vectors, and the documents' ids, texts and picture paths (made absolute).
+
+        What finds the encoders again is saved too. A picture that lives in memory is not; `load`
+        asks for it. What an earlier `save` left in `folder` stays until the new state is whole.
+        """
+
+
+class Retriever(DocumentRetriever):
+    """Documents, searched by the cosine between a query and what an encoder reads of them.
+
+    A `DualEncoder` sees a document's pictures, or else its texts. Where both kinds are there they
+    take turns in a result, the best picture first: see `search_in_turn`. A `TextEncoder` reads
+    captions and texts.
+
+    Retrieving is thread-safe, but not while documents are added or removed.
+
+    Args:
+        encoder: makes the vectors.
+        documents: to begin with; see `add`.
+        kind: "exact", "hnsw" or "ivfpq"; see `VectorIndex`.
+        device: where to search; see `VectorIndex`.
+        batch_size: pictures or texts per forward pass.
+        progress: show a progress bar when encoding takes more than a second.
+
+    Raises:
+        ImportError: FAISS is not installed.
+        DocumentError, TypeError, ValueError: see `add`.
+
+    Example:
+        >>> retriever = Retriever(DualEncoder.from_pretrained(path), ["cat.jpg", "dog.jpg"])
+        >>> [item.id for item in retriever.retrieve("a cat", k=1)]
+        ['cat.jpg']
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        documents: Iterable[DocumentLike] = (),
+        *,
+        kind: IndexKind = "exact",
+        device: SearchDevice = "auto",
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.index = VectorIndex(
+            encoder.dim, kind=kind, encoder_fingerprint=encoder.fingerprint, device=device
+        )
+        self._view: View | None = None
+        self.add(documents, batch_size=batch_size, progress=progress)
+
+    @property
+    def view(self) -> View:
+        """What is searched; another one after documents were added or removed."""
+        if (view := self._view) is None:
+            texts = {id for id, document in self._documents.items() if not document.pictures}
+            view = self._view = View(self.encoder, self.index, texts)
+        return view
+
+    def add(
+        self,
+        documents: Iterable[DocumentLike],
+        *,
+        batch_size: int = 32,
+        on_error: OnError = "raise",
+        progress: bool = True,
+    ) -> list[str]:
+        """See `DocumentRetriever.add`."""
+        new = by_id(documents)
+        self.index.check_new(list(new))  # before the long work
+        encode = partial(self.encoder.encode_documents, batch_size=batch_size, progress=progress)
+        try:
+            vectors = encode(list(new.values()))
+        except DocumentError:
+            if on_error == "raise":
+                raise
+            new = {id: one for id, one in new.items() if _is_usable(one, [self.encoder])}
+            vectors = encode(list(new.values()))
+        self._insert(new, vectors)
+        return list(new)
+
+    def _insert(self, new: Mapping[str, Document], vectors: np.ndarray) -> None:
+        self.index.add(list(new), vectors)
+        self._documents.update(new)
+        self._view = None
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """See `DocumentRetriever.remove`."""
         self.index.remove(ids)
         for id in set(ids):
             del self._documents[id]
-        self._kinds = None
+        self._view = None
 
-    def retrieve(self, query: QueryLike, k: int = 20) -> list[RetrievedDocument]:
-        """The `k` documents that fit `query` best, the best first; all of them if there are fewer.
+    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+        return self.view.search(queries, k)
 
-        Args:
-            query: a text, a picture, or a `Query` of both.
-            k: how many.
-
-        Raises:
-            TypeError: the query is none.
-            ImageError: its picture cannot be used.
-            ValueError: the query is empty, `k` is below 1, or there are no documents.
-        """
-        return self.retrieve_batch([query], k)[0]
-
-    def retrieve_batch(
-        self, queries: Sequence[QueryLike], k: int = 20
-    ) -> list[list[RetrievedDocument]]:
-        """`retrieve` for many queries at once.
-
-        Raises:
-            TypeError: `queries` is a single query, or one of them is none.
-            ImageError: a query's picture cannot be used.
-            ValueError: a query is empty, `k` is below 1, or there are no documents.
-        """
-        if not self._documents:
-            raise ValueError("the retriever holds no documents; add some first")
-        vectors = self.encoder.encode_queries(queries)
-        results = search_in_turn(self.index, vectors, k, self._of_kinds())
-        return [
-            [RetrievedDocument(id, self._documents[id], score) for id, score in hits]
-            for hits in results
-        ]
-
-    def _of_kinds(self) -> list[Selection]:
-        """Documents with pictures, and documents without, if there are both."""
-        if (kinds := self._kinds) is None:
-            texts = {id for id, document in self._documents.items() if not document.pictures}
-            kinds = self._kinds = kinds_of(self.index, texts)
-        return kinds
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        order: Order = "picture" if self.encoder.reads_pictures else "caption"
+        return {**self.index.metadata, "order": order, "encoder": dict(self.encoder.origin)}
 
     def save(self, folder: str | Path) -> None:
-        """Saves the index and the documents' ids, texts and picture paths (made absolute).
-
-        A picture that lives in memory is not saved; `load` asks for it. What an earlier `save`
-        left in `folder` stays until the new state is whole.
-        """
-        self.index.save(folder, attachments={_DOCUMENTS_FILE: self._write_documents})
+        """See `DocumentRetriever.save`."""
+        write = partial(write_documents, self._documents)
+        save_state(folder, self._metadata, {**self.index.files(), DOCUMENTS_FILE: write})
 
     @classmethod
     def load(
         cls,
         folder: str | Path,
-        encoder: DualEncoder,
+        encoder: Encoder,
         *,
         documents: Iterable[DocumentLike] = (),
         device: SearchDevice = "auto",
@@ -229,171 +279,244 @@ class Retriever:
         Raises:
             FileNotFoundError: there is no saved index in `folder`.
             IndexFileError: it is damaged.
-            IndexMismatchError: another encoder built it.
+            IndexMismatchError: another encoder built it, or two encoders.
             ValueError: a picture that lived in memory is not among `documents`, or one of
                 `documents` is not in the index.
         """
         metadata, state = load_state(folder)
-        builder = metadata.get("encoder_fingerprint")
-        if builder != encoder.fingerprint:
+        if "views" in metadata:
             raise IndexMismatchError(
-                f"the index in {shown(folder)} was built by encoder {shown(builder)}, "
-                f"and this one is {encoder.fingerprint}: load the encoder that built it, or build "
-                "the index again with Retriever(encoder, documents)"
+                f"the index in {shown(folder)} is of pictures and captions: open it with "
+                "FusedRetriever.load"
             )
-        if not (state / _DOCUMENTS_FILE).is_file():
-            raise IndexFileError(f"{folder} holds vectors only; open it with VectorIndex.load")
+        _check_builder(folder, metadata, encoder)
+        saved = read_documents(state / DOCUMENTS_FILE, by_id(documents))
         index = VectorIndex.from_state(metadata, state, device=device)
-        retriever = cls(encoder, kind=index.kind, device=device)
+        if saved.keys() != set(index.ids):
+            raise _other_documents(state)
+        return cls._of(encoder, index, saved)
+
+    @classmethod
+    def _of(
+        cls, encoder: Encoder, index: VectorIndex, documents: Mapping[str, Document]
+    ) -> Retriever:
+        """One of an index that there is, and the documents in it."""
+        retriever = cls(encoder, kind=index.kind, device="cpu")
         retriever.index = index
-        retriever._documents = _read_documents(state / _DOCUMENTS_FILE, _by_id(documents))
-        if retriever._documents.keys() != set(retriever.index.ids):
-            raise IndexFileError(
-                f"{shown(state / _DOCUMENTS_FILE)} has other documents than the index"
-            )
+        retriever._documents = {id: documents[id] for id in documents if id in index}
         return retriever
 
-    def _write_documents(self, path: Path) -> None:
-        with path.open("w", encoding="utf-8") as file:
-            for id, document in self._documents.items():
-                file.write(json.dumps(_SavedDocument.line_of(id, document)) + "\n")
+
+class FusedRetriever(DocumentRetriever):
+    """Documents searched by their pictures and by their captions, in one order made of both.
+
+    A document without caption and text is found by its pictures only, one without a picture by its
+    texts only. Where one order has no place for a document, that counts neither for nor against it;
+    a query without a text is one for the pictures' order alone.
+
+    Retrieving is thread-safe, but not while documents are added or removed.
+
+    Args:
+        picture: the one that looks at pictures.
+        caption: the one that reads captions and texts.
+        fusion: makes one order of two.
+        documents: to begin with, beside those that the two hold; see `add`.
+        batch_size: pictures or texts per forward pass.
+        progress: show a progress bar when encoding takes more than a second.
+
+    Attributes:
+        picture: finds by pictures; documents are added and removed here, not there.
+        caption: finds by captions.
+        fusion: may be replaced.
+
+    Raises:
+        DocumentError, TypeError, ValueError: see `add`; or an encoder is of the wrong kind.
+
+    Example:
+        >>> retriever = FusedRetriever(
+        ...     Retriever(DualEncoder.from_pretrained(clip)),
+        ...     Retriever(TextEncoder.from_pretrained(minilm)),
+        ...     documents=[Document("cat.jpg", "A cat."), Document("dog.jpg", "A dog.")],
+        ... )
+    """
+
+    def __init__(
+        self,
+        picture: Retriever,
+        caption: Retriever,
+        fusion: Fusion | None = None,
+        documents: Iterable[DocumentLike] = (),
+        *,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if not picture.encoder.reads_pictures or caption.encoder.reads_pictures:
+            raise ValueError(
+                "the first retriever must have an encoder of pictures (DualEncoder), the second "
+                "one of texts (TextEncoder)"
+            )
+        self.picture = picture
+        self.caption = caption
+        self.fusion = fusion or ReciprocalRank()
+        self._documents = {**picture.documents, **caption.documents}
+        self.add(documents, batch_size=batch_size, progress=progress)
+
+    def add(
+        self,
+        documents: Iterable[DocumentLike],
+        *,
+        batch_size: int = 32,
+        on_error: OnError = "raise",
+        progress: bool = True,
+    ) -> list[str]:
+        """See `DocumentRetriever.add`."""
+        new = by_id(documents)
+        try:
+            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
+        except DocumentError:
+            if on_error == "raise":
+                raise
+            new = {id: one for id, one in new.items() if self._is_usable(one)}
+            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
+        for retriever, part, vectors in encoded:
+            retriever._insert(part, vectors)
+        self._documents.update(new)
+        return list(new)
+
+    def _encoded(
+        self, new: Mapping[str, Document], *, batch_size: int, progress: bool
+    ) -> list[tuple[Retriever, dict[str, Document], np.ndarray]]:
+        """What each retriever gets of new documents, with the vectors."""
+        for document in new.values():
+            check_content(document)
+        parts = [
+            (self.picture, {id: one for id, one in new.items() if one.pictures}),
+            (self.caption, {id: one for id, one in new.items() if text_of(one)}),
+        ]
+        for retriever, part in parts:
+            retriever.index.check_new(list(part))  # before the long work
+        return [
+            (
+                retriever,
+                part,
+                retriever.encoder.encode_documents(
+                    list(part.values()), batch_size=batch_size, progress=progress
+                ),
+            )
+            for retriever, part in parts
+        ]
+
+    def _is_usable(self, document: Document) -> bool:
+        encoders = [self.picture.encoder] if document.pictures else []
+        encoders += [self.caption.encoder] if text_of(document) or not encoders else []
+        return _is_usable(document, encoders)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """See `DocumentRetriever.remove`."""
+        check_ids(list(dict.fromkeys(ids)) if not isinstance(ids, str) else ids)
+        if unknown := [id for id in ids if id not in self._documents]:
+            raise ValueError(f"not in the retriever: {unknown[0]!r}")
+        for retriever in (self.picture, self.caption):
+            retriever.remove([id for id in ids if id in retriever.index])
+        for id in set(ids):
+            del self._documents[id]
+
+    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+        views: dict[Order, View] = {"picture": self.picture.view, "caption": self.caption.view}
+        return search_fused(views, self.fusion, queries, k)
+
+    def save(self, folder: str | Path) -> None:
+        """See `DocumentRetriever.save`."""
+        views = {"picture": self.picture, "caption": self.caption}
+        files = {
+            name: write
+            for order, retriever in views.items()
+            for name, write in retriever.index.files(f"{order}_").items()
+        }
+        metadata = {
+            "order": FUSED,
+            "fusion": self.fusion.name,
+            "views": {order: retriever._metadata for order, retriever in views.items()},
+        }
+        write = partial(write_documents, self._documents)
+        save_state(folder, metadata, {**files, DOCUMENTS_FILE: write})
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        encoder: Encoder,
+        text_encoder: Encoder,
+        *,
+        fusion: Fusion | None = None,
+        documents: Iterable[DocumentLike] = (),
+        device: SearchDevice = "auto",
+    ) -> FusedRetriever:
+        """Loads what `save` wrote; nothing is encoded again.
+
+        Args:
+            folder: where it was saved.
+            encoder: the encoder of pictures that built it.
+            text_encoder: the encoder of texts that built it.
+            fusion: in place of the one that was saved.
+            documents: see `Retriever.load`.
+            device: where to search; see `VectorIndex`.
+
+        Raises:
+            FileNotFoundError: there is no saved index in `folder`.
+            IndexFileError: it is damaged.
+            IndexMismatchError: other encoders built it, or one alone.
+            ValueError: see `Retriever.load`.
+        """
+        metadata, state = load_state(folder)
+        views = metadata.get("views")
+        if views is None:
+            raise IndexMismatchError(
+                f"the index in {shown(folder)} is of one encoder: open it with Retriever.load"
+            )
+        saved = read_documents(state / DOCUMENTS_FILE, by_id(documents))
+        parts = []
+        try:
+            fusion = fusion or parse_fusion(metadata["fusion"])
+            for order, one in (("picture", encoder), ("caption", text_encoder)):
+                _check_builder(folder, views[order], one)
+                index = VectorIndex.from_state(
+                    views[order], state, prefix=f"{order}_", device=device
+                )
+                parts.append(Retriever._of(one, index, saved))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IndexFileError(
+                f"{shown(folder)} holds no index of ragvl's: its description is not whole"
+            ) from error
+        held = {id for part in parts for id in part.index.ids}
+        if saved.keys() != held:
+            raise _other_documents(state)
+        fused = cls(parts[0], parts[1], fusion)
+        fused._documents = saved
+        return fused
 
 
-def _is_usable(document: Document) -> bool:
-    """Whether it can be encoded; a line of the log says why not."""
+def _check_builder(folder: str | Path, metadata: Mapping[str, Any], encoder: Encoder) -> None:
+    builder = metadata.get("encoder_fingerprint")
+    if builder != encoder.fingerprint:
+        raise IndexMismatchError(
+            f"the index in {shown(folder)} was built by encoder {shown(builder)}, "
+            f"and this one is {encoder.fingerprint}: load the encoder that built it, or build "
+            "the index again"
+        )
+
+
+def _other_documents(state: Path) -> IndexFileError:
+    return IndexFileError(f"{shown(state / DOCUMENTS_FILE)} has other documents than the index")
+
+
+def _is_usable(document: Document, encoders: Sequence[Encoder]) -> bool:
+    """Whether all of them can encode it; a line of the log says why not."""
     try:
-        check_content(document)
-        for picture in document.pictures:
-            picture.load()
+        for encoder in encoders:
+            encoder.check_document(document)
     except DocumentError as error:
         logger.warning("skipped: %s", error)
         return False
     return True
-
-
-def _by_id(documents: Iterable[DocumentLike]) -> dict[str, Document]:
-    if isinstance(documents, str | os.PathLike | bytes | Document):
-        raise TypeError("documents must be a sequence of them, not one; write [document]")
-    listed = [Document.of(document) for document in documents]
-    ids = [_id_of(document) for document in listed]
-    check_ids(ids)
-    return dict(zip(ids, listed, strict=True))
-
-
-def _absolute(picture: Picture) -> str | None:
-    return None if picture.path is None else os.path.abspath(picture.path)
-
-
-def _id_of(document: Document) -> str:
-    """The document's id, or one made of what it holds."""
-    if document.id is not None:
-        return document.id
-    if document.image is not None and document.path is not None:
-        return document.path
-    return document_name(document.caption, document.digest())[:_ID_LENGTH]
-
-
-@dataclass(frozen=True)
-class _SavedDocument:
-    """A line about a document.
-
-    Attributes:
-        id: its id.
-        caption: of its picture.
-        image: the picture's path; None if that lives in memory.
-        text: the document's text.
-        parts: its texts, and its pictures' paths; None in the place of one that lives in memory.
-    """
-
-    id: str
-    caption: str | None = None
-    image: str | None = None
-    text: str | None = None
-    parts: list[dict[str, str | None]] | None = None
-
-    @staticmethod
-    def line_of(id: str, document: Document) -> dict[str, Any]:
-        if document.image is not None:
-            return {"id": id, "caption": document.caption, "image": _absolute(document.pictures[0])}
-        if document.text is not None:
-            return {"id": id, "text": document.text}
-        parts = [
-            {"text": part} if isinstance(part, str) else {"image": _absolute(part)}
-            for part in document.parts
-        ]
-        return {"id": id, "parts": parts}
-
-    def document(self) -> Document | None:
-        """The document; None if a picture of it lived in memory."""
-        if self.text is not None:
-            return Document(text=self.text, id=self.id)
-        if self.parts is not None:
-            if any(part.get("image", "") is None for part in self.parts):
-                return None
-            return Document(parts=self.parts, id=self.id)
-        return None if self.image is None else Document(self.image, self.caption, self.id)
-
-    @classmethod
-    def of(cls, line: bytes) -> _SavedDocument:
-        """What a line says.
-
-        Raises:
-            ValueError: it says something else.
-        """
-        try:
-            saved = cls(**json.loads(line))
-        except TypeError as error:
-            raise ValueError("it is no object with id, and image, text or parts") from error
-        for name, value in vars(saved).items():
-            expected = list if name == "parts" else str
-            if not isinstance(value, expected) and (value is not None or name == "id"):
-                raise ValueError(f"{name} is of type {type(value).__name__}")
-        for part in saved.parts or []:
-            if not isinstance(part, dict):
-                raise ValueError(f"a part is of type {type(part).__name__}")
-        return saved
-
-
-def _saved_documents(path: Path) -> list[_SavedDocument]:
-    """The lines of a file of documents.
-
-    Raises:
-        IndexFileError: a line is none, or an id is there twice.
-    """
-    every = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                every.append(_SavedDocument.of(line))
-            except (ValueError, RecursionError) as error:
-                raise IndexFileError(f"{shown(path)}, line {number}: {reason(error)}") from error
-    try:
-        check_ids([saved.id for saved in every])
-    except ValueError as error:
-        raise IndexFileError(f"{shown(path)}: {reason(error)}") from error
-    return every
-
-
-def _read_documents(path: Path, given: dict[str, Document]) -> dict[str, Document]:
-    documents: dict[str, Document] = {}
-    missing: list[str] = []
-    for saved in _saved_documents(path):
-        if saved.id in given:
-            documents[saved.id] = given.pop(saved.id)
-            continue
-        try:
-            document = saved.document()
-        except (TypeError, ValueError) as error:
-            raise IndexFileError(f"{shown(path)}, {quoted(saved.id)}: {reason(error)}") from error
-        if document is None:
-            missing.append(saved.id)
-        else:
-            documents[saved.id] = document
-    if missing:
-        raise ValueError(
-            f"the pictures of {len(missing)} documents were in memory and are not saved with the "
-            f"index (the first is {missing[0]!r}): give them as documents=[...]"
-        )
-    if given:
-        raise ValueError(f"not in the saved index: {next(iter(given))!r} (of {len(given)} given)")
-    return documents

@@ -109,13 +109,13 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
     return written.metadata, state
 
 
-def check_index(folder: str | Path) -> None:
-    """Sees whether `folder` holds a saved index whose files have their sizes; none is read.
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """A folder's metadata, once its files are seen to have their sizes; none is read.
 
     Raises:
         FileNotFoundError, IndexFileError: see `load_state`.
     """
-    _check_sizes(Path(folder))
+    return _check_sizes(Path(folder)).metadata
 
 
 def _check_sizes(folder: Path) -> _Manifest:

@@ -15,7 +15,7 @@ from retriever.forging import forge, write_manifest
 
 from ragvl.retriever import IndexFileError, VectorIndex
 from ragvl.retriever.index import MIN_IVFPQ_VECTORS
-from ragvl.retriever.storage import MANIFEST
+from ragvl.retriever.storage import MANIFEST, save_state
 
 KINDS = ("exact", "hnsw", "ivfpq")
 DIM = 16
@@ -445,7 +445,7 @@ class TestSaveAndLoad:
 
         index.remove(["a"])
         with pytest.raises(OSError, match="disk full"):
-            index.save(tmp_path, attachments={"more": fail})
+            save_state(tmp_path, index.metadata, {**index.files(), "more": fail})
         assert sorted(tmp_path.rglob("*")) == before
         assert VectorIndex.load(tmp_path).ids == ["a", "b"]
 

@@ -1,0 +1,86 @@
+"""Vectors of documents beside the encoder that made them, searched alone or as one of two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+
+from ragvl.data.query import QueryLike
+from ragvl.retriever.encoding import Encoder, checked_queries
+from ragvl.retriever.fusion import FUSED_DEPTH, Found, Fusion, Order, fuse
+from ragvl.retriever.index import Selection, VectorIndex
+from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
+
+
+class View:
+    """An encoder, and an index of what it makes of documents.
+
+    Args:
+        encoder: makes the vectors.
+        index: holds those of documents; of no use here after it was added to or removed from.
+        texts: ids of documents without a picture; there may be others among them.
+    """
+
+    def __init__(self, encoder: Encoder, index: VectorIndex, texts: Collection[str]) -> None:
+        self.encoder = encoder
+        self.index = index
+        self._texts = texts
+
+    @cached_property
+    def _kinds(self) -> list[Selection]:
+        """Kinds of documents that take turns; a text encoder's captions and texts compare."""
+        return kinds_of(self.index, self._texts) if self.encoder.reads_pictures else []
+
+    def search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+        """The `k` best documents for each query, with their cosines.
+
+        Raises:
+            TypeError, ValueError, ImageError: see `Encoder.encode_queries`.
+        """
+        vectors = self.encoder.encode_queries(queries)
+        return search_in_turn(self.index, vectors, k, self._kinds)
+
+
+def search_views(
+    views: Mapping[Order, View], queries: Sequence[QueryLike], k: int
+) -> list[dict[Order, Found]]:
+    """What each order finds for each query, deep enough to be fused.
+
+    A query without a text is one for the pictures' order alone.
+
+    Args:
+        views: by order.
+        queries: what is searched for.
+        k: how many documents are wanted in the end.
+
+    Raises:
+        TypeError, ImageError: see `Encoder.encode_queries`.
+        ValueError: the same, or nothing reads a query.
+    """
+    every = checked_queries(queries)
+    depth = max(k, FUSED_DEPTH) if len(views) > 1 else k
+    found: list[dict[Order, Found]] = [{} for _ in every]
+    for order, view in views.items():
+        readable = [
+            i
+            for i, query in enumerate(every)
+            if view.encoder.reads_pictures or query.text is not None or len(views) == 1
+        ]
+        if not readable or not len(view.index):
+            continue
+        rows = view.search([every[i] for i in readable], depth)
+        for i, hits in zip(readable, rows, strict=True):
+            found[i][order] = Found(hits, len(view.index), view.index.__contains__)
+    for query, of_query in zip(every, found, strict=True):
+        if not of_query:
+            raise ValueError(
+                f"{query.name} has no text, and there are no pictures to compare it to"
+            )
+    return found
+
+
+def search_fused(
+    views: Mapping[Order, View], fusion: Fusion, queries: Sequence[QueryLike], k: int
+) -> list[Hits]:
+    """The `k` best documents for each query by both orders; raises as `search_views` does."""
+    return [fuse(found, fusion, k) for found in search_views(views, queries, k)]
