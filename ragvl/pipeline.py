@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ragvl.arguments import checked_count
 from ragvl.generator import Generator
 from ragvl.reranker import RankedDocument, Reranker, Threshold, resolve_threshold
-from ragvl.retriever import RetrievedDocument, Retriever
+from ragvl.retriever import DocumentRetriever, RetrievedDocument
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RagVL:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: DocumentRetriever,
         reranker: Reranker,
         generator: Generator,
         *,

@@ -12,7 +12,7 @@ from ragvl.data.query import Query
 from ragvl.generator import Generator
 from ragvl.mllm import PromptTooLongError
 from ragvl.reranker import ScoredPair
-from ragvl.retriever import RetrievedDocument, Retriever
+from ragvl.retriever import DocumentRetriever, RetrievedDocument
 from ragvl.server.errors import NotFound, ServerError, TooLarge, Unprocessable
 from ragvl.server.protocol.common import Timings
 from ragvl.server.refusals import plain_message
@@ -122,7 +122,7 @@ class Pipeline:
         return await self._services.engine.run(timed, kind=stage, deadline=self._deadline)
 
 
-def index_of(services: Services) -> Retriever:
+def index_of(services: Services) -> DocumentRetriever:
     """The server's index.
 
     Raises:

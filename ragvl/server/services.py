@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ragvl.generator import Generator
     from ragvl.reranker import Reranker
-    from ragvl.retriever import Retriever
+    from ragvl.retriever import DocumentRetriever
     from ragvl.server.access import ApiKeys
     from ragvl.server.documents import DocumentStore
     from ragvl.server.engine import Engine
@@ -57,7 +57,7 @@ class Services:
     small_pictures: ThreadPoolExecutor
     model_name: str
     model_aliases: tuple[str, ...] = ()
-    retriever: Retriever | None = None
+    retriever: DocumentRetriever | None = None
     generator: Generator | None = None
     examples: tuple[str, ...] = ()
     keys: ApiKeys | None = None

@@ -15,7 +15,14 @@ from ragvl.generator import Generator
 from ragvl.messages import shown
 from ragvl.mllm import check_reader, checked_caption_tokens
 from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
-from ragvl.retriever import DualEncoder, Retriever, check_encoder, check_index
+from ragvl.retriever import (
+    DocumentRetriever,
+    DualEncoder,
+    Fusion,
+    Retriever,
+    check_index,
+    open_index,
+)
 from ragvl.runtime import resolve_device, resolve_dtype
 from ragvl.server.settings import TINY_RERANKER
 
@@ -40,7 +47,7 @@ class Stages:
     """
 
     reranker: Reranker
-    retriever: Retriever | None = None
+    retriever: DocumentRetriever | None = None
     generator: Generator | None = None
     examples: tuple[str, ...] = ()
 
@@ -51,6 +58,8 @@ def load_stages(
     thresholds: str | Path | None = None,
     index: str | Path | None = None,
     encoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    fusion: Fusion | None = None,
     generator: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -62,37 +71,35 @@ def load_stages(
     Args:
         load_reranker: loads the reranker, whose arguments were checked; called last.
         thresholds: the folder of its saved thresholds, which requests can name then.
-        index: a folder that `Retriever.save` wrote.
-        encoder: the dual encoder that built it: a hub id or a folder.
+        index: a folder that `ragvl index` wrote; see `open_index`.
+        encoder: the dual encoder that built it, in place of the one that it remembers.
+        text_encoder: the same of the text encoder.
+        fusion: makes one order of both, in place of the one that was saved.
         generator: the generator: a hub id or a folder.
-        device: of encoder and generator.
+        device: of encoders and generator.
         dtype: of the generator.
         caption_tokens: of a caption, in the generator's prompts.
         date: what the generator's chat template takes for today.
 
     Raises:
-        ValueError: an index without an encoder or the other way round, or a model is of another
-            kind, or the index another encoder's or damaged.
+        ValueError: an encoder or a fusion without an index that has a use for it, or a model is of
+            another kind, or the index another encoder's or damaged.
         OSError: a model or the index is not there, or not whole.
     """
-    if index is None and encoder is not None:
-        raise ValueError(
-            f"the encoder {shown(encoder)} is of no use without an index: give --index"
-        )
-    if index is not None and encoder is None:
-        raise ValueError(
-            f"the index in {shown(index)} needs the encoder that built it: give --encoder"
-        )
+    of_index = {"encoder": encoder, "text_encoder": text_encoder, "fusion": fusion}
+    if index is None and (unused := [name for name, x in of_index.items() if x is not None]):
+        raise ValueError(f"{' and '.join(unused)}: of no use without an index: give --index")
     resolve_dtype(dtype, resolve_device(device))
     checked_caption_tokens(caption_tokens)
-    if index is not None and encoder is not None:
-        check_index(index)
-        check_encoder(encoder)
+    if index is not None:
+        check_index(index, encoder=encoder, text_encoder=text_encoder, fusion=fusion)
     if generator is not None:
         check_reader(generator)
     retriever = None
-    if index is not None and encoder is not None:
-        retriever = Retriever.load(index, DualEncoder.from_pretrained(encoder, device=device))
+    if index is not None:
+        retriever = open_index(
+            index, encoder=encoder, text_encoder=text_encoder, fusion=fusion, device=device
+        )
         if not len(retriever):
             raise ValueError(f"the index in {shown(index)} holds no documents")
     writer = None

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ragvl import Document, RagVL, Reranker, Retriever
 from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
-from ragvl.retriever import DualEncoder, IndexMismatchError
+from ragvl.retriever import DualEncoder, IndexMismatchError, ReciprocalRank
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import ASSETS, Stages, load_stages
 
@@ -53,7 +53,8 @@ def test_each_stage_is_loaded_where_it_is_named(index: Path) -> None:
     ("arguments", "problem"),
     [
         ({"encoder": ENCODER}, "of no use"),
-        ({"index": "index"}, "needs the encoder that built it"),
+        ({"index": "index", "text_encoder": ENCODER}, "not built of captions"),
+        ({"index": "index", "fusion": ReciprocalRank()}, "built of pictures alone"),
         ({"index": "nowhere", "encoder": ENCODER}, "holds no saved index"),
         ({"index": "cut", "encoder": ENCODER}, "size does not match"),
         ({"index": "index", "encoder": TINY_RERANKER}, "llava"),
