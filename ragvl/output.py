@@ -9,11 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from ragvl.messages import visible
+
+_LEAST_PATH = 24  # columns that a table leaves a path, if it is as long
 
 
 def print_table(
@@ -22,17 +26,20 @@ def print_table(
     *,
     title: str = "",
     numbers: Collection[str] = (),
+    paths: Collection[str] = (),
 ) -> None:
-    """Prints a table whose cells may hold any text; none of it is cut, or read as markup.
+    """Prints a table whose cells may hold any text, none of which is read as markup.
 
-    On a terminal it is drawn, and a cell that is too wide goes on in its next line. Elsewhere it is
-    the head and the rows, one a line whatever their width, with tabs between the cells.
+    On a terminal it is drawn, and a cell that is too wide goes on in its next line; of a path that
+    is too wide the front is left out. Elsewhere it is the head and the rows, one a line whatever
+    their width, with tabs between the cells.
 
     Args:
         columns: their names.
         rows: as many cells each.
         title: a line above the table.
         numbers: names of the columns that are aligned to the right.
+        paths: names of the columns that hold paths.
     """
     cells = [[visible(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -51,9 +58,30 @@ def print_table(
         table.add_column(
             Text(visible(name)), justify="right" if name in numbers else "left", overflow="fold"
         )
+    kinds = [_Path if name in paths else Text for name in columns]
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*(kind(cell) for kind, cell in zip(kinds, row, strict=True)))
     Console(file=sys.stdout).print(table)
+
+
+class _Path:
+    """A cell that ends in what tells it from others: the front goes where there is no room."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = cell_len(self._path)
+        return Measurement(min(width, _LEAST_PATH), width).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        path = self._path
+        if cell_len(path) > options.max_width:
+            room, start = options.max_width - 1, len(path)
+            while (room := room - cell_len(path[start - 1])) >= 0:
+                start -= 1
+            path = f"…{path[start:]}"
+        yield Text(path, no_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -144,16 +144,16 @@ def test_rerank_takes_texts_documents_and_a_picture_query(
     own.write_text("\n".join(map(json.dumps, lines)))
     documents = [
         Document(pictures[0]),
-        Document(text="The roof is red."),
         Document(parts=[Path(pictures[0]), "Seen twice.", Path(pictures[1])]),
         Document(text="Blue."),
+        Document(text="The roof is red."),
     ]
     command = ["rerank", "--model", str(tiny_model("qwen2_vl")), "--device", "cpu"]
-    command += ["--text", "The roof is red.", "--documents", str(own)]
+    command += ["--text", "The roof is red."]
     reranker = Reranker(tiny_mllm("qwen2_vl"))
     for text, picture in [("Is it red?", None), ("Is it this?", pictures[1]), ("", pictures[1])]:
         extra = [] if picture is None else ["--query-image", picture]
-        outcome = CliRunner().invoke(app, [*command, *extra, "--json", text, pictures[0]])
+        outcome = CliRunner().invoke(app, [*command, *extra, "--json", text, pictures[0], str(own)])
         assert outcome.exit_code == 0, outcome.output
         printed = json.loads(outcome.stdout)
         assert (printed["query"], printed.get("query_picture")) == (text, picture)
@@ -162,12 +162,11 @@ def test_rerank_takes_texts_documents_and_a_picture_query(
         scores = [results[i]["relevance"] for i in range(len(documents))]
         assert scores == pytest.approx(expected.tolist(), abs=1e-6)
         assert results[0]["picture"] == pictures[0]
-        assert results[1]["text"] == "The roof is red."
-        assert results[2]["id"] == "pair"
-        assert [list(part) for part in results[2]["parts"]] == [["picture"], ["text"], ["picture"]]
-        assert results[3]["text"] == "Blue."
+        assert results[1]["id"] == "pair"
+        assert [list(part) for part in results[1]["parts"]] == [["picture"], ["text"], ["picture"]]
+        assert [results[i]["text"] for i in (2, 3)] == ["Blue.", "The roof is red."]
         assert "missing picture: 1" in outcome.stderr
-    table = CliRunner().invoke(app, [*command, "Is it red?", pictures[0]], env={"COLUMNS": "300"})
+    table = CliRunner().invoke(app, [*command, "Is it red?", pictures[0], str(own)])
     shown = {line.split("\t")[0] for line in table.stdout.splitlines()[1:]}
     assert shown == {pictures[0], "'The roof is red.'", "pair", "'Blue.'"}
 
@@ -178,17 +177,90 @@ def test_rerank_refuses_what_it_has_no_place_for(
     model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
     for command, message in [
         (["", *pictures], "the query is empty"),
-        (["Red?"], "give pictures, --text or --documents"),
+        (["Red?"], "there is nothing to rank: name pictures, folders, or give --text"),
         (["Red?", *pictures, "--template", "newest"], "newest"),
         (["Red?", "--text", " "], "the text is empty"),
         (["Red?", *pictures, "--query-image", "lost.png"], "lost.png"),
         (["Red?", *pictures, "--instruction", "Judge."], "no place for the instruction"),
-        (["Red?", "--documents", "lost.jsonl"], "there is no lost.jsonl"),
+        (["Red?", "lost.jsonl"], "there is no lost.jsonl"),
     ]:
         failed = CliRunner().invoke(app, ["rerank", *command, *model])
         assert failed.exit_code == 1
         assert message in failed.stderr
         assert "Traceback" not in failed.output
+
+
+def test_rerank_takes_folders_patterns_and_lists_with_captions(
+    tiny_mllm: Callable[[str], MLLM],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    colors = {"a/red.png": "red", "a/deep/blue.png": "blue", "b/green.png": "green"}
+    for name, color in colors.items():
+        write_picture(tmp_path / name, color)
+    (tmp_path / "a" / "broken.png").write_bytes(b"no picture")
+    lines = (
+        "image,caption\nred.png,Red\nb/green.png,A green one\nb/green.png,Another\nlost.png,Lost\n"
+    )
+    (tmp_path / "a" / "captions.csv").write_text(lines)
+    (tmp_path / "own.jsonl").write_text('{"image": "a/red.png", "caption": "My own", "id": "own"}')
+    model = ["--model", str(tiny_model(ARCHITECTURES[0])), "--device", "cpu"]
+    command = ["rerank", "Is it red?", "a", "b/*.png", "own.jsonl", *model]
+    command += ["--captions", "a/captions.csv"]
+    outcome = CliRunner().invoke(app, [*command, "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    results = sorted(json.loads(outcome.stdout)["results"], key=lambda result: result["index"])
+    paths = ["a/deep/blue.png", "a/red.png", "b/green.png", "a/red.png"]
+    captions = [None, "Red", "A green one", "My own"]
+    assert [result["picture"] for result in results] == paths
+    assert [result.get("caption") for result in results] == captions
+    assert [result.get("id") for result in results] == ["deep/blue.png", "red.png", None, "own"]
+    documents = [Document(path, caption) for path, caption in zip(paths, captions, strict=True)]
+    expected = Reranker(tiny_mllm(ARCHITECTURES[0])).score([("Is it red?", d) for d in documents])
+    assert [result["relevance"] for result in results] == pytest.approx(expected.tolist(), abs=1e-6)
+    for line in (
+        "broken picture: 1",
+        "two captions: 1",
+        "files that are no pictures by their names: 1 .csv",
+        "a/captions.csv has captions for 2 of 4 pictures",
+    ):
+        assert line in outcome.stderr
+    table = CliRunner().invoke(app, command).stdout.splitlines()
+    assert table[0].split("\t") == ["document", "caption", "relevance", "kept"]
+    shown = {tuple(line.split("\t")[:2]) for line in table[1:]}
+    assert shown == {
+        ("a/deep/blue.png", ""),
+        ("a/red.png", "Red"),
+        ("b/green.png", "A green one"),
+        ("own", "My own"),
+    }
+
+
+def test_rerank_looks_at_every_path_before_it_loads_a_model(
+    pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "captions.csv").write_text("image,caption\nother.png,Other\n")
+    (tmp_path / "other.csv").write_text("picture,text\n")
+    for given, message in [
+        (["nowhere.png"], "there is no nowhere.png"),
+        (["*.jpeg"], "no file fits the pattern '*.jpeg'"),
+        (["note.png"], "'note.png' is not a picture that can be read here"),
+        (["https://example.org/a.png"], "URLs are not fetched: download it"),
+        (["empty"], "empty holds no documents"),
+        ([pictures[0], "--query-image", "nowhere.png"], "there is no such file"),
+        ([pictures[0], "--captions", "nowhere.csv"], "nowhere.csv is missing"),
+        ([pictures[0], "--captions", "other.csv"], "other.csv has no usable caption; 1 x broken"),
+        ([*pictures, "--captions", "captions.csv"], "captions.csv has a caption for none of the 2"),
+    ]:
+        failed = CliRunner().invoke(app, ["rerank", "Red?", *given, "--model", "/no/such/model"])
+        assert (failed.exit_code, failed.stdout) == (1, "")
+        assert message in failed.stderr
+        assert "Errno" not in failed.stderr and "/no/such/model" not in failed.stderr
 
 
 def test_warm_knows_documents_of_every_kind(
@@ -299,11 +371,11 @@ def test_warm_fills_a_cache_that_rerank_uses(
     again = CliRunner().invoke(app, ["warm", folder, *model, *cache])
     assert "0 built, 2 there already, 0 skipped" in again.output
     command = ["rerank", "Is it red?", *pictures, *model]
-    outcomes = [
-        CliRunner().invoke(app, [*command, *extra], env={"COLUMNS": "300"}) for extra in ([], cache)
-    ]
+    outcomes = [CliRunner().invoke(app, [*command, *extra]) for extra in ([], cache)]
     assert outcomes[0].stdout == outcomes[1].stdout
     assert outcomes[0].stdout.count(".png") == 2
+    assert "2 of 2 prefixes were in the cache\n" in outcomes[1].stderr
+    assert "in the cache" not in outcomes[0].stderr
 
 
 def test_warm_counts_and_names_what_it_cannot_read(

@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from ragvl.messages import visible
 from ragvl.output import print_json, print_table, say
@@ -35,10 +36,10 @@ def printed(rows: list, title: str = "") -> list[str]:
     return stream.getvalue().split("\n")[:-1]
 
 
-def on_a_terminal(rows: list, title: str = "") -> list[str]:
+def on_a_terminal(rows: list, title: str = "", paths: tuple[str, ...] = ()) -> list[str]:
     ours, theirs = pty.openpty()
     with open(theirs, "w", encoding="utf-8") as stream, redirect_stdout(stream):
-        print_table(("a", "b"), rows, title=title, numbers=("b",))
+        print_table(("a", "b"), rows, title=title, numbers=("b",), paths=paths)
         stream.flush()
         output = os.read(ours, 1 << 16)
     os.close(ours)
@@ -64,6 +65,29 @@ def test_on_a_narrow_terminal_a_long_cell_goes_on_in_the_next_line(
     lines = on_a_terminal([(path, "0.5")])
     assert all(len(line) <= 40 for line in lines)
     assert path in "".join(line[:33].strip() for line in lines)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 400])
+@pytest.mark.parametrize("letter", ["a", "\u6f22", "\u0301"])  # of one, two and no columns
+def test_of_a_path_that_is_too_long_the_front_is_left_out(
+    letter: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    paths = [f"/{letter * 100}/{name}.png" for name in ("mill", letter * 9)]
+    *_, first, second = [
+        line.strip()
+        for line in on_a_terminal([(path, "0.5") for path in paths], paths=("a",))
+        if "0.5" in line
+    ]
+    for line, path in ((first, paths[0]), (second, paths[1])):
+        shown, number = line.split()
+        assert number == "0.5"
+        assert cell_len(line) <= columns
+        if cell_len(path) + 20 < columns:
+            assert shown == path
+        else:
+            assert shown[0] == "…" and path.endswith(shown[1:]) and len(shown) > len("….png")
+            assert cell_len(shown) > columns - 20
 
 
 def test_json_is_ascii_and_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

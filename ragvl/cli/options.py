@@ -33,6 +33,14 @@ Modality = Annotated[
 
 Strict = Annotated[bool, typer.Option(help="Stop at the first problem with the data.")]
 
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        help="Pictures' captions: lines of image,caption under that header, paths from the file's "
+        "folder or the current one."
+    ),
+]
+
 CaptionTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Cut a longer caption to so many tokens; by default none is."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,13 +14,10 @@ from ragvl.cli.common import (
     parse_threshold,
     problem_figures,
 )
+from ragvl.cli.documents import CacheUse, content, say_captions, say_problems, table_name
 from ragvl.cli.groups import RerankerOptions, takes
-from ragvl.messages import quoted, shown
+from ragvl.messages import quoted
 from ragvl.output import print_json, print_table, say
-
-if TYPE_CHECKING:
-    from ragvl.data.document import Document
-    from ragvl.data.sources import Documents
 
 
 @takes(RerankerOptions)
@@ -29,16 +26,17 @@ def rerank(
     query: Annotated[
         str, typer.Argument(help="The question; '' where --query-image is all there is.")
     ],
-    images: Annotated[
-        list[str] | None, typer.Argument(help="Pictures: files, or data: URLs.")
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Pictures (files, data: URLs), folders of them, patterns such as 'a/*.jpg', JSONL "
+            "files with a document a line, data sets."
+        ),
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A text to order with them; may be given again.")
     ] = None,
-    documents: Annotated[
-        Path | None,
-        typer.Option(help="Others: a JSONL file, a folder of pictures, or a data set."),
-    ] = None,
+    captions: options.Captions = None,
     query_image: Annotated[
         str | None, typer.Option(help="The question's picture: a file, or a data: URL.")
     ] = None,
@@ -57,32 +55,49 @@ def rerank(
 ) -> None:
     """Order pictures, texts and documents of both by their relevance to a question."""
     with command_work("rerank"):
+        from ragvl.data.caption_file import CaptionFile
         from ragvl.data.document import Document
+        from ragvl.data.gathering import Gathered, Gathering
         from ragvl.data.query import Query
-        from ragvl.data.sources import Documents
+
+        # All that can be seen without a model, before the seconds that loading one takes
+        asked = Query(query or None, query_image, instruction=instruction)
+        for picture in asked.pictures:
+            picture.check_header()
+        if not (documents or text):
+            raise ValueError("there is nothing to rank: name pictures, folders, or give --text")
+        caption_file = None if captions is None else CaptionFile(captions)
+        gathering = Gathering(documents or (), caption_file)
+        if caption_file is not None:
+            caption_file.check_found()
+        every = [
+            *gathering.documents,
+            *(Gathered(Document(text=one), quoted(one)) for one in text or ()),
+        ]
+
         from ragvl.prefix_cache import PrefixCache
         from ragvl.reranker import checked_request
 
         limit = parse_threshold(threshold)
-        if not (images or text or documents):
-            raise ValueError("there is nothing to rank: give pictures, --text or --documents")
-        asked = Query(query or None, query_image, instruction=instruction)
-        given = [*(images or ()), *(Document(text=one) for one in text or ())]
-        listed = () if documents is None else Documents(documents)
-        every = checked_request(asked, [*given, *listed], top_k, limit)
+        listed = checked_request(asked, [one.document for one in every], top_k, limit)
         reranker = chosen.load(
             template=template,
             threshold=limit,
             prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
         )
-        ranked = reranker.rank(asked, every, top_k=top_k)
-    if isinstance(listed, Documents):
-        _say_problems(listed)
-    names = dict(enumerate(images or ()))  # as they were given
+        use = None
+        if cache is not None:
+            use = CacheUse(cache, reranker, [(asked, one) for one in listed])
+        ranked = reranker.rank(asked, listed, top_k=top_k)
+    say_problems(*gathering.sources)
+    if caption_file is not None:
+        say_captions(caption_file)
+    if use is not None:
+        use.say()
     if as_json:
         results = [
             {
-                **_content(result.document, names.get(result.index)),
+                **content(result.document, every[result.index].name),
                 "index": result.index,
                 "relevance": result.score,
                 "raw": result.raw,
@@ -95,53 +110,23 @@ def rerank(
                 "query": query,
                 **({} if query_image is None else {"query_picture": query_image}),
                 "threshold": reranker.threshold,
+                **({} if use is None else {"cache": use.figures()}),
                 "results": results,
             }
         )
         return
+    has_captions = any(result.document.caption for result in ranked)
     rows = [
         (
-            _shown_document(result.document, names.get(result.index)),
+            table_name(every[result.index].name),
+            *([result.document.caption or ""] if has_captions else []),
             f"{result.score:.4f}",
             "yes" if result.kept else "no",
         )
         for result in ranked
     ]
-    print_table(("document", "relevance", "kept"), rows, numbers=("relevance",))
-
-
-def _content(document: Document, given: str | None) -> dict[str, Any]:
-    """What a document is, as JSON has it; `given` is how a picture was named."""
-    name = {} if document.id is None else {"id": document.id}
-    if document.image is not None:
-        return {**name, "picture": document.path if given is None else given}
-    if document.text is not None:
-        return {**name, "text": document.text}
-    parts = [
-        {"text": part} if isinstance(part, str) else {"picture": part.path}
-        for part in document.parts
-    ]
-    return {**name, "parts": parts}
-
-
-def _shown_document(document: Document, given: str | None) -> str:
-    """A path in full; of a data: URL, and of a text, the beginning and the end."""
-    if given is not None:
-        return shown(given) if given[:5].lower() == "data:" else given
-    if document.id is not None:
-        return document.id
-    return "; ".join(
-        quoted(part) if isinstance(part, str) else part.path or "a picture"
-        for part in document.parts
-    )
-
-
-def _say_problems(documents: Documents) -> None:
-    for line in documents.problems.lines():
-        say(line, err=True)
-    if documents.passed_over:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in documents.passed_over.items())
-        say(f"files that are no pictures by their names: {kinds}", err=True)
+    columns = ("document", *(["caption"] if has_captions else []), "relevance", "kept")
+    print_table(columns, rows, numbers=("relevance",), paths=("document",))
 
 
 @takes(RerankerOptions)
@@ -163,6 +148,7 @@ def warm(
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     modality: options.Modality = None,
+    captions: options.Captions = None,
     caption_tokens: options.CaptionTokens = None,
     strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
     as_json: options.AsJson = False,
@@ -175,11 +161,17 @@ def warm(
     where that is everything.
     """
     with command_work("warm"):
+        from ragvl.data.caption_file import CaptionFile
         from ragvl.data.sources import Documents
+
+        caption_file = None if captions is None else CaptionFile(captions)
+        documents = Documents(
+            source, split=split, modality=modality, captions=caption_file, strict=strict
+        )
+
         from ragvl.prefix_cache import PrefixCache, format_bytes
 
         chosen.check()
-        documents = Documents(source, split=split, modality=modality, strict=strict)
         prefix_cache = PrefixCache(
             "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
         )
@@ -187,7 +179,9 @@ def warm(
             template=template, prefix_cache=prefix_cache, caption_tokens=caption_tokens
         )
         report = reranker.warm(documents, on_error="raise" if strict else "skip")
-    _say_problems(documents)
+    say_problems(documents)
+    if caption_file is not None:
+        say_captions(caption_file)
     skipped = report.skipped + documents.num_unusable
     num_bytes = prefix_cache.statistics()["disk"].bytes
     if as_json:

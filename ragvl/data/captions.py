@@ -79,7 +79,7 @@ class Captions(QuestionSet):
             raise ValueError(f"split={split!r}: {place(file)} is one split; name another file")
         self.name = ", ".join(filter(None, (file.stem, split, protocol)))
         self.problems = Problems(strict)
-        of_picture: dict[str, list[_Caption]] = {}
+        of_picture: dict[str, list[PictureCaption]] = {}
         for caption in _read(file, layout, split, self.problems):
             of_picture.setdefault(caption.picture, []).append(caption)
         if not of_picture:
@@ -95,7 +95,7 @@ class Captions(QuestionSet):
             self._check_folds(gone)
         self.check()
 
-    def _add(self, captions: list[_Caption]) -> bool:
+    def _add(self, captions: list[PictureCaption]) -> bool:
         """Takes a picture's captions, if the picture is there."""
         picture = captions[0].picture
         why = why_missing(self._folder, picture)
@@ -140,6 +140,46 @@ class Captions(QuestionSet):
         return folds
 
 
+class PictureCaption(NamedTuple):
+    """A caption.
+
+    Attributes:
+        picture: its picture's path, in the one spelling of `plain_path`.
+        text: the caption, not empty.
+        where: the place in its file.
+    """
+
+    picture: str
+    text: str
+    where: str
+
+
+def read_caption_lines(file: Path, problems: Problems) -> Iterator[PictureCaption]:
+    """Captions in lines of `image,caption`, under that header.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    lines = read_lines(file, problems)
+    _, header = next(lines, (0, ""))
+    if [name.strip() for name in header.split(",")] != ["image", "caption"]:
+        problems.add("broken file", f"{place(file)} does not begin with the line image,caption")
+        return
+    seen: set[tuple[str, str]] = set()
+    for number, line in lines:
+        where = place(file, number)
+        fields = _fields(line)
+        if fields is None:
+            problems.add("broken line", f"{where} is not image,caption: {brief_quoted(line)}")
+        elif not fields[1]:
+            problems.add("empty caption", f"{where}: {brief(fields[0])}")
+        elif fields in seen:
+            problems.add("duplicate caption", f"{where}: {brief(fields[0])}")
+        else:
+            seen.add(fields)
+            yield PictureCaption(*fields, where)
+
+
 _Layout = Literal["karpathy", "coco", "lines"]
 
 
@@ -171,12 +211,6 @@ def _json_layout(file: Path) -> _Layout | None:
     return "karpathy" if _KARPATHY.search(head) else None
 
 
-class _Caption(NamedTuple):
-    picture: str
-    text: str
-    where: str
-
-
 class _KarpathyImage(BaseModel):
     filename: Text
     filepath: String = ""
@@ -192,13 +226,15 @@ class _KarpathySentence(BaseModel):
     raw: String
 
 
-def _read(file: Path, layout: _Layout, split: str | None, problems: Problems) -> Iterator[_Caption]:
+def _read(
+    file: Path, layout: _Layout, split: str | None, problems: Problems
+) -> Iterator[PictureCaption]:
     if split is not None:
         return _read_karpathy(file, split, problems)
-    return _read_coco(file, problems) if layout == "coco" else _read_lines(file, problems)
+    return _read_coco(file, problems) if layout == "coco" else read_caption_lines(file, problems)
 
 
-def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[_Caption]:
+def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[PictureCaption]:
     seen: set[str] = set()
     for number, entry in read_json_entries(file, problems, key="images"):
         where = f"{place(file)}: image {number}"
@@ -218,7 +254,7 @@ def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[_Capt
             if caption is None:
                 continue
             if text := caption.raw.strip():
-                yield _Caption(image.path, text, at)
+                yield PictureCaption(image.path, text, at)
             else:
                 problems.add("empty caption", f"{at}: {brief(image.path)}")
 
@@ -236,7 +272,7 @@ class _CocoCaption(BaseModel):
     caption: String
 
 
-def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
+def _read_coco(file: Path, problems: Problems) -> Iterator[PictureCaption]:
     pictures: dict[str, str] = {}
     # What is wrong with the file as a whole is noted by the second reading
     for number, entry in read_json_entries(file, Problems(), key="images"):
@@ -256,30 +292,9 @@ def _read_coco(file: Path, problems: Problems) -> Iterator[_Caption]:
                 "broken caption", f"{where}: there is no image {brief_quoted(caption.image_id)}"
             )
         elif text := caption.caption.strip():
-            yield _Caption(pictures[caption.image_id], text, where)
+            yield PictureCaption(pictures[caption.image_id], text, where)
         else:
             problems.add("empty caption", f"{where}: {brief(pictures[caption.image_id])}")
-
-
-def _read_lines(file: Path, problems: Problems) -> Iterator[_Caption]:
-    lines = read_lines(file, problems)
-    _, header = next(lines, (0, ""))
-    if [name.strip() for name in header.split(",")] != ["image", "caption"]:
-        problems.add("broken file", f"{place(file)} does not begin with the line image,caption")
-        return
-    seen: set[tuple[str, str]] = set()
-    for number, line in lines:
-        where = place(file, number)
-        fields = _fields(line)
-        if fields is None:
-            problems.add("broken line", f"{where} is not image,caption: {brief_quoted(line)}")
-        elif not fields[1]:
-            problems.add("empty caption", f"{where}: {brief(fields[0])}")
-        elif fields in seen:
-            problems.add("duplicate caption", f"{where}: {brief(fields[0])}")
-        else:
-            seen.add(fields)
-            yield _Caption(*fields, where)
 
 
 def _fields(line: str) -> tuple[str, str] | None:

@@ -153,21 +153,22 @@ def default_max_pixels() -> int:
     return int(text)
 
 
-def encoded_size(data: bytes, *, name: str) -> tuple[int, int]:
+def encoded_size(source: bytes | str | os.PathLike[str], *, name: str) -> tuple[int, int]:
     """Width and height of an encoded picture by its header, which is all that is read.
 
     Args:
-        data: a file's bytes.
+        source: a file's bytes, or its path.
         name: what to call it in an error.
 
     Raises:
-        ImageError: it is empty, or no picture.
+        ImageError: it is empty, or no picture, or there is no such file.
     """
     try:
-        if not data:
-            raise ValueError(_EMPTY)
-        with Image.open(BytesIO(data), formats=formats()) as image:
-            return image.size
+        with _opened(source) as file:
+            if not file.read(1):
+                raise ValueError(_EMPTY)
+            with Image.open(file, formats=formats()) as image:
+                return image.size
     except MemoryError:
         raise
     except Exception as error:
@@ -212,11 +213,7 @@ def _decode(
     if isinstance(picture, Image.Image):
         return _from_pil(picture, start)
     with ExitStack() as opened:
-        file = (
-            BytesIO(picture)
-            if isinstance(picture, bytes)
-            else opened.enter_context(open_regular(picture, max_bytes=MAX_FILE_BYTES))
-        )
+        file = opened.enter_context(_opened(picture))
         if not file.read(1):
             raise ValueError(_EMPTY)
         image = opened.enter_context(Image.open(file, formats=formats()))
@@ -227,6 +224,12 @@ def _decode(
             image.draft(None, (image.width // factor, image.height // factor))
         image.load()
         return _turned(_to_rgb(image, side), _orientation(image))
+
+
+def _opened(source: bytes | str | os.PathLike[str]) -> BinaryIO:
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    return open_regular(source, max_bytes=MAX_FILE_BYTES)
 
 
 Start = Callable[[int, int], int | None]

@@ -17,7 +17,7 @@ from ragvl.data.image_sources import (
     describe,
     plain_source,
 )
-from ragvl.data.images import ImageError, decoded, load_image, why_unusable
+from ragvl.data.images import ImageError, decoded, encoded_size, load_image, why_unusable
 from ragvl.files import check_regular
 from ragvl.identity import bytes_name, file_bytes_name, pixels_name
 
@@ -75,6 +75,16 @@ class Picture:
                 check_regular(self.path, max_bytes=MAX_FILE_BYTES)
             except OSError as error:
                 raise ImageError(why_unusable(self.name, error)) from error
+
+    def check_header(self) -> None:
+        """Sees whether it is a picture by its file's header, without decoding it.
+
+        Raises:
+            ImageError: there is no such file, or it holds no picture that can be read here.
+        """
+        self.check_file()
+        if isinstance(self.image, bytes | str | os.PathLike):
+            encoded_size(self.image, name=self.name)
 
     def load(self) -> Image.Image:
         """It, in 8-bit RGB; thread-safe.

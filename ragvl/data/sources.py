@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ragvl.data.caption_file import CaptionFile
 from ragvl.data.document import Document
 from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
 from ragvl.data.images import formats
@@ -30,6 +31,7 @@ class Documents:
             `documents.jsonl`; or a data set that `open_questions` knows.
         split: of a data set; of a file of documents only those of this split, all by default.
         modality: of a data set; see `open_questions`.
+        captions: of pictures that have none of their own.
         strict: stop at the first problem; otherwise it is left out and noted in `problems`.
 
     Attributes:
@@ -47,6 +49,7 @@ class Documents:
         *,
         split: str | None = None,
         modality: Modality | None = None,
+        captions: CaptionFile | None = None,
         strict: bool = False,
     ) -> None:
         path = Path(source)
@@ -55,6 +58,7 @@ class Documents:
         if is_file(path / DOCUMENTS):
             path /= DOCUMENTS
         self._split = split
+        self._captions = captions
         self.problems = Problems(strict)
         self.passed_over: Counter[str] = Counter()
         self._source = path
@@ -97,6 +101,10 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         """The documents, in order."""
+        for document in self._uncaptioned():
+            yield document if self._captions is None else self._captions.captioned(document)
+
+    def _uncaptioned(self) -> Iterator[Document]:
         if self._questions is not None:
             yield from self._questions.documents()
         elif self._paths:
