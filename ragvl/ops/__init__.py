@@ -10,6 +10,7 @@ from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
 from ragvl.ops.residual_rms_norm import residual_rms_norm, residual_rms_norm_reference
 from ragvl.ops.rotary_embedding import rotary_embedding, rotary_embedding_reference
 from ragvl.ops.visual_weighted_cross_entropy import (
+    visual_gaps,
     visual_weighted_cross_entropy,
     visual_weighted_cross_entropy_reference,
     visual_weights,
@@ -31,6 +32,7 @@ __all__ = [
     "residual_rms_norm_reference",
     "rotary_embedding",
     "rotary_embedding_reference",
+    "visual_gaps",
     "visual_weighted_cross_entropy",
     "visual_weighted_cross_entropy_reference",
     "visual_weights",

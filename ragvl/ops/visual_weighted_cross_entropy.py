@@ -128,6 +128,20 @@ def visual_weighted_cross_entropy_reference(
     return (weights * losses).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
 
 
+def visual_gaps(rows: Tensor, rows_noisy: Tensor, label_rows: Tensor) -> Tensor:
+    """How far each label's logit falls when the picture is noised, (N,) float32 or float64.
+
+    Of the two branches' logits only the difference at the label counts; the bias cancels.
+
+    Args:
+        rows: (N, D) the labelled positions' hidden states.
+        rows_noisy: (N, D) those of the noised branch.
+        label_rows: (N, D) the rows of the head that belong to the labels.
+    """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return torch.linalg.vecdot(rows.to(dtype) - rows_noisy, label_rows.to(dtype))
+
+
 def visual_weights(gap: Tensor, sequence: Tensor, window: int) -> Tensor:
     """The mean of each gap and its neighbours in the same sequence, (N,).
 
@@ -212,10 +226,7 @@ def _visual_weighted_cross_entropy(
     sequence, position = (labels != ignore_index).nonzero(as_tuple=True)
     label = labels[sequence, position]
     rows = hidden[sequence, position]
-    # Of the two branches' logits only the difference at the label counts; the bias cancels
-    change = rows.to(dtype) - hidden_noisy[sequence, position]
-    gap = torch.linalg.vecdot(change, head_weight[label].to(dtype)).clamp_(low, high)
-    del change
+    gap = visual_gaps(rows, hidden_noisy[sequence, position], head_weight[label]).clamp_(low, high)
     weights = visual_weights(gap, sequence, window)
     weights /= weights.sum().clamp_min(torch.finfo(dtype).tiny)
 

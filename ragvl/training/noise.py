@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,21 @@ from transformers.utils import ModelOutput
 
 from ragvl.mllm import MLLM, Features, UnsupportedModelError
 from ragvl.mllm.vision import vision_pass
-from ragvl.ops import diffusion_noise, visual_weighted_cross_entropy
+from ragvl.ops import (
+    diffusion_noise,
+    visual_gaps,
+    visual_weighted_cross_entropy,
+    visual_weights,
+)
 from ragvl.ops.diffusion_noise import alphas_cumprod
 from ragvl.training.examples import IGNORE
+from ragvl.training.token_weights import TokenWeights
+
+NoiseKind = Literal["diffusion", "scaled", "gaussian", "drop"]
 
 _ROWS_AT_ONCE = 256  # whose logits are held while accuracy is counted
+_RELEASED_CLAMP = (1.0, 5.0)
+_RELEASED_WINDOW = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,9 @@ class NoiseSettings:
             otherwise drawn at random.
         token_level: what a second pass sees noised: "tokens", the projected visual tokens, which
             needs no second pass of the vision tower; "pixels"; "none", no second pass.
-        kind: "diffusion", the paper's; "gaussian", noise of the same strength against the signal
+        kind: "diffusion", the paper's, which supposes features of unit variance; "scaled", the same
+            with noise of the features' own standard deviation, so that a timestep takes the same
+            share of any model's signal; "gaussian", noise of the same strength against the signal
             added to what is left as large as it is; "drop", visual tokens put to zero, as many of
             them as the share of the signal's power that diffusion takes.
         timestep: how much noise, 0 to 999, in every kind.
@@ -45,7 +57,7 @@ class NoiseSettings:
     data_level: int = 0
     hard_negatives: bool = True
     token_level: Literal["none", "pixels", "tokens"] = "none"
-    kind: Literal["diffusion", "gaussian", "drop"] = "diffusion"
+    kind: NoiseKind = "diffusion"
     timestep: int = 500
     clamp_low: float = 1.0
     clamp_high: float = 5.0
@@ -59,8 +71,9 @@ class NoiseSettings:
             raise ValueError(
                 f"token_level={self.token_level!r}: expected 'none', 'pixels' or 'tokens'"
             )
-        if self.kind not in ("diffusion", "gaussian", "drop"):
-            raise ValueError(f"kind={self.kind!r}: expected 'diffusion', 'gaussian' or 'drop'")
+        if self.kind not in get_args(NoiseKind):
+            *others, last = map(repr, get_args(NoiseKind))
+            raise ValueError(f"kind={self.kind!r}: expected {', '.join(others)} or {last}")
         if self.kind == "drop" and self.token_level == "pixels":
             raise ValueError("kind='drop' drops visual tokens; there are none among the pixels")
         if not 0 <= self.timestep < 1000:
@@ -86,7 +99,7 @@ ARMS = {
 }
 
 
-def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
+def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
     """Makes `mllm.model` return its training loss where it is given labels.
 
     The loss is computed inside the forward pass, so that whatever wraps the model (PEFT, DDP, FSDP,
@@ -97,6 +110,10 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
     Args:
         mllm: changed in place. `uninstall_loss` undoes it.
         noise: what is noised.
+
+    Returns:
+        What gathers the weights of the answers' tokens, on this process; empty without a noised
+        pass.
 
     Raises:
         UnsupportedModelError: the model's logits are more than its head on its last hidden states.
@@ -109,6 +126,7 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
     uninstall_loss(mllm)
     model: Any = mllm.model
     plain_forward = model.forward
+    token_weights = TokenWeights()
 
     @functools.wraps(plain_forward)
     def forward(*args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
@@ -131,12 +149,15 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> None:
                 noisy = model.base_model(**inputs).last_hidden_state
         head = _head(model, mllm.head.scale, hidden)
         if model.training:
+            if token_level != "none":
+                _note_weights(token_weights, hidden.detach(), noisy, targets, head[0], noise)
             return ModelOutput(loss=_loss(hidden, noisy, targets, *head, noise))
         loss = _loss(hidden, noisy, targets, *head, ARMS["plain"])
         return ModelOutput(loss=loss, logits=_answered_right(hidden, targets, *head))
 
     # On the object, since its class's forward is what others of that class keep
     model.forward = forward
+    return token_weights
 
 
 def uninstall_loss(mllm: MLLM) -> None:
@@ -160,12 +181,47 @@ def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tenso
     Returns:
         The loss, () float32.
     """
-    gap = (logits[..., 0] - noisy_logits[..., 0]).detach().float().clamp(1, 5).flatten()
-    weights = F.avg_pool1d(gap[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    gap = (logits[..., 0] - noisy_logits[..., 0]).detach().float().flatten()
+    weights = _released_weights(gap)
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )
     return (losses * weights).sum() / (weights.sum() + 1e-6)
+
+
+def _released_weights(gap: Tensor) -> Tensor:
+    """Weights of all positions of a batch in one row, (B * T,), from their gaps."""
+    clamped = gap.clamp(*_RELEASED_CLAMP)[None]
+    reach = _RELEASED_WINDOW // 2
+    return F.avg_pool1d(
+        clamped, _RELEASED_WINDOW, stride=1, padding=reach, count_include_pad=False
+    )[0]
+
+
+@torch.no_grad()
+def _note_weights(
+    token_weights: TokenWeights,
+    hidden: Tensor,
+    noisy: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    noise: NoiseSettings,
+) -> None:
+    """Adds a batch's labelled tokens to `token_weights`, as the loss weighs them."""
+    labelled = targets != IGNORE
+    if noise.as_released:
+        rows, noisy_rows = (x.to(weight.dtype).flatten(0, 1) for x in (hidden, noisy))
+        gap = visual_gaps(rows, noisy_rows, weight[0].expand_as(rows))
+        counted = labelled.flatten()
+        token_weights.add(gap[counted], _released_weights(gap)[counted], *_RELEASED_CLAMP)
+        return
+    sequence, position = labelled.nonzero(as_tuple=True)
+    label = targets[sequence, position]
+    rows, noisy_rows = (x[sequence, position].to(weight.dtype) for x in (hidden, noisy))
+    gap = visual_gaps(rows, noisy_rows, weight[label])
+    low, high = noise.clamp_low, noise.clamp_high
+    weights = visual_weights(gap.clamp(low, high), sequence, noise.window)
+    token_weights.add(gap, weights, low, high)
 
 
 def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
@@ -177,6 +233,13 @@ def _noised(x: Tensor, noise: NoiseSettings) -> Tensor:
     if noise.kind == "diffusion":
         return diffusion_noise(x, timestep=noise.timestep, seed=seed)
     kept = float(alphas_cumprod()[noise.timestep])  # of the signal's power
+    if noise.kind == "scaled":
+        # Of a picture's tokens, or of one of its colours
+        own = x.float().std(dim=(-2, -1), keepdim=True)
+        drawn = diffusion_noise(
+            torch.zeros_like(x, dtype=torch.float32), timestep=noise.timestep, seed=seed
+        )
+        return (kept**0.5 * x.float() + own * drawn).to(x.dtype)
     generator = torch.Generator(x.device).manual_seed(seed)
     if noise.kind == "drop":
         stays = torch.rand(x.shape[:-1], generator=generator, device=x.device) < kept

@@ -25,6 +25,7 @@ from ragvl.model_files import (
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
+from ragvl.training.token_weights import TokenWeights
 
 _RUN_FILE = "ragvl_run.json"  # whose run a folder holds, and whether its model is whole
 _STATE_FILE = "trainer_state.json"
@@ -69,7 +70,9 @@ def train(
             given those before it.
 
     Returns:
-        Trainer's figures: train_loss, train_runtime, ...
+        Trainer's figures: train_loss, train_runtime, ... With noise at the token level its log, and
+        at the end ragvl_run.json, say how the answers' tokens were weighed (`TokenWeights`; of the
+        first process, since training was last taken up).
 
     Raises:
         ResumeError: the folder, or the checkpoint, belongs to another run, or it holds one and
@@ -93,12 +96,23 @@ def train(
     mllm.release_weights()  # they move to Trainer's device
     with arguments.main_process_first():  # the others find the file, which is the same
         checkpoint = _claim_folder(arguments, run)
-    install_loss(mllm, noise)
+    token_weights = install_loss(mllm, noise)
     try:
-        figures = _train(mllm, arguments, examples, lora, freeze_vision, eval_examples, checkpoint)
+        figures = _train(
+            mllm,
+            arguments,
+            examples,
+            lora,
+            freeze_vision,
+            eval_examples,
+            checkpoint,
+            token_weights,
+        )
     finally:
         uninstall_loss(mllm)
     if arguments.process_index == 0:
+        if weighed := token_weights.total():
+            run["token_weights"] = weighed
         _note_run(Path(str(arguments.output_dir)), run, finished=True)
     return figures
 
@@ -116,6 +130,7 @@ def _train(
     freeze_vision: bool,
     eval_examples: Dataset[Example] | None,
     checkpoint: str | None,
+    token_weights: TokenWeights,
 ) -> dict[str, float]:
     model = trainable(mllm, lora, freeze_vision=freeze_vision)
     arguments.remove_unused_columns = False  # examples are no tensors yet
@@ -129,6 +144,7 @@ def _train(
         processing_class=mllm.prompting.processor,
         compute_metrics=_accuracy,
     )
+    trainer.token_weights = token_weights
     # The loss is a mean over each batch, however many labels it has
     trainer.model_accepts_loss_kwargs = False
     try:
@@ -151,6 +167,13 @@ def _train(
 
 
 class _Trainer(Trainer):
+    token_weights: TokenWeights
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs |= self.token_weights.recent()
+        super().log(logs, *args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():  # before the optimizer's step; Trainer reads the loss as well

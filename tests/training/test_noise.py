@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -252,6 +253,59 @@ def test_another_step_draws_other_noise_and_the_seed_repeats_it(
     assert len(set(runs[0])) == 3
 
 
+@pytest.mark.parametrize(
+    "noise", [TOKENS, replace(TOKENS, window=1, clamp_high=1e-3), ARMS["release"]], ids=str
+)
+def test_the_weights_of_the_answers_tokens_are_gathered(
+    noise: NoiseSettings, fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    """Against whole logits of both passes; two batches, so that sums are over both."""
+    mllm = fresh("internvl")
+    model = mllm.model.train()
+    batch = batch_of(mllm, questions)
+    inputs, labels = without_labels(batch), batch["labels"]
+    received = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, kwargs: received.append(kwargs["inputs_embeds"].detach()),
+        with_kwargs=True,
+    )
+    gathered = install_loss(mllm, noise)
+    assert gathered.total() == {}
+    for _ in range(2):
+        model(**batch)
+    handle.remove()
+    gaps, weights, low, high = [], [], noise.clamp_low, noise.clamp_high
+    for clean, noisy in zip(received[::2], received[1::2], strict=True):
+        logits, noisy_logits = (
+            model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).logits
+            for embeds in (clean, noisy)
+        )
+        fall = (logits - noisy_logits).detach()
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        if noise.as_released:  # column 0 at every position of the batch in one row
+            rows, counts = [fall[..., 0].flatten()], [targets.flatten() != IGNORE]
+        else:
+            at_label = fall.gather(2, targets.clamp_min(0)[..., None])[..., 0]
+            rows = [row[target != IGNORE] for row, target in zip(at_label, targets, strict=True)]
+            counts = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        for row, counted in zip(rows, counts, strict=True):
+            clamped, reach = row.clamp(low, high).tolist(), noise.window // 2
+            near = [clamped[max(0, i - reach) : i + reach + 1] for i in range(len(row))]
+            gaps += row[counted].tolist()
+            weights += torch.tensor([sum(n) / len(n) for n in near])[counted].tolist()
+    expected = {
+        "weighted_tokens": len(gaps),
+        "weights_at_floor": np.mean(np.array(gaps) <= low),
+        "weights_at_ceiling": np.mean(np.array(gaps) >= high),
+        "visual_gap": np.mean(gaps),
+        "token_weight": np.mean(weights),
+        "token_weight_spread": np.std(weights) / np.mean(weights),
+    }
+    assert gathered.recent() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert gathered.recent() == {}
+    assert gathered.total() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 def test_a_batch_without_pictures_has_nothing_to_noise(fresh: Callable[[str], MLLM]) -> None:
     mllm = fresh("llava")
     prompt = mllm.prompting.encode_prompt(mllm.prompting.render("Is it a mill?"))
@@ -374,6 +428,7 @@ def test_the_arm_release_trains_with_that_loss(
         ({"data_level": -1}, "data_level=-1"),
         ({"token_level": "everything"}, "token_level='everything'"),
         ({"timestep": 1000}, "timestep=1000"),
+        ({"kind": "loud"}, "kind='loud': expected 'diffusion', 'scaled', 'gaussian' or 'drop'"),
         ({"clamp_low": 0.0}, "clamp_low=0"),
         ({"clamp_low": 6.0}, "clamp_low=6"),
         ({"clamp_high": float("nan")}, "clamp_high=nan"),
@@ -384,6 +439,24 @@ def test_the_arm_release_trains_with_that_loss(
 def test_settings_out_of_range(settings: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         NoiseSettings(**settings)
+
+
+@pytest.mark.parametrize("timestep", [0, 500, 999])
+def test_scaled_noise_has_each_pictures_own_spread(timestep: int) -> None:
+    """The same picture is as noisy whatever it is multiplied with; one of one value stays so."""
+    torch.manual_seed(0)
+    picture = torch.randn(300, 64) + 1
+    x = torch.stack([picture, 2.5 * picture, torch.full_like(picture, 3.0)])
+    settings = NoiseSettings(token_level="tokens", kind="scaled", timestep=timestep)
+    noised = _noised(x, settings)
+    kept = float(alphas_cumprod()[timestep])
+    added = noised - kept**0.5 * x
+    for i, factor in ((0, 1.0), (1, 2.5)):
+        assert added[i].std().item() == pytest.approx(factor * (1 - kept) ** 0.5, rel=0.02)
+        assert added[i].mean().item() == pytest.approx(0, abs=0.02 * factor)
+    assert noised[2].equal(kept**0.5 * x[2])
+    half = _noised(x.bfloat16(), settings)
+    assert half.dtype == torch.bfloat16 and half.isfinite().all()
 
 
 @pytest.mark.parametrize("timestep", [0, 500, 999])

@@ -94,6 +94,26 @@ def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_pa
         assert saved.generate([prompt], max_new_tokens=16) == [example.answer]
 
 
+def test_what_the_noise_did_to_the_weights_is_noted(
+    fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
+) -> None:
+    """Step by step in the log, and over all of them in the run's record."""
+    for name in ("plain", "token"):
+        mllm = fresh()
+        examples = AnswerExamples(questions, mllm.prompting)
+        train(mllm, arguments(tmp_path / name), examples, noise=ARMS[name])
+    steps = [entry for entry in history(tmp_path / "token") if "loss" in entry]
+    noted = json.loads((tmp_path / "token" / "ragvl_run.json").read_text())["token_weights"]
+    assert len(steps) == 4
+    tokens = [entry["weighted_tokens"] for entry in steps]
+    assert sum(tokens) == noted["weighted_tokens"] > 0
+    for measure in ("weights_at_floor", "visual_gap", "token_weight"):
+        total = sum(n * entry[measure] for n, entry in zip(tokens, steps, strict=True))
+        assert total / sum(tokens) == pytest.approx(noted[measure], rel=1e-4, abs=1e-6)
+    assert "token_weights" not in json.loads((tmp_path / "plain" / "ragvl_run.json").read_text())
+    assert all("token_weight" not in entry for entry in history(tmp_path / "plain"))
+
+
 @pytest.mark.parametrize("arm", ["both", "release"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(
