@@ -1,0 +1,93 @@
+"""Packages are fetched by pip, checked, and asked for by name where they are not to be had."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from real.layout import Layout
+from real.packages import PACKAGES, MissingPackagesError, Package, fetch, path_of
+from tiny_packages import write_deb, write_wheel
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that pip finds packages in."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def _package(path: Path, **changes: str) -> Package:
+    described = {
+        "name": "leaves",
+        "version": "1.0",
+        "registry": "pypi",
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": "MIT",
+        "holds": "leaves",
+    }
+    return Package(megabytes=0.1, **{**described, **changes})
+
+
+def test_package_is_fetched_once_and_its_licence_kept(index: Path, tmp_path: Path) -> None:
+    wheel = write_wheel(index, "leaves", {"leaves/a.txt": b"a"})
+    package, layout = _package(wheel), Layout(tmp_path / "real")
+    fetch(layout, [package])
+    assert (layout.packages / wheel.name).read_bytes() == wheel.read_bytes()
+    assert (layout.licences / "leaves" / "LICENSE").read_text() == "do as you like"
+    assert [path.name for path in layout.packages.iterdir()] == [wheel.name]
+
+    wheel.unlink()
+    fetch(layout, [package])  # it is there
+
+
+def test_missing_packages_are_named_together(index: Path, tmp_path: Path) -> None:
+    wheel = write_wheel(index, "leaves", {})
+    there, gone = _package(wheel), _package(wheel, name="no-such-leaves", file="gone.whl")
+    layout = Layout(tmp_path / "real")
+    with pytest.raises(MissingPackagesError) as caught:
+        fetch(layout, [gone, _package(wheel, version="2.0", file="two.whl"), there])
+    message = str(caught.value)
+    assert "pip download --quiet --no-deps no-such-leaves==1.0" in message
+    assert "leaves==2.0" in message
+    assert f"put gone.whl into {layout.packages}" in message
+    assert (layout.packages / there.file).exists()
+
+
+def test_other_content_is_not_taken(index: Path, tmp_path: Path) -> None:
+    wheel = write_wheel(index, "leaves", {})
+    layout = Layout(tmp_path / "real")
+    with pytest.raises(MissingPackagesError, match="another sha256"):
+        fetch(layout, [_package(wheel, sha256="0" * 64)])
+    assert not (layout.packages / wheel.name).exists()
+
+    layout.packages.joinpath(wheel.name).write_bytes(b"put here by hand")
+    with pytest.raises(MissingPackagesError, match="is another file"):
+        fetch(layout, [_package(wheel)])
+    assert layout.packages.joinpath(wheel.name).read_bytes() == b"put here by hand"
+
+
+def test_file_put_there_by_hand_needs_no_client(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "real")
+    layout.packages.mkdir(parents=True)
+    deb = write_deb(layout.packages / "a_1_all.deb", {"usr/share/doc/a/copyright": b"GPL-2"})
+    fetch(layout, [_package(deb, registry="debian", name="a")])
+    assert (layout.licences / "a" / "copyright").read_text() == "GPL-2"
+
+
+def test_path_of_what_was_not_fetched_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingPackagesError, match=r"apt-get download gcompris-qt-data=3\.1-2"):
+        path_of("gcompris-qt-data", Layout(tmp_path))
+    with pytest.raises(KeyError):
+        path_of("unknown", Layout(tmp_path))
+
+
+def test_pinned_packages_are_told_apart() -> None:
+    assert len({package.name for package in PACKAGES}) == len(PACKAGES)
+    assert len({package.file for package in PACKAGES}) == len(PACKAGES)
+    assert all(len(bytes.fromhex(package.sha256)) == 32 for package in PACKAGES)
