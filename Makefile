@@ -8,7 +8,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo serve test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
-    bench-gpu-train evaluate ablation tables tiny-models clean
+    bench-gpu-train evaluate ablation real tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -121,6 +121,9 @@ evaluate: $(VENV)/.dev ## Evaluate the shipped models on places and charts, with
 ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on two cores; goes on)
 	$(RUN)/ablation.sh
 	$(MAKE) tables
+
+real: $(VENV)/.dev ## Fetch real pictures and weights by name, and make question sets of them (goes on)
+	$(RUN)/real.sh
 
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
 	$(BIN)/python benchmarks/render.py
