@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -37,6 +37,12 @@ MAX_ASPECT_RATIO = 200  # resizing the shorter side of a longer strip would make
 # A larger picture is made smaller while it is read where a model keeps far less of it; a smaller
 # one never, so that its scores are what they would be without
 REDUCE_ABOVE = 2**25  # pixels
+# A part of what caches are named by: another one wherever a picture's pixels may come out otherwise
+DECODING = 2
+# A picture's visible pixels lie on white, or on grey where they are on average so near to white, in
+# their farthest channel, that little would be seen of them. Grey shows black outlines as well
+_WHITE, _GREY = (255, 255, 255), (128, 128, 128)
+_STANDS_OUT = 0.2  # of the way from white to black
 _PROBE_SIDE = 2048  # pixels
 _EMPTY = "it is empty (0 bytes)"
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where PIL keeps EXIF
@@ -76,8 +82,9 @@ def load_image(
 ) -> Image.Image:
     """The picture as a new 8-bit RGB image, turned as its EXIF orientation says.
 
-    Of an animation the first frame is taken. What is transparent becomes white. 16-bit and float
-    pictures are scaled to 8 bits. Safe to call from several threads; PIL's global settings are
+    Of an animation the first frame is taken. What is transparent becomes white, or grey where the
+    rest is so pale that it would hardly stand out. 16-bit and float pictures are scaled to 8 bits.
+    Safe to call from several threads; PIL's global settings are
     left alone, and `source` is not changed.
 
     Args:
@@ -298,13 +305,31 @@ def _assembled(
     width, height = size
     factor = _factor(size, side)
     rows = max(1, _STRIP_PIXELS // (width * factor)) * factor
-    if rows >= height:
-        return _reduced(_strip_to_rgb(strip(0, height)), factor)
+    tops = range(0, height, rows)
+
+    def part(top: int) -> Image.Image:
+        return strip(top, min(top + rows, height))
+
+    ground = _ground(map(part, tops))
+    if len(tops) == 1:
+        return _reduced(_strip_to_rgb(part(0), ground), factor)
     whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    for top in range(0, height, rows):
-        part = _strip_to_rgb(strip(top, min(top + rows, height)))
-        whole.paste(_reduced(part, factor), (0, top // factor))
+    for top in tops:
+        whole.paste(_reduced(_strip_to_rgb(part(top), ground), factor), (0, top // factor))
     return whole
+
+
+def _ground(parts: Iterable[Image.Image]) -> tuple[int, int, int]:
+    """The color to lay a picture on by its visible pixels, those seen in part counted in part."""
+    seen = away = 0
+    for part in parts:
+        if not part.has_transparency_data:  # nor has any other
+            return _WHITE
+        pixels = np.asarray(_eight_bit(part).convert("RGBA"))
+        alpha = pixels[:, :, 3].astype(np.uint32)
+        seen += int(alpha.sum(dtype=np.uint64))
+        away += int((alpha * (255 - pixels[:, :, :3].min(axis=2))).sum(dtype=np.uint64))
+    return _GREY if away < _STANDS_OUT * 255 * seen else _WHITE
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
@@ -347,17 +372,21 @@ def _turned(rgb: Image.Image, orientation: Any) -> Image.Image:
     return rgb
 
 
-def _strip_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bit(image)
-    elif image.mode == "F":
-        image = Image.fromarray(_from_unit_interval(np.asarray(image)))
-    elif image.mode == "La":  # premultiplied; PIL converts it to nothing else
-        image = image.convert("LA")
+def _strip_to_rgb(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
+    image = _eight_bit(image)
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        under = Image.new("RGBA", image.size, ground)
+        image = Image.alpha_composite(under, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """In a mode that PIL converts to RGB and RGBA."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if image.mode == "F":
+        return Image.fromarray(_from_unit_interval(np.asarray(image)))
+    return image.convert("LA") if image.mode == "La" else image  # premultiplied
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -366,10 +395,10 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise ValueError(f"its pixels span {low}..{high}; at most 16 bits (0..65535) are read")
-    scaled = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(value / 257)
+    scaled = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # rounded
     if (transparent := image.info.get("transparency")) is not None:
-        scaled[values == transparent] = 255
-    return Image.fromarray(scaled)
+        scaled.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return scaled
 
 
 def _from_unit_interval(values: np.ndarray) -> np.ndarray:

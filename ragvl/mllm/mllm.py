@@ -21,6 +21,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_flash_attn_2_available
 
 from ragvl.checkpoints import find_checkpoint
+from ragvl.data.images import DECODING
 from ragvl.files import expand_user
 from ragvl.identity import config_content, library_versions, name_of, tokenizer_content
 from ragvl.messages import shown
@@ -356,8 +357,8 @@ class MLLM:
         """Names what the model is computed with, as far as it changes bits.
 
         This is the attention implementation of each of its parts, the kind of device, the precision
-        of float32 products, the versions of the libraries, whether dropout is on, and other code of
-        the layers than their own.
+        of float32 products, the versions of the libraries, how pictures are decoded, whether
+        dropout is on, and other code of the layers than their own.
         """
         layers = code_in_force(self.decoder.layers)
         attention = [config._attn_implementation for config in _configs(self.model.config)]
@@ -367,6 +368,7 @@ class MLLM:
             self.device.type,
             float32_precision(self.device),
             library_versions(),
+            DECODING,
             self.model.training,
             *([] if layers == "eager" else [layers]),
         )

@@ -120,6 +120,55 @@ class TestModes:
         assert (result[0, 0] == 255).all()
         assert (result[-1, -1] != 255).any()
 
+    @pytest.mark.parametrize(
+        "given_as",
+        [np.asarray, Image.fromarray, lambda array: encoded(Image.fromarray(array), "PNG")],
+        ids=["array", "image", "file"],
+    )
+    @pytest.mark.parametrize(
+        ("shade", "ground"),
+        [((255, 255, 255), 128), ((225, 240, 255), 128), ((255, 255, 0), 255), ((0, 0, 0), 255)],
+    )
+    def test_pale_things_lie_on_grey_so_that_they_are_seen(self, given_as, shade, ground):
+        pixels_in = np.zeros((20, 30, 4), np.uint8)  # clear black
+        pixels_in[5:15, 5:25] = (*shade, 255)
+        result = pixels(given_as(pixels_in))
+        assert (result[5:15, 5:25] == shade).all()
+        assert (result[:5] == ground).all()
+
+    def test_a_dark_outline_is_not_enough_and_half_of_the_picture_is(self):
+        for dark, ground in ((1, 128), (10, 255)):  # rows of 20
+            pixels_in = np.full((30, 30, 4), 255, np.uint8)
+            pixels_in[20:] = 0
+            pixels_in[:dark, :, :3] = 0
+            assert (pixels(pixels_in)[20:] == ground).all()
+
+    def test_what_is_seen_in_part_counts_in_part(self):
+        # Faint black all over, with white things in it: white by what is seen
+        pixels_in = np.zeros((10, 10, 4), np.uint8)
+        pixels_in[..., 3] = 10
+        pixels_in[:5] = 255
+        assert (pixels(pixels_in)[:5] == 255).all()
+        assert (pixels(pixels_in)[5:] == pixels(pixels_in)[9, 9]).all()
+        assert pixels(pixels_in)[9, 9, 0] < 128
+
+    def test_a_clear_picture_is_white(self):
+        assert (pixels(np.zeros((4, 4, 4), np.uint8)) == 255).all()
+
+    def test_one_ground_lies_under_all_of_a_large_picture(self):
+        # Each strip for itself would choose another: the upper half is white, the lower one black
+        pixels_in = np.zeros((2100, 1000, 4), np.uint8)
+        pixels_in[:1050, 100:] = 255
+        pixels_in[1050:, 100:, 3] = 255
+        assert (pixels(pixels_in)[:, :100] == 255).all()
+        pixels_in[1060:] = 0  # now almost all that is seen is white
+        assert (pixels(pixels_in)[:, :100] == 128).all()
+
+    def test_a_16_bit_color_key(self):
+        image = Image.fromarray(np.array([[65535, 7, 65000]], np.uint16))
+        result = pixels(encoded(image, "PNG", transparency=7))
+        np.testing.assert_array_equal(result[0, :, 0], [255, 128, 253])
+
     def test_one_bit(self):
         image = Image.fromarray(RAMP > 127)
         assert image.mode == "1"
