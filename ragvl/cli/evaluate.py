@@ -79,8 +79,9 @@ def evaluate(
         names = names or ["natural", *(saved.values if saved else ())]
         for name in names:
             resolve_threshold(name, saved)
+        pools = distinct_pools(data_set) if pool == "both" else (pool,)
         settings = chosen.settings(
-            pools=distinct_pools(data_set) if pool == "both" else (pool,),
+            pools=pools,
             thresholds=names,
             noise_ratio=noise_ratio,
             seed=seed,
@@ -113,6 +114,8 @@ def evaluate(
         print_json(to_json(result))
         return
     print_figures(result)
+    if pool == "both" and len(pools) == 1:
+        say("every document is gold to some question: the gold pool is the full one")
     say(f"{out / 'report.html'} has plots and wrong cases")
 
 

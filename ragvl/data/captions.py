@@ -77,7 +77,9 @@ class Captions(QuestionSet):
             split = split or "test"
         elif split is not None:
             raise ValueError(f"split={split!r}: {place(file)} is one split; name another file")
-        self.name = ", ".join(filter(None, (file.stem, split, protocol)))
+        # Published files have names of their own; others are called captions.txt, and tell nothing
+        folder = file.resolve().parent.name if layout == "lines" else None
+        self.name = ", ".join(filter(None, (folder, file.stem, split, protocol)))
         self.problems = Problems(strict)
         of_picture: dict[str, list[PictureCaption]] = {}
         for caption in _read(file, layout, split, self.problems):

@@ -206,7 +206,8 @@ class JsonlQuestions(QuestionSet):
 
     def __init__(self, file: str | Path, *, strict: bool = False) -> None:
         path = existing(Path(file), "expected a JSONL file, one question a line")
-        self.name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        split = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.name = f"{path.resolve().parent.name}, {split}"
         self.problems = Problems(strict)
         self._folder = path.parent
         self._listings = Listings()
@@ -217,7 +218,7 @@ class JsonlQuestions(QuestionSet):
         self._gold: dict[str, None] = {}
         self._listed = _Listed()
         if path.name != DOCUMENTS and is_file(self._folder / DOCUMENTS):
-            self._read_listed(self._folder / DOCUMENTS, split=self.name)
+            self._read_listed(self._folder / DOCUMENTS, split=split)
         self.questions: list[Question] = []
         seen: set[str] = set()
         for number, text in read_lines(path, self.problems):

@@ -20,6 +20,7 @@ from ragvl.evaluation.answering import GOLD, RETRIEVED
 from ragvl.evaluation.cases import pick_cases
 from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.result import EvaluationResult
+from ragvl.evaluation.settings import distinct_pools
 from ragvl.evaluation.tables import answer_measures, interval, percent, signed
 from ragvl.messages import shown
 
@@ -77,6 +78,7 @@ def write_report(
     documents = {str(document.id): document for document in evaluation.source.documents(ids=wanted)}
     page = environment.from_string(source).render(
         result=evaluation.result,
+        every_document_is_gold=len(distinct_pools(evaluation.source)) == 1,
         plots=[(title, Markup(plot)) for title, plot in draw_plots(evaluation.result).items()],
         cases=picked,
         which=cases,

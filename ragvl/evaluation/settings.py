@@ -75,6 +75,6 @@ class EvaluationSettings:
 
 
 def distinct_pools(source: QuestionSet) -> tuple[Pool, ...]:
-    """Both pools; the full one alone where the two are the same, as of captions."""
+    """Both pools; the full one alone where every document is gold, as of captions."""
     same = set(source.document_ids()) == set(source.document_ids("gold"))
     return ("full",) if same else POOLS

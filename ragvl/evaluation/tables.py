@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult
+from ragvl.evaluation.result import Comparison, EvaluationResult, Figure, PoolResult
 from ragvl.output import print_table, say
 
 _HEADS = {"precision": "prec.", "f1": "F1", "ndcg@10": "nDCG@10", "mrr": "MRR"}
@@ -25,6 +25,9 @@ def print_figures(result: EvaluationResult) -> None:
             if figures
         ]
         print_table(["pool", "order", *names], rows, title="Documents found, %", numbers=names)
+        for name, of_pool in pools.items():
+            gain = of_pool.gain["recall@1"]
+            say(f"{name} pool: reranking moves recall@1 by {_change(gain)} points")
     if first.kept or measures:
         names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
         rows = [[pool, *row] for pool in pools for row in _kept_rows(result, pools[pool])]
@@ -35,6 +38,8 @@ def print_figures(result: EvaluationResult) -> None:
     if result.median_ms:
         text = ", ".join(f"{stage} {ms.value:.1f}" for stage, ms in result.median_ms.items())
         say(f"ms a question, median: {text}")
+    if result.compared is not None:
+        _print_comparison(result.compared)
 
 
 def answer_measures(pool: PoolResult) -> list[str]:
@@ -58,6 +63,29 @@ def interval(figure: Figure, sign: str = "") -> str:
     if figure.low is None or figure.high is None:
         return ""
     return f"{100 * figure.low:{sign}.1f} to {100 * figure.high:{sign}.1f}"
+
+
+def _change(difference: Figure) -> str:
+    """A difference in points with its interval."""
+    ends = interval(difference, "+")
+    return signed(difference) + (f" (95 % interval {ends})" if ends else "")
+
+
+def _print_comparison(compared: Comparison) -> None:
+    rows = [
+        [
+            *(pool, name, percent(row.here), percent(row.there)),
+            *(signed(row.change), interval(row.change, "+")),
+        ]
+        for pool, figures in compared.pools.items()
+        for name, row in figures.items()
+    ]
+    title = f"Against {compared.data} ({compared.num_questions:,} questions), %"
+    if not rows:
+        say(f"{title}: no figure that both have")
+        return
+    numbers = ["here", "there", "change", "95 % interval"]
+    print_table(["pool", "figure", *numbers], rows, title=title, numbers=numbers)
 
 
 def _kept_rows(result: EvaluationResult, pool: PoolResult) -> list[list[str]]:

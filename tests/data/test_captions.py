@@ -159,6 +159,10 @@ def captions(folder: Path, *lines: str) -> Captions:
     return Captions(path)
 
 
+def test_lines_are_called_by_their_folder(tmp_path: Path) -> None:
+    assert captions(tmp_path, "1.jpg,A dog").name == f"{tmp_path.name}, captions"
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [

@@ -142,5 +142,5 @@ def test_document_names_tell_files_of_one_name_apart(tmp_path: Path) -> None:
         (tmp_path / folder / "test.jsonl").write_text(json.dumps(line))
         opened.append(open_questions(tmp_path / folder))
     first, second = opened
-    assert first.name == second.name
+    assert (first.name, second.name) == ("a, test", "b, test")
     assert first.document_name("1.png") != second.document_name("1.png")

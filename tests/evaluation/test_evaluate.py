@@ -42,7 +42,7 @@ from ragvl.evaluation.ranking import Candidate, PairScores, Ranking, wrong_pictu
 from ragvl.evaluation.report import write_report
 from ragvl.evaluation.result import EstimatedOn, Figure, to_json
 from ragvl.evaluation.settings import EvaluationSettings
-from ragvl.evaluation.tables import print_figures
+from ragvl.evaluation.tables import interval, percent, print_figures, signed
 from ragvl.reranker import PromptTemplate, Reranker, SavedThresholds, ThresholdError
 from ragvl.retriever import Retriever
 
@@ -575,7 +575,9 @@ def test_a_prompt_that_is_too_long_is_counted_and_named(
         evaluate(JsonlQuestions(own, strict=True), models, QUICK, progress=False)
 
 
-def test_figures_are_compared_with_another_evaluations(evaluation: Evaluation) -> None:
+def test_figures_are_compared_with_another_evaluations(
+    evaluation: Evaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = evaluation.result.pools["full"]
     there = Figure(0.25, 0.1, 0.4, 24)
     changed = replace(full, reranked=full.reranked | {"recall@1": there})
@@ -590,6 +592,15 @@ def test_figures_are_compared_with_another_evaluations(evaluation: Evaluation) -
     assert row.change.low < row.change.value < row.change.high
     same = comparison.pools["full"]["accuracy of answers from natural"].change
     assert same.value == 0 and same.low < 0 < same.high
+    print_figures(replace(evaluation.result, compared=comparison))
+    lines = capsys.readouterr().out.splitlines()
+    assert "Against elsewhere (24 questions), %" in lines
+    assert f"full\trecall@1, reranked\t{percent(here)}\t25.0\t{signed(row.change)}\t" in "\n".join(
+        lines
+    )
+    gain = full.gain["recall@1"]
+    moves = f"{signed(gain)} (95 % interval {interval(gain, '+')}) points"
+    assert f"full pool: reranking moves recall@1 by {moves}" in lines
 
 
 def test_captions_are_searched_for_by_the_same_command(
@@ -612,7 +623,9 @@ def test_captions_are_searched_for_by_the_same_command(
         "x", captions.document(ranking.retrieved[0].id)
     )
     write_report(evaluated, tmp_path / "report.html")
-    assert "Recall before and after" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Recall before and after" in page
+    assert "the gold pool is the same" in page
 
 
 def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: Path) -> None:
@@ -668,11 +681,13 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_calibration_needs_gold(models: Models, tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png")
     line = {"id": "q", "question": "What color is it?", "images": ["a.png"]}
-    (tmp_path / "own.jsonl").write_text(json.dumps(line))
-    with pytest.raises(ValueError, match="no question of own has a gold document"):
-        calibrate(JsonlQuestions(tmp_path / "own.jsonl"), models, progress=False)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_picture(folder / "a.png")
+    (folder / "own.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ValueError, match="no question of mine, own has a gold document"):
+        calibrate(JsonlQuestions(folder / "own.jsonl"), models, progress=False)
 
 
 # --- report and commands ------------------------------------------------------------------------
