@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ STYLE: Any = {
 _SIZE = (4.6, 3.0)  # inches
 _BEFORE, AFTER, _BAD, _GOOD = "#9a6324", "#1f6fb4", "#b42318", "#157f3c"
 _LONGEST_LABEL = 60  # characters; a longer one would leave no room for the plot
+_LEGEND_WIDTH = 80  # characters that fit above a plot
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -59,9 +61,11 @@ def recall_plot(pools: Mapping[Pool, PoolResult]) -> str:
                     if name.startswith("recall@")
                 }
                 _band(axes, list(recall), list(recall.values()), color, order)
-            axes.set(xlabel="k", ylim=(0, 1.02), title=f"{pool} pool", xticks=list(recall))
+            axes.set(xlabel="k", ylim=(0, 1.02), title=f"{pool} pool", xscale="log")
+            axes.set_xticks(list(recall), list(map(str, recall)))
+            axes.minorticks_off()
         panels[0].set_ylabel("recall@k")
-        panels[0].legend(frameon=False, loc="lower right")
+        _legend_above(figure, panels[0])
         return svg(figure)
 
 
@@ -109,14 +113,14 @@ def relevance_plot(recalls: RecallScores, thresholds: Mapping[str, float]) -> st
         ]
         axes.set_xticks(logit(ticks), [f"{p:g}" for p in ticks])
         axes.set(xlabel="relevance", ylabel="density of log-odds")
-        axes.legend(frameon=False, fontsize=7)
+        _legend_above(figure, axes)
         return svg(figure)
 
 
 def reliability_plot(reliability: Reliability) -> str:
     """Relevance against the share of gold documents; on the diagonal they agree.
 
-    A bin's number of pairs stands beside it, and its interval.
+    A bin's interval is drawn, and its number of pairs stands above it.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE)
@@ -127,14 +131,22 @@ def reliability_plot(reliability: Reliability) -> str:
             if one.low is not None and one.high is not None:
                 axes.plot([one.relevance] * 2, [one.low, one.high], color=AFTER)
             axes.plot(one.relevance, one.gold, "o", color=AFTER, markersize=4)
-            side = "right" if one.relevance > 0.85 else "left"
-            axes.annotate(f" {one.count:,} ", (one.relevance, one.gold), fontsize=6, ha=side)
         error = reliability.error
         text = f"{error.value:.3f}"
         if error.low is not None:
             text += f" ({error.low:.3f} to {error.high:.3f})"
         axes.set(xlabel="relevance", ylabel="share of gold documents", xlim=(-0.03, 1.03))
         axes.set(ylim=(-0.03, 1.03), title=f"expected calibration error {text}")
+        counts = axes.secondary_xaxis("top")
+        # Means in neighbouring bins may lie side by side; the middles of ten bins do not
+        counts.set_xticks(
+            [(math.floor(10 * min(one.relevance, 0.99)) + 0.5) / 10 for one in reliability.bins],
+            [_brief_count(one.count) for one in reliability.bins],
+            fontsize=6,
+        )
+        counts.set_xlabel("pairs", fontsize=6)
+        counts.tick_params(length=0)
+        counts.spines.top.set_visible(False)
         return svg(figure)
 
 
@@ -152,7 +164,11 @@ def category_plot(
         shown = {name: answers[name] for name in selections if name in answers}
         first = next(iter(shown.values()))
         categories = list(first.by_category)
-        figure = Figure(figsize=(max(_SIZE[0], 0.95 * len(categories) + 1.2), _SIZE[1]))
+        labels = [plot_label(f"{name} ({counts.get(name, '?')})") for name in categories]
+        longest = max(map(len, labels))
+        slanted: Any = {"rotation": 30, "ha": "right"} if longest > 14 else {}
+        height = _SIZE[1] + (0.035 * longest if slanted else 0)
+        figure = Figure(figsize=(max(_SIZE[0], 0.95 * len(categories) + 1.2), height))
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         width = 0.8 / len(shown)
@@ -174,10 +190,9 @@ def category_plot(
                 axes.annotate(
                     f"{100 * value:.0f}", (place, 0.01), fontsize=6, ha="center", va="bottom"
                 )
-        labels = [plot_label(f"{name} ({counts.get(name, '?')})") for name in categories]
-        axes.set_xticks(np.arange(len(categories)), labels)
+        axes.set_xticks(np.arange(len(categories)), labels, **slanted)
         axes.set(ylabel=next(iter(first.measures)), ylim=(0, 1.02))
-        figure.legend(frameon=False, fontsize=7, ncols=len(shown), loc="outside upper center")
+        _legend_above(figure, axes)
         axes.grid(axis="x", visible=False)
         return svg(figure)
 
@@ -197,8 +212,9 @@ def latency_plot(latency_ms: Mapping[str, Sequence[float]]) -> str:
         )
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="milliseconds a question")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        every = [ms for stage in latency_ms.values() for ms in stage]
+        axes.xaxis.set_major_locator(LogLocator(subs=_steps(min(every), max(every))))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         return svg(figure)
 
@@ -207,6 +223,27 @@ def plot_label(name: str) -> str:
     """A name from outside as a plot may hold it; a legend leaves out what begins with "_"."""
     text = shown(name, _LONGEST_LABEL)
     return f" {text}" if text.startswith("_") else text
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """The legend of `axes` where it covers nothing: above the plot."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(len(labels), _LEGEND_WIDTH // (max(map(len, labels), default=0) + 6)))
+    figure.legend(
+        handles, labels, frameon=False, fontsize=7, ncols=columns, loc="outside upper center"
+    )
+
+
+def _brief_count(number: int) -> str:
+    return f"{number:,}" if number < 10**6 else f"{number / 10**6:.1f}M"
+
+
+def _steps(low: float, high: float) -> Sequence[int]:
+    """What a decade of a logarithmic axis is divided at, so that labels have room."""
+    decades = math.log10(high / low) if 0 < low < high else 0
+    if decades > 2.5:
+        return (1,)
+    return (1, 2, 5) if decades > 0.7 else tuple(range(1, 10))
 
 
 def _log_odds(relevance: Sequence[float]) -> np.ndarray:
