@@ -11,6 +11,7 @@ import numpy as np
 from ragvl.data.images import DocumentError
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal
+from ragvl.evaluation.pace import Pace
 from ragvl.evaluation.ranking import Ranking
 from ragvl.generator import Generator
 from ragvl.identity import name_of
@@ -98,7 +99,7 @@ class Answers:
         self._journal.fill(
             by_key,
             lambda keys: self._answer([by_key[key] for key in keys]),
-            block=_ANSWERS_AT_ONCE,
+            pace=Pace(most=_ANSWERS_AT_ONCE),
             title="answer",
             progress=progress,
         )

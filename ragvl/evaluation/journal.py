@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
+from ragvl.evaluation.pace import Pace
 from ragvl.files import open_regular, whole_file
 from ragvl.identity import json_checksum
 from ragvl.messages import shown
@@ -67,8 +68,9 @@ class Journal(Generic[Key]):
         keys: Iterable[Key],
         compute: Callable[[list[Key]], Iterable[Any]],
         *,
-        block: int,
+        pace: Pace[Key],
         title: str,
+        unit: str = "it",
         progress: bool,
     ) -> None:
         """Computes what is missing, a block of keys at a time; each block is kept at once.
@@ -79,15 +81,16 @@ class Journal(Generic[Key]):
         Args:
             keys: what is wanted; in this order.
             compute: values of some keys.
-            block: so many keys at a time.
+            pace: how many keys at a time.
             title: what the bar says.
+            unit: what the bar counts.
             progress: show a bar.
         """
         missing = [key for key in dict.fromkeys(keys) if key not in self._values]
-        bar = ProgressBar(total=len(missing), desc=title, disable=not progress or not missing)
+        hidden = not progress or not missing
+        bar = ProgressBar(total=len(missing), desc=title, unit=unit, disable=hidden)
         with self._path.open("a", encoding="utf-8") as file, bar:
-            for start in range(0, len(missing), block):
-                part = missing[start : start + block]
+            for part in pace.blocks(missing):
                 for key, value in zip(part, compute(part), strict=True):
                     self._values[key] = value
                     if self._is_value(value):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ import torch
 from ragvl.data.questions import Pool, Question, QuestionSet, one_of_each_kind
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.models import Models
+from ragvl.evaluation.pace import Pace
 from ragvl.identity import name_of
-from ragvl.progress import ProgressBar
 from ragvl.reranker import Reranker
 from ragvl.reranker.heads import relevance
 from ragvl.retriever import DualEncoder, VectorIndex, kinds_of, search_in_turn
 
-_DOCUMENTS_AT_ONCE = 256
+_DOCUMENTS_AT_ONCE = 256  # their pictures are in memory
 
 
 @dataclass(frozen=True)
@@ -233,21 +233,14 @@ class PairScores:
         order = {id: place for place, id in enumerate(self._source.document_ids())}
         missing = [key for key in wanted if key not in self._journal]
         missing.sort(key=lambda key: order[wanted[key][1]])
-        by_document = [list(of_one) for _, of_one in groupby(missing, lambda key: wanted[key][1])]
-        with ProgressBar(
-            total=len(missing), desc="rerank", unit="pair", disable=not progress
-        ) as bar:
-            for start in range(0, len(by_document), _DOCUMENTS_AT_ONCE):
-                block = by_document[start : start + _DOCUMENTS_AT_ONCE]
-                part = [key for of_one in block for key in of_one]
-                self._journal.fill(
-                    part,
-                    lambda keys: self._score([wanted[key] for key in keys]),
-                    block=len(part),
-                    title="",
-                    progress=False,
-                )
-                bar.update(len(part))
+        self._journal.fill(
+            missing,
+            lambda keys: self._score([wanted[key] for key in keys]),
+            pace=Pace(lambda key: wanted[key][1], most=_DOCUMENTS_AT_ONCE),
+            title="rerank",
+            unit="pair",
+            progress=progress,
+        )
         for key, (question, id) in wanted.items():
             if math.isnan(self._journal[key]):
                 self._source.problems.add(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ragvl.data.questions import QuestionSet
+from ragvl.evaluation.pace import Pace
 from ragvl.files import check_regular, whole_file
 from ragvl.identity import checksum, name_of
 from ragvl.messages import reason, shown
@@ -20,7 +21,7 @@ from ragvl.retriever import DualEncoder, encode_documents
 
 logger = logging.getLogger(__name__)
 
-_DOCUMENTS_AT_ONCE = 256
+_DOCUMENTS_AT_ONCE = 256  # in a file
 _MAX_ID_BYTES = 2**16  # room for a document's id, in the file's head
 
 
@@ -33,27 +34,29 @@ def embed_documents(
 ) -> dict[str, np.ndarray]:
     """Vectors (dim,) of a data set's documents by id; those that cannot be read are left out.
 
-    Blocks of vectors are kept in `folder`, and not computed again while the documents stay as they
-    are. A file that is damaged is computed again, with a warning.
+    Vectors are kept in `folder` as they are computed, a file for some hundred documents, and not
+    computed again while the documents stay as they are. A file that is damaged is computed again,
+    with a warning.
     """
     vectors: dict[str, np.ndarray] = {}
     ids = source.document_ids()
-    starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
-    for start in ProgressBar(
-        starts, desc="embed", unit="block", disable=not progress or len(starts) < 2
-    ):
-        wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
-        keys = [source.document_name(id) for id in wanted]
-        dtype = str(encoder.model.dtype)
-        name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
-        path = folder / f"vectors-{name}.safetensors"
-        known = _known_vectors(path, encoder.dim, wanted)
-        # What could not be read another time is tried again
-        missing = [id for id in wanted if id not in known]
-        if missing and (encoded := encode_documents(source, encoder, missing)):
-            known |= encoded
-            save_vectors(path, known, encoder.dim)
-        vectors |= {id: known[id] for id in wanted if id in known}
+    pace: Pace[str] = Pace(most=_DOCUMENTS_AT_ONCE)
+    with ProgressBar(total=len(ids), desc="embed", unit="document", disable=not progress) as bar:
+        for start in range(0, len(ids), _DOCUMENTS_AT_ONCE):
+            wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
+            keys = [source.document_name(id) for id in wanted]
+            dtype = str(encoder.model.dtype)
+            name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
+            path = folder / f"vectors-{name}.safetensors"
+            known = _known_vectors(path, encoder.dim, wanted)
+            bar.update(len(known))
+            # What could not be read another time is tried again
+            for part in pace.blocks(id for id in wanted if id not in known):
+                if encoded := encode_documents(source, encoder, part):
+                    known |= encoded
+                    save_vectors(path, known, encoder.dim)
+                bar.update(len(part))
+            vectors |= {id: known[id] for id in wanted if id in known}
     return vectors
 
 
