@@ -12,11 +12,15 @@ from ragvl.cli import options
 from ragvl.cli.common import check_settings, hide_loading_bars, template_variables
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ragvl.data.questions import QuestionSet
     from ragvl.evaluation.models import Models
     from ragvl.evaluation.settings import EvaluationSettings
     from ragvl.reranker import Reranker
     from ragvl.reranker.templates import Template
+    from ragvl.retriever import FusedRetriever, Fusion, Retriever
+    from ragvl.retriever.index import IndexKind
 
 Command = Callable[..., None]
 
@@ -86,6 +90,83 @@ class RerankerOptions:
             date=self.date,
             chat_template_kwargs=template_variables(self.chat_template_kwargs),
             **settings,
+        )
+
+
+@dataclass(frozen=True)
+class RetrieverOptions:
+    """Encoders of pictures, of captions and texts, or both."""
+
+    encoder: options.PictureEncoder = None
+    text_encoder: options.TextEncoder = None
+    fusion: options.Fusion = None
+
+    def chosen_fusion(self) -> Fusion | None:
+        """What makes one order of both; None where that was not said."""
+        from ragvl.retriever import parse_fusion
+
+        return None if self.fusion is None else parse_fusion(self.fusion)
+
+    def check(self) -> None:
+        """Refuses encoders that cannot make an index, before documents are read or models loaded.
+
+        Raises:
+            ValueError: none is given, one is of another kind, or a fusion is of no use.
+            OSError: one is not there.
+        """
+        from ragvl.retriever import check_encoder, check_text_encoder
+
+        if self.encoder is None and self.text_encoder is None:
+            raise ValueError(
+                "name what is to be searched by: --encoder for pictures, --text-encoder for "
+                "captions and texts, or both"
+            )
+        if self.chosen_fusion() is not None and None in (self.encoder, self.text_encoder):
+            raise ValueError("--fusion is of --encoder and --text-encoder together")
+        if self.encoder is not None:
+            check_encoder(self.encoder)
+        if self.text_encoder is not None:
+            check_text_encoder(self.text_encoder)
+
+    def new_retriever(self, *, kind: IndexKind, device: str) -> Retriever | FusedRetriever:
+        """An empty one, to add documents to."""
+        from ragvl.retriever import DualEncoder, FusedRetriever, Retriever, TextEncoder
+
+        hide_loading_bars()
+        of_order: list[Retriever] = []
+        if self.encoder is not None:
+            pictures = DualEncoder.from_pretrained(self.encoder, device=device)
+            of_order.append(Retriever(pictures, kind=kind))
+        if self.text_encoder is not None:
+            texts = TextEncoder.from_pretrained(self.text_encoder, device=device)
+            of_order.append(Retriever(texts, kind=kind))
+        if len(of_order) == 1:
+            return of_order[0]
+        picture, caption = of_order
+        return FusedRetriever(picture, caption, self.chosen_fusion())
+
+    def check_index(self, folder: Path) -> None:
+        """Refuses an index, or encoders for it, that cannot be opened; see `check_index`."""
+        from ragvl.retriever import check_index
+
+        check_index(
+            folder,
+            encoder=self.encoder,
+            text_encoder=self.text_encoder,
+            fusion=self.chosen_fusion(),
+        )
+
+    def open_index(self, folder: Path, *, device: str) -> Retriever | FusedRetriever:
+        """A saved index, by the encoders that it remembers where none are given."""
+        from ragvl.retriever import open_index
+
+        hide_loading_bars()
+        return open_index(
+            folder,
+            encoder=self.encoder,
+            text_encoder=self.text_encoder,
+            fusion=self.chosen_fusion(),
+            device=device,
         )
 
 

@@ -9,61 +9,86 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, command_work, hide_loading_bars, problem_figures
+from ragvl.cli.common import check_settings, command_work, problem_figures
+from ragvl.cli.documents import say_captions, say_problems
+from ragvl.cli.groups import RetrieverOptions, takes
+from ragvl.files import check_writable_folder
 from ragvl.output import print_json, say
 
 if TYPE_CHECKING:
     from ragvl.data.document import Document
 
 
+@takes(RetrieverOptions)
 def index(
+    chosen: RetrieverOptions,
     source: Annotated[
         Path, typer.Argument(help="A folder of pictures, a data set, or JSONL: a document a line.")
     ],
     folder: Annotated[
-        Path, typer.Argument(help="Where the index goes, in place of an earlier one.")
-    ],
-    encoder: options.Encoder,
+        Path | None,
+        typer.Argument(
+            help="Where the index goes, in place of an earlier one; named after the source, with "
+            ".index, if not given."
+        ),
+    ] = None,
     kind: Annotated[
         Literal["exact", "hnsw", "ivfpq"],
         typer.Option(help="exact; hnsw for millions of documents; ivfpq for the least memory."),
     ] = "exact",
     split: Annotated[str | None, typer.Option(help="The split of a data set.")] = None,
     modality: options.Modality = None,
+    captions: options.Captions = None,
     strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
     device: options.Device = "auto",
     progress: options.Progress = True,
     as_json: options.AsJson = False,
 ) -> None:
-    """Embed documents into an index, in which `ragvl serve --index` searches.
+    """Embed documents into an index, for `ragvl search`, `ragvl ask` and `ragvl serve --index`.
 
-    It keeps texts and the paths of pictures, whose files must stay where they are.
-    What cannot be used is counted and named; exits with 1 if nothing can.
+    By their pictures with --encoder, by captions and texts with --text-encoder, or by both. It
+    keeps texts and the paths of pictures, whose files must stay where they are, and remembers the
+    encoders. What cannot be used is counted and named; exits with 1 if nothing can.
     """
     with command_work("index"):
-        check_settings(device=device)
+        from ragvl.data.caption_file import CaptionFile
         from ragvl.data.sources import Documents
-        from ragvl.retriever import DualEncoder, Retriever, check_encoder
 
-        listed = Documents(source, split=split, modality=modality, strict=strict)
-        check_encoder(encoder)
-        hide_loading_bars()
+        caption_file = None if captions is None else CaptionFile(captions)
+        listed = Documents(
+            source, split=split, modality=modality, captions=caption_file, strict=strict
+        )
+        folder = _named_after(source) if folder is None else folder
+        check_writable_folder(folder)
+        check_settings(device=device)
+        chosen.check()
         documents = [_kept_in_files(document) for document in listed]
-        retriever = Retriever(DualEncoder.from_pretrained(encoder, device=device), kind=kind)
+        if caption_file is not None:
+            caption_file.check_found()
+        retriever = chosen.new_retriever(kind=kind, device=device)
         added = retriever.add(documents, on_error="raise" if strict else "skip", progress=progress)
         if added:
             retriever.save(folder)
-    for line in listed.problems.lines():
-        say(line, err=True)
+    say_problems(listed)
+    if caption_file is not None:
+        say_captions(caption_file)
     skipped = len(documents) - len(added) + listed.num_unusable
     if as_json:
         problems = problem_figures(listed.problems)
         figures = {"documents": len(added), "skipped": skipped, "problems": problems}
         print_json({**figures, "passed_over": dict(listed.passed_over), "index": str(folder)})
-    else:
+    elif added:
         say(f"{folder} holds {len(added)} documents; {skipped} skipped")
+    else:
+        say(f"none of {skipped} documents can be used: no index was written")
     if not added:
         sys.exit(1)
+
+
+def _named_after(source: Path) -> Path:
+    """The folder, in the current one, of an index of `source`."""
+    name = source.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+    return Path(f"{name}.index")
 
 
 def _kept_in_files(document: Document) -> Document:

@@ -75,6 +75,22 @@ Split = Annotated[
 
 Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
 
+PictureEncoder = Annotated[
+    str | None, typer.Option("--encoder", help="What looks at pictures: a hub id or a folder.")
+]
+
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(help="What reads captions and texts, of sentence-transformers: id or folder."),
+]
+
+Fusion = Annotated[
+    str | None,
+    typer.Option(
+        help="How both make one order: rrf (reciprocal ranks), or the share of the pictures' order."
+    ),
+]
+
 Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
 
 Template = Annotated[

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -12,9 +9,7 @@ from typing import Literal
 import jinja2
 from markupsafe import Markup
 
-from ragvl.data.document import Document
-from ragvl.data.images import ImageError
-from ragvl.data.picture import Picture
+from ragvl.data.faces import Face, picture_url
 from ragvl.evaluation import plots
 from ragvl.evaluation.answering import GOLD, RETRIEVED
 from ragvl.evaluation.cases import pick_cases
@@ -22,30 +17,6 @@ from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.result import EvaluationResult
 from ragvl.evaluation.settings import distinct_pools
 from ragvl.evaluation.tables import answer_measures, interval, percent, signed
-from ragvl.messages import shown
-
-_PICTURE_SIDE = 160  # pixels; a page of full-size pictures would be hundreds of megabytes
-_WORDS_SHOWN = 300  # characters of a document's texts
-
-
-@dataclass(frozen=True)
-class _Face:
-    """A document as the page shows it.
-
-    Attributes:
-        pictures: as data: URLs; an empty one cannot be read.
-        words: its caption, or its texts.
-    """
-
-    pictures: list[str]
-    words: str
-
-    @classmethod
-    def of(cls, document: Document) -> _Face:
-        """The face of a document."""
-        texts = " ".join(part for part in document.parts if isinstance(part, str))
-        words = shown(" ".join(texts.split()), _WORDS_SHOWN)
-        return cls([_data_url(picture) for picture in document.pictures], words)
 
 
 def write_report(
@@ -84,10 +55,10 @@ def write_report(
         which=cases,
         problems=list(evaluation.source.problems.lines()),
         asked={
-            case.question.id: [_data_url(picture) for picture in case.question.pictures]
+            case.question.id: [picture_url(picture) for picture in case.question.pictures]
             for case in picked
         },
-        faces={id: _Face.of(document) for id, document in documents.items()},
+        faces={id: Face.of(document) for id, document in documents.items()},
     )
     # Half a character, as a broken file name has, must not lose the page
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -113,15 +84,3 @@ def draw_plots(result: EvaluationResult) -> dict[str, str]:
     if result.latency_ms:
         drawn["Time of each stage"] = plots.latency_plot(result.latency_ms)
     return drawn
-
-
-def _data_url(picture: Picture) -> str:
-    try:
-        image = picture.load()
-    except ImageError:
-        return ""
-    if max(image.size) > _PICTURE_SIDE:
-        image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

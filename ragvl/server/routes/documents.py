@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from ragvl.data.document import Part
+from ragvl.data.faces import thumbnail
 from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.picture import Picture
 from ragvl.messages import quoted
@@ -277,8 +278,5 @@ def _small(picture: Picture, side: int) -> bytes:
         ImageError: it cannot be read.
     """
     written = BytesIO()
-    with picture.decoded(kept_pixels=lambda: side * side) as image:
-        image.thumbnail((side, side))
-        image.info.clear()  # PIL would write the file's comment, or fail where it is too long
-        image.save(written, "JPEG", quality=85)
+    thumbnail(picture, side).save(written, "JPEG", quality=85)
     return written.getvalue()
