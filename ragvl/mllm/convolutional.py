@@ -3,7 +3,8 @@
     stem      convolution of stride 2
     stages    inverted residuals (MobileNetV2, arXiv 1801.04381): widen by a pointwise convolution,
               look around by a depthwise one, narrow by a pointwise one
-    head      pointwise convolution to `hidden_size`
+    head      pointwise convolution to the tokens' features
+    classes   what a classifier says of each token, beside its features
 
 Published models of this kind hold ImageNet weights in few bytes, and a few thousand small pictures
 are enough to train one. Hugging Face's own EfficientNet has attention over channels, which
@@ -42,7 +43,11 @@ class ConvolutionalVisionConfig(PreTrainedConfig):
         stages: each as (channels, kernel, stride, expansion, repeats); only a stage's first block
             has its stride.
         stem_channels: of the first convolution, 3 x 3 of stride 2.
-        hidden_size: of the tokens.
+        hidden_size: of the tokens, classes included.
+        num_classes: a classifier's probabilities that follow the features of each token; what a
+            linear layer reads off them is no linear function of the features. 0 for none.
+        pool: tokens are means over squares of so many places of the last map.
+        picture_token: a token of the whole picture, which is the mean over all places, comes first.
         image_size: height and width of pictures, in pixels; others are taken too.
         num_channels: of pictures.
         hidden_act: the activation.
@@ -62,6 +67,9 @@ class ConvolutionalVisionConfig(PreTrainedConfig):
         num_channels: int = 3,
         hidden_act: str = "relu6",
         norm: Literal["none", "group"] = "none",
+        num_classes: int = 0,
+        pool: int = 1,
+        picture_token: bool = False,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -79,6 +87,14 @@ class ConvolutionalVisionConfig(PreTrainedConfig):
         self.num_channels = num_channels
         self.hidden_act = hidden_act
         self.norm = norm
+        if not 0 <= num_classes < hidden_size or pool < 1:
+            raise ValueError(
+                f"num_classes={num_classes}, pool={pool}: expected at least 0 and fewer than "
+                f"hidden_size={hidden_size}, and at least 1"
+            )
+        self.num_classes = num_classes
+        self.pool = pool
+        self.picture_token = picture_token
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 
@@ -142,7 +158,7 @@ class _InvertedResidual(nn.Module):
 
 
 class ConvolutionalVisionModel(PreTrainedModel):
-    """Pictures to tokens, a token for each place of the last map, row by row from the top left.
+    """Pictures to tokens, a token for each square of the last map, row by row from the top left.
 
     Args:
         config: its sizes.
@@ -173,13 +189,15 @@ class ConvolutionalVisionModel(PreTrainedModel):
                 )
                 self.blocks.append(block)
                 inputs = channels
-        self.head = _Convolution(config, inputs, config.hidden_size)
+        features = config.hidden_size - config.num_classes
+        self.head = _Convolution(config, inputs, features)
+        self.classifier = nn.Linear(features, config.num_classes) if config.num_classes else None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """He's initialisation (arXiv 1502.01852); transformers calls it for weights not loaded."""
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -201,15 +219,27 @@ class ConvolutionalVisionModel(PreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, T, hidden_size), also as the one item of `hidden_states`, where
-            T is the number of places of the last map; `pooler_output` (B, hidden_size), their mean.
+            T is the number of squares of the last map, and one more for the picture's token;
+            `pooler_output` (B, hidden_size), of the mean over all places.
         """
         x = self.stem(pixel_values.to(self.dtype))
         for block in self.blocks:
             x = block(x)
-        tokens = self.head(x).flatten(2).transpose(1, 2)
+        places = self.head(x)
+        mean = self._with_classes(places.flatten(2).mean(2))
+        if self.config.pool > 1:  # the last square of a row or column may be a part of one
+            places = F.avg_pool2d(places, self.config.pool, ceil_mode=True)
+        tokens = self._with_classes(places.flatten(2).transpose(1, 2))
+        if self.config.picture_token:
+            tokens = torch.cat([mean[:, None], tokens], dim=1)
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,)
+            last_hidden_state=tokens, pooler_output=mean, hidden_states=(tokens,)
         )
+
+    def _with_classes(self, features: Tensor) -> Tensor:
+        if self.classifier is None:
+            return features
+        return torch.cat([features, self.classifier(features).softmax(-1)], dim=-1)
 
 
 AutoConfig.register(ConvolutionalVisionConfig.model_type, ConvolutionalVisionConfig)

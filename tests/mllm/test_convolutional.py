@@ -88,6 +88,23 @@ def test_tokens_are_those_of_the_formula(size: tuple[int, int]) -> None:
 
 
 @torch.inference_mode()
+def test_tokens_are_pooled_and_carry_classes() -> None:
+    """A map of 3 x 3 in squares of 2: the last row and column are parts of squares."""
+    plain = tower().double()
+    model = tower(hidden_size=HIDDEN_SIZE + 5, num_classes=5, pool=2, picture_token=True).double()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    pixels = torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    grid = plain(pixels).last_hidden_state.unflatten(1, (3, 3))
+    squares = [grid[:, :2, :2], grid[:, :2, 2:], grid[:, 2:, :2], grid[:, 2:, 2:]]
+    features = torch.stack([part.flatten(1, 2).mean(1) for part in (grid, *squares)], dim=1)
+    classes = F.linear(features, model.classifier.weight, model.classifier.bias).softmax(-1)
+    output = model(pixels)
+    expected = torch.cat([features, classes], dim=-1)
+    torch.testing.assert_close(output.last_hidden_state, expected)
+    torch.testing.assert_close(output.pooler_output, expected[:, 0])
+
+
+@torch.inference_mode()
 def test_group_norm_makes_a_picture_independent_of_its_contrast() -> None:
     model = tower(norm="group").double()
     torch.nn.init.zeros_(model.stem.convolution.bias)
@@ -103,6 +120,8 @@ def test_group_norm_makes_a_picture_independent_of_its_contrast() -> None:
         ({"norm": "batch"}, "'none' or 'group', not 'batch'"),
         ({"stages": [(8, 3, 1, 1)]}, r"\(channels, kernel, .*not \[8, 3, 1, 1\]"),
         ({"stages": [(8, 3, 0, 1, 1)]}, r"not \[8, 3, 0, 1, 1\]"),
+        ({"num_classes": HIDDEN_SIZE}, "fewer than hidden_size=24"),
+        ({"pool": 0}, "pool=0: .*at least 1"),
     ],
 )
 def test_settings_that_make_no_tower_are_refused(settings: dict[str, object], message: str) -> None:
