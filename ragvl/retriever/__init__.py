@@ -18,6 +18,7 @@ from ragvl.retriever.fusion import (
 )
 from ragvl.retriever.index import VectorIndex
 from ragvl.retriever.kinds import kinds_of, search_in_turn
+from ragvl.retriever.mean_pooled import MeanPooledBertConfig, MeanPooledBertModel
 from ragvl.retriever.opening import check_index, open_index
 from ragvl.retriever.retriever import (
     DocumentRetriever,
@@ -40,6 +41,8 @@ __all__ = [
     "Fusion",
     "IndexFileError",
     "IndexMismatchError",
+    "MeanPooledBertConfig",
+    "MeanPooledBertModel",
     "Order",
     "ReciprocalRank",
     "RetrievedDocument",
