@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import resvg_py
-from PIL import Image
 
 from real.archives import archived
+from real.pictures import keep
 
 COLLECTION = "stamps"
 _INSIDE = "usr/share/tuxpaint/stamps/"
@@ -72,7 +71,8 @@ def unpack(package: Path, pictures: Path) -> list[Stamp]:
             continue
         seen.add(digest)
         picture = PurePosixPath(COLLECTION) / place.with_suffix(".png")
-        _write(files[path], place.suffix, pictures / picture)
+        content = _rendered(files[path], path) if place.suffix == ".svg" else files[path]
+        keep(content, pictures / picture)
         english, translations = description
         stamps.append(Stamp(str(picture), _kind(place), english, translations))
     return stamps
@@ -95,24 +95,15 @@ def _kind(place: PurePosixPath) -> tuple[str, ...]:
     return tuple(_SPELLED.get(part, part) for part in place.parts[:-1] if part not in _STYLES)
 
 
-def _write(content: bytes, suffix: str, path: Path) -> None:
+def _rendered(drawing: bytes, path: str) -> bytes:
     try:
-        if suffix == ".svg":
-            content = _rendered(content)
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-    except (OSError, ValueError, SyntaxError) as error:  # the last is Pillow's, of a broken PNG
-        raise ValueError(f"{path} cannot be drawn: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _rendered(drawing: bytes) -> bytes:
-    return bytes(
-        resvg_py.svg_to_bytes(
-            svg_string=drawing.decode("utf-8"),
-            width=_RENDERED,
-            dpi=96,  # where its size is in points or centimetres
-            skip_system_fonts=True,  # which differ from machine to machine
+        return bytes(
+            resvg_py.svg_to_bytes(
+                svg_string=drawing.decode("utf-8"),
+                width=_RENDERED,
+                dpi=96,  # where its size is in points or centimetres
+                skip_system_fonts=True,  # which differ from machine to machine
+            )
         )
-    )
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be rendered: {error}") from error
