@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ragvl.cli import app
 from ragvl.demo import run_demo
-from ragvl.evaluation.cases import NUM_CASES
+from ragvl.evaluation.cases import NUM_CASES, draw_cases
 from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.report import write_report
 from ragvl.evaluation.result import to_json
@@ -46,6 +46,17 @@ def test_the_figures_have_the_promised_shape_and_add_up(evaluation: Evaluation) 
 def test_reranking_lifts_recall_at_2_by_twenty_points(evaluation: Evaluation) -> None:
     full = evaluation.result.pools["full"]
     assert full.reranked["recall@2"].value - full.retrieved["recall@2"].value >= 0.2
+
+
+def test_the_questions_shown_are_drawn_by_the_seed(evaluation: Evaluation) -> None:
+    def ids(seed: int) -> list[str]:
+        return [case.question.id for case in draw_cases(evaluation, 3, seed=seed)]
+
+    assert ids(0) == ids(0)
+    assert len(set(ids(0))) == 3
+    shown = {id for seed in range(40) for id in ids(seed)}
+    assert shown == {question.question.id for question in evaluation.rankings["full"]}
+    assert len(draw_cases(evaluation, 1000, seed=0)) == 24
 
 
 class _Page(HTMLParser):

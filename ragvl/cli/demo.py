@@ -19,6 +19,7 @@ def demo(
     questions: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many questions; all 520.")
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the three questions printed.")] = 0,
     progress: options.Progress = True,
 ) -> None:
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
@@ -31,6 +32,6 @@ def demo(
         hide_loading_bars()
         evaluation = run_demo(num_questions=questions, progress=progress)
     if not json_is_out(json_file, to_json(evaluation.result)):
-        print_result(evaluation)
+        print_result(evaluation, seed=seed)
     if html_file is not None:
         write_report(evaluation, html_file, cases="mixed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragvl.evaluation.answering import RETRIEVED
-from ragvl.evaluation.cases import Case, pick_cases
+from ragvl.evaluation.cases import Case, draw_cases
 from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.tables import print_figures
 from ragvl.output import print_table, say
@@ -12,12 +12,17 @@ _NUM_QUESTIONS = 3
 _NUM_CANDIDATES = 5
 
 
-def print_result(evaluation: Evaluation) -> None:
-    """Prints the tables of figures, then a few questions with their documents and answers."""
+def print_result(evaluation: Evaluation, *, seed: int = 0) -> None:
+    """Prints the tables of figures, then a few questions with their documents and answers.
+
+    Args:
+        evaluation: what was measured.
+        seed: draws the questions.
+    """
     result = evaluation.result
     print_figures(result)
     threshold = result.first_threshold
-    for case in pick_cases(evaluation, "mixed", _NUM_QUESTIONS):
+    for case in draw_cases(evaluation, _NUM_QUESTIONS, seed=seed):
         print_table(
             ("order", "picture", "caption", "relevance", "gold", "kept"),
             _rows(evaluation, case),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from ragvl.data.questions import Question
 from ragvl.evaluation.answers import answer_metrics
 from ragvl.evaluation.evaluate import Evaluation
@@ -55,6 +57,21 @@ def pick_cases(
     groups = by_category.values()
     mixed = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
     return mixed[:count]
+
+
+def draw_cases(evaluation: Evaluation, count: int, *, seed: int) -> list[Case]:
+    """Questions to look at, drawn at random from the first pool, in their order there.
+
+    Args:
+        evaluation: what was measured.
+        count: at most so many.
+        seed: the same seed draws the same ones.
+    """
+    rankings = evaluation.rankings[evaluation.result.first_pool]
+    order = np.random.default_rng(seed).permutation(len(rankings))
+    return [
+        _case(evaluation, number, rankings[number]) for number in sorted(order[:count].tolist())
+    ]
 
 
 def _case(evaluation: Evaluation, number: int, ranking: Ranking) -> Case:
