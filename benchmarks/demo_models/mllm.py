@@ -1,10 +1,14 @@
-"""The demo's base MLLM: a LLaVA that learns from groups of prompts about the same pictures."""
+"""The demo's base MLLM: a LLaVA that learns from groups of prompts about the same pictures.
+
+Its vision tower is a trained one that stays as it is, so what it gives is computed once.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    CLIPModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,11 +29,10 @@ from demo_models.parts import (
     END,
     IMAGE,
     MAX_LENGTH,
-    PATCH_SIZE,
     USER,
     image_processor,
-    vision_config,
 )
+from demo_models.tower import STRIDE
 from demo_models.training_set import (
     Group,
     TrainingSet,
@@ -39,12 +41,12 @@ from demo_models.training_set import (
     relevance_group,
 )
 from ragvl.data.synthetic.drawing import SIZE
-from ragvl.mllm import common_prefix_length
+from ragvl.mllm import ConvolutionalVisionModel, common_prefix_length
 from ragvl.training.examples import IGNORE
 
 logger = logging.getLogger(__name__)
 
-NUM_IMAGE_TOKENS = (SIZE // PATCH_SIZE) ** 2
+NUM_IMAGE_TOKENS = (SIZE // STRIDE) ** 2
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}<|user|>{% else %}<|assistant|>{% endif %}"
@@ -58,12 +60,13 @@ CHAT_TEMPLATE = (
 # Of the loss: the answer is what is wanted; the text before it teaches the model to match a name
 # across the prompt, which the answer alone does not.
 TEXT_WEIGHT = 0.3
+LEARNING_RATE = 1e-3
 
 
 def new_mllm(
-    tokenizer: PreTrainedTokenizerFast, retriever: CLIPModel, *, seed: int
+    tokenizer: PreTrainedTokenizerFast, tower: ConvolutionalVisionModel, *, seed: int
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA of 2.8 M parameters; the vision tower starts from the retriever's."""
+    """A LLaVA of 2.1 M parameters around a trained vision tower."""
     torch.manual_seed(seed)
     text_config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -79,27 +82,22 @@ def new_mllm(
         bos_token_id=None,
     )
     config = LlavaConfig(
-        vision_config=vision_config().to_dict(),
+        vision_config=tower.config.to_dict(),
         text_config=text_config.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=NUM_IMAGE_TOKENS,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    vision_tower = model.model.vision_tower
-    weights = retriever.vision_model.state_dict()
-    own = vision_tower.state_dict()
-    # CLIPVisionModel has been a wrapper of the transformer in some versions and is it in others
-    prefix = "vision_model." if next(iter(own)).startswith("vision_model.") else ""
-    vision_tower.load_state_dict({prefix + name: value for name, value in weights.items()})
+    model.model.vision_tower.load_state_dict(tower.state_dict())
     processor = LlavaProcessor(
         image_processor(),
         tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        patch_size=STRIDE,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE,
     )
@@ -131,29 +129,55 @@ def train_mllm(
     seed: int,
     name: str,
     validation: TrainingSet,
+    checkpoint: Path,
 ) -> None:
     """Next-token training of `model`, in place, on groups drawn as they are needed."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 2])
+    model.model.vision_tower.requires_grad_(False)
     shares = np.array([task.share for task in tasks])
 
-    def loss_of_step() -> Tensor:
+    def loss_of_step(rng: np.random.Generator) -> Tensor:
         task = tasks[rng.choice(len(tasks), p=shares / shares.sum())]
         groups = [task.draw(data, rng) for _ in range(task.batch_size)]
         batch, labels, is_answer = encode(groups, tokenizer, data)
+        logits = labelled_logits(model, batch, labels)
         losses = F.cross_entropy(
-            model(**on(batch, model.device)).logits.float().transpose(1, 2),
-            labels.to(model.device),
-            ignore_index=IGNORE,
-            reduction="none",
+            logits, labels[labels != IGNORE].to(model.device), reduction="none"
         )
-        text_losses = losses[(labels != IGNORE) & ~is_answer]
-        return losses[is_answer].mean() + TEXT_WEIGHT * text_losses.mean()
+        answers = is_answer[labels != IGNORE].to(model.device)
+        return losses[answers].mean() + TEXT_WEIGHT * losses[~answers].mean()
 
     def report() -> None:
-        logger.info("%s: %s", name, evaluate(model, tokenizer, validation))
+        logger.info("%s: %s", name, evaluate(model, tokenizer, validation, tasks))
 
-    optimise(model, loss_of_step, steps=steps, name=name, report=report)
+    optimise(
+        model,
+        loss_of_step,
+        steps=steps,
+        seed=seed,
+        name=name,
+        checkpoint=checkpoint,
+        learning_rate=LEARNING_RATE,
+        report=report,
+    )
+
+
+def labelled_logits(
+    model: LlavaForConditionalGeneration, batch: dict[str, Tensor], labels: Tensor
+) -> Tensor:
+    """(labelled positions, vocabulary) float32, from what the tower gave for the pictures."""
+    batch = on(batch, model.device)
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    visual = model.model.multi_modal_projector(batch["features"].float())
+    is_image = batch["input_ids"] == model.config.image_token_id
+    embeddings = embeddings.masked_scatter(is_image[..., None], visual.to(embeddings.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden[(labels != IGNORE).to(model.device)]).float()
 
 
 def encode(
@@ -174,7 +198,7 @@ def encode(
         "input_ids": input_ids,
         "position_ids": _padded([row.positions for row in rows], 0),
         "attention_mask": (own_or_shared & causal)[:, None],
-        "pixel_values": data.pixel_values([row for group in groups for row in group.rows]),
+        "features": data.features[[row for group in groups for row in group.rows]],
     }
     is_image = labels == tokenizer.convert_tokens_to_ids(IMAGE)
     is_answer = _padded([row.is_answer for row in rows], 0).bool()
@@ -242,7 +266,8 @@ def evaluate(
         for _ in range(num_batches):
             groups = [task.draw(data, rng) for _ in range(task.batch_size)]
             batch, labels, is_answer = encode(groups, tokenizer, data)
-            likeliest = model(**on(batch, model.device)).logits.argmax(-1).cpu()
+            likeliest = torch.zeros_like(labels)
+            likeliest[labels != IGNORE] = labelled_logits(model, batch, labels).argmax(-1).cpu()
             wrong = (likeliest != labels) & is_answer
             # an answer's positions are a run of True; count the runs, and those with a mistake
             starts = is_answer & ~F.pad(is_answer, (1, 0))[:, :-1]

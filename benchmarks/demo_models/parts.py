@@ -1,9 +1,9 @@
-"""What the retriever and the MLLM share: tokenizer, image processor, vision tower's dimensions."""
+"""What the retriever and the MLLM share: tokenizer and image processor."""
 
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from demo_models.training_set import TrainingSet
 from ragvl.data.document import Document
@@ -12,7 +12,6 @@ from ragvl.data.synthetic.world import NUMBERS, SYLLABLES
 from ragvl.generator.prompt import generator_prompt
 from ragvl.reranker.templates import CAPTION
 
-PATCH_SIZE = 8
 VOCAB_SIZE = 768
 MAX_LENGTH = 512
 IMAGE, PAD, END, USER, ASSISTANT = "<image>", "<pad>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -82,16 +81,4 @@ def image_processor() -> CLIPImageProcessorPil:
     size = {"height": SIZE, "width": SIZE}
     return CLIPImageProcessorPil(
         size=size, do_center_crop=False, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-
-
-def vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH_SIZE,
-        projection_dim=128,
     )

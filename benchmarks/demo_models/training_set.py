@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from ragvl.data.document import Document
 from ragvl.data.questions import Question
 from ragvl.data.webqa import WebQA
 from ragvl.generator.prompt import generator_prompt
+from ragvl.mllm import ConvolutionalVisionModel
 from ragvl.reranker.templates import CAPTION
+
+_PICTURES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class TrainingSet:
     pixels: Tensor  # (documents, 3, SIZE, SIZE) uint8
     captions: Sequence[str]
     descriptions: Sequence[str]
+    features: Tensor  # (documents, tokens, dim) what a vision tower gives; empty before `seen_by`
     row: dict[str, int]  # document id -> row of the three above
     gold_of: Sequence[Sequence[Question]]  # row -> the questions that this picture answers
     negative_of: Sequence[Sequence[Question]]  # row -> the questions whose hard negative it is
@@ -51,10 +56,21 @@ class TrainingSet:
             pixels=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
             captions=[document.caption or "" for document in documents],
             descriptions=[described[document_id] for document_id in ids],
+            features=torch.empty(0),
             row=row,
             gold_of=gold_of,
             negative_of=negative_of,
         )
+
+    @torch.no_grad()
+    def seen_by(self, tower: ConvolutionalVisionModel) -> TrainingSet:
+        """With what `tower` gives for each picture."""
+        rows = torch.arange(len(self.captions)).split(_PICTURES_AT_ONCE)
+        features = [
+            tower(self.pixel_values(part.tolist()).to(tower.device)).last_hidden_state.cpu()
+            for part in rows
+        ]
+        return dataclasses.replace(self, features=torch.cat(features))
 
     def pixel_values(self, rows: Sequence[int]) -> Tensor:
         """(rows, 3, SIZE, SIZE) float32, scaled as the shipped image processor scales them."""
