@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from PIL import Image
 from tiny_encoders import save_checkpoint, save_text_encoder
 from typer.testing import CliRunner
 
+from ragvl import Generator, Reranker
 from ragvl.cli import app
+from ragvl.messages import visible
+from ragvl.mllm import MLLM
 from ragvl.retriever import FusedRetriever, Retriever, open_index
 
 CAPTIONS = ["a red square", "two blue circles above the green line", None, "the old house"]
@@ -116,3 +120,140 @@ def test_what_makes_no_index_is_refused_before_the_work(
     assert (outcome.exit_code, outcome.stdout) == (1, "")
     assert message in outcome.stderr
     assert not (tmp_path / "index").exists()
+
+
+@pytest.fixture(scope="module")
+def index(
+    encoders: dict[str, str], collection: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of everything, by pictures and captions."""
+    folder = tmp_path_factory.mktemp("built") / "index"
+    both = [x for pair in encoders.items() for x in pair]
+    assert run_index(collection, folder, *both).exit_code == 0
+    return folder
+
+
+QUESTION = "Which is <b>the</b> old house?"
+DEVICE = ("--device", "cpu")
+
+
+def test_search_without_a_reranker_is_the_retrievers_order(index: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = ["search", index, QUESTION, *DEVICE, "--candidates", "5", "--top-k", "3"]
+    outcome = run(*command, "--json", "--html", page)
+    assert outcome.exit_code == 0, outcome.output
+    printed = json.loads(outcome.stdout)
+    expected = open_index(index, device="cpu").retrieve(QUESTION, 5)
+    assert [one["id"] for one in printed["results"]] == [one.id for one in expected[:3]]
+    assert [one["retrieved"] for one in printed["results"]] == [1, 2, 3]
+    scores = [one["retrieval_score"] for one in printed["results"]]
+    assert scores == pytest.approx([one.score for one in expected[:3]])
+    assert (printed["query"], printed["num_documents"], printed["num_candidates"]) == (
+        QUESTION,
+        6,
+        5,
+    )
+    assert not {"threshold", "cache"} & printed.keys()
+    table = run(*command)
+    head, *rows = [line.split("\t") for line in table.stdout.splitlines()]
+    assert head == ["document", "caption", "retrieved", "score"]
+    assert [row[0] for row in rows] == [one.id for one in expected[:3]]
+    assert "in the retriever's order: name a reranker" in table.stderr
+    shown = page.read_text()
+    assert "not reranked" in shown and "<b>the" not in shown
+    pictures = [one for one in expected if one.document.pictures]
+    assert shown.count("data:image/png;base64,") == len(pictures)
+
+
+def test_search_reranks_what_it_retrieved(
+    index: Path, tiny_mllm: Callable[[str], MLLM], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    command = ["search", index, QUESTION, *DEVICE, "--reranker", tiny_model("qwen2_vl")]
+    command += ["--threshold", "0.5", "--candidates", "4", "--cache", tmp_path / "cache"]
+    first = run(*command, "--json")
+    assert first.exit_code == 0, first.output
+    assert "0 of 4 prefixes were in the cache: a prefix is of a picture with its" in first.stderr
+    printed = json.loads(first.stdout)
+    assert printed["cache"] == {"folder": str(tmp_path / "cache"), "hits": 0, "misses": 4}
+    retrieved = open_index(index, device="cpu").retrieve(QUESTION, 4)
+    reranker = Reranker(tiny_mllm("qwen2_vl"))
+    scores = reranker.score([(QUESTION, one.document) for one in retrieved]).tolist()
+    by_id = {one["id"]: one for one in printed["results"]}
+    assert [by_id[one.id]["retrieved"] for one in retrieved] == [1, 2, 3, 4]
+    assert [by_id[one.id]["relevance"] for one in retrieved] == pytest.approx(scores, abs=1e-6)
+    relevances = [one["relevance"] for one in printed["results"]]
+    assert relevances == sorted(relevances, reverse=True)
+    assert [one["kept"] for one in printed["results"]] == [x >= 0.5 for x in relevances]
+    again = run(*command, "--html", tmp_path / "page.html")
+    assert "4 of 4 prefixes were in the cache\n" in again.stderr
+    rows = [line.split("\t") for line in again.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == [one["id"] for one in printed["results"]]
+    assert [row[-2] for row in rows] == [f"{relevance:.4f}" for relevance in relevances]
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("<h2>Reranked</h2>") < page.index("<h2>Retrieved</h2>")
+
+
+def test_a_picture_that_is_gone_comes_last(
+    encoders: dict[str, str], collection: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes((collection / name).read_bytes())
+    index = tmp_path / "index"
+    assert run_index(tmp_path, index, "--encoder", encoders["--encoder"]).exit_code == 0
+    (tmp_path / "1.png").unlink()
+    command = ["search", index, QUESTION, *DEVICE, "--reranker", tiny_model("qwen2_vl")]
+    printed = json.loads(run(*command, "--json").stdout)["results"]
+    assert [(one["id"], one["kept"]) for one in printed][1] == ("1.png", False)
+    assert (printed[0]["relevance"] is None, printed[1]["relevance"]) == (False, None)
+    page = tmp_path / "page.html"
+    table = run(*command, "--html", page)
+    assert table.stdout.splitlines()[2].split("\t")[2:] == ["cannot be used", "no"]
+    assert "a picture that cannot be read" in page.read_text()
+
+
+def test_ask_answers_from_what_is_kept(
+    index: Path, tiny_mllm: Callable[[str], MLLM], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, page = tiny_model("qwen2_vl"), tmp_path / "page.html"
+    command = ["ask", index, QUESTION, *DEVICE, "--reranker", model, "--generator", model]
+    command += ["--max-new-tokens", "6", "--html", page]
+    outcome = run(*command, "--threshold", "0", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    printed = json.loads(outcome.stdout)
+    held = open_index(index, device="cpu")
+    assert printed["evidence"] == [one["id"] for one in printed["results"][:2]]
+    evidence = [held.documents[id] for id in printed["evidence"]]
+    generator = Generator(tiny_mllm("qwen2_vl"))
+    assert printed["answer"] == generator.answer(QUESTION, evidence, max_new_tokens=6)
+    assert f"Answered from {', '.join(printed['evidence'])}." in page.read_text()
+    table = run(*command, "--threshold", "0")
+    assert [line.split("\t")[0] for line in table.stdout.splitlines()[2:]] == printed["evidence"]
+    nothing = run(*command, "--threshold", "1")
+    assert nothing.stdout == visible(generator.answer(QUESTION, max_new_tokens=6)) + "\n"
+    assert "none of 6 documents has a relevance of 1.00" in nothing.stderr
+    assert "answered from the question alone" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["nowhere", "Which?"], "there is no index nowhere: `ragvl index` makes one"),
+        ([".", "Which?"], "holds no saved index"),
+        (["INDEX", " "], "the query is empty"),
+        (["INDEX", ""], "the query is empty"),
+        (["INDEX", "Which?", "--encoder", "./moved"], "no model folder './moved'"),
+        (["INDEX", "Which?", "--fusion", "most"], "'most' is no fusion"),
+        (["INDEX", "Which?", "--html", "no/such/page.html"], "there is no folder"),
+        (["INDEX", "Which?", "--threshold", "2"], "is not a probability"),
+        (["INDEX", "Which?", "--query-image", "nowhere.png"], "there is no such file"),
+        (["INDEX", "Which?", "--reranker", "./nowhere"], "no model folder './nowhere'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    given: list[str], message: str, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("search", *[str(index) if x == "INDEX" else x for x in given], *DEVICE)
+    assert (outcome.exit_code, outcome.stdout) == (1, "")
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr

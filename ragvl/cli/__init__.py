@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, serve, train
+from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, search, serve, train
 from ragvl.cli.options import JsonMayNameAFile
 
 __all__ = ["app"]
@@ -44,6 +44,8 @@ app.command(cls=JsonMayNameAFile)(demo.demo)
 app.command()(rerank.rerank)
 app.command()(rerank.warm)
 app.command()(index.index)
+app.command()(search.search)
+app.command()(search.ask)
 app.command()(serve.serve)
 app.command(cls=JsonMayNameAFile)(experiments.overhead)
 app.command()(evaluate.evaluate)

@@ -1,0 +1,212 @@
+"""`ragvl search` and `ragvl ask`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ragvl.cli import options
+from ragvl.cli.common import check_writable, command_work, parse_threshold
+from ragvl.cli.documents import CacheUse
+from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
+from ragvl.messages import shown
+from ragvl.output import print_json, say
+
+if TYPE_CHECKING:
+    from ragvl.cli.found import Found
+    from ragvl.data.query import Query
+
+_Index = Annotated[Path, typer.Argument(help="The folder that `ragvl index` wrote.")]
+
+
+@dataclass(frozen=True)
+class OptionalReranker(RerankerOptions):
+    """A reranker that may be left out."""
+
+    model: Annotated[
+        str,
+        typer.Option("--reranker", help="A hub id or a folder; without, the retriever's order."),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class NamedReranker(RerankerOptions):
+    """A reranker, beside other models."""
+
+    model: Annotated[str, typer.Option("--reranker", help="A hub id or a folder.")]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How an index is searched, what is kept of it, and where that is shown."""
+
+    candidates: options.Candidates = 20
+    threshold: Annotated[
+        str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
+    ] = "natural"
+    template: Annotated[
+        str | None, typer.Option(help="The reranker's prompt, other than the preset's.")
+    ] = None
+    caption_tokens: options.CaptionTokens = None
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder of prefixes that `ragvl warm` filled, or to fill.")
+    ] = None
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with what was found, and its pictures.")
+    ] = None
+
+    def check(self, index: Path) -> None:
+        """Refuses at once what needs no look into the index, before anything heavy is imported."""
+        check_writable(self.html)
+        if not index.is_dir():
+            raise FileNotFoundError(f"there is no index {shown(index)}: `ragvl index` makes one")
+
+
+@takes(RetrieverOptions, OptionalReranker, SearchOptions)
+def search(
+    encoders: RetrieverOptions,
+    reranker: OptionalReranker,
+    how: SearchOptions,
+    index: _Index,
+    question: Annotated[
+        str, typer.Argument(help="The question; '' where --query-image is all there is.")
+    ],
+    query_image: Annotated[
+        str | None, typer.Option(help="The question's picture: a file, or a data: URL.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the documents of an index that fit a question: retrieve, then rerank.
+
+    The index remembers its encoders; --encoder and --text-encoder name them where they were moved.
+    """
+    with command_work("search"):
+        how.check(index)
+        asked = _query(question, query_image)
+        found, use = _find(asked, encoders, reranker, how, index)
+
+        from ragvl.cli.found import print_found, write_page
+
+        if how.html is not None:
+            write_page(found, how.html)
+    if use is not None:
+        use.say()
+    if as_json:
+        print_json({**found.as_json(top_k), **_cache_figures(use)})
+        return
+    print_found(found.documents[:top_k])
+    if found.threshold is None:
+        say("in the retriever's order: name a reranker with --reranker", err=True)
+
+
+@takes(RetrieverOptions, NamedReranker, SearchOptions)
+def ask(
+    encoders: RetrieverOptions,
+    reranker: NamedReranker,
+    how: SearchOptions,
+    index: _Index,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    generator: Annotated[str, typer.Option(help="What answers: a hub id or a folder.")],
+    top_k: Annotated[
+        int, typer.Option(min=1, help="How many documents the generator is given at most.")
+    ] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of the answer.")] = 32,
+    as_json: options.AsJson = False,
+) -> None:
+    """Answer a question from an index: retrieve, rerank, and generate from what is kept.
+
+    With nothing kept, the answer is from the question alone, and that is said.
+    """
+    with command_work("ask"):
+        how.check(index)
+        asked = _query(question, None)
+
+        from ragvl.generator import Generator
+        from ragvl.mllm import check_reader
+
+        check_reader(generator)
+        found, use = _find(asked, encoders, reranker, how, index)
+
+        from ragvl.cli.found import Answered, print_found, write_page
+
+        evidence = [one for one in found.documents[:top_k] if one.is_kept]
+        writer = Generator.from_pretrained(
+            generator,
+            device=reranker.device,
+            dtype=reranker.dtype,
+            caption_tokens=how.caption_tokens,
+            date=reranker.date,
+        )
+        documents = [one.document for one in evidence]
+        text = writer.answer(question, documents, max_new_tokens=max_new_tokens)
+        answer = Answered(text, evidence)
+        if how.html is not None:
+            write_page(found, how.html, answer)
+    if use is not None:
+        use.say()
+    if as_json:
+        told = {"answer": answer.text, "evidence": [one.id for one in answer.evidence]}
+        print_json({**told, **found.as_json(len(found.documents)), **_cache_figures(use)})
+        return
+    say(answer.text)
+    if answer.evidence:
+        print_found(answer.evidence)
+    else:
+        say(
+            f"none of {len(found.documents)} documents has a relevance of {found.threshold:.2f}: "
+            "answered from the question alone",
+            err=True,
+        )
+
+
+def _query(question: str, picture: str | None) -> Query:
+    from ragvl.data.query import Query
+
+    asked = Query(question or None, picture)
+    for one in asked.pictures:
+        one.check_header()
+    return asked
+
+
+def _find(
+    asked: Query,
+    encoders: RetrieverOptions,
+    reranker: RerankerOptions,
+    how: SearchOptions,
+    index: Path,
+) -> tuple[Found, CacheUse | None]:
+    """What was found, after a look at all that can be wrong before a model is loaded.
+
+    A document that the reranker cannot use, such as a picture that is gone, comes last.
+    """
+    from ragvl.cli.found import Found
+    from ragvl.prefix_cache import PrefixCache
+
+    limit = parse_threshold(how.threshold)
+    encoders.check_index(index)
+    if reranker.model:
+        reranker.check()
+    retriever = encoders.open_index(index, device=reranker.device)
+    retrieved = retriever.retrieve(asked, how.candidates)
+    if not reranker.model:
+        return Found.of(asked, index, len(retriever), retrieved, None, None), None
+    scorer = reranker.load(
+        template=how.template,
+        threshold=limit,
+        caption_tokens=how.caption_tokens,
+        prefix_cache=None if how.cache is None else PrefixCache("scratch", folder=how.cache),
+    )
+    documents = [one.document for one in retrieved]
+    use = None
+    if how.cache is not None:
+        use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
+    ranked = scorer.rank(asked, documents, on_error="skip")
+    return Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold), use
+
+
+def _cache_figures(use: CacheUse | None) -> dict[str, Any]:
+    return {} if use is None else {"cache": use.figures()}
