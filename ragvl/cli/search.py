@@ -157,7 +157,7 @@ def ask(
         print_found(answer.evidence)
     else:
         say(
-            f"none of {len(found.documents)} documents has a relevance of {found.threshold:.2f}: "
+            f"none of {len(found.documents)} documents has a relevance of {found.threshold:.3g}: "
             "answered from the question alone",
             err=True,
         )
