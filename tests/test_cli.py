@@ -300,8 +300,9 @@ def test_every_command_with_a_table_prints_json(tmp_path: Path) -> None:
     line = '{"id": "q", "question": "Who?", "images": ["a.png"], "gold": ["a.png"]}\n'
     (tmp_path / "own.jsonl").write_text(line * 2)
     checked = printed("data", "check", str(tmp_path / "own.jsonl"))
-    assert (checked["questions"], checked["documents"]) == (1, 1)
-    assert checked["problems"]["duplicate id"]["count"] == 1
+    (of_split,) = checked["splits"]
+    assert (of_split["questions"], of_split["documents"], of_split["split"]) == (1, 1, None)
+    assert of_split["problems"]["duplicate id"]["count"] == 1
     for command in (
         "rerank",
         "warm",
@@ -472,7 +473,9 @@ def test_data_draw_writes_what_the_other_commands_read(tmp_path: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     assert "6 places" in outcome.output
     report = invoke("check", str(tmp_path / "w"), "--split", "test").output
-    assert 4 < int(report.split()[0]) <= 12  # two may be the same
+    assert 4 < int(report.removeprefix("test: ").split()[0]) <= 12  # two may be the same
+    whole = invoke("check", str(tmp_path / "w")).output.splitlines()
+    assert [line.partition(": ")[0] for line in whole] == ["val", "test"]
     assert "12 documents, 0 problems" in report
     outcome = invoke("draw", str(tmp_path / "c"), "--subject", "charts", "--test", "4")
     assert "4 charts" in outcome.output
@@ -496,7 +499,7 @@ def test_facts_in_words_are_documents_where_modality_says_so(tmp_path: Path) -> 
     for modality, counts in {"": (1, 2), "image": (1, 2), "text": (1, 1), "both": (2, 3)}.items():
         option = ["--modality", modality] if modality else []
         command = ["data", "check", folder, "--split", "test", *option, "--json"]
-        checked = json.loads(CliRunner().invoke(app, command).stdout)
+        (checked,) = json.loads(CliRunner().invoke(app, command).stdout)["splits"]
         assert (checked["questions"], checked["documents"]) == counts
         assert not checked["problems"]
     own = tmp_path / "own.jsonl"

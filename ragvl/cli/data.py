@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,12 +17,16 @@ from ragvl.cli.common import (
     problem_figures,
 )
 from ragvl.files import check_writable_folder
+from ragvl.messages import shown
 from ragvl.output import print_json, say
+
+if TYPE_CHECKING:
+    from ragvl.data.checking import CheckReport
 
 
 def check(
     source: options.Source,
-    split: Annotated[str | None, typer.Option(help="Which, of a set that has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="The only one to look at; all.")] = None,
     images: options.Images = None,
     protocol: options.Protocol = None,
     modality: options.Modality = None,
@@ -30,11 +34,14 @@ def check(
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what is wrong with a data set's files, line by line."""
-    with command_work("data check"):
-        from ragvl.data.checking import check_questions
+    """Say what is wrong with a data set's files, split by split and line by line.
 
-        report = check_questions(
+    Exits with 1 where a split has no usable question.
+    """
+    with command_work("data check"):
+        from ragvl.data.checking import check_splits
+
+        reports = check_splits(
             source,
             split=split,
             images=images,
@@ -43,17 +50,28 @@ def check(
             pictures=pictures,
         )
     if as_json:
-        figures = {"questions": report.questions, "documents": report.documents}
-        print_json({**figures, "problems": problem_figures(report.problems)})
+        print_json({"splits": [_check_figures(*one) for one in reports.items()]})
     else:
-        for line in report.problems.lines():
-            say(line)
-        say(
-            f"{report.questions} usable questions, {report.documents} documents, "
-            f"{len(report.problems)} problems"
-        )
-    if not report.questions or (strict and len(report.problems)):
+        for one in reports.items():
+            _say_check(*one)
+    is_useless = not all(report.questions for report in reports.values())
+    if is_useless or (strict and any(len(report.problems) for report in reports.values())):
         sys.exit(1)
+
+
+def _check_figures(split: str | None, report: CheckReport) -> dict[str, Any]:
+    figures = {"split": split, "questions": report.questions, "documents": report.documents}
+    return {**figures, "problems": problem_figures(report.problems)}
+
+
+def _say_check(split: str | None, report: CheckReport) -> None:
+    for line in report.problems.lines():
+        say(line)
+    of_split = "" if split is None else f"{shown(split)}: "
+    say(
+        f"{of_split}{report.questions} usable questions, {report.documents} documents, "
+        f"{len(report.problems)} problems"
+    )
 
 
 def draw(

@@ -25,7 +25,7 @@ from ragvl.files import open_regular
 
 Protocol = Literal["1k", "5k"]
 _PROTOCOL_SIZES: dict[Protocol, int] = {"1k": 1000, "5k": 5000}
-_SPLITS = ("train", "val", "test", "restval")
+KARPATHY_SPLITS = ("train", "val", "test", "restval")
 # Where archives of the data sets have their pictures, beside the file of captions
 _PICTURE_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images")
 _COCO_FOLDERS = ("val2017", "train2017", "val2014", "train2014")
@@ -240,7 +240,7 @@ def _read_karpathy(file: Path, split: str, problems: Problems) -> Iterator[Pictu
     seen: set[str] = set()
     for number, entry in read_json_entries(file, problems, key="images"):
         where = f"{place(file)}: image {number}"
-        if is_of_another_split(entry, split, _SPLITS, where, problems):
+        if is_of_another_split(entry, split, KARPATHY_SPLITS, where, problems):
             continue
         image = parsed(_KarpathyImage.model_validate, entry, "broken sample", where, problems)
         if image is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,9 +158,15 @@ class Document:
     @property
     def name(self) -> str:
         """What to call it in a message, in one line: its id, and what it holds."""
-        if self.id is None:
+        if self.id is None or self._is_named_by_path():
             return f"document {self._described(MAX_SHOWN)}"
         return f"document {quoted(self.id, _ID_SHOWN)} ({self._described(_PATH_SHOWN)})"
+
+    def _is_named_by_path(self) -> bool:
+        """Whether the end of its picture's path is its id, so that to say both says one twice."""
+        if not isinstance(self.image, str | os.PathLike):
+            return False
+        return f"/{os.fspath(self.image)}".endswith(f"/{self.id}")
 
     def _described(self, limit: int) -> str:
         if self.image is not None:

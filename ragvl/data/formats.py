@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ragvl.data.captions import Captions, Protocol, has_splits, is_karpathy
+from ragvl.data.captions import KARPATHY_SPLITS, Captions, Protocol, has_splits, is_karpathy
 from ragvl.data.jsonl import DOCUMENTS, JsonlQuestions
 from ragvl.data.multimodalqa import PICTURES, TEXTS, MultimodalQA
 from ragvl.data.problems import brief_quoted
@@ -15,11 +15,14 @@ from ragvl.data.webqa import ANNOTATIONS, ROWS, WebQA
 from ragvl.messages import shown
 
 Purpose = Literal["train", "evaluate"]
+Kind = Literal["captions", "multimodalqa", "webqa", "folder", "file"]
+CAPTION_LINES = "captions.txt"  # what Kaggle's Flickr30K calls its lines of image,caption
 KNOWN_FORMATS = (
     f"a folder in WebQA's format (it holds {ROWS}) or MultimodalQA's ({PICTURES}); Karpathy's JSON "
     "of Flickr30K or MSCOCO, or a folder that holds it (dataset_*.json); MSCOCO's own captions "
-    "(captions_*.json); lines of image,caption (.txt or .csv); your own questions (.jsonl), or a "
-    f"folder of train.jsonl, test.jsonl, ..., which may list what is searched in {DOCUMENTS}"
+    "(captions_*.json); lines of image,caption (.txt or .csv), or a folder that holds them "
+    f"({CAPTION_LINES}); your own questions (.jsonl), or a folder of train.jsonl, test.jsonl, ..., "
+    f"which may list what is searched in {DOCUMENTS}"
 )
 
 
@@ -55,35 +58,28 @@ def open_questions(
         UnknownFormatError: it is none of the formats.
         ValueError: an argument does not fit its format.
     """
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {place(path)}")
-    karpathy = sorted(filter(is_karpathy, path.glob("dataset_*.json"))) if path.is_dir() else []
-    is_captions = bool(karpathy) or path.suffix in (".json", ".txt", ".csv")
-    if protocol is not None and not is_captions:
+    kind, path = recognised(source)
+    if protocol is not None and kind != "captions":
         raise ValueError(
             f"protocol={protocol!r} is of Flickr30K and MSCOCO; {place(path)} is neither"
         )
-
-    is_webqa = is_file(path / ROWS) or is_file(path / ANNOTATIONS)
-    is_mmqa = is_file(path / PICTURES) or is_file(path / TEXTS)
-    if modality is not None and not (is_webqa or is_mmqa):
+    if modality is not None and kind not in ("webqa", "multimodalqa"):
         raise ValueError(
             f"modality={modality!r} is of WebQA and MultimodalQA; {place(path)} is neither"
+        )
+    if images is not None and kind not in ("captions", "multimodalqa"):
+        raise ValueError(
+            f"images={brief_quoted(images)}: {place(path)} says itself where its pictures are"
         )
 
     def chosen(usual: str) -> str:
         return split or ("train" if purpose == "train" else usual)
 
-    if is_captions:
-        if len(karpathy) > 1:
-            names = ", ".join(file.name for file in karpathy)
-            raise ValueError(f"{place(path)} holds several data sets: name one of {shown(names)}")
-        file = karpathy[0] if karpathy else path
-        if has_splits(file):
+    if kind == "captions":
+        if has_splits(path):
             split = chosen("test")
-        return Captions(file, split=split, images=images, protocol=protocol, strict=strict)
-    if is_mmqa:
+        return Captions(path, split=split, images=images, protocol=protocol, strict=strict)
+    if kind == "multimodalqa":
         return MultimodalQA(
             path,
             split=chosen("dev"),
@@ -91,19 +87,65 @@ def open_questions(
             modality=modality or "image",
             strict=strict,
         )
-    if images is not None:
-        raise ValueError(
-            f"images={brief_quoted(images)}: {place(path)} says itself where its pictures are"
-        )
-    if is_webqa:
+    if kind == "webqa":
         return WebQA(path, split=chosen("val"), modality=modality or "image", strict=strict)
-    if path.is_dir() and any(path.glob("*.jsonl")):
+    if kind == "folder":
         return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)
-    if not path.is_dir() and ".jsonl" in path.suffixes:
-        if split is not None:
-            raise ValueError(
-                f"split={split!r}: {place(path)} is one split; name another file, or put "
-                "train.jsonl, test.jsonl, ... into a folder and name that"
-            )
-        return JsonlQuestions(path, strict=strict)
+    if split is not None:
+        raise ValueError(
+            f"split={split!r}: {place(path)} is one split; name another file, or put "
+            "train.jsonl, test.jsonl, ... into a folder and name that"
+        )
+    return JsonlQuestions(path, strict=strict)
+
+
+def recognised(source: str | Path) -> tuple[Kind, Path]:
+    """The format of the data set in `source`, and the file or folder that its class reads.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        UnknownFormatError: it is none of the formats.
+        ValueError: it holds several data sets.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {place(path)}")
+    if path.is_dir():
+        karpathy = sorted(filter(is_karpathy, path.glob("dataset_*.json")))
+        if len(karpathy) > 1:
+            names = ", ".join(file.name for file in karpathy)
+            raise ValueError(f"{place(path)} holds several data sets: name one of {shown(names)}")
+        if karpathy:
+            return "captions", karpathy[0]
+        if is_file(path / PICTURES) or is_file(path / TEXTS):
+            return "multimodalqa", path
+        if is_file(path / ROWS) or is_file(path / ANNOTATIONS):
+            return "webqa", path
+        if any(path.glob("*.jsonl")):
+            return "folder", path
+        if is_file(path / CAPTION_LINES):
+            return "captions", path / CAPTION_LINES
+    elif path.suffix in (".json", ".txt", ".csv"):
+        return "captions", path
+    elif ".jsonl" in path.suffixes:
+        return "file", path
     raise UnknownFormatError(f"{place(path)} is no data set that is known: {KNOWN_FORMATS}")
+
+
+def possible_splits(source: str | Path) -> list[str | None]:
+    """The splits that the data set in `source` may have; None is the one that has no name.
+
+    Those of a folder of your own questions are there; another format's may have no questions.
+
+    Raises:
+        FileNotFoundError, UnknownFormatError, ValueError: see `recognised`.
+    """
+    kind, path = recognised(source)
+    if kind == "captions":
+        return list(KARPATHY_SPLITS) if has_splits(path) else [None]
+    if kind == "multimodalqa":
+        return ["train", "dev", "test"]
+    if kind == "webqa":
+        return ["train", "val", "test"]
+    files = sorted(path.glob("*.jsonl")) if kind == "folder" else []
+    return [file.stem for file in files if file.name != DOCUMENTS] or [None]

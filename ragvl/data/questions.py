@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +198,27 @@ class QuestionSet(ABC):
             except ImageError as error:
                 message = f"question {brief_quoted(question.id)}: {error}"
                 self.problems.add("question picture broken", message)
+            else:
+                yield question
+
+    def answerable(
+        self, questions: Iterable[Question], readable: Container[str]
+    ) -> Iterator[Question]:
+        """The questions that can be read, as their gold documents can all; others are problems.
+
+        As a gold document without a picture, so one with a broken picture leaves nothing to find.
+
+        Args:
+            questions: some of its questions.
+            readable: ids of the documents that can be read.
+
+        Raises:
+            DataError: there is one that is not, and `problems.strict` is set.
+        """
+        for question in self.askable(questions):
+            if broken := [id for id in question.gold if id not in readable]:
+                asked, gold = brief_quoted(question.id), brief_quoted(broken[0])
+                self.problems.add("gold picture broken", f"question {asked}: document {gold}")
             else:
                 yield question
 

@@ -12,7 +12,13 @@ from PIL import Image
 
 from ragvl.data.caption_file import CaptionFile
 from ragvl.data.document import Document
-from ragvl.data.formats import KNOWN_FORMATS, UnknownFormatError, open_questions
+from ragvl.data.formats import (
+    CAPTION_LINES,
+    KNOWN_FORMATS,
+    UnknownFormatError,
+    open_questions,
+    recognised,
+)
 from ragvl.data.images import formats
 from ragvl.data.jsonl import DOCUMENTS
 from ragvl.data.lines import read_documents
@@ -64,17 +70,13 @@ class Documents:
         self._source = path
         self._questions: QuestionSet | None = None
         self._paths: list[Path] = []
-        if not _is_document_file(path):
-            try:
-                self._questions = open_questions(
-                    path, split=split, modality=modality, strict=strict
-                )
-            except UnknownFormatError:
-                if not path.is_dir():
-                    raise
-                self._paths = self._pictures_in(path)
+        is_folder = _is_picture_folder(path)
+        if not (is_folder or _is_document_file(path)):
+            self._questions = open_questions(path, split=split, modality=modality, strict=strict)
         elif modality is not None:
-            raise ValueError(f"modality={modality!r}: {place(path)} lists documents of any kind")
+            raise ValueError(f"modality={modality!r}: {place(path)} holds documents of any kind")
+        elif is_folder:
+            self._paths = self._pictures_in(path)
         if self._questions is not None:
             self.problems = self._questions.problems
             self._length = len(self._questions.document_ids())
@@ -145,6 +147,16 @@ class Documents:
                 yield line.document(folder)
             else:
                 problems.add("missing picture", f"{where}: {lost}")
+
+
+def _is_picture_folder(path: Path) -> bool:
+    """Whether a folder is no data set; lines of captions alone may leave pictures of it out."""
+    if not path.is_dir():
+        return False
+    try:
+        return recognised(path)[1].name == CAPTION_LINES
+    except UnknownFormatError:
+        return True
 
 
 def _is_document_file(path: Path) -> bool:

@@ -78,15 +78,7 @@ def answerable(
         ValueError: there is none.
         DataError: there is one that is not, and the data set is strict.
     """
-    usable = []
-    for question in source.askable(questions):
-        broken = [id for id in question.gold if id not in vectors]
-        if broken:
-            source.problems.add(
-                "gold picture broken", f"question {question.id!r}: document {broken[0]!r}"
-            )
-        else:
-            usable.append(question)
+    usable = list(source.answerable(questions, vectors))
     if not usable:
         raise ValueError(f"{source.name} has no question whose gold documents can all be read")
     return usable

@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 
 from ragvl.cli import app
 from ragvl.data.captions import Captions
-from ragvl.data.checking import check_questions
+from ragvl.data.checking import check_questions, check_splits
 from ragvl.data.formats import UnknownFormatError, open_questions
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.multimodalqa import MultimodalQA
+from ragvl.data.problems import DataError
+from ragvl.data.sources import Documents
 from ragvl.data.webqa import WebQA
 
 
@@ -99,9 +101,53 @@ def test_any_format_is_checked_picture_by_picture(tmp_path: Path) -> None:
     samples = {"a": webqa_sample(split="val"), "b": webqa_sample(split="val", Q=3)}
     write_webqa(tmp_path, samples)
     report = check_questions(tmp_path, pictures=True)
-    assert (report.questions, report.documents) == (1, 2)
-    assert report.problems.counts == {"broken sample": 1, "broken picture": 2}
+    assert (report.questions, report.documents) == (0, 2)
+    assert report.problems.counts == {
+        "broken sample": 1,
+        "broken picture": 2,
+        "gold picture broken": 1,
+    }
     assert "30000000" in report.problems.messages["broken picture"][0]
+
+
+def test_every_split_is_checked_and_named(tmp_path: Path) -> None:
+    own, webqa, karpathy = (tmp_path / name for name in ("own", "webqa", "karpathy"))
+    webqa.mkdir()
+    write_picture(own / "a.png")
+    (own / "documents.jsonl").write_text('{"id": "listed", "image": "a.png"}')
+    for split, gold in {"train": "listed", "test": "lost", "val": "listed"}.items():
+        line = {"id": "q", "question": "Who?", "gold": [gold]}
+        (own / f"{split}.jsonl").write_text(json.dumps(line))
+    reports = check_splits(own)
+    assert {split: one.questions for split, one in reports.items()} == {
+        "test": 0,
+        "train": 1,
+        "val": 1,
+    }
+    assert reports["test"].problems.counts == {"gold not among documents": 1, "of no use": 1}
+    # Splits that are not there are not reported, and broken ones are
+    write_webqa(webqa, {"a": webqa_sample(split="val"), "b": webqa_sample(split="train", Q=3)})
+    reports = check_splits(webqa)
+    assert {split: one.questions for split, one in reports.items()} == {"train": 0, "val": 1}
+    write_picture(karpathy / "1.jpg")
+    write_karpathy(karpathy / "dataset_k.json", [karpathy_image("1.jpg", "A dog.", split="val")])
+    assert list(check_splits(karpathy)) == ["val"]
+    assert list(check_splits(own, split="val")) == ["val"]
+    for source in (own, webqa):
+        with pytest.raises(FileNotFoundError if source == own else DataError):
+            open_questions(source, split="other")
+    with pytest.raises(FileNotFoundError):
+        check_splits(own, split="other")
+
+
+def test_a_folder_with_lines_of_captions_is_a_data_set(tmp_path: Path) -> None:
+    write_picture(tmp_path / "Images" / "1.jpg")
+    write_picture(tmp_path / "Images" / "2.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\n1.jpg,A dog.\n")
+    assert open_questions(tmp_path).document_ids() == ["1.jpg"]
+    assert {split: one.questions for split, one in check_splits(tmp_path).items()} == {None: 1}
+    # To index or rank is to take every picture, not those only that have a caption
+    assert [one.id for one in Documents(tmp_path)] == ["Images/1.jpg", "Images/2.jpg"]
 
 
 @pytest.mark.parametrize("content", ['{"default": {"splits": {}}}', "[]", "", "{", '{"images": 3}'])

@@ -395,7 +395,18 @@ def test_pictures_are_opened_where_that_is_asked_for(file: Path) -> None:
     assert not len(check_questions(file).problems)
     report = check_questions(file, pictures=True)
     assert report.problems.counts == {"broken picture": 1}  # once, though two lines name it
-    assert report.documents == 2
+    assert (report.questions, report.documents) == (2, 2)
+    (message,) = report.problems.messages["broken picture"]
+    assert message.count("a.png") == 1
+
+
+def test_a_question_whose_gold_picture_cannot_be_decoded_is_of_no_use(file: Path) -> None:
+    (file.parent / "b.png").write_bytes(b"<svg/>")
+    write(file, [line(), line("q1", gold=["a.png"]), line("q2", gold=["a.png", "b.png"])])
+    assert check_questions(file).questions == 3
+    report = check_questions(file, pictures=True)
+    assert (report.questions, report.problems.counts["gold picture broken"]) == (1, 2)
+    assert report.problems.messages["gold picture broken"][0] == "question 'q0': document 'b.png'"
 
 
 def test_each_question_without_its_gold_picture_is_counted_and_named(file: Path) -> None:
