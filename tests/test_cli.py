@@ -223,10 +223,10 @@ def test_rerank_takes_folders_patterns_and_lists_with_captions(
     for line in (
         "broken picture: 1",
         "two captions: 1",
-        "files that are no pictures by their names: 1 .csv",
         "a/captions.csv has captions for 2 of 4 pictures",
     ):
         assert line in outcome.stderr
+    assert "no pictures by their names" not in outcome.stderr  # the captions are of use
     table = CliRunner().invoke(app, command).stdout.splitlines()
     assert table[0].split("\t") == ["document", "caption", "relevance", "kept"]
     shown = {tuple(line.split("\t")[:2]) for line in table[1:]}

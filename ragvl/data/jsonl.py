@@ -271,8 +271,9 @@ class JsonlQuestions(QuestionSet):
             message = f"{where}: {brief_quoted(name)} was another document before"
             self.problems.add("two documents of one id", message)
             return
-        missing = self._missing.among(line.images, where) | self._listed.lost
+        missing = self._missing.among(line.images, where)
         missing |= {id for id, one in described.items() if self._missing.among(one.images, where)}
+        missing |= self._listed.lost.intersection((*gold, *distractors))
         if not pictures_are_there(gold, missing, where, self.problems):
             return
         answers = line.answers
@@ -287,6 +288,7 @@ class JsonlQuestions(QuestionSet):
         self._gold |= dict.fromkeys(gold)
         # Where no gold is known, the line's others are not known to be distractors either
         others = dict.fromkeys([*(there if gold else ()), *distractors])
+        not_negative = missing.union(gold)
         self.questions.append(
             Question(
                 id=line.id,
@@ -294,7 +296,7 @@ class JsonlQuestions(QuestionSet):
                 answers=answers,
                 category=line.category,
                 gold=gold,
-                negatives=tuple(id for id in others if id not in missing.union(gold)),
+                negatives=tuple(id for id in others if id not in not_negative),
                 image=self._folder / line.question_image if line.question_image else None,
             )
         )

@@ -125,13 +125,14 @@ class Documents:
             self.problems.add("folder that cannot be read", reason(error))
 
         known, paths = _suffixes(), []
+        captions = None if self._captions is None else os.path.abspath(self._captions.file)
         for at, _, names in os.walk(folder, onerror=unreadable):
             for path in (Path(at, name) for name in names):
                 if path.suffix.lower() in known:
                     paths.append(path)
                 elif (mimetypes.guess_type(path.name, strict=False)[0] or "").startswith("image/"):
                     self.problems.add("picture in a format that is not read here", place(path))
-                else:
+                elif os.path.abspath(path) != captions:
                     self.passed_over[path.suffix.lower() or "without a suffix"] += 1
         return sorted(paths)
 
