@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Say what is wrong with a data set's files, split by split and line by line.
 
-    Exits with 1 where a split has no usable question.
+    A list of documents is looked at, too. Exits with 1 where a split has no usable question.
     """
     with command_work("data check"):
         from ragvl.data.checking import check_splits
@@ -54,7 +54,7 @@ def check(
     else:
         for one in reports.items():
             _say_check(*one)
-    is_useless = not all(report.questions for report in reports.values())
+    is_useless = not all(report.is_of_use for report in reports.values())
     if is_useless or (strict and any(len(report.problems) for report in reports.values())):
         sys.exit(1)
 
@@ -68,10 +68,8 @@ def _say_check(split: str | None, report: CheckReport) -> None:
     for line in report.problems.lines():
         say(line)
     of_split = "" if split is None else f"{shown(split)}: "
-    say(
-        f"{of_split}{report.questions} usable questions, {report.documents} documents, "
-        f"{len(report.problems)} problems"
-    )
+    questions = "" if report.questions is None else f"{report.questions} usable questions, "
+    say(f"{of_split}{questions}{report.documents} documents, {len(report.problems)} problems")
 
 
 def draw(

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from ragvl.data.captions import Protocol
 from ragvl.data.formats import open_questions, possible_splits
+from ragvl.data.images import ImageError
+from ragvl.data.jsonl import DOCUMENTS
 from ragvl.data.problems import DataError, Problems
 from ragvl.data.questions import Modality
+from ragvl.data.reading import is_file
+from ragvl.data.sources import Documents, is_document_file
 
 _OF_NO_USE = "of no use"
 
@@ -18,14 +22,19 @@ class CheckReport:
     """The result of `check_questions`.
 
     Attributes:
-        questions: how many can be used.
-        documents: how many different ones they name.
+        questions: how many can be used; None of a list of documents alone.
+        documents: how many different ones there are, of a data set that questions name.
         problems: what is wrong with the rest.
     """
 
-    questions: int
+    questions: int | None
     documents: int
     problems: Problems
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether there is anything that can be used."""
+        return bool(self.documents if self.questions is None else self.questions)
 
 
 def check_splits(
@@ -39,6 +48,8 @@ def check_splits(
 ) -> dict[str | None, CheckReport]:
     """`check_questions` of each split that a data set has, by name; None is one without a name.
 
+    Of a list of documents alone, `check_documents`.
+
     Args:
         source: see `open_questions`.
         split: the only one to look at; by default all.
@@ -50,6 +61,8 @@ def check_splits(
     Raises:
         OSError, UnknownFormatError, ValueError: see `open_questions`.
     """
+    if _lists_documents_alone(Path(source)):
+        return {split: check_documents(source, split=split, pictures=pictures)}
     reports: dict[str | None, CheckReport] = {}
     missing: list[FileNotFoundError] = []
     for name in possible_splits(source) if split is None else [split]:
@@ -69,6 +82,43 @@ def check_splits(
     # Of a split that is not there, nothing is, not even what is broken
     is_there = {name: set(one.problems.counts) != {_OF_NO_USE} for name, one in reports.items()}
     return {name: one for name, one in reports.items() if is_there[name]} or reports
+
+
+def check_documents(
+    source: str | Path, *, split: str | None = None, pictures: bool = False
+) -> CheckReport:
+    """Reads a list of documents and says what is wrong.
+
+    Args:
+        source: see `Documents`.
+        split: only documents of this split; by default all.
+        pictures: decode every picture too; otherwise only whether it is there.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    problems = Problems()
+    try:
+        documents = Documents(source, split=split)
+    except DataError as error:
+        problems.add(_OF_NO_USE, str(error))
+        return CheckReport(None, 0, problems)
+    count = 0
+    for document in documents:
+        try:
+            for picture in document.pictures if pictures else ():
+                picture.load()
+        except ImageError as error:
+            documents.problems.add("broken picture", str(error))
+        else:
+            count += 1
+    return CheckReport(None, count, documents.problems)
+
+
+def _lists_documents_alone(source: Path) -> bool:
+    if source.is_dir():
+        return [one.name for one in source.glob("*.jsonl")] == [DOCUMENTS]
+    return is_file(source) and is_document_file(source)
 
 
 def check_questions(

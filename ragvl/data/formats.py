@@ -90,13 +90,27 @@ def open_questions(
     if kind == "webqa":
         return WebQA(path, split=chosen("val"), modality=modality or "image", strict=strict)
     if kind == "folder":
-        return JsonlQuestions(path / f"{chosen('test')}.jsonl", strict=strict)
+        return JsonlQuestions(_of_split(path, chosen("test")), strict=strict)
     if split is not None:
         raise ValueError(
             f"split={split!r}: {place(path)} is one split; name another file, or put "
             "train.jsonl, test.jsonl, ... into a folder and name that"
         )
     return JsonlQuestions(path, strict=strict)
+
+
+def _of_split(folder: Path, split: str) -> Path:
+    """The file of a split of your own questions.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the splits that there are.
+    """
+    file = folder / f"{split}.jsonl"
+    if not is_file(file):
+        splits = shown(", ".join(filter(None, possible_splits(folder))))
+        there = f"the folder's splits are {splits}" if splits else f"there is {DOCUMENTS} only"
+        raise FileNotFoundError(f"{place(file)} is missing: {there}")
+    return file
 
 
 def recognised(source: str | Path) -> tuple[Kind, Path]:

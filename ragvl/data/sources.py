@@ -71,7 +71,7 @@ class Documents:
         self._questions: QuestionSet | None = None
         self._paths: list[Path] = []
         is_folder = _is_picture_folder(path)
-        if not (is_folder or _is_document_file(path)):
+        if not (is_folder or is_document_file(path)):
             self._questions = open_questions(path, split=split, modality=modality, strict=strict)
         elif modality is not None:
             raise ValueError(f"modality={modality!r}: {place(path)} holds documents of any kind")
@@ -160,7 +160,7 @@ def _is_picture_folder(path: Path) -> bool:
         return True
 
 
-def _is_document_file(path: Path) -> bool:
+def is_document_file(path: Path) -> bool:
     """Whether a file's lines are documents; questions' lines have a question."""
     if path.is_dir() or ".jsonl" not in path.suffixes:
         return False

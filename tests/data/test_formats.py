@@ -140,6 +140,32 @@ def test_every_split_is_checked_and_named(tmp_path: Path) -> None:
         check_splits(own, split="other")
 
 
+def test_a_list_of_documents_alone_is_checked(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    lines = [{"image": f"{name}.png", "split": "test"} for name in "abc"] + [{"text": "One."}]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    for source in (tmp_path, file):
+        ((split, report),) = check_splits(source).items()
+        assert (split, report.questions, report.documents) == (None, None, 3)
+        assert report.problems.counts == {"missing picture": 1}
+        ((split, report),) = check_splits(source, split="val", pictures=True).items()
+        assert (split, report.documents, len(report.problems)) == ("val", 1, 0)
+    report = check_splits(tmp_path, pictures=True)[None]
+    assert report.documents == 2
+    assert report.problems.counts == {"missing picture": 1, "broken picture": 1}
+    file.write_text("{}")
+    ((_, report),) = check_splits(file).items()
+    assert not report.is_of_use
+    assert "one of image, text and parts" in str(report.problems.messages)
+    with pytest.raises(FileNotFoundError, match=r"test.jsonl is missing: there is documents.jsonl"):
+        open_questions(tmp_path)
+    (tmp_path / "val.jsonl").touch()
+    with pytest.raises(FileNotFoundError, match=r"is missing: the folder's splits are val"):
+        open_questions(tmp_path)
+
+
 def test_a_folder_with_lines_of_captions_is_a_data_set(tmp_path: Path) -> None:
     write_picture(tmp_path / "Images" / "1.jpg")
     write_picture(tmp_path / "Images" / "2.jpg")
