@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +51,51 @@ def sets(
         return
     with _said():
         print(*make_sets(layout), sep="\n")
+
+
+@app.command()
+def weights(root: Root = RUNS) -> None:
+    """Converts the pretrained weights into Hugging Face folders."""
+    from real.weights import make
+
+    with _said():
+        print(*make(Layout(root)), sep="\n")
+
+
+@app.command()
+def learn(root: Root = RUNS) -> None:
+    """Unpacks more pictures to train on, and writes the set that the MLLM learns from."""
+    from real.learning import lessons, write_learn
+
+    layout = Layout(root)
+    with _said():
+        print(write_learn(layout, *lessons(layout)))
+
+
+@app.command()
+def retriever(root: Root = RUNS) -> None:
+    """Trains the dual encoder (minutes, most of them for what the tower makes of pictures)."""
+    from real import dual_encoder
+    from real.learning import lessons
+
+    _make(Layout(root), "retriever", dual_encoder.make, lessons)
+
+
+@app.command()
+def base(root: Root = RUNS) -> None:
+    """Assembles the MLLM that reranker and generator are tuned from (minutes)."""
+    from real import mllm
+    from real.learning import lessons
+
+    _make(Layout(root), "base", mllm.make, lessons)
+
+
+def _make(layout: Layout, name: str, make: Callable[..., Path], lessons: Callable) -> None:
+    if (layout.models / name / "config.json").exists():
+        print(f"there already: {layout.models / name}")
+        return
+    with _said():
+        print(make(layout, *lessons(layout)))
 
 
 @contextmanager

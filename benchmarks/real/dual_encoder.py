@@ -1,0 +1,230 @@
+"""A small dual encoder for real pictures, of EfficientNet-Lite0 and MiniLM.
+
+It begins as a zero-shot one: a picture's vector is that of its classes' names, as far as the
+classifier believes in them. Training adds what is not among the classes. Both towers stay as they
+are, so that what they make of pictures and texts is computed once, and training takes seconds: the
+projection of pictures learns from pairs of picture and text. Recall on pictures of other
+descriptions tells when to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BertModel,
+    PreTrainedTokenizerBase,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from ragvl.files import write_text
+from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
+from ragvl.retriever import MeanPooledBertConfig
+from real.features import features_of
+from real.layout import Layout
+from real.learning import Lesson
+from real.weights import CLASS_NAMES, CLASSIFIER
+
+logger = logging.getLogger(__name__)
+
+POOL = 2  # of the last map's 7 x 7 places: 16 tokens a picture in an MLLM, and one of the whole
+_SAME_TEXT = 0.95  # texts of a larger cosine than this say the same
+_SHARPNESS = 20.0  # of the first step's softmax: the inverse of a temperature
+
+
+def tower_with_classes(folder: Path) -> ConvolutionalVisionModel:
+    """A converted tower, with the classifier beside it as a part of its tokens."""
+    plain = ConvolutionalVisionModel.from_pretrained(folder)
+    classifier = load_file(folder / CLASSIFIER)
+    config = ConvolutionalVisionConfig(**plain.config.to_diff_dict())
+    config.num_classes = len(classifier["bias"])
+    config.hidden_size += config.num_classes
+    config.pool = POOL
+    config.picture_token = True
+    tower = ConvolutionalVisionModel(config)
+    tower.load_state_dict(
+        plain.state_dict() | {f"classifier.{name}": value for name, value in classifier.items()}
+    )
+    return tower.eval()
+
+
+def zero_shot(tower_folder: Path, text_folder: Path) -> VisionTextDualEncoderModel:
+    """The dual encoder of converted weights, before it has seen a pair."""
+    tower = tower_with_classes(tower_folder)
+    bert = BertModel.from_pretrained(text_folder, add_pooling_layer=False)
+    text_config = MeanPooledBertConfig(**bert.config.to_diff_dict())
+    width = text_config.hidden_size
+    model = VisionTextDualEncoderModel(
+        VisionTextDualEncoderConfig(
+            vision_config=tower.config.to_dict(),
+            text_config=text_config.to_dict(),
+            projection_dim=width,
+        )
+    )
+    model.eval()
+    model.vision_model.load_state_dict(tower.state_dict())
+    model.text_model.load_state_dict(bert.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(text_folder)
+    names = json.loads((tower_folder / CLASS_NAMES).read_text())
+    with torch.no_grad():
+        model.text_projection.weight.copy_(torch.eye(width))
+        vectors = text_vectors(model, tokenizer, [f"a {name}" for name in names])
+        model.visual_projection.weight.zero_()
+        model.visual_projection.weight[:, -len(names) :] = vectors.T
+    return model
+
+
+@torch.no_grad()
+def text_vectors(
+    model: VisionTextDualEncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Tensor:
+    """(texts, dim) float32, of length 1."""
+    vectors = []
+    for start in range(0, len(texts), 128):
+        inputs = tokenizer(
+            list(texts[start : start + 128]),
+            padding=True,
+            padding_side="right",  # on the left it would move a text by its batch's longest
+            truncation=True,
+            return_tensors="pt",
+        )
+        vectors.append(model.get_text_features(**inputs).pooler_output)
+    return F.normalize(torch.cat(vectors), dim=-1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures as the tower sees them, each with texts about it.
+
+    Attributes:
+        features: (n, hidden_size) of the tower.
+        texts: (n, wordings, dim), of length 1.
+    """
+
+    features: Tensor
+    texts: Tensor
+
+    @classmethod
+    def read(
+        cls,
+        lessons: Sequence[Lesson],
+        model: VisionTextDualEncoderModel,
+        tower_folder: Path,
+        text_folder: Path,
+        work: Path,
+    ) -> Pairs:
+        """Computes both, or reads what was computed before."""
+        processor = AutoImageProcessor.from_pretrained(tower_folder, backend="pil")
+        tokenizer = AutoTokenizer.from_pretrained(text_folder)
+        pictures = [one.picture for one in lessons]
+        features = features_of(pictures, model.vision_model, processor, work)
+        wordings = [text for one in lessons for text in (one.text, one.question)]
+        vectors = text_vectors(model, tokenizer, wordings)
+        return cls(features, vectors.unflatten(0, (len(lessons), 2)))
+
+
+def train(
+    model: VisionTextDualEncoderModel,
+    pairs: Pairs,
+    validation: Pairs,
+    *,
+    steps: int = 600,
+    seed: int = 0,
+    batch_size: int = 256,
+    learning_rate: float = 3e-4,
+    every: int = 20,
+) -> dict[str, float]:
+    """Trains the projection of pictures, and leaves it as it was when it found most pictures.
+
+    Args:
+        model: trained in place.
+        pairs: what it learns from.
+        validation: whose pictures are to be found, by texts that `pairs` has none of.
+        steps: at most.
+        seed: of the order of pairs.
+        batch_size: pairs a step; the others of a step are what a picture is not.
+        learning_rate: at first; it goes down to zero.
+        every: steps between two looks at `validation`.
+
+    Returns:
+        the share of pictures found in `validation` before training and at its best, and the step.
+    """
+    rng = np.random.default_rng(seed)
+    projection = model.visual_projection
+    sharpness = nn.Parameter(torch.tensor(_SHARPNESS).log())
+    optimizer = torch.optim.AdamW(
+        [*projection.parameters(), sharpness], lr=learning_rate, weight_decay=0.01
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    first = best = recall(projection, validation)
+    best_step, best_weight = 0, projection.weight.detach().clone()
+    for step in range(1, steps + 1):
+        rows = rng.choice(len(pairs.features), min(batch_size, len(pairs.features)), replace=False)
+        texts = pairs.texts[rows, rng.integers(pairs.texts.shape[1], size=len(rows))]
+        pictures = F.normalize(projection(pairs.features[rows]), dim=-1)
+        loss = _contrast(pictures, texts, sharpness.exp())
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if step % every == 0 or step == steps:
+            found = recall(projection, validation)
+            logger.info("step %d loss %.3f recall@1 %.1f %%", step, loss.item(), 100 * found)
+            if found > best:
+                best, best_step = found, step
+                best_weight = projection.weight.detach().clone()
+    with torch.no_grad():
+        projection.weight.copy_(best_weight)
+        model.logit_scale.copy_(sharpness)
+    return {"first": first, "best": best, "best_step": best_step}
+
+
+def _contrast(pictures: Tensor, texts: Tensor, sharpness: Tensor) -> Tensor:
+    """CLIP's loss, where a picture may have several texts that say the same."""
+    logits = sharpness * pictures @ texts.T
+    same = (texts @ texts.T > _SAME_TEXT).float()
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.inference_mode()
+def recall(projection: nn.Module, pairs: Pairs) -> float:
+    """The share of texts whose most similar picture is one of theirs; each wording counts."""
+    pictures = F.normalize(projection(pairs.features), dim=-1)
+    named = pairs.texts[:, 0]
+    same = named @ named.T > _SAME_TEXT
+    found = [
+        same.gather(1, (texts @ pictures.T).argmax(1, keepdim=True))
+        for texts in pairs.texts.unbind(1)
+    ]
+    return torch.cat(found).float().mean().item()
+
+
+def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) -> Path:
+    """Trains the retriever of the real world and writes its folder; returns that."""
+    folders = layout.weights / "efficientnet-lite0", layout.weights / "minilm"
+    model = zero_shot(*folders)
+    work = layout.root / "work" / "features"
+    pairs, validation = (Pairs.read(part, model, *folders, work) for part in (lessons, held_out))
+    figures = train(model, pairs, validation)
+    logger.info("retriever: %s", figures)
+    out = layout.models / "retriever"
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folders[1]).save_pretrained(out)
+    AutoImageProcessor.from_pretrained(folders[0], backend="pil").save_pretrained(out)
+    write_text(
+        out / "training.json", json.dumps({"pairs": len(lessons), **figures}, indent=1) + "\n"
+    )
+    return out

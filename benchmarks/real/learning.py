@@ -1,0 +1,172 @@
+"""What the real world's models learn from: stamps of the train split, and Open Clip Art.
+
+A lesson is a picture, a text that names what it shows, and its kind. Lessons train the dual encoder
+as pairs; as the set `learn` they train the MLLM: questions like those of `named` and `blind`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from real import openclipart
+from real.colors import in_common, main_colors
+from real.layout import Layout
+from real.packages import path_of
+from real.sets import write_lines
+from real.words import colors_in, thing_of, without_colors
+
+LEARN = "learn"  # the name of the set
+_NAMED = 0.25  # the share of lessons whose caption tells the thing, as in the set `named`
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A picture and what is known of it.
+
+    Args:
+        id: unlike any other's.
+        picture: its file.
+        text: names what it shows.
+        kind: what sort of thing that is.
+    """
+
+    id: str
+    picture: Path
+    text: str
+    kind: str
+
+    @property
+    def question(self) -> str:
+        """Asks as the sets of things do."""
+        thing = thing_of(self.text)
+        named = without_colors(self.text).rstrip(".!").lower() if thing is None else thing.named
+        return f"What is the main color of {named}?"
+
+    @cached_property
+    def colors(self) -> tuple[str, ...]:
+        """The colors that its text tells, then those that it mostly has."""
+        with Image.open(self.picture) as image:
+            seen = main_colors(image)
+        return tuple(dict.fromkeys((*colors_in(self.text), *seen)))
+
+
+def lessons(layout: Layout) -> tuple[list[Lesson], list[Lesson]]:
+    """What is learned from, and what is held out to tell when to stop.
+
+    Raises:
+        MissingPackagesError: a package was not fetched.
+    """
+    return [*read_stamps(layout, "train"), *read_clips(layout)], read_stamps(layout, "val")
+
+
+def read_clips(layout: Layout) -> list[Lesson]:
+    """Lessons of Open Clip Art, whose drawings are unpacked the first time.
+
+    Raises:
+        MissingPackagesError: a package was not fetched.
+    """
+    known = layout.root / "clips.jsonl"  # written last
+    if not known.exists():
+        packages = (path_of(f"openclipart-{part}", layout) for part in ("png", "svg"))
+        clips = openclipart.unpack(*packages, layout.pictures)
+        write_lines(
+            known,
+            ({"picture": one.picture, "kind": one.kind, "title": one.title} for one in clips),
+        )
+    return [
+        Lesson(
+            id=one["picture"],
+            picture=layout.pictures / one["picture"],
+            text=_described(one["title"]),
+            kind=_sentence(", ".join(one["kind"]).replace("_", " ")),
+        )
+        for one in _lines(known)
+    ]
+
+
+def read_stamps(layout: Layout, split: str) -> list[Lesson]:
+    """Lessons of the stamps of a split, as the sets `named` and `blind` tell of them."""
+    named, blind = (
+        {one["id"]: one for one in _lines(layout.sets / name / "documents.jsonl")}
+        for name in ("named", "blind")
+    )
+    folder = layout.sets / "named"
+    return [
+        Lesson(id, (folder / one["image"]).resolve(), one["caption"], blind[id]["caption"])
+        for id, one in named.items()
+        if one["split"] == split
+    ]
+
+
+def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) -> Path:
+    """Writes the set `learn`.
+
+    Lessons that would ask the same are one question with several gold pictures; where these have no
+    color in common, nothing is asked, and they are documents still.
+
+    Returns:
+        its folder.
+    """
+    folder = layout.sets / LEARN
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {"train": train, "val": val}
+    for split, part in splits.items():
+        write_lines(folder / f"{split}.jsonl", _questions(part))
+    write_lines(
+        folder / "documents.jsonl",
+        (
+            {
+                "id": lesson.id,
+                "image": os.path.relpath(lesson.picture.resolve(), folder.resolve()),
+                "caption": lesson.text if _is_named(lesson) else lesson.kind,
+                "split": split,
+            }
+            for split, part in splits.items()
+            for lesson in part
+        ),
+    )
+    return folder
+
+
+def _questions(part: Sequence[Lesson]) -> Iterator[dict[str, object]]:
+    asking: dict[str, list[Lesson]] = defaultdict(list)
+    for lesson in part:
+        asking[lesson.question].append(lesson)
+    for question, same in asking.items():
+        colors = in_common([lesson.colors for lesson in same])
+        if colors:
+            yield {
+                "id": same[0].id,
+                "question": question,
+                "answer": list(colors),
+                "gold": [lesson.id for lesson in same],
+                "category": same[0].kind.split(",")[0].rstrip(".").lower(),
+            }
+
+
+def _is_named(lesson: Lesson) -> bool:
+    return hashlib.sha256(lesson.id.encode()).digest()[0] < 256 * _NAMED
+
+
+def _described(title: str) -> str:
+    """A title as stamps are described: "Apple" is "An apple."."""
+    name = title.lower()
+    return f"A{'n' if name[0] in 'aeiou' else ''} {name}."
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}." if words else words
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

@@ -1,0 +1,189 @@
+"""An MLLM of real weights: EfficientNet-Lite0 before SmolLM2-135M, as a LLaVA.
+
+Its projector is computed, not trained: where the tower's classifier believes in a class, the
+picture's token is the embedding of that class's name, so the decoder reads a picture as words that
+it knows. What the classes do not name is fitted to the words of the lessons, by least squares. From
+there `ragvl train` tunes it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from ragvl.mllm import ConvolutionalVisionModel
+from real.dual_encoder import tower_with_classes
+from real.features import features_of
+from real.layout import Layout
+from real.learning import Lesson
+from real.weights import CLASS_NAMES
+
+logger = logging.getLogger(__name__)
+
+IMAGE = "<image>"
+CHAT_TEMPLATE = (  # SmolLM2's, with pictures, and without a system's message that nobody wrote
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0)  # tried on held-out lessons
+
+
+def assemble(
+    tower: ConvolutionalVisionModel, language_model: Path
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
+    """The LLaVA with the decoder's own weights, and its tokenizer; the projector says nothing yet.
+
+    Args:
+        tower: gives a token of the whole picture, then its squares'.
+        language_model: a folder with a decoder and its tokenizer.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    decoder = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
+    decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    config = LlavaConfig(
+        vision_config=tower.config.to_dict(),
+        text_config=decoder.config.to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=_num_tokens(tower),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        projector_hidden_act="linear",
+        tie_word_embeddings=decoder.config.tie_word_embeddings,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.language_model.load_state_dict(decoder.model.state_dict())
+    model.lm_head.load_state_dict(decoder.lm_head.state_dict())
+    projector = model.model.multi_modal_projector
+    with torch.no_grad():
+        for layer in (projector.linear_1, projector.linear_2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        projector.linear_2.weight.fill_diagonal_(1.0)
+    return model.eval(), tokenizer
+
+
+def _square(tower: ConvolutionalVisionModel) -> int:
+    """Pixels of a side of the square that a token is of."""
+    return 2 * math.prod(stage[2] for stage in tower.config.stages) * tower.config.pool
+
+
+def _num_tokens(tower: ConvolutionalVisionModel) -> int:
+    side = -(-tower.config.image_size // _square(tower))
+    return side**2 + int(tower.config.picture_token)
+
+
+@torch.no_grad()
+def fit_projector(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    class_names: Sequence[str],
+    lessons: tuple[Tensor, Sequence[str]],
+    held_out: tuple[Tensor, Sequence[str]],
+) -> dict[str, float]:
+    """Sets the projector's first layer so that a picture's token means the words for it.
+
+    Args:
+        model: changed in place.
+        tokenizer: its tokenizer.
+        class_names: of the tower's classifier.
+        lessons: the tower's features (n, hidden_size), and n texts.
+        held_out: the same, to choose how far the fit may follow the lessons.
+
+    Returns:
+        the mean cosine of held-out pictures' tokens and their texts' words: of classes alone, and
+        fitted; and the ridge of the fit.
+    """
+    embeddings = model.get_input_embeddings().weight
+    words_of = [mean_word(embeddings, tokenizer, texts) for texts in (lessons[1], held_out[1])]
+    classes = mean_word(embeddings, tokenizer, class_names)
+    count = len(class_names)
+    features, held_features = lessons[0], held_out[0]
+    rest = words_of[0] - features[:, -count:] @ classes
+    seen = features[:, :-count]
+
+    def fitted(ridge: float) -> Tensor:
+        gram = seen.T @ seen + ridge * len(seen) / 1000 * torch.eye(seen.shape[1])
+        return torch.cat([torch.linalg.solve(gram, seen.T @ rest), classes])
+
+    def quality(weight: Tensor) -> float:
+        common = words_of[0].mean(0)
+        return (
+            F.cosine_similarity(held_features @ weight - common, words_of[1] - common).mean().item()
+        )
+
+    nothing = torch.cat([torch.zeros(seen.shape[1], classes.shape[1]), classes])
+    tried = {ridge: fitted(ridge) for ridge in _RIDGES}
+    ridge = max(tried, key=lambda one: quality(tried[one]))
+    model.model.multi_modal_projector.linear_1.weight.copy_(tried[ridge].T)
+    return {"classes": quality(nothing), "fitted": quality(tried[ridge]), "ridge": ridge}
+
+
+def mean_word(
+    embeddings: Tensor, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Tensor:
+    """(texts, width): the mean embedding of a text's tokens, in small letters after a space."""
+    rows = []
+    for text in texts:
+        words = text.lower().rstrip(".!").removeprefix("a ").removeprefix("an ")
+        ids = tokenizer(f" {words}", add_special_tokens=False)["input_ids"]
+        rows.append(embeddings[torch.tensor(ids)].float().mean(0))
+    return torch.stack(rows)
+
+
+def processor_of(
+    tower: ConvolutionalVisionModel, tower_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> LlavaProcessor:
+    """Its pictures are prepared as the tower's."""
+    return LlavaProcessor(
+        AutoImageProcessor.from_pretrained(tower_folder, backend="pil"),
+        tokenizer,
+        patch_size=_square(tower),
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=int(tower.config.picture_token),
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+    )
+
+
+def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) -> Path:
+    """Writes the base that reranker and generator are tuned from; returns its folder."""
+    tower_folder = layout.weights / "efficientnet-lite0"
+    tower = tower_with_classes(tower_folder)
+    model, tokenizer = assemble(tower, layout.weights / "smollm2")
+    processor = processor_of(tower, tower_folder, tokenizer)
+    work = layout.root / "work" / "features"
+    given = [
+        (
+            features_of([one.picture for one in part], tower, processor.image_processor, work),
+            [one.text for one in part],
+        )
+        for part in (lessons, held_out)
+    ]
+    names = json.loads((tower_folder / CLASS_NAMES).read_text())
+    figures = fit_projector(model, tokenizer, names, *given)
+    logger.info("base: %s", figures)
+    out = layout.models / "base"
+    model.to(torch.bfloat16).save_pretrained(out)
+    processor.save_pretrained(out)
+    return out

@@ -1,0 +1,121 @@
+"""Open Clip Art: drawings with a title, from two packages of Debian, as more pairs to train on.
+
+One package holds the pictures, the other their sources, which alone say what they show.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import logging
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from real.archives import archived
+
+logger = logging.getLogger(__name__)
+
+COLLECTION = "openclipart"
+_PICTURES, _SOURCES = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
+# Folders of things; the others hold icons, plain shapes, logos, ornaments
+KINDS = (
+    *("animals", "buildings", "containers", "education", "electronics", "food", "office"),
+    *("people", "plants", "recreation", "science", "tools", "transportation"),
+)
+_LONGEST = 256  # pixels of a side: some are posters
+_MOST_PIXELS = 4_000_000  # of a drawing that is read at all
+_TITLE = re.compile(r"<dc:title>([^<]*)</dc:title>")
+_NAME_PARTS = re.compile(r"[\d_\W]+")
+_LONGEST_TITLE = 60  # characters; longer ones tell stories
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A drawing.
+
+    Args:
+        picture: its path below the pictures' folder.
+        kind: what sort of thing it is, from the general to the special.
+        title: what it shows.
+    """
+
+    picture: str
+    kind: tuple[str, ...]
+    title: str
+
+
+def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
+    """Writes drawings of things into `pictures`, made small, and says what they show.
+
+    Those without a title, and those that cannot be read or are too large, are left out.
+
+    Args:
+        drawings: the package openclipart-png.
+        sources: the package openclipart-svg.
+        pictures: the folder of all collections.
+
+    Raises:
+        ArchiveError: a package cannot be read.
+    """
+    titles = _titles(sources)
+    clips, left_out = [], 0
+    for path, content in archived(drawings, lambda name: _inside(name, _PICTURES) in titles):
+        place = PurePosixPath(path.removeprefix(_PICTURES))
+        target = PurePosixPath(COLLECTION) / place
+        if _write_small(content, pictures / target):
+            title = titles[str(place.with_suffix(""))]
+            clips.append(Clip(str(target), place.parts[:-1], title))
+        else:
+            left_out += 1
+    logger.info("openclipart: %d drawings, %d left out", len(clips), left_out)
+    return sorted(clips, key=lambda clip: clip.picture)
+
+
+def _inside(path: str, folder: str) -> str | None:
+    """Where a file of a kind that is wanted lies in `folder`, without its ending."""
+    inside = path.removeprefix(folder)
+    if inside == path or PurePosixPath(inside).parts[0] not in KINDS:
+        return None
+    return str(PurePosixPath(inside).with_suffix(""))
+
+
+def _titles(sources: Path) -> Mapping[str, str]:
+    titles = {}
+    for path, content in archived(sources, lambda name: _inside(name, _SOURCES) is not None):
+        found = _TITLE.search(content.decode("utf-8", errors="replace"))
+        title = title_of(found[1]) if found else None
+        if title is not None:
+            place = _inside(path, _SOURCES)
+            assert place is not None  # as of all that are wanted
+            titles[place] = title
+    return titles
+
+
+def title_of(written: str) -> str | None:
+    """A title in words, or None where it has none: "Apple_red 02" is "Apple red"."""
+    words = _NAME_PARTS.sub(" ", html.unescape(written)).strip()
+    return words if 2 < len(words) <= _LONGEST_TITLE else None
+
+
+def _write_small(content: bytes, path: Path) -> bool:
+    """Whether the picture is there now."""
+    if path.exists():
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    return False
+                small = image.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # SyntaxError is Pillow's, of a broken PNG
+    small.thumbnail((_LONGEST, _LONGEST))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small.save(path)
+    return True

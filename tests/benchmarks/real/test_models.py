@@ -1,0 +1,189 @@
+"""The real world's models, made of tiny towers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from real.dual_encoder import Pairs, recall, text_vectors, tower_with_classes, train, zero_shot
+from real.features import features_of
+from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
+from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
+from safetensors.torch import save_file
+from tiny_models.eight import llava_tokenizer
+from tiny_models.parts import text_config
+
+from ragvl import Document, Reranker
+from ragvl.mllm import ConvolutionalVisionConfig, ConvolutionalVisionModel
+from ragvl.retriever import DualEncoder
+
+NAMES = ["barn", "old house", "river"]
+FEATURES, SIZE = 12, 48  # of pictures; the map has 6 x 6 places, of which 2 x 2 are a token
+
+
+@pytest.fixture(scope="module")
+def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    torch.manual_seed(0)
+    config = ConvolutionalVisionConfig(
+        stages=[(8, 3, 2, 1, 1), (8, 3, 2, 2, 1)],
+        stem_channels=8,
+        hidden_size=FEATURES,
+        image_size=SIZE,
+        norm="group",
+    )
+    ConvolutionalVisionModel(config).save_pretrained(folder)
+    image_processor(SIZE).save_pretrained(folder)
+    classifier = {"weight": torch.randn(len(NAMES), FEATURES), "bias": torch.randn(len(NAMES))}
+    save_file(classifier, folder / CLASSIFIER)
+    (folder / CLASS_NAMES).write_text(json.dumps(NAMES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    torch.manual_seed(1)
+    tokenizer = llava_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.model_max_length = 32
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(2)
+    tokenizer = llava_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": []})
+    config = transformers.LlamaConfig(**text_config(tokenizer, tie_word_embeddings=True))
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(70)]
+    for path in paths:
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((64, 48), Image.Resampling.NEAREST).save(path)
+    return paths
+
+
+def test_a_zero_shot_picture_lies_where_its_classes_names_do(
+    tower_folder: Path, text_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    model = zero_shot(tower_folder, text_folder)
+    model.save_pretrained(tmp_path)
+    llava_tokenizer().save_pretrained(tmp_path)
+    image_processor(SIZE).save_pretrained(tmp_path)
+    encoder = DualEncoder.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    plain = transformers.AutoModel.from_pretrained(tower_folder).eval()
+    classifier = tower_with_classes(tower_folder).classifier
+    pixels = image_processor(SIZE)(Image.open(pictures[0]), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        believed = classifier(plain(pixels).pooler_output).softmax(-1)[0].numpy()
+    expected = believed @ encoder.encode_texts([f"a {name}" for name in NAMES])
+    vector = encoder.encode_documents([Document(pictures[0])])[0]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_what_is_computed_of_pictures_is_kept(
+    tower_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    tower, processor = tower_with_classes(tower_folder), image_processor(SIZE)
+    features = features_of(pictures, tower, processor, tmp_path)
+    assert features.shape == (len(pictures), FEATURES + len(NAMES))
+    with torch.inference_mode():
+        pixels = processor(Image.open(pictures[-1]), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(features[-1:], tower(pixels).pooler_output)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2, "of 70 pictures, 64 in a shard"
+    assert torch.equal(features_of(pictures, tower, processor, tmp_path), features)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    assert not torch.equal(features_of(pictures[:6], tower, processor, tmp_path), features[-6:])
+
+
+def test_training_finds_pictures_by_texts_that_it_has_not_seen(
+    tower_folder: Path, text_folder: Path
+) -> None:
+    """Pictures whose features are a linear function of their texts' vectors."""
+    model = zero_shot(tower_folder, text_folder)
+    random = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(300, 1, 16, generator=random), dim=-1)
+    mixed = texts[:, 0] @ torch.randn(16, FEATURES + len(NAMES), generator=random)
+    pairs, held_out = Pairs(mixed[:200], texts[:200]), Pairs(mixed[200:], texts[200:])
+    figures = train(model, pairs, held_out, steps=150, learning_rate=0.02)
+    assert figures["first"] < 0.2
+    assert figures["best"] > 0.8
+    assert recall(model.visual_projection, held_out) == pytest.approx(figures["best"])
+
+
+def test_texts_that_say_the_same_have_each_others_pictures() -> None:
+    texts = torch.eye(2)[torch.tensor([0, 0, 1])][:, None]
+    assert recall(torch.nn.Identity(), Pairs(texts[[1, 0, 2], 0], texts)) == 1.0
+    assert recall(torch.nn.Identity(), Pairs(texts[[2, 0, 0], 0], texts)) == pytest.approx(2 / 3)
+
+
+def test_text_vectors_do_not_depend_on_their_company(tower_folder: Path, text_folder: Path) -> None:
+    model, tokenizer = zero_shot(tower_folder, text_folder), llava_tokenizer()
+    together = text_vectors(model, tokenizer, ["a barn", "a longer text about old houses"])
+    torch.testing.assert_close(together[:1], text_vectors(model, tokenizer, ["a barn"]))
+
+
+def test_a_picture_reads_as_the_names_of_its_classes(
+    tower_folder: Path, decoder_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    tower = tower_with_classes(tower_folder)
+    model, tokenizer = assemble(tower, decoder_folder)
+    words = mean_word(model.get_input_embeddings().weight, tokenizer, NAMES)
+    # All of a picture is in its classes, so there is nothing else to fit
+    features = torch.cat([torch.randn(20, FEATURES), torch.eye(3).repeat(7, 1)[:20]], dim=1)
+    texts = [NAMES[number % 3] for number in range(20)]
+    figures = fit_projector(model, tokenizer, NAMES, (features, texts), (features, texts))
+    assert figures["classes"] == pytest.approx(1, abs=1e-4)
+    assert figures["fitted"] == pytest.approx(1, abs=1e-4)
+
+    processor = processor_of(tower, tower_folder, tokenizer)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    inputs = processor.image_processor(Image.open(pictures[3]), return_tensors="pt")
+    with torch.no_grad():
+        tokens = loaded.model.get_image_features(**inputs).pooler_output[0]
+        believed = tower(**inputs).last_hidden_state[0, :, -len(NAMES) :]
+    assert len(tokens) == 1 + 3 * 3, "the whole, and a map of 6 x 6 places in squares"
+    torch.testing.assert_close(tokens, believed @ words, atol=1e-4, rtol=1e-4)
+    assert tokenizer.convert_ids_to_tokens(loaded.config.image_token_index) == IMAGE
+
+
+def test_the_base_is_a_reranker_that_ragvl_loads(
+    tower_folder: Path, decoder_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    tower = tower_with_classes(tower_folder)
+    model, tokenizer = assemble(tower, decoder_folder)
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight)
+    model.save_pretrained(tmp_path)
+    processor_of(tower, tower_folder, tokenizer).save_pretrained(tmp_path)
+    reranker = Reranker.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    documents = [Document(path, caption="Buildings.") for path in pictures[:3]]
+    pairs = [("What is the main color of the barn?", document) for document in documents]
+    scores = reranker.score(pairs)
+    assert len(set(scores.tolist())) == 3
+    assert torch.equal(scores[1:2], reranker.score(pairs[1:2]))
