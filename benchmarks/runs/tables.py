@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tables import NOT_MEASURED, Results, mib, table
 
 from ragvl.ablation.result import AblationResult
+from ragvl.ablation.table import gains
 from ragvl.ablation.table import table as ablation_rows
 from ragvl.data.questions import Pool
 from ragvl.evaluation.metrics import difference
@@ -190,12 +191,15 @@ def ablation_low_resource(results: Results) -> str:
 def _ablation(results: Results, name: str) -> str:
     result = from_json(AblationResult, results[name])
     header, *rows = ablation_rows(result)
-    return table(
-        header,
-        rows,
+    over, *differences = gains(result)
+    note = (
         f"Percent of {result.num_questions} test questions; mean of {len(result.seeds)} "
-        f"seeds with Student's 95 % interval, {result.settings['max_steps']} steps.",
+        f"seeds with Student's 95 % interval, {result.settings['max_steps']} steps."
     )
+    if result.noise_ratios:
+        ratios = ", ".join(f"{n} {100 * r:.0f} %" for n, r in result.noise_ratios.items() if r)
+        note += f" Of the documents shown are not gold: {ratios}."
+    return f"{table(header, rows)}\n{table(over, differences, note)}"
 
 
 def overhead(results: Results) -> str:

@@ -41,7 +41,7 @@ def ablate(
         OSError: the test's data or encoder is not there.
     """
     work.mkdir(parents=True, exist_ok=True)
-    test = TestSet.prepare(settings)
+    test = TestSet.prepare(settings, work)
     jobs = plan_jobs(settings, test.name, work)
     done: list[tuple[Job, RunResult]] = []
     failed: list[FailedRun] = []
@@ -67,9 +67,11 @@ def ablate(
         baseline=baseline,
         arms=summarise_arms(jobs, done, baseline),
         failed=failed,
-        encoder=None if test.encoder is None else test.encoder.fingerprint,
+        encoder=test.fingerprints.get("encoder"),
+        reranker=test.fingerprints.get("reranker"),
         lemmatizer=test.lemmatizer,
         test_noise=dict(TEST_NOISE) if settings.stage == "generator" else None,
+        noise_ratios={c.name: c.noise_ratio(test.questions) for c in test.conditions},
         machine=here.machine,
         versions=here.versions,
         also_measured_by=others,

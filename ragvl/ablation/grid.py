@@ -58,9 +58,14 @@ class TestSettings(BaseModel):
         split: of it.
         modality: of WebQA and MultimodalQA, which documents; see `open_questions`.
         num_questions: only so many, the first ones; all by default.
-        encoder: of a reranker: the retriever's model.
-        num_candidates: of a reranker.
+        encoder: the retriever's model; of a generator for `noise_ratios`.
+        num_candidates: how many documents the retriever hands over.
         max_new_tokens: of a generator's answer.
+        distractors: of a generator: with how many irrelevant pictures among the gold ones.
+        timesteps: of a generator: of noise on the pixels of gold pictures.
+        noise_ratios: of a generator: it answers from what `encoder` and `reranker` keep, where so
+            large a share of gold documents is swapped for wrong ones; see `EvaluationSettings`.
+        reranker: of a generator, for `noise_ratios`.
     """
 
     __test__ = False  # no test of pytest's
@@ -74,6 +79,17 @@ class TestSettings(BaseModel):
     encoder: str | None = None
     num_candidates: int = Field(20, ge=1)
     max_new_tokens: int = Field(32, ge=1)
+    distractors: list[Annotated[int, Field(ge=1)]] = [1]
+    timesteps: list[Annotated[int, Field(ge=0, lt=1000)]] = [500]
+    noise_ratios: list[Annotated[float, Field(ge=0, le=1)]] = []
+    reranker: str | None = None
+
+    @field_validator("distractors", "timesteps", "noise_ratios")
+    @classmethod
+    def _check_once(cls, values: list[float]) -> list[float]:
+        if twice := _repeated(values):
+            raise ValueError(f"{twice[0]} is there twice")
+        return values
 
 
 class AblationSettings(BaseModel):
@@ -135,6 +151,11 @@ class AblationSettings(BaseModel):
     def _check_encoder(self) -> Self:
         if self.stage == "reranker" and self.test.encoder is None:
             raise ValueError("test.encoder is missing: a reranker orders what a retriever found")
+        if self.test.noise_ratios and None in (self.test.encoder, self.test.reranker):
+            raise ValueError(
+                "test.noise_ratios are about what is retrieved and reranked: test.encoder and "
+                "test.reranker are needed"
+            )
         return self
 
     @classmethod

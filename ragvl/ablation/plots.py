@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,14 +11,21 @@ from matplotlib.figure import Figure
 from ragvl.ablation.result import AblationResult
 from ragvl.evaluation.plots import AFTER, STYLE, plot_label, svg
 
+_PANELS_IN_A_ROW = 4
+
 
 def ablation_plot(result: AblationResult) -> str:
     """Each arm's mean of each measure with its 95 % interval over seeds, and the seeds as dots."""
     arms = result.arms
+    columns = min(_PANELS_IN_A_ROW, len(result.measures))
+    rows = math.ceil(len(result.measures) / columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * len(result.measures) + 1.6, 0.27 * len(arms) + 1.0))
+        figure = Figure(figsize=(3.0 * columns + 1.6, rows * (0.27 * len(arms) + 1.0)))
         figure.set_layout_engine("constrained")
-        panels = figure.subplots(1, len(result.measures), sharey=True, squeeze=False)[0]
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        panels = grid.flatten()[: len(result.measures)]
+        for unused in grid.flatten()[len(result.measures) :]:
+            unused.set_axis_off()
         places = np.arange(len(arms))
         for axes, name in zip(panels, result.measures, strict=True):
             for place, arm in zip(places, arms.values(), strict=True):
@@ -29,5 +38,5 @@ def ablation_plot(result: AblationResult) -> str:
                 axes.plot(100 * measure.mean, place, "o", color=AFTER, markersize=4)
             axes.set(title=name, xlabel="%")
         panels[0].set_yticks(places, list(map(plot_label, arms)))
-        panels[0].invert_yaxis()
+        panels[0].invert_yaxis()  # of all: they share it
         return svg(figure)

@@ -36,6 +36,7 @@ class RunResult:
         num_questions: over how many questions.
         training: how long; absent of the untrained model.
         losses: as logged in training; absent of the untrained model.
+        token_weights: of a training with a noised pass: see `TokenWeights.total`.
         machine: where it was done.
         versions: of the packages that matter.
     """
@@ -46,6 +47,7 @@ class RunResult:
     num_questions: Annotated[int, Field(ge=1)]
     training: Training | None = field(default=None, metadata=ABSENT)
     losses: list[FiniteFloat] | None = field(default=None, metadata=ABSENT)
+    token_weights: dict[str, FiniteFloat] = field(default_factory=dict, metadata=ABSENT)
     machine: dict[str, str]
     versions: dict[str, str]
 
@@ -91,6 +93,7 @@ class ArmResult:
         seeds: those that were done; none of the untrained model.
         model: fingerprint of the model that it started from.
         training: of its first seed; None of the untrained model.
+        token_weights: means over its seeds; see `TokenWeights.total`.
         measures: by name.
     """
 
@@ -99,6 +102,7 @@ class ArmResult:
     seeds: list[int] = field(default_factory=list)
     model: str | None = None
     training: Training | None = None
+    token_weights: dict[str, FiniteFloat] = field(default_factory=dict, metadata=ABSENT)
     measures: dict[str, MeasureSummary]
 
 
@@ -134,9 +138,11 @@ class AblationResult:
         baseline: the arm that gains are over.
         arms: what was measured, by arm.
         failed: the runs that failed.
-        encoder: fingerprint of a reranker's retriever.
+        encoder: fingerprint of the retriever.
+        reranker: fingerprint of the reranker that a generator was tested behind.
         lemmatizer: what brought WebQA's answers to their base form; None for other data.
         test_noise: of a generator's noised pictures.
+        noise_ratios: by measure, the share of a generator's documents that are not gold.
         machine: where most runs were done.
         versions: of the packages that matter there.
         also_measured_by: where the other runs were done.
@@ -151,8 +157,10 @@ class AblationResult:
     arms: dict[str, ArmResult]
     failed: list[FailedRun] = field(default_factory=list)
     encoder: str | None = None
+    reranker: str | None = None
     lemmatizer: str | None = None
     test_noise: dict[str, str | int] | None = None
+    noise_ratios: dict[str, FiniteFloat] = field(default_factory=dict, metadata=ABSENT)
     machine: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     also_measured_by: list[MeasuredBy] = field(default_factory=list)

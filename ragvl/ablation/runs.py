@@ -87,5 +87,6 @@ def _training(folder: Path) -> dict[str, Any]:
     noted = json.loads((folder / "ragvl_run.json").read_text())
     return {
         "training": Training(noted["examples"], state["global_step"], state["epoch"]),
+        "token_weights": noted.get("token_weights", {}),
         "losses": [entry["loss"] for entry in state["log_history"] if "loss" in entry],
     }

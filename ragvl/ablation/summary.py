@@ -38,6 +38,7 @@ def summarise_arms(
             seeds=list(by_arm[arm]) if trained else [],
             model=job.model,
             training=result.training,
+            token_weights=_means([r.token_weights for j, r in done if j.run.arm == arm]),
             measures={
                 measure: summarise_measure(by_arm[arm], over, measure)
                 for measure in result.measures
@@ -82,6 +83,15 @@ def measured_by(results: Sequence[RunResult]) -> list[MeasuredBy]:
         json.dumps(to_json(MeasuredBy(result.machine, result.versions))) for result in results
     )
     return [from_json(MeasuredBy, json.loads(text)) for text, _ in places.most_common()]
+
+
+def _means(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the seeds of what is noted of all of them."""
+    return {
+        name: statistics.fmean(seed[name] for seed in of_seeds)
+        for name in of_seeds[0]
+        if all(name in seed for seed in of_seeds)
+    }
 
 
 def _reported_settings(plans: Sequence[Plan]) -> list[str]:

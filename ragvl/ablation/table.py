@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 from ragvl.ablation.result import AblationResult, ArmResult, SeedSummary
-from ragvl.ablation.robustness import CONDITIONS
 from ragvl.messages import visible
 from ragvl.training.command import RunSettings
 from ragvl.training.noise import NoiseSettings
@@ -23,14 +22,26 @@ def table(result: AblationResult) -> list[list[str]]:
         head.append("settings")
         for arm, cells in rows.items():
             cells.append(settings[arm])
-    baseline = result.baseline or next(iter(result.trained), "")
-    head += [_label(measure, result) for measure in result.measures]
-    head += [f"against {baseline}: {measure}" for measure in result.measures]
+    if any(arm.token_weights for arm in result.arms.values()):
+        head.append("answer tokens on the clamp's floor, ceiling; spread of weights")
+        for arm, cells in rows.items():
+            cells.append(_token_weights(result.arms[arm].token_weights))
+    head += result.measures
     for arm, cells in rows.items():
-        summaries = [result.arms[arm].measures[measure] for measure in result.measures]
-        cells += [_cell(summary) for summary in summaries]
-        cells += [_cell(summary.gain, "+") if summary.gain else "" for summary in summaries]
+        cells += [_cell(result.arms[arm].measures[measure]) for measure in result.measures]
     return [head, *rows.values(), *_failed_rows(result, len(head))]
+
+
+def gains(result: AblationResult) -> list[list[str]]:
+    """Rows of a table, the head first: each arm's differences to the baseline, seed by seed."""
+    baseline = result.baseline or next(iter(result.trained), "")
+    head = [f"against {baseline}", *result.measures]
+    rows = []
+    for name, arm in result.trained.items():
+        differences = [arm.measures[measure].gain for measure in result.measures]
+        if any(differences):
+            rows.append([name, *("" if gain is None else _cell(gain, "+") for gain in differences)])
+    return [head, *rows]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -94,10 +105,11 @@ def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _label(measure: str, result: AblationResult) -> str:
-    label = CONDITIONS.get(measure, measure)
-    noise = result.test_noise
-    return f"{label} (t={noise['timestep']})" if noise and measure == "noised" else label
+def _token_weights(noted: Mapping[str, float]) -> str:
+    if not noted:
+        return ""
+    floor, ceiling = noted["weights_at_floor"], noted["weights_at_ceiling"]
+    return f"{100 * floor:.0f} %, {100 * ceiling:.0f} %; {noted['token_weight_spread']:.2f}"
 
 
 def _with_failures(arm: str, result: AblationResult) -> str:

@@ -23,11 +23,15 @@ from ragvl.ablation.jobs import data_name
 from ragvl.ablation.plots import ablation_plot
 from ragvl.ablation.result import AblationResult, ArmResult, FailedRun, MeasureSummary
 from ragvl.ablation.summary import summarise, summarise_measure
-from ragvl.ablation.table import arm_settings, markdown, table
+from ragvl.ablation.table import arm_settings, gains, markdown, table
+from ragvl.ablation.test_set import TestSet
 from ragvl.cli import app
 from ragvl.data.formats import open_questions
 from ragvl.data.synthetic import Places, write_world
+from ragvl.evaluation.evaluate import evaluate
+from ragvl.evaluation.models import Models
 from ragvl.evaluation.result import from_json
+from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.mllm import MLLM
 from ragvl.retriever import DualEncoder
 from ragvl.training.trainer import is_finished
@@ -93,12 +97,12 @@ def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: P
         "tokens, kind drop",
     ]
     for arm, measured in result["arms"].items():
-        assert set(measured["measures"]) == {"gold", "irrelevant", "noised"}
+        assert list(measured["measures"]) == ["gold", "random 1", "hard 1", "noised 500"]
         for measure in measured["measures"].values():
             assert len(measure["values"]) == (1 if arm == "untrained" else 2)
             assert measure["mean"] == pytest.approx(statistics.fmean(measure["values"]))
     text = (tmp_path / "out" / "ablation.md").read_text()
-    assert text.count("\n") == 6
+    assert text.count("\n") == 6 + 1 + 4  # and what each arm is better by
     assert "| plain | " in text
     assert (tmp_path / "out" / "ablation.svg").read_text().startswith("<?xml")
     runs = sorted((tmp_path / "out" / "runs").glob("run-*.json"))
@@ -135,7 +139,8 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
     for arm in result.arms.values():
         assert set(arm.measures) == {"recall@1", "f1"}
         assert all(0 <= measure.mean <= 1 for measure in arm.measures.values())
-    assert table(result)[0][-2:] == ["against all: recall@1", "against all: f1"]
+    assert table(result)[0][-2:] == ["recall@1", "f1"]
+    assert [row[0] for row in gains(result)] == ["against all", "some"]
     assert arm_settings(result) == {
         "untrained": "",
         "all": "share 1, 0.0833 epochs",
@@ -150,6 +155,31 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
     ranking.write_text("".join(lines[1:]))
     ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
     assert len(done(tmp_path / "runs")) == 3 + 2, "not the untrained model's"
+
+
+def test_a_generator_is_tested_behind_retrieval_and_reranking(world: Path, tmp_path: Path) -> None:
+    """What it answers from is what `evaluate` keeps, at each share of swapped documents."""
+    models = {name: str(ASSETS / f"tiny-{name}") for name in ("retriever", "reranker")}
+    settings = grid(world)
+    assert isinstance(settings["test"], dict)
+    settings["test"] |= {"distractors": [], "timesteps": [], "num_candidates": 6}
+    settings["test"] |= {"encoder": models["retriever"], "reranker": models["reranker"]}
+    settings["test"] |= {"noise_ratios": [0, 0.5], "num_questions": None}
+    test = TestSet.prepare(AblationSettings.model_validate(settings), tmp_path)
+    assert [c.name for c in test.conditions] == ["gold", "end to end 0", "end to end 0.5"]
+    stages = Models.load(models["retriever"], models["reranker"], str(ASSETS / "tiny-generator"))
+    assert test.fingerprints["reranker"] == stages.reranker.fingerprint
+    for condition, ratio in zip(test.conditions[1:], (0, 0.5), strict=True):
+        chosen = EvaluationSettings(
+            pools=("full",), num_candidates=6, noise_ratio=ratio, num_timed=0, max_new_tokens=2
+        )
+        kept = evaluate(test.source, stages, chosen, work=tmp_path / "test", progress=False)
+        assert list(condition.documents) == kept.evidence["full", "natural"]
+    _, unswapped, swapped = test.conditions
+    assert unswapped.documents != swapped.documents
+    del settings["test"]["reranker"]
+    with pytest.raises(ValueError, match=r"noise_ratios .* test\.reranker are needed"):
+        AblationSettings.model_validate(settings)
 
 
 def test_intervals_are_students() -> None:
@@ -169,7 +199,7 @@ def test_the_result_says_what_measured_it(world: Path, tmp_path: Path) -> None:
     assert result.also_measured_by == []
     assert result.lemmatizer is not None and result.test_noise is not None
     assert result.lemmatizer.startswith(("simplemma", "spacy"))
-    assert (result.test_noise["timestep"], result.test_noise["place"]) == (500, "pixels")
+    assert result.test_noise["place"] == "pixels"
     assert result.num_questions == 3
     base = MLLM.from_pretrained(ASSETS / "tiny-base", device="cpu", dtype="float32")
     plain = result.arms["plain"]
@@ -178,7 +208,6 @@ def test_the_result_says_what_measured_it(world: Path, tmp_path: Path) -> None:
     assert plain.training.steps == 1
     assert plain.training.epochs == pytest.approx(2 / plain.training.samples, rel=0.1)
     assert result.arms["untrained"].training is None
-    assert "gold pictures, noised (t=500)" in table(result)[0]
 
 
 def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path) -> None:
@@ -299,9 +328,8 @@ def test_an_arm_of_which_a_seed_failed_is_compared_by_the_others() -> None:
         },
         failed=[FailedRun("noise", 1, "OutOfMemoryError: a | b")],
     )
-    row = table(result)[2]
-    assert row[0] == "noise (without seed 1, failed: OutOfMemoryError: a / b)"
-    assert row[-1].startswith("+10.0 ")
+    assert table(result)[2][0] == "noise (without seed 1, failed: OutOfMemoryError: a / b)"
+    assert gains(result)[1][-1].startswith("+10.0 ")
 
 
 def test_a_grid_of_which_everything_fails_is_an_error(world: Path, tmp_path: Path) -> None:
@@ -416,15 +444,19 @@ def test_a_table_tells_arms_apart_by_their_settings(world: Path, tmp_path: Path)
     }
     head, *rows = table(result)
     assert head[:2] == ["arm", "settings"]
-    assert head[-3:] == [
-        "against plain: gold",
-        "against plain: irrelevant",
-        "against plain: noised",
-    ]
+    assert head[3:] == result.measures
     for row in rows:
         assert row[1] == described[row[0]]
-        gains = [measure.gain for measure in result.arms[row[0]].measures.values()]
-        assert [bool(cell) for cell in row[-3:]] == [gain is not None for gain in gains]
+        weights = result.arms[row[0]].token_weights
+        assert bool(weights) == bool(row[2]) == ("tokens" in row[1] or "released" in row[1])
+        if weights:
+            assert row[2].startswith(f"{100 * weights['weights_at_floor']:.0f} %, ")
+    over, *differences = gains(result)
+    assert over == ["against plain", *result.measures]
+    assert [row[0] for row in differences] == list(described)[2:]
+    for name, *cells in differences:
+        for cell, measure in zip(cells, result.arms[name].measures.values(), strict=True):
+            assert measure.gain is not None and cell == f"{100 * measure.gain.mean:+.1f}"
     noise = result.arms["the paper's"].settings
     assert noise is not None
     assert (noise["noise.kind"], noise["noise.window"]) == ("diffusion", 3)
@@ -446,7 +478,8 @@ def test_results_of_earlier_versions_are_shown() -> None:
     assert "timestep 500, clamp 1 to 5" in paper[1]
     assert "timestep 500, clamp 0.01 to 5" in stronger[1]
     gain = result.arms["tokens, timestep 500"].measures["noised"].gain
-    assert gain is not None and stronger[-1].startswith(f"{100 * gain.mean:+.1f} (")
+    (row,) = (row for row in gains(result) if row[0] == stronger[0])
+    assert gain is not None and row[-1].startswith(f"{100 * gain.mean:+.1f} (")
     assert ablation_plot(result).startswith("<?xml")
     result.arms["_$\\x$ <b>"] = result.arms.pop("tokens, as in the paper")
     assert r" _$\x$ &lt;b&gt;<" in ablation_plot(result)

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ragvl.ablation.robustness import (
-    CONDITIONS,
-    TEST_NOISE,
-    accuracy_by_condition,
-    evidence,
-    noised,
-)
+from ragvl.ablation.robustness import Condition, accuracy, conditions, noised
 from ragvl.data.document import Document
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.answers import webqa_accuracy
@@ -30,43 +24,86 @@ def source(world: Path) -> WebQA:
     return WebQA(world, split="test")
 
 
-def test_each_condition_has_its_evidence(source: WebQA) -> None:
+@pytest.fixture(scope="module")
+def by_name(source: WebQA) -> dict[str, Condition]:
+    drawn = conditions(source, source.questions, distractors=[1, 2, 4], timesteps=[500])
+    return {condition.name: condition for condition in drawn}
+
+
+def test_distractors_are_added_to_the_gold_pictures(
+    source: WebQA, by_name: dict[str, Condition]
+) -> None:
+    assert list(by_name) == [
+        "gold",
+        *("random 1", "random 2", "random 4", "hard 1", "hard 2", "hard 4"),
+        "noised 500",
+    ]
+    places = set()
     for number, question in enumerate(source.questions):
-        by_condition = {
-            condition: evidence(source, question, condition, number) for condition in CONDITIONS
-        }
-        ids = {name: {document.id for document in row} for name, row in by_condition.items()}
-        assert ids["gold"] == ids["noised"] == set(question.gold)
-        assert len(ids["irrelevant"]) == len(question.gold) + 1
-        assert ids["irrelevant"] - ids["gold"] <= set(question.negatives)
-        again = evidence(source, question, "noised", number)
-        for clean, noisy, same in zip(
-            by_condition["gold"], by_condition["noised"], again, strict=True
-        ):
-            pixels = [np.asarray(document.load()) / 127.5 - 1.0 for document in (clean, noisy)]
+        gold = set(question.gold)
+        shown = {name: set(condition.documents[number]) for name, condition in by_name.items()}
+        assert shown["gold"] == shown["noised 500"] == gold
+        for kind in ("random", "hard"):
+            for count in (1, 2, 4):
+                row = by_name[f"{kind} {count}"].documents[number]
+                assert len(row) == len(set(row)) == len(gold) + count
+                assert gold < set(row)
+            assert shown[f"{kind} 1"] < shown[f"{kind} 2"] < shown[f"{kind} 4"]
+        listed = set(question.negatives)
+        assert len(shown["hard 4"] & listed) == min(4, len(listed))
+        places |= {row.index(id) for row in [by_name["hard 2"].documents[number]] for id in gold}
+    assert len(places) > 2, "gold pictures stand anywhere"
+    assert any(
+        by_name["random 4"].documents[n][0] not in {*q.gold, *q.negatives}
+        for n, q in enumerate(source.questions)
+    )
+
+
+def test_the_noise_ratio_is_of_the_documents_shown(
+    source: WebQA, by_name: dict[str, Condition]
+) -> None:
+    assert by_name["gold"].noise_ratio(source.questions) == 0
+    golds = sum(len(question.gold) for question in source.questions)
+    added = 2 * len(source.questions)
+    ratio = by_name["hard 2"].noise_ratio(source.questions)
+    assert ratio == pytest.approx(added / (golds + added))
+    nothing = Condition("nothing", [()] * len(source.questions))
+    assert 0 <= nothing.noise_ratio(source.questions) <= 1
+
+
+def test_noised_pictures_are_the_same_for_every_model(
+    source: WebQA, by_name: dict[str, Condition]
+) -> None:
+    for number in range(3):
+        clean = by_name["gold"].evidence(source, number)
+        noisy, again = (by_name["noised 500"].evidence(source, number) for _ in range(2))
+        for one, other, same in zip(clean, noisy, again, strict=True):
+            pixels = [np.asarray(document.load()) / 127.5 - 1.0 for document in (one, other)]
             # x_t = 0.863 x + 0.505 eps, cut off at the ends of the range
             inside = (np.abs(pixels[0]) < 0.2) & (np.abs(pixels[1]) < 0.9)
             assert (np.abs(pixels[1] - pixels[0])[inside]).mean() > 0.2
-            assert clean.caption == noisy.caption
-            assert same.digest() == noisy.digest(), "the same noise for every model"
+            assert one.caption == other.caption
+            assert same.digest() == other.digest()
 
 
-def test_answers_are_judged_question_by_question(source: WebQA) -> None:
+def test_answers_are_judged_question_by_question(
+    source: WebQA, by_name: dict[str, Condition]
+) -> None:
     generator = Generator.from_pretrained(ASSETS / "tiny-generator", device="cpu")
-    accuracy = accuracy_by_condition(generator, source, source.questions, max_new_tokens=6)
-    assert list(accuracy) == ["gold", "irrelevant", "noised"]
+    condition = by_name["hard 1"]
+    judged = accuracy(generator, source, source.questions, condition, max_new_tokens=6)
     for number, question in enumerate(source.questions):
-        shown = evidence(source, question, "irrelevant", number)
+        shown = condition.evidence(source, number)
         answer = generator.answer(question.text, shown, max_new_tokens=6)
-        expected = webqa_accuracy(answer, question.answers, question.category)
-        assert accuracy["irrelevant"][number] == expected
+        assert judged[number] == webqa_accuracy(answer, question.answers, question.category)
 
 
-def test_the_noise_is_as_strong_as_results_say() -> None:
+@pytest.mark.parametrize("timestep", [300, 500])
+def test_the_noise_is_as_strong_as_its_timestep_says(timestep: int) -> None:
     """On a grey picture, whose pixels are in the middle of their range."""
     grey = Document(Image.new("RGB", (64, 64), (128, 128, 128)))
-    pixels = np.asarray(noised(grey, 1).load()) / 127.5 - 1.0
-    strength = float(1 - alphas_cumprod()[int(TEST_NOISE["timestep"])]) ** 0.5
+    pixels = np.asarray(noised(grey, 1, timestep).load()) / 127.5 - 1.0
+    strength = float(1 - alphas_cumprod()[timestep]) ** 0.5
     inside = np.abs(pixels) < 0.99
     # A normal distribution's share within the range, before it is cut off there
     assert inside.mean() == pytest.approx(math.erf(0.99 / strength / 2**0.5), abs=0.01)
