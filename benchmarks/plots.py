@@ -12,7 +12,7 @@ from gpu_rerank import measured_models
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from tables import Results
+from tables import Result, Results
 
 from ragvl.ablation.plots import ablation_plot
 from ragvl.ablation.result import AblationResult
@@ -99,14 +99,50 @@ def relevance(results: Results) -> str:
     return relevance_plot(recalls, result.thresholds)
 
 
-def ablation_noise(results: Results) -> str:
+def visual_weights(results: Results) -> str | None:
+    """How far the logits of answers' first tokens and of the others fall, by kind of noise."""
+    if "visual_weights" not in results:
+        return None
+    result = results["visual_weights"]
+    by_place: dict[str, list[Result]] = {}
+    for noise in result["noises"]:
+        by_place.setdefault(noise["place"], []).append(noise)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, (place, noises) in enumerate(by_place.items()):
+            timesteps = [noise["timestep"] for noise in noises]
+            for tokens, line in (("first", "o-"), ("others", "--")):
+                gaps = [noise[tokens]["gap"] for noise in noises]
+                left.plot(timesteps, gaps, line, color=f"C{number}", markersize=3)
+            shares = [100 * noise["told_apart"] for noise in noises]
+            right.plot(timesteps, shares, "o-", color=f"C{number}", markersize=3, label=place)
+        for end in result["clamp"]:
+            left.axhline(end, color="grey", linewidth=0.8, linestyle=":")
+        right.axhline(50, color="grey", linewidth=0.8, linestyle=":")
+        left.set(xlabel="timestep", ylabel="mean gap: first tokens (line), others (dashes)")
+        right.set(xlabel="timestep", ylabel="first tokens told from others, %")
+        right.legend(frameon=False, fontsize=8)
+        return svg(figure)
+
+
+def ablation_noise(results: Results) -> str | None:
     """What each kind of noise teaches the demo's generator."""
-    return ablation_plot(from_json(AblationResult, results["ablation_noise"]))
+    return _ablation(results, "ablation_noise")
 
 
-def ablation_low_resource(results: Results) -> str:
+def ablation_low_resource(results: Results) -> str | None:
     """What a share of the data teaches the demo's reranker."""
-    return ablation_plot(from_json(AblationResult, results["ablation_low_resource"]))
+    return _ablation(results, "ablation_low_resource")
+
+
+def ablation_real_noise(results: Results) -> str | None:
+    """What noise teaches on real pictures."""
+    return _ablation(results, "ablation_real_noise")
+
+
+def _ablation(results: Results, name: str) -> str | None:
+    return ablation_plot(from_json(AblationResult, results[name])) if name in results else None
 
 
 PLOTS: dict[str, Callable[[Results], str | None]] = {
@@ -115,4 +151,6 @@ PLOTS: dict[str, Callable[[Results], str | None]] = {
     "relevance": relevance,
     "ablation-noise": ablation_noise,
     "ablation-low-resource": ablation_low_resource,
+    "ablation-real-noise": ablation_real_noise,
+    "visual-weights": visual_weights,
 }

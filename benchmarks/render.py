@@ -39,6 +39,7 @@ import presets_table
 import runs.tables
 import serving_limits
 import typer
+import visual_weights
 from common import ROOT
 from plots import PLOTS
 from tables import Result, Results
@@ -64,6 +65,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "visual_weighted_cross_entropy": bench_visual_weighted_cross_entropy.table,
     "gpu_ops": gpu_ops.speed_table,
     "gpu_ops_goals": gpu_ops.goals_table,
+    "visual_weights": visual_weights.visual_weights_table,
     "training_step": bench_training_step.cost_table,
     "gpu_train": gpu_train.cost_table,
     "gpu_train_goals": gpu_train.goals_table,

@@ -10,6 +10,7 @@ that was broken off goes on. benchmarks/runs/demo_models.sh runs it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,15 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from demo_models.mllm import ANSWER, DESCRIBE, RELEVANCE, new_mllm, train_mllm
+from demo_models.mllm import (
+    ANSWER,
+    DESCRIBE,
+    GOLD_ANSWER,
+    RELEVANCE,
+    Task,
+    new_mllm,
+    train_mllm,
+)
 from demo_models.parts import train_tokenizer
 from demo_models.retriever import train_retriever
 from demo_models.tower import train_tower
@@ -41,6 +50,7 @@ from ragvl.training.trainer import is_finished
 logger = logging.getLogger(__name__)
 
 STAGES = ("tokenizer", "tower", "retriever", "base", "reranker", "generator")
+SEEING = "seeing-base"  # what ablations start from; a stage only where it is named
 _SHIPPED = STAGES[2:]
 _DONE = "done"  # a file in the folder of a stage that is whole
 
@@ -50,7 +60,10 @@ def main(
     work: Annotated[Path, typer.Option(help="Where the world and every stage goes.")] = Path(
         "runs/tiny"
     ),
-    stage: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(STAGES)}; all.")] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(STAGES)}: all; {SEEING} for the ablations' base."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the weights and the samples.")] = 0,
     places: Annotated[int, typer.Option(help="Places to train on, three pictures each.")] = 4000,
     val_places: Annotated[int, typer.Option(help="Places to validate on.")] = 200,
@@ -59,6 +72,7 @@ def main(
     retriever_steps: int = 450,
     describe_steps: int = 400,
     base_steps: int = 2000,
+    seeing_steps: Annotated[int, typer.Option(help="Few: it is to stay under its ceiling.")] = 400,
     reranker_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
     generator_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
 ) -> None:
@@ -66,8 +80,9 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stages = stage or list(STAGES)
     for name in stages:
-        if name not in STAGES:
-            raise typer.BadParameter(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+        if name not in (*STAGES, SEEING):
+            known = ", ".join((*STAGES, SEEING))
+            raise typer.BadParameter(f"unknown stage {name!r}; the stages are {known}")
     world = work / "world"
     if not (world / "descriptions.json").exists():  # written last
         counts = {"train": places, "val": val_places}
@@ -77,6 +92,7 @@ def main(
         "retriever": retriever_steps,
         "describe": describe_steps,
         "base": base_steps,
+        SEEING: seeing_steps,
         "reranker": reranker_steps,
         "generator": generator_steps,
     }
@@ -85,9 +101,11 @@ def main(
         if training.is_done(name):
             logger.info("%s is there: %s", name, work / name)
         else:
-            getattr(training, name)()
+            getattr(training, name.replace("-", "_"))()
         if name in _SHIPPED:
             _ship(name, work / name, out / f"tiny-{name}")
+        elif name == SEEING:
+            _ship(name, work / name, out / name)
 
 
 class _Training:
@@ -132,6 +150,13 @@ class _Training:
         self._finish("retriever", model, processor)
 
     def base(self) -> None:
+        self._teach("base", [DESCRIBE, RELEVANCE, ANSWER])
+
+    def seeing_base(self) -> None:
+        """Has seen gold pictures only: neither a distractor nor a question about relevance."""
+        self._teach(SEEING, [DESCRIBE, GOLD_ANSWER])
+
+    def _teach(self, stage: str, tasks: Sequence[Task]) -> None:
         tokenizer, tower = self._tokenizer_and_tower()
         train, val = self._seen("train", tower), self._seen("val", tower)
         # First to put into words what the tower sees; then to read names, count and compare.
@@ -140,17 +165,14 @@ class _Training:
         if self.is_done("describe"):
             model = LlavaForConditionalGeneration.from_pretrained(described)
         model.to(self._device)
-        for name, tasks in (
-            ("describe", [DESCRIBE]),
-            ("base", [DESCRIBE, RELEVANCE, ANSWER]),
-        ):
+        for name, of_stage in (("describe", [DESCRIBE]), (stage, tasks)):
             if self.is_done(name):
                 continue
             train_mllm(
                 model,
                 tokenizer,
                 train,
-                tasks,
+                of_stage,
                 steps=self._steps[name],
                 name=name,
                 validation=val,

@@ -38,6 +38,7 @@ from demo_models.training_set import (
     TrainingSet,
     answer_group,
     description_group,
+    gold_answer_group,
     relevance_group,
 )
 from ragvl.data.synthetic.drawing import SIZE
@@ -117,6 +118,7 @@ class Task:
 DESCRIBE = Task(description_group, batch_size=64, share=0.1)
 RELEVANCE = Task(relevance_group, batch_size=16, share=0.55)
 ANSWER = Task(answer_group, batch_size=32, share=0.35)
+GOLD_ANSWER = Task(gold_answer_group, batch_size=32, share=0.35)
 
 
 def train_mllm(

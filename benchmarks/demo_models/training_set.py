@@ -109,14 +109,23 @@ def relevance_group(data: TrainingSet, rng: np.random.Generator) -> Group:
     return Group((row,), tuple(turns))
 
 
+def gold_answer_group(data: TrainingSet, rng: np.random.Generator) -> Group:
+    """Questions with their gold pictures."""
+    return _answer_group(data, rng, distracted=0)
+
+
 def answer_group(data: TrainingSet, rng: np.random.Generator) -> Group:
     """Questions with their gold pictures and, half of the time, a distractor among them."""
+    return _answer_group(data, rng, distracted=0.5)
+
+
+def _answer_group(data: TrainingSet, rng: np.random.Generator, *, distracted: float) -> Group:
     question = data.questions[int(rng.integers(len(data.questions)))]
     rows = [data.row[document_id] for document_id in question.gold]
     questions = [question]
     if len(rows) == 1:
         questions += [q for q in data.gold_of[rows[0]] if q.gold == question.gold and q != question]
-        if rng.random() < 0.5:
+        if rng.random() < distracted:
             rows.append(data.row[question.negatives[rng.integers(len(question.negatives))]])
     rng.shuffle(rows)
     # of which the prompt holds the captions alone

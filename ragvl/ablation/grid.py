@@ -102,7 +102,7 @@ class AblationSettings(BaseModel):
         seeds: each arm is trained with each.
         test: what the trained models are tested on.
         untrained: evaluate the model that all start from as well.
-        keep_models: do not delete a model once it is evaluated.
+        keep_models: do not delete a model once it is evaluated; another test then takes it.
     """
 
     model_config = ConfigDict(extra="forbid")

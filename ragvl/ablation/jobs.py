@@ -31,7 +31,8 @@ class Job:
         plan: its settings.
         model: fingerprint of the model that it starts from.
         result: the file of its result, named by everything that this depends on.
-        folder: its model, while there is one.
+        folder: its model, while there is one, named by what it is trained from: where models are
+            kept, another test does not train them again.
     """
 
     run: Run
@@ -65,8 +66,9 @@ def plan_jobs(settings: AblationSettings, test_name: str, work: Path) -> list[Jo
         except (ValueError, OSError, ImportError) as error:
             problems.add(run, error)
             continue
+        trained = name_of("model", settings.stage, model, learned)
         name = name_of("run", settings.stage, test_name, model, learned)
-        jobs.append(Job(run, plan, model, work / f"run-{name}.json", work / f"model-{name}"))
+        jobs.append(Job(run, plan, model, work / f"run-{name}.json", work / f"model-{trained}"))
     settings.refuse(problems)
     return jobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -140,13 +141,7 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
             hidden = model.base_model(**inputs).last_hidden_state
         noisy = hidden.detach()  # no gap: every token weighs the same
         if token_level != "none" and "pixel_values" in inputs:
-            features = None
-            if token_level == "pixels":
-                inputs["pixel_values"] = _noised(inputs["pixel_values"], noise)
-            else:
-                features = _noised_features(vision.features, noise)
-            with torch.no_grad(), vision_pass(features):
-                noisy = model.base_model(**inputs).last_hidden_state
+            noisy = _noisy_pass(model, inputs, vision.features, noise)
         head = _head(model, mllm.head.scale, hidden)
         if model.training:
             if token_level != "none":
@@ -163,6 +158,59 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
 def uninstall_loss(mllm: MLLM) -> None:
     """Gives the model its own forward again; nothing happens where `install_loss` was not."""
     vars(mllm.model).pop("forward", None)
+
+
+@torch.no_grad()
+def token_gaps(
+    mllm: MLLM, batch: Mapping[str, Tensor], noises: Sequence[NoiseSettings]
+) -> list[Tensor]:
+    """How far each answer token's logit falls under each noise: what training weighs it by.
+
+    Args:
+        mllm: the model, as it is.
+        batch: of a `Collator`, with pictures.
+        noises: with noise at the token level.
+
+    Returns:
+        For each noise (N,) float32, the labelled tokens of the batch, sequence after sequence.
+    """
+    model: Any = mllm.model
+    inputs: dict[str, Any] = {name: value.to(mllm.device) for name, value in batch.items()}
+    labels = inputs.pop("labels")
+    inputs["use_cache"] = False
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    labelled = targets != IGNORE
+    with vision_pass() as vision:
+        hidden = model.base_model(**inputs).last_hidden_state
+    weight, _ = _head(model, mllm.head.scale, hidden)
+    rows, label_rows = hidden[labelled], weight[targets[labelled]]
+    return [
+        visual_gaps(
+            rows, _noisy_pass(model, dict(inputs), vision.features, noise)[labelled], label_rows
+        )
+        for noise in noises
+    ]
+
+
+@torch.no_grad()
+def _noisy_pass(
+    model: Any, inputs: dict[str, Any], features: Features | None, noise: NoiseSettings
+) -> Tensor:
+    """The decoder's output over noised pictures, (B, T, D).
+
+    Args:
+        model: the model.
+        inputs: of its forward; changed.
+        features: what its vision tower gave for them.
+        noise: at the token level.
+    """
+    noised = None
+    if noise.token_level == "pixels":
+        inputs["pixel_values"] = _noised(inputs["pixel_values"], noise)
+    else:
+        noised = _noised_features(features, noise)
+    with vision_pass(noised):
+        return model.base_model(**inputs).last_hidden_state
 
 
 def released_loss(logits: Tensor, noisy_logits: Tensor, labels: Tensor) -> Tensor:

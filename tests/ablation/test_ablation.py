@@ -237,6 +237,21 @@ def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path)
     assert again(settings, work) == 0
 
 
+def test_another_test_takes_the_models_that_are_kept(world: Path, tmp_path: Path) -> None:
+    settings = one_arm(world, keep_models=True)
+    assert again(settings, tmp_path) == 2
+    (model,) = tmp_path.glob("model-*")
+    trained = (model / "model.safetensors").stat().st_mtime_ns
+    test = settings["test"]
+    assert isinstance(test, dict)
+    test["distractors"] = [2]
+    assert again(settings, tmp_path) == 2, "the untrained model and the kept one"
+    assert list(tmp_path.glob("model-*")) == [model]
+    assert (model / "model.safetensors").stat().st_mtime_ns == trained
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("run-*.json")]
+    assert sorted("hard 2" in run["measures"] for run in runs) == [False, False, True, True]
+
+
 def test_a_recipe_that_is_changed_makes_another_run(world: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 1e-4\nuse_cpu: true\n")

@@ -24,6 +24,7 @@ from ragvl.training.noise import (
     _noised,
     install_loss,
     released_loss,
+    token_gaps,
     uninstall_loss,
 )
 
@@ -304,6 +305,24 @@ def test_the_weights_of_the_answers_tokens_are_gathered(
     assert gathered.recent() == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert gathered.recent() == {}
     assert gathered.total() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_the_gaps_of_a_model_are_those_that_training_weighs_by(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    noises = [TOKENS, PIXELS, replace(TOKENS, kind="scaled", timestep=900)]
+    mllm.model.train()
+    torch.manual_seed(3)
+    measured = token_gaps(mllm, batch, noises)
+    torch.manual_seed(3)
+    for noise, gaps in zip(noises, measured, strict=True):
+        gathered = install_loss(mllm, noise)
+        mllm.model(**batch)
+        assert gaps.shape == ((batch["labels"] != IGNORE).sum(),)
+        assert gathered.total()["visual_gap"] == pytest.approx(gaps.mean().item(), rel=1e-3)
+        assert gaps.abs().max() > 0
 
 
 def test_a_batch_without_pictures_has_nothing_to_noise(fresh: Callable[[str], MLLM]) -> None:
