@@ -42,8 +42,10 @@ def table_name(name: str) -> str:
 
 
 def say_problems(*sources: Documents) -> None:
-    """Says on standard error what cannot be used, and what was passed over."""
+    """Says on standard error which split was taken, what cannot be used or was passed over."""
     for source in sources:
+        if source.data_set is not None:
+            say(f"documents of {source.data_set}", err=True)
         for line in source.problems.lines():
             say(line, err=True)
         if source.passed_over:

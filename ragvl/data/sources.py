@@ -93,6 +93,11 @@ class Documents:
             )
 
     @property
+    def data_set(self) -> str | None:
+        """The data set and split whose documents these are; None of documents alone."""
+        return None if self._questions is None else self._questions.name
+
+    @property
     def num_unusable(self) -> int:
         """How many files or lines are left out; of a data set 0, see its `problems`."""
         return 0 if self._questions is not None else len(self.problems)

@@ -126,6 +126,7 @@ def test_a_folder_may_list_its_documents_by_split(tmp_path: Path) -> None:
     (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "test.jsonl").write_text('{"id": "q", "question": "Which?", "gold": ["mill"]}')
     for source in (tmp_path, tmp_path / "documents.jsonl"):
+        assert Documents(source).data_set is None
         assert [one.id for one in Documents(source)] == ["hill", "mill", "till"]
         assert [one.id for one in Documents(source, split="test")] == ["hill", "mill"]
     (tmp_path / "documents.jsonl").write_text(json.dumps(lines[1]))
@@ -140,6 +141,7 @@ def test_a_webqa_folder_is_read_by_its_loader(tmp_path: Path) -> None:
     assert [document.id for document in documents] == expected.document_ids()
     assert len(documents) == len(expected.document_ids())
     assert next(iter(documents)).caption
+    assert documents.data_set == expected.name
 
 
 def test_texts_of_a_webqa_folder(tmp_path: Path) -> None:
