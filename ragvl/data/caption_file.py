@@ -8,14 +8,15 @@ from pathlib import Path
 from ragvl.data.captions import read_caption_lines
 from ragvl.data.document import Document
 from ragvl.data.problems import DataError, Problems, no_use
-from ragvl.data.reading import existing, place
+from ragvl.data.reading import existing, is_file, place
 from ragvl.data.validation import TextTable
 
 
 class CaptionFile:
     """Lines of `image,caption` under that header; of several captions of a picture the first.
 
-    A picture is named by its path from the file's folder, or from the current one, or absolute.
+    A picture is named by its path from the file's folder, or, if there is no such, from the current
+    one.
 
     Args:
         file: the file.
@@ -40,9 +41,11 @@ class CaptionFile:
             self._captions.add(caption.picture, caption.text, caption.where)
         if not any(self._captions):
             raise no_use(f"{place(self.file)} has no usable caption", self.problems)
-        folder = self.file.parent
-        self._named = {os.path.abspath(name): name for name in self._captions}
-        self._named |= {os.path.abspath(folder / name): name for name in self._captions}
+        self._named = {self._path_of(name): name for name in self._captions}
+
+    def _path_of(self, name: str) -> str:
+        beside = self.file.parent / name
+        return os.path.abspath(beside if is_file(beside) else name)
 
     def captioned(self, document: Document) -> Document:
         """A picture with the caption that the file has for it; any other document as it is.
