@@ -46,11 +46,19 @@ def sets(
     from real.making import make_sets
 
     layout = Layout(root)
-    if layout.pairs.exists() and not again:  # written last
+    if layout.figures.exists() and not again:  # written last
         print(f"there already: {layout.sets}, {layout.pairs}")
         return
     with _said():
-        print(*make_sets(layout), sep="\n")
+        figures = make_sets(layout)
+    for name, splits in figures["sets"].items():
+        counts = (
+            f"{split} {count['questions']} questions, {count['pictures']} pictures"
+            for split, count in splits.items()
+        )
+        print(f"{name}: {'; '.join(counts)}")
+    pairs = (f"{count} of {source}" for source, count in figures["pairs"].items())
+    print(f"pairs: {', '.join(pairs)}")
 
 
 @app.command()

@@ -42,6 +42,11 @@ class Layout:
         return self.root / "pairs.jsonl"
 
     @property
+    def figures(self) -> Path:
+        """How many questions, pictures and pairs there are."""
+        return self.root / "sets.json"
+
+    @property
     def weights(self) -> Path:
         """Pretrained weights, converted to Hugging Face folders."""
         return self.root / "weights"

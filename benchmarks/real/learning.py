@@ -22,8 +22,9 @@ from real.colors import in_common, main_colors
 from real.layout import Layout
 from real.packages import path_of
 from real.sets import write_lines
-from real.words import colors_in, thing_of, without_colors
+from real.words import colors_in, same_thing, thing_of, without_colors
 
+_NAMING = ("named", "photos")  # sets whose captions name what is seen
 LEARN = "learn"  # the name of the set
 _NAMED = 0.25  # the share of lessons whose caption tells the thing, as in the set `named`
 
@@ -62,10 +63,28 @@ class Lesson:
 def lessons(layout: Layout) -> tuple[list[Lesson], list[Lesson]]:
     """What is learned from, and what is held out to tell when to stop.
 
+    Nothing is learned of a thing that val or test ask for, from whatever collection.
+
     Raises:
         MissingPackagesError: a package was not fetched.
     """
-    return [*read_stamps(layout, "train"), *read_clips(layout)], read_stamps(layout, "val")
+    held_out = _held_out(layout)
+    train = [
+        lesson
+        for lesson in (*read_stamps(layout, "train"), *read_clips(layout))
+        if same_thing(lesson.text) not in held_out
+    ]
+    return train, read_stamps(layout, "val")
+
+
+def _held_out(layout: Layout) -> set[str]:
+    """What the pictures of val and test show."""
+    return {
+        same_thing(document["caption"])
+        for name in _NAMING
+        for document in _lines(layout.sets / name / "documents.jsonl")
+        if document["split"] != "train"
+    }
 
 
 def read_clips(layout: Layout) -> list[Lesson]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from typing import Any
+
+from ragvl.files import write_text
 from real import gcompris, screens, stamps
 from real.layout import SPLITS, Layout
 from real.packages import path_of
@@ -12,8 +17,11 @@ from real.sets import RealSet
 from real.things import thing_sets
 
 
-def make_sets(layout: Layout) -> list[str]:
-    """Unpacks the pictures and writes all that is made of them; what it is, a line each.
+def make_sets(layout: Layout) -> dict[str, Any]:
+    """Unpacks the pictures and writes all that is made of them; how much of what it is.
+
+    The figures: `sets`, by name and split the numbers of `questions` and `pictures`; `pairs`, by
+    collection. They are written, too, as the last file.
 
     Raises:
         MissingPackagesError: a package was not fetched.
@@ -33,19 +41,26 @@ def make_sets(layout: Layout) -> list[str]:
         one.write(layout)
     titles = {photo.picture: photo.title for photo in photos}
     names = {picture.picture: picture.name for picture in named}
-    pairs = train_pairs(
-        [
-            Described(things[0], {stamp.picture: stamp.english for stamp in described}),
-            Described(of_photos, titles | names),
-            Described(of_screens, {figure.picture: figure.title for figure in figures}),
-        ]
+    pairs = list(
+        train_pairs(
+            [
+                Described(things[0], {stamp.picture: stamp.english for stamp in described}),
+                Described(of_photos, titles | names),
+                Described(of_screens, {figure.picture: figure.title for figure in figures}),
+            ],
+        )
     )
-    return [*map(_counts, made), f"pairs: {write_pairs(pairs, layout)}"]
+    write_pairs(pairs, layout)
+    figures_of_all = {
+        "sets": {one.name: _counts(one) for one in made},
+        "pairs": dict(Counter(pair.source for pair in pairs)),
+    }
+    write_text(layout.figures, f"{json.dumps(figures_of_all, indent=2)}\n")
+    return figures_of_all
 
 
-def _counts(made: RealSet) -> str:
-    counts = [
-        f"{split} {len(made.split(split))} questions, {len(made.pictures(split))} pictures"
+def _counts(made: RealSet) -> dict[str, dict[str, int]]:
+    return {
+        split: {"questions": len(made.split(split)), "pictures": len(made.pictures(split))}
         for split in SPLITS
-    ]
-    return f"{made.name}: {'; '.join(counts)}"
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from real.layout import Layout
 from real.sets import RealSet, write_lines
-from real.words import thing_of
+from real.words import same_thing
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Described:
 def train_pairs(described: Sequence[Described]) -> Iterator[Pair]:
     """The pairs of all sets' train splits, but for texts that a val or test picture of any has."""
     held_out = {
-        _plain(one.texts[document.picture])
+        same_thing(one.texts[document.picture])
         for one in described
         for document in one.made.documents
         if document.split != "train"
@@ -44,22 +44,17 @@ def train_pairs(described: Sequence[Described]) -> Iterator[Pair]:
     for one in described:
         for picture in one.made.pictures("train"):
             text = one.texts[picture]
-            if _plain(text) not in held_out:
+            if same_thing(text) not in held_out:
                 yield Pair(picture, text, picture.partition("/")[0])
 
 
-def _plain(text: str) -> str:
-    """The same for texts that name the same thing."""
-    thing = thing_of(text)
-    return text.strip(" .!").lower() if thing is None else thing.key
-
-
-def write_pairs(pairs: Iterable[Pair], layout: Layout) -> int:
-    """Writes them as lines of `image`, relative to the file, `text` and `source`; how many."""
+def write_pairs(pairs: Iterable[Pair], layout: Layout) -> None:
+    """Writes them as lines of `image`, relative to the file, `text` and `source`."""
     folder = layout.pictures.relative_to(layout.root).as_posix()
-    lines = [
-        {"image": f"{folder}/{pair.picture}", "text": pair.text, "source": pair.source}
-        for pair in pairs
-    ]
-    write_lines(layout.pairs, lines)
-    return len(lines)
+    write_lines(
+        layout.pairs,
+        (
+            {"image": f"{folder}/{pair.picture}", "text": pair.text, "source": pair.source}
+            for pair in pairs
+        ),
+    )

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 
 from real.gcompris import NamedPicture, Photo
@@ -19,6 +20,7 @@ from real.sets import RealSet, SetDocument, SetQuestion, split_of
 BLANK = "___"
 _SHARES = (0.75, 0.25, 0.0)  # of the words that pictures are asked for by
 _LEAST_WORDS = 5
+_ALIKE = 0.85  # of a name and a title that are taken for the same
 _SENTENCE_END = re.compile(r"(?<!\bSt\.)(?<!\bMt\.)(?<!\bU\.S\.)(?<=[.!?])\s+(?=[A-Z])")
 # Where a long sentence has a second one that stands by itself
 _CLAUSE_END = re.compile(
@@ -52,10 +54,10 @@ def photo_set(photos: Sequence[Photo], named: Sequence[NamedPicture]) -> RealSet
         for photo in photos
         for number, statement in enumerate(statements(photo), 1)
     ]
-    taken = {_folded(answer) for photo in photos for answer in _answers(photo.title)}
+    taken = [_folded(photo.title) for photo in photos]
     by_name: dict[str, list[str]] = defaultdict(list)
     for picture in named:
-        if _folded(picture.name) not in taken:
+        if not any(_is_of(picture.name, title) for title in taken):
             by_name[picture.name].append(picture.picture)
     split = split_of(by_name, salt="photos", shares=_SHARES)
     for name, pictures in by_name.items():
@@ -63,6 +65,11 @@ def photo_set(photos: Sequence[Photo], named: Sequence[NamedPicture]) -> RealSet
         text = f"Which picture shows this: {name}?"
         questions.append(SetQuestion(name, text, tuple(pictures), (name,), "word"))
     return RealSet("photos", documents, questions)
+
+
+def _is_of(name: str, title: str) -> bool:
+    """Whether a name is a title, in other letters perhaps, or some words of it."""
+    return f" {name} " in f" {title} " or bool(get_close_matches(name, [title], cutoff=_ALIKE))
 
 
 def statements(photo: Photo) -> list[str]:

@@ -64,6 +64,12 @@ def thing_of(description: str) -> Thing | None:
     return Thing(article, " ".join(rest))
 
 
+def same_thing(text: str) -> str:
+    """The same for texts that name the same thing, whatever its article and color."""
+    thing = thing_of(text)
+    return text.strip(" .!").lower() if thing is None else thing.key
+
+
 def without_colors(text: str) -> str:
     """The text without colors that stand before what has them; "an orange" keeps its name."""
     plain = _COLORS.sub("", text).strip()

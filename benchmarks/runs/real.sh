@@ -6,3 +6,4 @@ real() { PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m real "$
 
 real fetch
 real sets
+cp runs/real/sets.json $RESULTS/real_sets.json

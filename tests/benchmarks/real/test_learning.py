@@ -108,6 +108,11 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
         {"picture": clip.picture, "kind": clip.kind, "title": clip.title}
         for clip in unpack(*packages, layout.pictures)
     ]
+    photo = {"id": "cow", "image": "cow.webp", "caption": "Cow", "split": "test"}
+    (layout.sets / "photos").mkdir()
+    (layout.sets / "photos" / "documents.jsonl").write_text(json.dumps(photo))
+    for title in ("frog", "Tree", "Brown cow"):  # what val and test show
+        clips.append({"picture": f"openclipart/{title}.png", "kind": ("food",), "title": title})
     known = layout.root / "clips.jsonl"
     known.write_text("".join(f"{json.dumps(clip)}\n" for clip in clips))
 
