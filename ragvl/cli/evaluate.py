@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +16,9 @@ from ragvl.cli.groups import EvaluationOptions, takes
 from ragvl.files import check_writable_folder, write_text
 from ragvl.messages import shown
 from ragvl.output import json_text, print_json, say
+
+if TYPE_CHECKING:
+    from ragvl.data.questions import Question
 
 
 @takes(EvaluationOptions)
@@ -165,12 +169,14 @@ def calibrate(
         chosen.check()
         data_set = chosen.open_questions()
         template = chosen.prompt(data_set)
+        settings = chosen.settings()
+        num_learned = _warn_of_learned(settings.select(data_set.questions), chosen)
         saved, recalls = run(
             data_set,
             chosen.load_models(template),
             names=names,
             pool=pool,
-            settings=chosen.settings(),
+            settings=settings,
             work=work,
             progress=chosen.progress,
         )
@@ -179,7 +185,8 @@ def calibrate(
             plot.write_text(relevance_plot(recalls.scores(), saved.values), encoding="utf-8")
     if as_json:
         figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
-        print_json({**figures, "questions": len(saved.questions), "file": str(out)})
+        counts = {"questions": len(saved.questions), "trained_on": num_learned}
+        print_json({**figures, **counts, "file": str(out)})
     else:
         for name, value in saved.values.items():
             say(f"{name}: {value:.4f}")
@@ -188,3 +195,22 @@ def calibrate(
         say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
     if not saved.values:
         sys.exit(1)
+
+
+def _warn_of_learned(questions: Sequence[Question], chosen: EvaluationOptions) -> int:
+    """How many questions the reranker was trained on, so far as its folder says so."""
+    from ragvl.data.questions import question_name
+    from ragvl.reranker import thresholds_file
+    from ragvl.training.trainer import learned_questions
+
+    beside = thresholds_file(chosen.reranker, **chosen.location)
+    learned = frozenset() if beside is None else learned_questions(beside.parent)
+    count = sum(question_name(one.id, one.text) in learned for one in questions)
+    if count:
+        say(
+            f"the reranker was trained on {count} of these {len(questions)} questions, of which it "
+            "is surer than of others: thresholds from them may not suit others; calibrate on "
+            "another --split",
+            err=True,
+        )
+    return count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Literal
 
 import typer
@@ -39,4 +41,8 @@ def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
         from ragvl.training.command import run
 
         hide_loading_bars()
-        run(stage, flags)
+        try:
+            run(stage, flags, report=say)
+        except KeyboardInterrupt as stopped:
+            say(f"ragvl train {stage}: {stopped or 'stopped before the first step'}", err=True)
+            sys.exit(128 + signal.SIGINT)

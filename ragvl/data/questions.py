@@ -83,6 +83,11 @@ class Search:
     document_ids: Sequence[str]
 
 
+def question_name(id: str | None, text: str) -> str:
+    """Names a question whatever its data set is called."""
+    return name_of("question", id, text)[:12]
+
+
 class QuestionSet(ABC):
     """One split of a data set. Questions are held in memory, pictures read when they are needed.
 

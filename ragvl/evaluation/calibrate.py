@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ragvl.data.questions import Pool, QuestionSet
+from ragvl.data.questions import Pool, QuestionSet, question_name
 from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
 from ragvl.evaluation.journal import work_folder
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.ranking import answerable, check_prompts, rank_questions
 from ragvl.evaluation.settings import EvaluationSettings
-from ragvl.evaluation.thresholds import question_name
 from ragvl.evaluation.vectors import embed_documents
 from ragvl.reranker import SavedThresholds, ThresholdError
 
@@ -82,7 +81,7 @@ def calibrate(
         num_candidates=settings.num_candidates,
         top_k=top_k,
         data=source.name,
-        questions=tuple(map(question_name, questions)),
+        questions=tuple(question_name(q.id, q.text) for q in questions),
         values=values,
         refused=refused,
     )

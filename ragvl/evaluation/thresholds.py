@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragvl.data.questions import Pool, Question
+from ragvl.data.questions import Pool, Question, question_name
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.result import EstimatedOn
 from ragvl.evaluation.settings import EvaluationSettings
-from ragvl.identity import name_of
 from ragvl.reranker import Reranker, ThresholdError, resolve_threshold
 
 
@@ -23,18 +22,13 @@ def resolve_thresholds(
     saved = reranker.thresholds
     estimated = settings.estimated_thresholds
     if estimated and saved is not None:
-        own = set(map(question_name, questions)).intersection(saved.questions)
+        own = {question_name(q.id, q.text) for q in questions}.intersection(saved.questions)
         if own:
             raise ThresholdError(
                 f"{', '.join(estimated)} were estimated on {saved.data}, and {len(own)} of its "
                 "questions are asked here: they would be judged by their own threshold"
             )
     return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
-
-
-def question_name(question: Question) -> str:
-    """Names a question whatever its data set is called."""
-    return name_of("question", question.id, question.text)[:12]
 
 
 def estimated_on(settings: EvaluationSettings, reranker: Reranker) -> EstimatedOn | None:

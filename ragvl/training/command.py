@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import TrainingArguments
 
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
-from ragvl.data.formats import open_questions
+from ragvl.data.formats import open_questions, possible_splits
 from ragvl.data.questions import Modality, QuestionSet
 from ragvl.files import check_regular, check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
@@ -160,8 +161,16 @@ def plan(stage: Stage, flags: Sequence[str]) -> Plan:
         raise ValueError(reason(error, MAX_ERROR)) from error
 
 
-def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
+def run(
+    stage: Stage, flags: Sequence[str], *, report: Callable[[str], object] = logger.info
+) -> dict[str, float]:
     """Trains as the flags say; returns Trainer's figures.
+
+    Args:
+        stage: what is trained.
+        flags: see `plan`.
+        report: gets what a person wants to know: how much there is to learn from, and at the end
+            where the model is, and how it is evaluated.
 
     Raises:
         SystemExit: a flag or a key is unknown, missing or has a wrong value; it says which.
@@ -180,15 +189,63 @@ def run(stage: Stage, flags: Sequence[str]) -> dict[str, float]:
     else:
         seed = planned.arguments.seed
         examples, eval_examples = _answer_examples(mllm.prompting, settings, planned.noise, seed)
-    return train(
+    arguments = planned.arguments
+    examples = _drawn(_first(examples, settings.num_examples), settings.share, arguments.seed)
+    eval_examples = eval_examples and _first(eval_examples, settings.num_eval_examples)
+    questions = _question_names(examples)
+    if arguments.process_index == 0:
+        report(_amount(examples, eval_examples, questions))
+    figures = train(
         mllm,
-        planned.arguments,
-        _drawn(_first(examples, settings.num_examples), settings.share, planned.arguments.seed),
+        arguments,
+        examples,
         noise=planned.noise,
         lora=planned.lora,
         freeze_vision=settings.freeze_vision,
-        eval_examples=eval_examples and _first(eval_examples, settings.num_eval_examples),
+        eval_examples=eval_examples,
+        questions=questions,
     )
+    if arguments.process_index == 0:
+        report(f"saved in {arguments.output_dir}; evaluate it with")
+        report(_evaluation(planned))
+    return figures
+
+
+def _amount(
+    examples: Dataset[Example], eval_examples: Dataset[Example] | None, questions: Collection[str]
+) -> str:
+    sizes = [len(one) for one in (examples, eval_examples) if one]  # type: ignore[arg-type]
+    learned = f"{sizes[0]:,} samples of {len(questions):,} questions to learn from"
+    return learned if eval_examples is None else f"{learned}, {sizes[-1]:,} to evaluate by"
+
+
+def _evaluation(planned: Plan) -> str:
+    """The command that evaluates what was trained; what is not known here is in capitals."""
+    settings, out = planned.run, str(planned.arguments.output_dir)
+    # One split has no other to evaluate on
+    data = str(settings.data) if possible_splits(settings.data) != [None] else "DATA"
+    models = ["--reranker", out if planned.ranking else "RERANKER"]
+    models += [] if planned.ranking else ["--generator", out]
+    flags = ["ragvl", "evaluate", data, "--encoder", "ENCODER", *models]
+    flags += ["--out", str(Path(out) / "evaluation")]
+    if planned.ranking is not None and planned.ranking.template is not None:
+        flags += ["--template", planned.ranking.template]
+    for name, value in (
+        ("--modality", settings.modality),
+        ("--caption-tokens", settings.caption_tokens),
+    ):
+        flags += [] if value is None else [name, str(value)]
+    return shlex.join(flags)
+
+
+def _question_names(examples: Dataset[Example]) -> list[str]:
+    """Names of the questions that examples are about, each once."""
+    indices = list(range(len(examples)))  # type: ignore[arg-type]
+    while isinstance(examples, Subset):
+        indices = [examples.indices[index] for index in indices]
+        examples = examples.dataset
+    assert isinstance(examples, RankingExamples | AnswerExamples)
+    return list(dict.fromkeys(map(examples.question_name, indices)))
 
 
 def _check_files(planned: Plan) -> None:

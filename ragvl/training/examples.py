@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ragvl.data.document import Document
 from ragvl.data.picture import Picture
 from ragvl.data.query import Query
-from ragvl.data.questions import QuestionSet, one_of_each_kind, refuse_pictures
+from ragvl.data.questions import QuestionSet, one_of_each_kind, question_name, refuse_pictures
 from ragvl.generator.prompt import generator_prompt
 from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
 from ragvl.mllm.inputs import placed
@@ -110,6 +110,11 @@ class RankingExamples(Dataset[Example]):
         pictures = pictures_in_order(self._prompts.template, query, document)
         return Example(prompt, [document], sample.answer, pictures)
 
+    def question_name(self, index: int) -> str:
+        """Names the question of an example; see `ragvl.data.questions.question_name`."""
+        sample = self._samples[index]
+        return question_name(sample.question_id, sample.question)
+
     def _query(self, sample: RankingSample) -> Query:
         return Query(sample.question, self._asked_about.get(sample.question_id))
 
@@ -166,6 +171,11 @@ class AnswerExamples(Dataset[Example]):
         template, fields = generator_prompt(question.text, shortened)
         prompt = self._prompting.render(template, **fields)
         return Example(prompt, documents, self._source.target(question))
+
+    def question_name(self, index: int) -> str:
+        """Names the question of an example; see `ragvl.data.questions.question_name`."""
+        question = self._questions[index]
+        return question_name(question.id, question.text)
 
     def num_own_pictures(self, index: int) -> int:
         """How many gold documents the question has."""

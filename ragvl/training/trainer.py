@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from ragvl.files import follow_umask, write_text
@@ -27,12 +39,18 @@ from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 from ragvl.training.token_weights import TokenWeights
 
+logger = logging.getLogger(__name__)
+
 _RUN_FILE = "ragvl_run.json"  # whose run a folder holds, and whether its model is whole
 _STATE_FILE = "trainer_state.json"
 
 
 class ResumeError(ValueError):
     """The folder holds another run, or one that is not to be resumed; nothing is overwritten."""
+
+
+class TrainingStoppedError(KeyboardInterrupt):
+    """Training was interrupted; the message says how far it came, and what is left of it."""
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -48,6 +66,7 @@ def train(
     lora: LoraSettings | None = None,
     freeze_vision: bool = True,
     eval_examples: Dataset[Example] | None = None,
+    questions: Collection[str] = (),
 ) -> dict[str, float]:
     """Trains `mllm.model` in place and saves it, with its processor, in `arguments.output_dir`.
 
@@ -56,6 +75,9 @@ def train(
     training goes on from there: "last" is the last whole one in the folder, if there is any, else
     it is a checkpoint's folder. It sees the data and the noise that an unbroken run would have
     seen. What a run left that was killed while it saved is written over then; see `is_finished`.
+
+    Ctrl-C (in the main thread, of one process) ends it after the step, with a checkpoint; a second
+    time, at once.
 
     Args:
         mllm: the model to start from, on the CPU: float32, or bfloat16 with adapters. Trainer moves
@@ -68,6 +90,8 @@ def train(
         eval_examples: as often as `arguments.eval_strategy` says: `eval_loss`, without noise, and
             `eval_accuracy`, the share of examples whose answer is the likeliest in every token,
             given those before it.
+        questions: names of the questions that the examples are about, to be kept with the model;
+            see `learned_questions`.
 
     Returns:
         Trainer's figures: train_loss, train_runtime, ... With noise at the token level its log, and
@@ -78,6 +102,7 @@ def train(
         ResumeError: the folder, or the checkpoint, belongs to another run, or it holds one and
             `arguments.resume_from_checkpoint` is not given.
         TrainingDivergedError: the loss is NaN or infinite.
+        TrainingStoppedError: it was interrupted; the message says what there is to go on from.
         UnsupportedModelError: the loss cannot be computed for this model or with these arguments.
         ValueError: there are no examples, or `lora.target_modules` names no layer that may train.
         ImageError, PromptTooLongError: of an example.
@@ -95,7 +120,7 @@ def train(
     }
     mllm.release_weights()  # they move to Trainer's device
     with arguments.main_process_first():  # the others find the file, which is the same
-        checkpoint = _claim_folder(arguments, run)
+        checkpoint = _claim_folder(arguments, run, questions)
     token_weights = install_loss(mllm, noise)
     try:
         figures = _train(
@@ -113,8 +138,17 @@ def train(
     if arguments.process_index == 0:
         if weighed := token_weights.total():
             run["token_weights"] = weighed
-        _note_run(Path(str(arguments.output_dir)), run, finished=True)
+        _note_run(Path(str(arguments.output_dir)), run, questions, finished=True)
     return figures
+
+
+def learned_questions(folder: Path) -> frozenset[str]:
+    """Names of the questions that the folder's model was trained on, as far as it says so.
+
+    See `ragvl.data.questions.question_name`.
+    """
+    names = _noted_run(folder).get("questions")
+    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
 
 
 def is_finished(folder: Path) -> bool:
@@ -147,11 +181,19 @@ def _train(
     trainer.token_weights = token_weights
     # The loss is a mean over each batch, however many labels it has
     trainer.model_accepts_loss_kwargs = False
+    stop = _StopAfterStep()
+    trainer.add_callback(stop)
     try:
-        output = trainer.train(resume_from_checkpoint=checkpoint)
-    except BaseException:
+        with stop.listening() if arguments.world_size == 1 else nullcontext():
+            output = trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.state.global_step < trainer.state.max_steps and stop.asked:
+            raise KeyboardInterrupt
+    except BaseException as error:
         if lora.rank:
             mllm.model = model.unload()  # weights and layers as they were
+        # Ctrl-C ends the processes that make batches, too, which is an error then
+        if isinstance(error, KeyboardInterrupt) or (stop.asked and isinstance(error, RuntimeError)):
+            raise _stopped(trainer.state, Path(str(arguments.output_dir))) from error
         raise
     model.eval()
     if lora.rank:
@@ -164,6 +206,58 @@ def _train(
         mllm.prompting.processor.save_pretrained(arguments.output_dir)
     trainer.save_state()  # trainer_state.json: every loss and evaluation
     return output.metrics
+
+
+class _StopAfterStep(TrainerCallback):
+    """Makes of Ctrl-C a checkpoint and an end, after the step that is under way.
+
+    In the middle of a step there is no state that training could go on from.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """A block in which Ctrl-C is taken for this; only the main thread can hear it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _hear(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logger.warning("stopping after this step, with a checkpoint; again to stop at once")
+
+    def on_step_end(self, *given: Any, **_: Any) -> None:
+        """Has the step saved; called by Trainer with its arguments, state and control."""
+        *_others, control = given
+        if self.asked:
+            control.should_save = True
+            control.should_evaluate = False
+
+    def on_save(self, *given: Any, **_: Any) -> None:
+        """Ends training; not earlier, since the checkpoint would say that it is to end."""
+        *_others, control = given
+        control.should_training_stop |= self.asked
+
+
+def _stopped(state: TrainerState, folder: Path) -> TrainingStoppedError:
+    last = _last_whole_checkpoint(folder)
+    how_far = "stopped before the first step"
+    if state.global_step:
+        how_far = f"stopped after step {state.global_step} of {state.max_steps}"
+    if last is None:
+        return TrainingStoppedError(f"{how_far}; there is no checkpoint to go on from")
+    return TrainingStoppedError(
+        f"{how_far}; {last} is there: go on with the same command and --resume_from_checkpoint last"
+    )
 
 
 class _Trainer(Trainer):
@@ -233,7 +327,9 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
     Collator(mllm)([examples[0], examples[len(examples) - 1]])  # type: ignore[arg-type]
 
 
-def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | None:
+def _claim_folder(
+    arguments: TrainingArguments, run: dict[str, Any], questions: Collection[str]
+) -> str | None:
     """The checkpoint to go on from, or None; notes in the folder whose run it is.
 
     Raises:
@@ -266,7 +362,7 @@ def _claim_folder(arguments: TrainingArguments, run: dict[str, Any]) -> str | No
         _check_weights(Path(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.process_index == 0:
-        _note_run(folder, run, finished=False)
+        _note_run(folder, run, questions, finished=False)
     return checkpoint
 
 
@@ -305,13 +401,17 @@ def _has_state(checkpoint: Path) -> bool:
 def _noted_run(folder: Path) -> dict[str, Any]:
     """What `_note_run` wrote, if it did. Earlier versions did not say whether a run finished."""
     try:
-        return json.loads((folder / _RUN_FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        noted = json.loads((folder / _RUN_FILE).read_text())
+    except (OSError, ValueError):
         return {}
+    return noted if isinstance(noted, dict) else {}
 
 
-def _note_run(folder: Path, run: dict[str, Any], *, finished: bool) -> None:
-    write_text(folder / _RUN_FILE, json.dumps({**run, "finished": finished}, indent=2) + "\n")
+def _note_run(
+    folder: Path, run: dict[str, Any], questions: Collection[str], *, finished: bool
+) -> None:
+    noted = {**run, "finished": finished, "questions": sorted(questions)}
+    write_text(folder / _RUN_FILE, json.dumps(noted, indent=2) + "\n")
 
 
 def _check_run(folder: Path, run: dict[str, Any]) -> None:

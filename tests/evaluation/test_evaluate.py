@@ -28,7 +28,7 @@ from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.picture import Picture
 from ragvl.data.problems import DataError
 from ragvl.data.query import Query
-from ragvl.data.questions import Question
+from ragvl.data.questions import Question, question_name
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.answering import Answers
@@ -760,12 +760,15 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
         "40",
     ]
     plot = tmp_path / "relevance.svg"
+    learned = [question_name(one.id, one.text) for one in WebQA(places).questions[38:]]
+    (model / "ragvl_run.json").write_text(json.dumps({"questions": learned}))
     outcome = CliRunner().invoke(
         app, ["calibrate", str(places), "--split", "val", *base, "--plot", str(plot), "--json"]
     )
     assert outcome.exit_code == 0, outcome.output
     printed = json.loads(outcome.stdout)
-    assert printed["questions"] == 40
+    assert (printed["questions"], printed["trained_on"]) == (40, 2)
+    assert "was trained on 2 of these 40 questions" in outcome.stderr
     assert plot.read_text().startswith("<?xml")
     saved = SavedThresholds.load(model / "ragvl_thresholds.json")
     assert saved is not None and "f1" in saved.values

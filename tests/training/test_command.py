@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from transformers.utils.logging import enable_progress_bar
 from typer.testing import CliRunner
 
 from ragvl.cli import app
+from ragvl.data.questions import question_name
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM
 from ragvl.training import command
 from ragvl.training.command import RunSettings, _drawn
 from ragvl.training.noise import ARMS
-from ragvl.training.ranking import RankingSample, write_ranking
+from ragvl.training.ranking import RankingSample, read_ranking, write_ranking
+from ragvl.training.trainer import learned_questions
 
 BASE = ["--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2"]
 
@@ -227,6 +230,17 @@ def test_ranking_data_then_a_reranker(
     outcome = CliRunner().invoke(app, ["train", "reranker", *flags, "--num_examples", "5"])
     assert (outcome.exit_code, "Loading" in outcome.stderr) == (0, False), outcome.output
     assert json.loads((out / "ragvl_run.json").read_text())["examples"] == 5
+    learned = {question_name(one.question_id, one.question) for one in read_ranking(ranking)[:5]}
+    assert learned_questions(out) == learned
+    begin, *_, saved, evaluate = (line for line in outcome.stdout.splitlines() if line[0] != "{")
+    assert begin == f"5 samples of {len(learned)} questions to learn from"
+    assert saved == f"saved in {out}; evaluate it with"
+    written = shlex.split(evaluate)
+    assert written[:3] == ["ragvl", "evaluate", str(small_world)]
+    written[written.index("ENCODER")] = str(encoder)
+    flags = ["--questions", "1", "--timed", "0", "--no-progress", "--device", "cpu"]
+    evaluated = CliRunner().invoke(app, [*written[1:], *flags])
+    assert evaluated.exit_code == 0, evaluated.output
     assert MLLM.from_pretrained(out, device="cpu").architecture == "llava"
 
 

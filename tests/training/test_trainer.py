@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES
 from torch.utils.data import Subset
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, trainer
+from typer.testing import CliRunner
 
+from ragvl.cli import app
 from ragvl.data.webqa import WebQA
 from ragvl.mllm import MLLM, PromptTooLongError, UnsupportedModelError
 from ragvl.training.adapters import LoraSettings
@@ -29,6 +32,7 @@ from ragvl.training.ranking import RankingSample
 from ragvl.training.trainer import (
     ResumeError,
     TrainingDivergedError,
+    TrainingStoppedError,
     is_finished,
     train,
 )
@@ -381,6 +385,60 @@ ProcessorMixin.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SI
 from ragvl.cli import app
 app()
 """
+
+
+def interrupting(at: int, times: int) -> type[TrainerCallback]:
+    class Interrupt(TrainerCallback):
+        """Ctrl-C, in the middle of a step."""
+
+        def on_pre_optimizer_step(self, *given: Any, **_: Any) -> None:
+            if given[1].global_step == at:
+                for _time in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.05)  # it is heard between two lines of Python
+
+    return Interrupt
+
+
+def test_an_interrupt_saves_a_checkpoint_from_which_training_goes_on(
+    tiny_model: Callable[[str], Path],
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = {"max_steps": 4, "save_strategy": "no", "lora.rank": 2}
+    flags = partial(generator_flags, tiny_model("llava"), small_world, **settings)
+    run("generator", flags(whole))
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        callbacks = [*trainer.DEFAULT_CALLBACKS, interrupting(at=1, times=1)]
+        patch.setattr(trainer, "DEFAULT_CALLBACKS", callbacks)
+        stopped = CliRunner().invoke(app, ["train", "generator", *flags(broken)])
+    assert stopped.exit_code == 130
+    assert "stopped after step 2 of 4; " in stopped.stderr.splitlines()[-1]
+    assert f"{broken / 'checkpoint-2'} is there" in stopped.stderr
+    assert not is_finished(broken)
+    assert not (broken / "model.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+    run("generator", flags(broken, resume_from_checkpoint="last"))
+    assert curve(broken) == curve(whole)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, broken)]
+    assert weights[0] == weights[1]
+
+
+def test_a_second_interrupt_ends_training_at_once(
+    fresh: Callable[..., MLLM],
+    questions: WebQA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callbacks = [*trainer.DEFAULT_CALLBACKS, interrupting(at=1, times=2)]
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", callbacks)
+    mllm = fresh()
+    settings = arguments(tmp_path, max_steps=4)
+    with pytest.raises(TrainingStoppedError, match=r"after step 1 of 4; there is no checkpoint"):
+        train(mllm, settings, AnswerExamples(questions, mllm.prompting))
 
 
 def test_a_run_killed_while_it_saves_is_done_again(
