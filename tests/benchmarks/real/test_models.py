@@ -17,6 +17,7 @@ from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
 from safetensors.torch import save_file
 from tiny_models.eight import llava_tokenizer
 from tiny_models.parts import text_config
+from torch.nn import functional as F
 
 from ragvl import Document, Reranker
 from ragvl.mllm import ConvolutionalVisionConfig, ConvolutionalVisionModel
@@ -120,19 +121,37 @@ def test_what_is_computed_of_pictures_is_kept(
     assert not torch.equal(features_of(pictures[:6], tower, processor, tmp_path), features[-6:])
 
 
-def test_training_finds_pictures_by_texts_that_it_has_not_seen(
+def test_training_adds_what_finds_pictures_of_unseen_texts(
     tower_folder: Path, text_folder: Path
 ) -> None:
     """Pictures whose features are a linear function of their texts' vectors."""
     model = zero_shot(tower_folder, text_folder)
+    by_class = model.visual_projection.weight[:, FEATURES:].clone()
     random = torch.Generator().manual_seed(0)
-    texts = torch.nn.functional.normalize(torch.randn(300, 1, 16, generator=random), dim=-1)
-    mixed = texts[:, 0] @ torch.randn(16, FEATURES + len(NAMES), generator=random)
-    pairs, held_out = Pairs(mixed[:200], texts[:200]), Pairs(mixed[200:], texts[200:])
-    figures = train(model, pairs, held_out, steps=150, learning_rate=0.02)
-    assert figures["first"] < 0.2
-    assert figures["best"] > 0.8
-    assert recall(model.visual_projection, held_out) == pytest.approx(figures["best"])
+    texts = torch.randn(300, 1, 16, generator=random)
+    features = texts[:, 0] @ torch.randn(16, FEATURES, generator=random)
+    classes = torch.full((300, len(NAMES)), 1 / len(NAMES))
+    texts, features = F.normalize(texts, dim=-1), torch.cat([features, classes], dim=1)
+    pairs, held_out = Pairs(features[:200], texts[:200]), Pairs(features[200:], texts[200:])
+    figures = train(model, pairs, held_out, steps=300, learning_rate=0.02)
+    assert figures["zero_shot"] < 0.1 and figures["trained"] > 0.5
+    assert recall(model.visual_projection, held_out) == pytest.approx(figures["trained"])
+    assert torch.equal(model.visual_projection.weight[:, FEATURES:], by_class)
+
+
+def test_what_finds_nothing_is_not_added(tower_folder: Path, text_folder: Path) -> None:
+    model = zero_shot(tower_folder, text_folder)
+    before = model.visual_projection.weight.clone()
+    random = torch.Generator().manual_seed(0)
+    features = torch.cat(
+        [torch.randn(60, FEATURES, generator=random), torch.eye(3).repeat(20, 1)], 1
+    )
+    names = F.normalize(before[:, FEATURES:].T.detach(), dim=-1)
+    held_out = Pairs(features[:3], names[:, None])
+    noise = F.normalize(torch.randn(60, 1, 16, generator=random), dim=-1)
+    figures = train(model, Pairs(features, noise), held_out, steps=5)
+    assert (figures["zero_shot"], figures["weight"]) == (1.0, 0.0)
+    assert torch.equal(model.visual_projection.weight, before)
 
 
 def test_texts_that_say_the_same_have_each_others_pictures() -> None:
