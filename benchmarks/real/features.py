@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -31,7 +33,7 @@ def features_of(
     """A tower's pooled output.
 
     Args:
-        pictures: files.
+        pictures: files, which do not change.
         tower: gives `pooler_output`.
         processor: turns a picture into the tower's inputs.
         folder: keeps what is computed, in shards, so that work that was broken off goes on.
@@ -42,22 +44,33 @@ def features_of(
     Raises:
         ImageError: a picture cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tower_name = weights_name(model_tensors(tower)[0])
-    shards = [torch.empty(0, tower.config.hidden_size)]
-    for start in tqdm(range(0, len(pictures), _SHARD), desc="pictures", unit="shard"):
-        shard = pictures[start : start + _SHARD]
-        path = folder / f"{name_of('features', tower_name, *map(str, shard))}.safetensors"
-        if not path.exists():
-            unfinished = path.with_suffix(f".{os.getpid()}.part")
-            save_file({"features": _features(shard, tower, processor)}, unfinished)
-            unfinished.replace(path)
-        shards.append(load_file(path)["features"])
-    return torch.cat(shards)
+    own = folder / name_of("tower", weights_name(model_tensors(tower)[0]))
+    own.mkdir(parents=True, exist_ok=True)
+    known: dict[str, Tensor] = {}
+    for path in own.glob("*.safetensors"):
+        known |= _read(path)
+    names = [str(path.resolve()) for path in pictures]
+    missing = sorted(set(names) - known.keys())
+    for start in tqdm(range(0, len(missing), _SHARD), desc="pictures", unit="shard"):
+        shard = missing[start : start + _SHARD]
+        features = _features(shard, tower, processor)
+        path = own / f"{name_of('shard', *shard)}.safetensors"
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        save_file({"features": features}, unfinished, {"pictures": json.dumps(shard)})
+        unfinished.replace(path)
+        known |= zip(shard, features, strict=True)
+    return torch.stack([known[name] for name in names])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Features by their pictures."""
+    with safe_open(path, "pt") as file:
+        pictures = json.loads(file.metadata()["pictures"])
+        return dict(zip(pictures, file.get_tensor("features"), strict=True))
 
 
 def _features(
-    pictures: Sequence[Path], tower: PreTrainedModel, processor: BaseImageProcessor
+    pictures: Sequence[str], tower: PreTrainedModel, processor: BaseImageProcessor
 ) -> Tensor:
     features = []
     for start in range(0, len(pictures), _BATCH):

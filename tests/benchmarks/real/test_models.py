@@ -114,11 +114,15 @@ def test_what_is_computed_of_pictures_is_kept(
     with torch.inference_mode():
         pixels = processor(Image.open(pictures[-1]), return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(features[-1:], tower(pixels).pooler_output)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(kept) == 2, "of 70 pictures, 64 in a shard"
-    assert torch.equal(features_of(pictures, tower, processor, tmp_path), features)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
-    assert not torch.equal(features_of(pictures[:6], tower, processor, tmp_path), features[-6:])
+    some = [*pictures[65:], *pictures[3:1:-1]]
+    rows = [pictures.index(path) for path in some]
+    assert torch.equal(features_of(some, tower, processor, tmp_path), features[rows])
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    with torch.no_grad():
+        tower.classifier.bias.add_(torch.randn(len(NAMES)))
+    assert not torch.equal(features_of(some, tower, processor, tmp_path), features[rows])
 
 
 def test_training_adds_what_finds_pictures_of_unseen_texts(
