@@ -227,7 +227,7 @@ def test_rerank_takes_folders_patterns_and_lists_with_captions(
     ):
         assert line in outcome.stderr
     assert "no pictures by their names" not in outcome.stderr  # the captions are of use
-    table = CliRunner().invoke(app, command).stdout.splitlines()
+    table = CliRunner().invoke(app, [*command, "a/captions.csv"]).stdout.splitlines()
     assert table[0].split("\t") == ["document", "caption", "relevance", "kept"]
     shown = {tuple(line.split("\t")[:2]) for line in table[1:]}
     assert shown == {
@@ -244,6 +244,8 @@ def test_rerank_looks_at_every_path_before_it_loads_a_model(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("no picture")
     (tmp_path / "captions.csv").write_text("image,caption\nother.png,Other\n")
     (tmp_path / "other.csv").write_text("picture,text\n")
     for given, message in [
@@ -252,6 +254,8 @@ def test_rerank_looks_at_every_path_before_it_loads_a_model(
         (["note.png"], "'note.png' is not a picture that can be read here"),
         (["https://example.org/a.png"], "URLs are not fetched: download it"),
         (["empty"], "empty holds no documents"),
+        (["broken"], "document 'broken/a.png' is not a picture that can be read here"),
+        (["broken"], "there is nothing to rank: none of the documents can be used"),
         ([pictures[0], "--query-image", "nowhere.png"], "there is no such file"),
         ([pictures[0], "--captions", "nowhere.csv"], "nowhere.csv is missing"),
         ([pictures[0], "--captions", "other.csv"], "other.csv has no usable caption; 1 x broken"),

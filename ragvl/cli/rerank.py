@@ -68,12 +68,16 @@ def rerank(
             raise ValueError("there is nothing to rank: name pictures, folders, or give --text")
         caption_file = None if captions is None else CaptionFile(captions)
         gathering = Gathering(documents or (), caption_file)
+        say_problems(*gathering.sources)
         if caption_file is not None:
             caption_file.check_found()
+            say_captions(caption_file)
         every = [
             *gathering.documents,
             *(Gathered(Document(text=one), quoted(one)) for one in text or ()),
         ]
+        if not every:
+            raise ValueError("there is nothing to rank: none of the documents can be used")
 
         from ragvl.prefix_cache import PrefixCache
         from ragvl.reranker import checked_request
@@ -89,9 +93,6 @@ def rerank(
         if cache is not None:
             use = CacheUse(cache, reranker, [(asked, one) for one in listed])
         ranked = reranker.rank(asked, listed, top_k=top_k)
-    say_problems(*gathering.sources)
-    if caption_file is not None:
-        say_captions(caption_file)
     if use is not None:
         use.say()
     if as_json:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ragvl.data.caption_file import CaptionFile
 from ragvl.data.document import Document
-from ragvl.data.image_sources import plain_source
+from ragvl.data.image_sources import PlainSource, plain_source
 from ragvl.data.images import ImageError
 from ragvl.data.reading import place
 from ragvl.data.sources import Documents
@@ -58,6 +58,8 @@ class Gathering:
 
     def _named(self, name: str) -> Iterator[Gathered]:
         source = plain_source(name)
+        if self._lists_captions(source):
+            return  # as `photos/*` names it
         if not isinstance(source, str):  # a data: URL, or one that is none
             yield self._picture(name)
         elif os.path.isdir(source) or source.removesuffix(".gz").endswith(_LISTS):
@@ -72,6 +74,11 @@ class Gathering:
                 yield from self._named(path)
         else:
             raise FileNotFoundError(f"there is no {place(name)}")
+
+    def _lists_captions(self, source: PlainSource) -> bool:
+        if self._captions is None or not isinstance(source, str):
+            return False
+        return os.path.abspath(source) == os.path.abspath(self._captions.file)
 
     def _picture(self, name: str) -> Gathered:
         document = Document(name)
