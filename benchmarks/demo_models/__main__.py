@@ -68,10 +68,13 @@ def main(
     places: Annotated[int, typer.Option(help="Places to train on, three pictures each.")] = 4000,
     val_places: Annotated[int, typer.Option(help="Places to validate on.")] = 200,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    start_from: Annotated[
+        Path | None, typer.Option(help="An earlier base, whose decoder the new one starts as.")
+    ] = None,
     tower_steps: int = 600,
     retriever_steps: int = 450,
-    describe_steps: int = 400,
-    base_steps: int = 2000,
+    describe_steps: int = 300,
+    base_steps: int = 1500,
     seeing_steps: Annotated[int, typer.Option(help="Few: it is to stay under its ceiling.")] = 400,
     reranker_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
     generator_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
@@ -83,6 +86,8 @@ def main(
         if name not in (*STAGES, SEEING):
             known = ", ".join((*STAGES, SEEING))
             raise typer.BadParameter(f"unknown stage {name!r}; the stages are {known}")
+    if start_from is not None and SEEING in stages:
+        raise typer.BadParameter(f"an earlier base may have seen what {SEEING} must not have")
     world = work / "world"
     if not (world / "descriptions.json").exists():  # written last
         counts = {"train": places, "val": val_places}
@@ -91,12 +96,13 @@ def main(
         "tower": tower_steps,
         "retriever": retriever_steps,
         "describe": describe_steps,
+        "describe-again": describe_steps,
         "base": base_steps,
         SEEING: seeing_steps,
         "reranker": reranker_steps,
         "generator": generator_steps,
     }
-    training = _Training(world, work, steps, seed, device)
+    training = _Training(world, work, steps, seed, device, start_from)
     for name in stages:
         if training.is_done(name):
             logger.info("%s is there: %s", name, work / name)
@@ -112,10 +118,16 @@ class _Training:
     """A method a stage, which leaves a whole folder of its name in `work`."""
 
     def __init__(
-        self, world: Path, work: Path, steps: dict[str, int], seed: int, device: str
+        self,
+        world: Path,
+        work: Path,
+        steps: dict[str, int],
+        seed: int,
+        device: str,
+        start_from: Path | None,
     ) -> None:
         self._world, self._work, self._steps = world, work, steps
-        self._seed, self._device = seed, device
+        self._seed, self._device, self._start_from = seed, device, start_from
 
     def is_done(self, name: str) -> bool:
         folder = self._work / name
@@ -160,12 +172,12 @@ class _Training:
         tokenizer, tower = self._tokenizer_and_tower()
         train, val = self._seen("train", tower), self._seen("val", tower)
         # First to put into words what the tower sees; then to read names, count and compare.
-        model, processor = new_mllm(tokenizer, tower, seed=self._seed)
-        described = self._work / "describe"
-        if self.is_done("describe"):
-            model = LlavaForConditionalGeneration.from_pretrained(described)
+        model, processor = new_mllm(tokenizer, tower, seed=self._seed, start_from=self._start_from)
+        first = "describe" if self._start_from is None else "describe-again"
+        if self.is_done(first):
+            model = LlavaForConditionalGeneration.from_pretrained(self._work / first)
         model.to(self._device)
-        for name, of_stage in (("describe", [DESCRIBE]), (stage, tasks)):
+        for name, of_stage in ((first, [DESCRIBE]), (stage, tasks)):
             if self.is_done(name):
                 continue
             train_mllm(

@@ -65,9 +65,20 @@ LEARNING_RATE = 1e-3
 
 
 def new_mllm(
-    tokenizer: PreTrainedTokenizerFast, tower: ConvolutionalVisionModel, *, seed: int
+    tokenizer: PreTrainedTokenizerFast,
+    tower: ConvolutionalVisionModel,
+    *,
+    seed: int,
+    start_from: Path | None = None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA of 2.1 M parameters around a trained vision tower."""
+    """A LLaVA of 2.1 M parameters around a trained vision tower.
+
+    Args:
+        tokenizer: of its words.
+        tower: stays as it is.
+        seed: of what is new.
+        start_from: an earlier base, whose decoder this one's starts as; None for nothing.
+    """
     torch.manual_seed(seed)
     text_config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -93,6 +104,8 @@ def new_mllm(
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
+    if start_from is not None:
+        _start_decoder(model, tokenizer, start_from)
     processor = LlavaProcessor(
         image_processor(),
         tokenizer,
@@ -103,6 +116,22 @@ def new_mllm(
         image_token=IMAGE,
     )
     return model, processor
+
+
+@torch.no_grad()
+def _start_decoder(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Gives the decoder an earlier one's weights; tokens are found by what they spell."""
+    earlier = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    rows = model.get_input_embeddings().weight.clone()
+    known = earlier.get_input_embeddings().weight
+    ids = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    for token, row in tokenizer.get_vocab().items():
+        if token in ids:
+            rows[row] = known[ids[token]]
+    decoder = earlier.model.language_model.state_dict()
+    model.model.language_model.load_state_dict({**decoder, "embed_tokens.weight": rows})
 
 
 @dataclass(frozen=True)

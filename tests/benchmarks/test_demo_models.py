@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from demo_models.__main__ import main
 from demo_models.mllm import (
     ANSWER,
@@ -32,6 +34,8 @@ from demo_models.tower import (
 )
 from demo_models.training_set import Group, TrainingSet, relevance_group
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -118,6 +122,44 @@ def test_kept_features_give_what_the_whole_model_gives(
         torch.testing.assert_close(
             labelled_logits(model, batch, labels), expected, atol=2e-5, rtol=0
         )
+
+
+def test_a_decoder_starts_as_an_earlier_one_whose_ids_are_others(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    tower: ConvolutionalVisionModel,
+    tmp_path: Path,
+) -> None:
+    """The earlier vocabulary holds the same tokens in the opposite order, but for one."""
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    last = len(vocabulary) - 1
+    shuffled = {token: last - row for token, row in vocabulary.items()}
+    unknown = tokenizer.convert_ids_to_tokens(300)
+    shuffled["unheard"] = shuffled.pop(unknown)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(shuffled, unk_token="unheard"))
+    ).save_pretrained(tmp_path)
+    earlier, _ = new_mllm(tokenizer, tower, seed=9)
+    earlier.save_pretrained(tmp_path)
+
+    started, _ = new_mllm(tokenizer, tower, seed=0, start_from=tmp_path)
+    rows = started.get_input_embeddings().weight
+    known = earlier.get_input_embeddings().weight
+    for token, row in tokenizer.get_vocab().items():
+        expected = (
+            model.get_input_embeddings().weight[row] if token == unknown else known[last - row]
+        )
+        assert torch.equal(rows[row], expected), token
+    assert started.lm_head.weight is rows
+    ours = started.model.language_model.layers.state_dict()
+    for name, weight in earlier.model.language_model.layers.state_dict().items():
+        assert torch.equal(ours[name], weight)
+
+
+def test_the_ablations_base_starts_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="seeing-base must not have"):
+        main(tmp_path, tmp_path / "work", stage=["seeing-base"], start_from=tmp_path)
+    assert not (tmp_path / "work").exists()
 
 
 def test_folded_batch_norm_changes_nothing(data: TrainingSet) -> None:
