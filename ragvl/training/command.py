@@ -11,6 +11,7 @@ import shlex
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -300,6 +301,7 @@ def _by_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
+@cache  # a grid of many runs would spend its time on making parsers
 def _parser(stage: Stage, *, exits: bool = True) -> ArgumentParser:
     """Of the command's flags; what is wrong ends the program, or else is an `ArgumentError`."""
     name = f"ragvl train {stage}"

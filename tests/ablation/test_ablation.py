@@ -69,6 +69,15 @@ def one_arm(world: Path, **changes: object) -> dict[str, object]:
     return grid(world, arms={"plain": {}}, seeds=[0], **changes)
 
 
+@pytest.fixture(scope="module")
+def begun(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of the untrained model and of the plain arm, two seeds; copy them."""
+    work = tmp_path_factory.mktemp("begun")
+    ablate(AblationSettings.model_validate(grid(world, arms={"plain": {}})), work)
+    assert len(done(work)) == 3
+    return work
+
+
 def done(work: Path) -> dict[str, int]:
     """The runs that are kept, and when each was done."""
     return {path.name: path.stat().st_mtime_ns for path in work.glob("run-*.json")}
@@ -193,7 +202,8 @@ def test_intervals_are_students() -> None:
 # --- what a result depends on, and says of itself ------------------------------------------------
 
 
-def test_the_result_says_what_measured_it(world: Path, tmp_path: Path) -> None:
+def test_the_result_says_what_measured_it(world: Path, begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     result = ablate(AblationSettings.model_validate(one_arm(world)), tmp_path)
     assert result.machine["cpu"] and result.versions["torch"]
     assert result.also_measured_by == []
@@ -296,7 +306,9 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
 # --- runs that fail, and runs that are killed ---------------------------------------------------
 
 
-def test_an_arm_that_fails_does_not_end_the_others(world: Path, tmp_path: Path) -> None:
+def test_an_arm_that_fails_does_not_end_the_others(
+    world: Path, begun: Path, tmp_path: Path
+) -> None:
     """Its weights overflow, and the loss of the third step is no number."""
     arms = {
         "plain": {},
@@ -304,6 +316,7 @@ def test_an_arm_that_fails_does_not_end_the_others(world: Path, tmp_path: Path) 
         "after it": {"noise.data_level": 2},
     }
     settings = AblationSettings.model_validate(grid(world, arms=arms))
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     lines: list[str] = []
     result = ablate(settings, tmp_path, report=lines.append)
     assert list(result.arms) == ["untrained", "plain", "after it"]
@@ -439,7 +452,10 @@ def test_what_is_missing_is_named_before_anything_is_trained(world: Path, tmp_pa
 # --- the table ----------------------------------------------------------------------------------
 
 
-def test_a_table_tells_arms_apart_by_their_settings(world: Path, tmp_path: Path) -> None:
+def test_a_table_tells_arms_apart_by_their_settings(
+    world: Path, begun: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     tokens = {"noise.token_level": "tokens"}
     arms = {
         "plain": {},

@@ -56,8 +56,14 @@ def source(places: Path) -> WebQA:
 
 
 @pytest.fixture(scope="module")
-def evaluation(source: WebQA, models: Models) -> Evaluation:
-    return evaluate(source, models, SETTINGS, progress=False)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What evaluations of the drawn world have computed, for tests that ask for other things."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def evaluation(source: WebQA, models: Models, kept: Path) -> Evaluation:
+    return evaluate(source, models, SETTINGS, work=kept, progress=False)
 
 
 def test_rankings_and_answers_are_those_of_the_stages(
@@ -185,7 +191,7 @@ def test_another_model_or_prompt_never_takes_what_is_there(
 
 
 def test_noise_puts_wrong_pictures_before_the_reranker(
-    source: WebQA, models: Models, evaluation: Evaluation
+    source: WebQA, models: Models, evaluation: Evaluation, kept: Path
 ) -> None:
     gold = source.document_ids("gold")
     swapped = wrong_pictures(source, 0.5, seed=0)
@@ -198,7 +204,7 @@ def test_noise_puts_wrong_pictures_before_the_reranker(
     with pytest.raises(ValueError, match="noise_ratio=2"):
         wrong_pictures(source, 2, 0)
     settings = replace(SETTINGS, noise_ratio=1.0, num_timed=0)
-    noisy = evaluate(source, models, settings, progress=False)
+    noisy = evaluate(source, models, settings, work=kept, progress=False)
     moved = wrong_pictures(source, 1.0, 0)
     for before, after in zip(evaluation.rankings["full"], noisy.rankings["full"], strict=True):
         assert [moved.get(c.id, c.id) for c in before.retrieved] == [c.id for c in after.retrieved]
@@ -219,17 +225,17 @@ def test_noise_puts_wrong_pictures_before_the_reranker(
 
 
 def test_thresholds_are_estimated_on_dev_and_applied_to_test(
-    places: Path, source: WebQA, models: Models
+    places: Path, source: WebQA, models: Models, kept: Path
 ) -> None:
     dev = WebQA(places, split="val")
-    saved, recalls = calibrate(dev, models, progress=False, settings=SETTINGS)
+    saved, recalls = calibrate(dev, models, progress=False, settings=SETTINGS, work=kept)
     assert len(saved.questions) == len(dev.questions)
     assert len(recalls.relevance) == len(dev.questions)
     assert set(saved.values) | set(saved.refused) == {"adaptive", "f1", "precision>=0.9"}
     assert "f1" in saved.values
     calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     settings = replace(SETTINGS, thresholds=("f1", "natural"), num_timed=0)
-    evaluated = evaluate(source, calibrated, settings, progress=False)
+    evaluated = evaluate(source, calibrated, settings, work=kept, progress=False)
     assert evaluated.result.thresholds == {"f1": saved.values["f1"], "natural": 0.5}
     assert evaluated.result.estimated_on == EstimatedOn(
         data=dev.name,
@@ -243,7 +249,7 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     differing = {name: pool.estimated_otherwise for name, pool in evaluated.result.pools.items()}
     assert differing == {"full": [], "gold": ["pool"]}
     other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
-    evaluated = evaluate(source, calibrated, other, progress=False)
+    evaluated = evaluate(source, calibrated, other, work=kept, progress=False)
     assert evaluated.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
         evaluate(source, models, settings, progress=False)
@@ -252,11 +258,11 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
 
 
 def test_no_question_is_judged_by_its_own_threshold(
-    places: Path, models: Models, tmp_path: Path
+    places: Path, models: Models, tmp_path: Path, kept: Path
 ) -> None:
     """Whatever its data set is called, or the folder that it lies in."""
     dev = WebQA(places, split="val")
-    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=SETTINGS)
+    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=SETTINGS, work=kept)
     calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     settings = replace(SETTINGS, thresholds=("f1",), num_timed=0)
     copied = WebQA(shutil.copytree(places, tmp_path / "copied"), split="val")
@@ -267,12 +273,12 @@ def test_no_question_is_judged_by_its_own_threshold(
             evaluate(own, calibrated, settings, progress=False)
     # one split may serve for both, in two parts
     half = replace(SETTINGS, num_questions=30)
-    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=half)
+    saved, _ = calibrate(dev, models, names=["f1"], progress=False, settings=half, work=kept)
     assert len(saved.questions) == 30
     parted = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=saved))
     with pytest.raises(ThresholdError, match="1 of its questions are asked"):
         evaluate(dev, parted, replace(settings, skip=29), progress=False)
-    evaluated = evaluate(dev, parted, replace(settings, skip=30), progress=False)
+    evaluated = evaluate(dev, parted, replace(settings, skip=30), work=kept, progress=False)
     assert evaluated.result.num_questions == len(dev.questions) - 30
     namesake = tmp_path / places.name
     others = WebQA(write_world(namesake, Places(), counts={"val": 4}, seed=5), split="val")

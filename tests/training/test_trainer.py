@@ -620,16 +620,13 @@ def test_two_processes_train_as_one_does(
             "eval_ranking": ranking, "eval_strategy": "steps", "eval_steps": 3,
             "use_cpu": "true", "disable_tqdm": "true", "report_to": "none",
         }  # fmt: skip
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "29431",
-        ]
-        command = [sys.executable, *(launcher if processes == 2 else []), "-m", "ragvl.cli"]
-        command += ["train", "reranker", *(f"--{k}={v}" for k, v in settings.items()), *sharing]
+        flags = ["train", "reranker", *(f"--{k}={v}" for k, v in settings.items()), *sharing]
+        if processes == 1:
+            outcome = CliRunner().invoke(app, flags)
+            assert outcome.exit_code == 0, outcome.output
+            return
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command = [sys.executable, *launcher, "--master_port", "29431", "-m", "ragvl.cli", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         outcome = subprocess.run(command, capture_output=True, env=environment, text=True)
         assert outcome.returncode == 0, outcome.stderr[-3000:]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ import torch
 from data_files import karpathy_image, mmqa_question, write_karpathy, write_mmqa, write_picture
 from tiny_models import ARCHITECTURES
 from torch.utils.data import DataLoader, Subset
+from typer.testing import CliRunner
 
+from ragvl.cli import app
 from ragvl.data.captions import Captions
 from ragvl.data.multimodalqa import MultimodalQA
 from ragvl.data.webqa import WebQA
@@ -92,28 +93,25 @@ def test_every_data_set_is_pickled(questions: WebQA, tmp_path: Path) -> None:
             assert again.document_name(id) == source.document_name(id)
 
 
-TRAIN = """
-import multiprocessing
-from ragvl.cli import app
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    app()
-"""
+@pytest.fixture
+def spawn() -> Iterator[None]:
+    """Processes are begun anew, as where there is no fork."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("spawn")
 def test_the_command_trains_with_workers(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
     flags = {
         "model": tiny_model("qwen2_vl"), "data": small_world, "output_dir": tmp_path / "out",
         "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": "true", "report_to": "none",
         "dataloader_num_workers": 1, "logging_steps": 1,
     }  # fmt: skip
-    command = [sys.executable, str(script), "train", "generator"]
-    command += [f"--{name}={value}" for name, value in flags.items()]
-    outcome = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    command = ["train", "generator", *(f"--{name}={value}" for name, value in flags.items())]
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 0, outcome.output
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
