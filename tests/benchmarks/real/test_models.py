@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from real import mllm as real_mllm
 from real.dual_encoder import Pairs, recall, text_vectors, tower_with_classes, train, zero_shot
 from real.features import features_of
 from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
@@ -22,7 +23,10 @@ from torch.nn import functional as F
 from ragvl import Document, Reranker
 from ragvl.mllm import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from ragvl.retriever import DualEncoder
+from ragvl.training.adapters import layers_to_adapt
+from ragvl.training.command import Stage, plan
 
+RECIPES = Path(real_mllm.__file__).parent / "recipes"
 NAMES = ["barn", "old house", "river"]
 FEATURES, SIZE = 12, 48  # of pictures; the map has 6 x 6 places, of which 2 x 2 are a token
 
@@ -210,3 +214,23 @@ def test_the_base_is_a_reranker_that_ragvl_loads(
     scores = reranker.score(pairs)
     assert len(set(scores.tolist())) == 3
     assert torch.equal(scores[1:2], reranker.score(pairs[1:2]))
+
+
+@pytest.mark.parametrize("stage", ["reranker", "generator"])
+def test_the_recipes_train_decoder_and_projector(
+    stage: Stage, tower_folder: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    tower = tower_with_classes(tower_folder)
+    model, tokenizer = assemble(tower, decoder_folder)
+    model.save_pretrained(tmp_path / "base")
+    processor_of(tower, tower_folder, tokenizer).save_pretrained(tmp_path / "base")
+    flags = [f"--config={RECIPES / stage}.yaml", f"--model={tmp_path / 'base'}"]
+    flags += [f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}"]
+    flags += ["--ranking=samples.jsonl"] if stage == "reranker" else []
+    planned = plan(stage, flags)
+    mllm = planned.run.load_model()
+    adapted = layers_to_adapt(mllm, planned.lora, freeze_vision=planned.run.freeze_vision)
+    assert not adapted.left_out
+    # Two layers of seven, and the projector's two
+    assert len(adapted.targets) == 2 * 7 + 2
+    assert not any("vision_tower" in name for name in adapted.targets)
