@@ -64,7 +64,7 @@ def assemble(
         vision_config=tower.config.to_dict(),
         text_config=decoder.config.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=_num_tokens(tower),
+        image_seq_length=_side(tower) ** 2 + int(tower.config.picture_token),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         projector_hidden_act="linear",
@@ -83,14 +83,11 @@ def assemble(
     return model.eval(), tokenizer
 
 
-def _square(tower: ConvolutionalVisionModel) -> int:
-    """Pixels of a side of the square that a token is of."""
-    return 2 * math.prod(stage[2] for stage in tower.config.stages) * tower.config.pool
-
-
-def _num_tokens(tower: ConvolutionalVisionModel) -> int:
-    side = -(-tower.config.image_size // _square(tower))
-    return side**2 + int(tower.config.picture_token)
+def _side(tower: ConvolutionalVisionModel) -> int:
+    """Squares in a row of a picture, the last of which may be a part of one."""
+    config = tower.config
+    stride = 2 * math.prod(stage[2] for stage in config.stages)
+    return math.ceil(math.ceil(config.image_size / stride) / config.pool)
 
 
 @torch.no_grad()
@@ -158,7 +155,7 @@ def processor_of(
     return LlavaProcessor(
         AutoImageProcessor.from_pretrained(tower_folder, backend="pil"),
         tokenizer,
-        patch_size=_square(tower),
+        patch_size=tower.config.image_size // _side(tower),
         vision_feature_select_strategy="full",
         num_additional_image_tokens=int(tower.config.picture_token),
         chat_template=CHAT_TEMPLATE,

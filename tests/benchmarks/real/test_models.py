@@ -28,7 +28,7 @@ from ragvl.training.command import Stage, plan
 
 RECIPES = Path(real_mllm.__file__).parent / "recipes"
 NAMES = ["barn", "old house", "river"]
-FEATURES, SIZE = 12, 48  # of pictures; the map has 6 x 6 places, of which 2 x 2 are a token
+FEATURES, SIZE = 12, 40  # of pictures; the map has 5 x 5 places, of which at most 2 x 2 are a token
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_picture_reads_as_the_names_of_its_classes(
     with torch.no_grad():
         tokens = loaded.model.get_image_features(**inputs).pooler_output[0]
         believed = tower(**inputs).last_hidden_state[0, :, -len(NAMES) :]
-    assert len(tokens) == 1 + 3 * 3, "the whole, and a map of 6 x 6 places in squares"
+    assert len(tokens) == 1 + 3 * 3, "the whole, and a map of 5 x 5 places in squares"
     torch.testing.assert_close(tokens, believed @ words, atol=1e-4, rtol=1e-4)
     assert tokenizer.convert_ids_to_tokens(loaded.config.image_token_index) == IMAGE
 
