@@ -115,13 +115,17 @@ def visual_weights(results: Results) -> str | None:
             for tokens, line in (("first", "o-"), ("others", "--")):
                 gaps = [noise[tokens]["gap"] for noise in noises]
                 left.plot(timesteps, gaps, line, color=f"C{number}", markersize=3)
-            shares = [100 * noise["told_apart"] for noise in noises]
-            right.plot(timesteps, shares, "o-", color=f"C{number}", markersize=3, label=place)
+            for by, line, label in (
+                ("told_apart", "o-", place),
+                ("told_apart_by_log_probability", "--", None),
+            ):
+                shares = [100 * noise[by] for noise in noises]
+                right.plot(timesteps, shares, line, color=f"C{number}", markersize=3, label=label)
         for end in result["clamp"]:
             left.axhline(end, color="grey", linewidth=0.8, linestyle=":")
         right.axhline(50, color="grey", linewidth=0.8, linestyle=":")
         left.set(xlabel="timestep", ylabel="mean gap: first tokens (line), others (dashes)")
-        right.set(xlabel="timestep", ylabel="first tokens told from others, %")
+        right.set(xlabel="timestep", ylabel="told apart, %: by logit (line), log-probability")
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 

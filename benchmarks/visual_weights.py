@@ -26,7 +26,7 @@ from ragvl.data.formats import open_questions
 from ragvl.mllm import MLLM
 from ragvl.mllm.vision import vision_pass
 from ragvl.training.examples import IGNORE, AnswerExamples, Collator
-from ragvl.training.noise import NoiseSettings, token_gaps
+from ragvl.training.noise import NoiseSettings, TokenGaps, token_gaps
 
 TIMESTEPS = (100, 300, 500, 700, 800, 900, 950, 999)
 PLACES = {
@@ -60,7 +60,7 @@ def main(
         for place, settings in PLACES.items()
         for timestep in TIMESTEPS
     }
-    gaps: dict[tuple[str, int], list[Tensor]] = {key: [] for key in noises}
+    gaps: dict[tuple[str, int], list[TokenGaps]] = {key: [] for key in noises}
     first: list[Tensor] = []
     spreads: list[float] = []
     count = min(questions, len(examples))
@@ -71,9 +71,13 @@ def main(
         for key, of_batch in zip(
             noises, token_gaps(mllm, batch, list(noises.values())), strict=True
         ):
-            gaps[key].append(of_batch.cpu())
+            gaps[key].append(of_batch)
     is_first = torch.cat(first).numpy()
     clamp = NoiseSettings()
+    measured = {
+        key: [torch.cat(parts).numpy() for parts in zip(*of_noise, strict=True)]
+        for key, of_noise in gaps.items()
+    }
     result = {
         "model": mllm.fingerprint,
         "data": source.name,
@@ -85,7 +89,8 @@ def main(
             {
                 "place": place,
                 **asdict(noises[place, timestep]),
-                **figures(torch.cat(gaps[place, timestep]).numpy(), is_first, clamp),
+                **figures(measured[place, timestep][0], is_first, clamp),
+                "told_apart_by_log_probability": told_apart(measured[place, timestep][1], is_first),
             }
             for place, timestep in noises
         ],
@@ -112,13 +117,9 @@ def feature_spreads(mllm: MLLM, batch: dict[str, Tensor]) -> list[float]:
 def figures(gaps: np.ndarray, is_first: np.ndarray, clamp: NoiseSettings) -> dict[str, Any]:
     """What one noise does to first tokens and to the others.
 
-    `told_apart` is how often a first token's gap is larger than another's: 0.5 is chance.
     `weight_ratio` is what a first token weighs against another within the clamp, and
     `open_ratio` the same with next to no floor.
     """
-    ranks = rankdata(gaps)
-    first, others = int(is_first.sum()), int((~is_first).sum())
-    told_apart = (ranks[is_first].sum() - first * (first + 1) / 2) / (first * others)
 
     def ratio(low: float) -> float:
         weights = gaps.clip(low, clamp.clamp_high)
@@ -134,16 +135,30 @@ def figures(gaps: np.ndarray, is_first: np.ndarray, clamp: NoiseSettings) -> dic
             }
             for name, rows in (("first", is_first), ("others", ~is_first))
         },
-        "told_apart": float(told_apart),
+        "told_apart": told_apart(gaps, is_first),
         "weight_ratio": ratio(clamp.clamp_low),
         "open_ratio": ratio(0.01),
     }
 
 
+def told_apart(gaps: np.ndarray, is_first: np.ndarray) -> float:
+    """How often a first token's gap is larger than another's: 0.5 is chance."""
+    ranks = rankdata(gaps)
+    first, others = int(is_first.sum()), int((~is_first).sum())
+    return float((ranks[is_first].sum() - first * (first + 1) / 2) / (first * others))
+
+
 def visual_weights_table(results: Results) -> str:
     """By kind of noise and timestep: what the answers' first tokens lose, and the others."""
     header = [
-        *("noise on", "timestep", "gap of first tokens", "of others", "told apart"),
+        *(
+            "noise on",
+            "timestep",
+            "gap of first tokens",
+            "of others",
+            "told apart",
+            "by log-probability",
+        ),
         *("first on the floor, ceiling", "others on the floor, ceiling"),
         *("weight, first : others", "without a floor"),
     ]
@@ -161,7 +176,9 @@ def visual_weights_table(results: Results) -> str:
                 [
                     *(noise["place"], str(noise["timestep"])),
                     *(f"{noise[name]['gap']:.2f}" for name in ("first", "others")),
-                    *(f"{100 * noise['told_apart']:.0f} %", *ends),
+                    f"{100 * noise['told_apart']:.0f} %",
+                    f"{100 * noise['told_apart_by_log_probability']:.0f} %",
+                    *ends,
                     *(f"{noise[name]:.2f}" for name in ("weight_ratio", "open_ratio")),
                 ]
             )
@@ -172,7 +189,8 @@ def visual_weights_table(results: Results) -> str:
         f"{result['questions']} questions, {result['tokens']['first']} first tokens and "
         f"{result['tokens']['others']} others; visual features of standard deviation "
         f"{result['feature_std']:.2f}; a clamp from {low:g} to {high:g}, in the last column from "
-        f"0.01. Told apart: how often a first token's gap is the larger one; 50 % is chance.",
+        f"0.01. Told apart: how often a first token's gap is the larger one; 50 % is chance; "
+        "a log-probability falls where something else becomes likely, too.",
     )
 
 

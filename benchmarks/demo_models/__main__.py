@@ -75,7 +75,7 @@ def main(
     retriever_steps: int = 450,
     describe_steps: int = 300,
     base_steps: int = 1500,
-    seeing_steps: Annotated[int, typer.Option(help="Few: it is to stay under its ceiling.")] = 400,
+    seeing_steps: Annotated[int, typer.Option(help="Few: it is to stay under its ceiling.")] = 300,
     reranker_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
     generator_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
 ) -> None:

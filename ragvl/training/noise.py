@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -160,11 +160,23 @@ def uninstall_loss(mllm: MLLM) -> None:
     vars(mllm.model).pop("forward", None)
 
 
+class TokenGaps(NamedTuple):
+    """How far each answer token falls under noise, (N,) float32 each, sequence after sequence.
+
+    Attributes:
+        logit: of its logit, by which training weighs it.
+        log_probability: of its log-probability, which knows what else became likely.
+    """
+
+    logit: Tensor
+    log_probability: Tensor
+
+
 @torch.no_grad()
 def token_gaps(
     mllm: MLLM, batch: Mapping[str, Tensor], noises: Sequence[NoiseSettings]
-) -> list[Tensor]:
-    """How far each answer token's logit falls under each noise: what training weighs it by.
+) -> list[TokenGaps]:
+    """How far the answers' tokens fall under each noise.
 
     Args:
         mllm: the model, as it is.
@@ -172,7 +184,7 @@ def token_gaps(
         noises: with noise at the token level.
 
     Returns:
-        For each noise (N,) float32, the labelled tokens of the batch, sequence after sequence.
+        For each noise the labelled tokens of the batch.
     """
     model: Any = mllm.model
     inputs: dict[str, Any] = {name: value.to(mllm.device) for name, value in batch.items()}
@@ -180,16 +192,21 @@ def token_gaps(
     inputs["use_cache"] = False
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     labelled = targets != IGNORE
+    label = targets[labelled]
     with vision_pass() as vision:
         hidden = model.base_model(**inputs).last_hidden_state
-    weight, _ = _head(model, mllm.head.scale, hidden)
-    rows, label_rows = hidden[labelled], weight[targets[labelled]]
-    return [
-        visual_gaps(
-            rows, _noisy_pass(model, dict(inputs), vision.features, noise)[labelled], label_rows
-        )
-        for noise in noises
-    ]
+    head = _head(model, mllm.head.scale, hidden)
+
+    def losses(rows: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(rows, *head).float(), label, reduction="none")
+
+    rows = hidden[labelled]
+    gaps = []
+    for noise in noises:
+        noisy = _noisy_pass(model, dict(inputs), vision.features, noise)[labelled]
+        logit = visual_gaps(rows, noisy, head[0][label])
+        gaps.append(TokenGaps(logit, losses(noisy) - losses(rows)))
+    return gaps
 
 
 @torch.no_grad()

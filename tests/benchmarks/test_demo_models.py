@@ -15,6 +15,7 @@ from demo_models.__main__ import main
 from demo_models.mllm import (
     ANSWER,
     DESCRIBE,
+    GOLD_ANSWER,
     RELEVANCE,
     Task,
     encode,
@@ -259,6 +260,16 @@ def test_relevance_groups_are_right_and_balanced(data: TrainingSet) -> None:
     assert 0.35 < answers.count("Yes") / len(answers) < 0.65
 
 
+def test_the_ablations_base_sees_no_distractor(data: TrainingSet) -> None:
+    golds = {frozenset(data.row[id] for id in question.gold) for question in data.questions}
+
+    def distracted(task: Task) -> int:
+        rng = np.random.default_rng(0)
+        return sum(frozenset(task.draw(data, rng).rows) not in golds for _ in range(60))
+
+    assert distracted(GOLD_ANSWER) == 0 < distracted(ANSWER)
+
+
 def test_every_stage_runs_once_and_its_folders_load(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,6 +286,7 @@ def test_every_stage_runs_once_and_its_folders_load(
             retriever_steps=2,
             describe_steps=2,
             base_steps=2,
+            seeing_steps=2,
             reranker_steps=2,
             generator_steps=2,
         )
@@ -293,6 +305,12 @@ def test_every_stage_runs_once_and_its_folders_load(
         run(["tower", "base"])
     assert trained.stat().st_mtime_ns == before
     assert f"base is there: {trained.parent}" in caplog.text
+    assert not (tmp_path / "assets" / "seeing-base").exists(), "only where it is named"
+    described = (tmp_path / "work" / "describe" / "model.safetensors").stat().st_mtime_ns
+    run(["seeing-base"])
+    seeing = MLLM.from_pretrained(tmp_path / "assets" / "seeing-base", device="cpu")
+    assert seeing.fingerprint != MLLM.from_pretrained(trained.parent, device="cpu").fingerprint
+    assert (tmp_path / "work" / "describe" / "model.safetensors").stat().st_mtime_ns == described
 
 
 def test_a_few_steps_lower_the_loss(

@@ -44,7 +44,7 @@ def test_the_table_and_the_plot() -> None:
     assert plot({}) is None
     measured = figures(np.array([9.0, 0.1, -2.0, 4.0, 1.5]), IS_FIRST, CLAMP)
     noises = [
-        {"place": place, "timestep": timestep, **measured}
+        {"place": place, "timestep": timestep, **measured, "told_apart_by_log_probability": 0.75}
         for place in PLACES
         for timestep in (100, *SHOWN)
     ]
@@ -57,6 +57,6 @@ def test_the_table_and_the_plot() -> None:
     }
     text = visual_weights_table({"visual_weights": result})
     assert text.count("\n| tokens, ") == len(SHOWN) * (len(PLACES) - 1)
-    assert "| 6.50 | -0.13 | 100 % | 0 %, 50 % | 67 %, 0 % | 3.86 |" in text
+    assert "| 6.50 | -0.13 | 100 % | 75 % | 0 %, 50 % | 67 %, 0 % | 3.86 |" in text
     drawn = plot({"visual_weights": result})
     assert drawn is not None and all(place in drawn for place in PLACES)

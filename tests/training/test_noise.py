@@ -320,9 +320,30 @@ def test_the_gaps_of_a_model_are_those_that_training_weighs_by(
     for noise, gaps in zip(noises, measured, strict=True):
         gathered = install_loss(mllm, noise)
         mllm.model(**batch)
-        assert gaps.shape == ((batch["labels"] != IGNORE).sum(),)
-        assert gathered.total()["visual_gap"] == pytest.approx(gaps.mean().item(), rel=1e-3)
-        assert gaps.abs().max() > 0
+        assert gaps.logit.shape == ((batch["labels"] != IGNORE).sum(),)
+        assert gathered.total()["visual_gap"] == pytest.approx(gaps.logit.mean().item(), rel=1e-3)
+        assert gaps.logit.abs().max() > 0
+
+
+def test_a_fall_of_log_probability_is_that_of_the_whole_vocabulary(
+    fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    inputs, targets = without_labels(batch), batch["labels"][:, 1:]
+    torch.manual_seed(3)
+    (gaps,) = token_gaps(mllm, batch, [PIXELS])
+    torch.manual_seed(3)
+    seed = int(torch.randint(2**62, ()))
+    pixels = diffusion_noise(inputs["pixel_values"], timestep=500, seed=seed)
+    clean, noisy = (
+        mllm.model(**{**inputs, "pixel_values": x}).logits[:, :-1].log_softmax(-1)
+        for x in (inputs["pixel_values"], pixels)
+    )
+    fall = (clean - noisy).gather(2, targets.clamp_min(0)[..., None])[..., 0]
+    expected = fall[targets != IGNORE]
+    assert expected.abs().max() > 1e-4
+    assert gaps.log_probability.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_a_batch_without_pictures_has_nothing_to_noise(fresh: Callable[[str], MLLM]) -> None:
