@@ -193,6 +193,22 @@ def ablation_real_noise(results: Results) -> str:
     return _ablation(results, "ablation_real_noise")
 
 
+def real_sets(results: Results) -> str:
+    """How many questions and pictures the real sets have, by split."""
+    made = results["real_sets"]
+    splits = ("train", "val", "test")
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{of[split][what]:,}" for split in splits for what in ("questions", "pictures")),
+        ]
+        for name, of in made["sets"].items()
+    ]
+    pairs = ", ".join(f"{count:,} of {source}" for source, count in made["pairs"].items())
+    header = [f"{split}: {what}" for split in splits for what in ("questions", "pictures")]
+    return table(["set", *header], rows, f"Pairs of picture and text of the train splits: {pairs}.")
+
+
 def _ablation(results: Results, name: str) -> str:
     if name not in results:
         return unmeasured(["arm", "gold"])
@@ -259,5 +275,6 @@ TABLES = (
     ablation_noise,
     ablation_low_resource,
     ablation_real_noise,
+    real_sets,
     overhead,
 )

@@ -145,3 +145,12 @@ def test_nothing_measured_on_a_gpu_yet(name: str) -> None:
 def test_of_a_cpu_no_time_is_quoted(results: dict[str, Any]) -> None:
     for name in ("fast_rerank", "evaluate_speed", "overhead", "training_step"):
         assert " ms" not in TABLES[name](results)
+
+
+def test_real_sets(results: dict[str, Any]) -> None:
+    text = TABLES["real_sets"](results)
+    blind = results["real_sets"]["sets"]["blind"]
+    row = cells(text, "`blind`")
+    assert row["test: questions"] == str(blind["test"]["questions"])
+    assert row["train: pictures"] == str(blind["train"]["pictures"])
+    assert f"{results['real_sets']['pairs']['stamps']} of stamps" in text
