@@ -24,6 +24,7 @@ from shell_lines import shell_lines
 from ragvl import Document, Reranker
 from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
+from ragvl.data.jsonl import DOCUMENTS as DOCUMENT_LIST
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.server.run import build_services
 from ragvl.server.settings import ServerSettings
@@ -103,7 +104,7 @@ def place(
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(folder)
-    for name in ("a.jpg", "b.jpg", "page-7.png"):
+    for name in ("a.jpg", "b.jpg", "page-7.png", "mill.jpg", "harbour.jpg"):
         write_picture(tmp_path / name, "green")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -137,8 +138,10 @@ def test_python_runs_from_the_first_block_to_the_last(
 
 @pytest.mark.parametrize("block", marked(blocks("json")))
 def test_json_is_what_it_is_said_to_be(block: Block, place: Path) -> None:
-    lines = place / "lines.jsonl"
+    lines = place / "test.jsonl"
     lines.write_text(block.text)
+    (listed,) = blocks("jsonl")  # documents that a question may name by their ids
+    (place / DOCUMENT_LIST).write_text(listed.text)
     if "question_id" in block.text:
         assert read_ranking(lines)
     else:
@@ -182,7 +185,7 @@ def test_no_block_is_of_a_language_that_is_not_tested() -> None:
         for path in DOCUMENTS
         for language in re.findall(r"^ *```(\w+)$", path.read_text(), re.M)
     }
-    assert written <= {"python", "bash", "json", "yaml", "ini", "bibtex"}
+    assert written <= {"python", "bash", "json", "jsonl", "yaml", "ini", "bibtex"}
 
 
 # --- commands -----------------------------------------------------------------------------------
