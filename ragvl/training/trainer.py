@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -166,6 +167,7 @@ def _train(
     checkpoint: str | None,
     token_weights: TokenWeights,
 ) -> dict[str, float]:
+    set_seed(arguments.seed)  # of adapters' first weights; Trainer sets it only later
     model = trainable(mllm, lora, freeze_vision=freeze_vision)
     arguments.remove_unused_columns = False  # examples are no tensors yet
     arguments.label_names = ["labels"]

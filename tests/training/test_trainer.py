@@ -387,6 +387,20 @@ app()
 """
 
 
+def test_adapters_begin_as_the_seed_says(
+    tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
+) -> None:
+    """Whatever was drawn before in the same process, as by the run before in a grid."""
+    curves = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        folder = tmp_path / str(state)
+        settings = {"max_steps": 2, "save_strategy": "no", "lora.rank": 2}
+        run("generator", generator_flags(tiny_model("llava"), small_world, folder, **settings))
+        curves.append(curve(folder))
+    assert curves[0] == curves[1]
+
+
 def interrupting(at: int, times: int) -> type[TrainerCallback]:
     class Interrupt(TrainerCallback):
         """Ctrl-C, in the middle of a step."""
