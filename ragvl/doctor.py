@@ -67,7 +67,8 @@ def examine() -> dict[str, Any]:
     """Versions, the machine, and for each operation and device its backend and why."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     backends = [_backend(operation, device) for operation in OPERATIONS for device in devices]
-    return {"versions": versions(), "machine": machine(), "backends": backends}
+    here = machine() | {"load": _load()}
+    return {"versions": versions(), "machine": here, "backends": backends}
 
 
 def print_findings(findings: dict[str, Any]) -> None:
@@ -84,6 +85,17 @@ def _backend(operation: str, device: str) -> dict[str, str]:
     except (BackendUnavailableError, ValueError) as error:  # what RAGVL_BACKEND names
         backend, why = "refused", str(error)
     return {"operation": operation, "device": device, "backend": backend, "why": why}
+
+
+def _load() -> str:
+    """How many processes wanted a core in the last minute, and what to do about it."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return "not known"
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    facts = f"{load:.1f} on {cores} cores"
+    if load <= cores or torch.get_num_threads() == 1:
+        return facts
+    return f"{facts}: the threads wait for each other, and OMP_NUM_THREADS=1 may be faster"
 
 
 def _cpu_bfloat16() -> str:

@@ -24,7 +24,7 @@ from transformers.utils.logging import enable_progress_bar
 from typer.testing import CliRunner
 
 from ragvl import Document, Query, Reranker
-from ragvl.cli import app
+from ragvl.cli import app, wait_briefly
 from ragvl.messages import visible
 from ragvl.mllm import MLLM
 from ragvl.ops.backends import OPERATIONS
@@ -532,3 +532,15 @@ def test_data_check_says_what_is_wrong(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 0
     outcome = CliRunner().invoke(app, ["data", "check", str(tmp_path / "none")])
     assert (outcome.exit_code, "there is no" in outcome.output) == (1, True)
+
+
+def test_threads_wait_briefly_unless_told_otherwise() -> None:
+    for given in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}):
+        environment = dict(given)
+        wait_briefly(environment)
+        assert environment == given
+    wait_briefly(environment := {})
+    assert environment == {"GOMP_SPINCOUNT": "10000"}
+    # It is read when torch is imported, so no command may have done that before
+    program = "import sys, ragvl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -49,3 +49,19 @@ def test_doctor_explains_settings_that_cannot_be_met(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "RAGVL_BACKEND='cuda' cannot run on cpu: it takes CUDA tensors" in out
     assert "RAGVL_CPU_ISA=[mmx] is not available on this CPU" in out
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "advised"), [(9, 2, True), (9, 1, False), (1, 2, False)]
+)
+def test_doctor_advises_one_thread_on_busy_cores(load, threads, advised, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = examine()["machine"]["load"]
+    finally:
+        torch.set_num_threads(before)
+    assert found.startswith(f"{load:.1f} on 2 cores")
+    assert ("OMP_NUM_THREADS=1" in found) == advised

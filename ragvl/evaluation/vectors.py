@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ragvl.data.images import DECODING
 from ragvl.data.questions import QuestionSet
 from ragvl.evaluation.pace import Pace
 from ragvl.files import check_regular, whole_file
@@ -46,7 +47,7 @@ def embed_documents(
             wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
             keys = [source.document_name(id) for id in wanted]
             dtype = str(encoder.model.dtype)
-            name = name_of("vectors", encoder.fingerprint, dtype, wanted, keys)
+            name = name_of("vectors", encoder.fingerprint, dtype, DECODING, wanted, keys)
             path = folder / f"vectors-{name}.safetensors"
             known = _known_vectors(path, encoder.dim, wanted)
             bar.update(len(known))
