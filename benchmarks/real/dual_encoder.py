@@ -30,7 +30,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from ragvl.files import write_text
+from ragvl.files import follow_umask, write_text
 from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from ragvl.retriever import MeanPooledBertConfig
 from real.features import features_of
@@ -236,6 +236,7 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
     logger.info("retriever: %s", figures)
     out = layout.models / "retriever"
     model.save_pretrained(out)
+    follow_umask(*out.glob("*.safetensors"))
     AutoTokenizer.from_pretrained(folders[1]).save_pretrained(out)
     AutoImageProcessor.from_pretrained(folders[0], backend="pil").save_pretrained(out)
     counts = {"pairs": int(kept.sum()), "held_out": len(unseen.features)}

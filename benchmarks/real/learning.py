@@ -25,7 +25,9 @@ from real.sets import write_lines
 from real.words import colors_in, same_thing, thing_of, without_colors
 
 _NAMING = ("named", "photos")  # sets whose captions name what is seen
+_STAMPS = "stamps"  # the collection that `named` and `blind` tell of
 LEARN = "learn"  # the name of the set
+_OTHERS = ("photos", "screens")  # sets whose own questions of these splits are taken
 _NAMED = 0.25  # the share of lessons whose caption tells the thing, as in the set `named`
 
 
@@ -37,17 +39,19 @@ class Lesson:
         id: unlike any other's.
         picture: its file.
         text: names what it shows.
-        kind: what sort of thing that is.
+        kind: what sort of thing that is; None where `text` is a title, which is asked for as it is.
     """
 
     id: str
     picture: Path
     text: str
-    kind: str
+    kind: str | None
 
     @property
     def question(self) -> str:
-        """Asks as the sets of things do."""
+        """Asks as the sets of things do, or for a title."""
+        if self.kind is None:
+            return self.text
         thing = thing_of(self.text)
         named = without_colors(self.text).rstrip(".!").lower() if thing is None else thing.named
         return f"What is the main color of {named}?"
@@ -71,7 +75,7 @@ def lessons(layout: Layout) -> tuple[list[Lesson], list[Lesson]]:
     held_out = _held_out(layout)
     train = [
         lesson
-        for lesson in (*read_stamps(layout, "train"), *read_clips(layout))
+        for lesson in (*read_stamps(layout, "train"), *read_clips(layout), *read_titles(layout))
         if same_thing(lesson.text) not in held_out
     ]
     return train, read_stamps(layout, "val")
@@ -112,6 +116,15 @@ def read_clips(layout: Layout) -> list[Lesson]:
     ]
 
 
+def read_titles(layout: Layout) -> list[Lesson]:
+    """Lessons of the other collections' pairs."""
+    return [
+        Lesson(one["image"], layout.pairs.parent / one["image"], one["text"], None)
+        for one in _lines(layout.pairs)
+        if one["source"] != _STAMPS
+    ]
+
+
 def read_stamps(layout: Layout, split: str) -> list[Lesson]:
     """Lessons of the stamps of a split, as the sets `named` and `blind` tell of them."""
     named, blind = (
@@ -127,7 +140,7 @@ def read_stamps(layout: Layout, split: str) -> list[Lesson]:
 
 
 def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) -> Path:
-    """Writes the set `learn`.
+    """Writes the set `learn`: of lessons with a kind, and what other sets ask in these splits.
 
     Lessons that would ask the same are one question with several gold pictures; where these have no
     color in common, nothing is asked, and they are documents still.
@@ -137,22 +150,24 @@ def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) 
     """
     folder = layout.sets / LEARN
     folder.mkdir(parents=True, exist_ok=True)
-    splits = {"train": train, "val": val}
-    for split, part in splits.items():
-        write_lines(folder / f"{split}.jsonl", _questions(part))
-    write_lines(
-        folder / "documents.jsonl",
-        (
-            {
-                "id": lesson.id,
-                "image": os.path.relpath(lesson.picture.resolve(), folder.resolve()),
-                "caption": lesson.text if _is_named(lesson) else lesson.kind,
-                "split": split,
-            }
-            for split, part in splits.items()
-            for lesson in part
-        ),
-    )
+    documents: list[dict[str, object]] = []
+    for split, part in {"train": train, "val": val}.items():
+        things = [lesson for lesson in part if lesson.kind is not None]
+        questions = [*_questions(things)]
+        for lesson in things:
+            image = os.path.relpath(lesson.picture.resolve(), folder.resolve())
+            caption = lesson.text if _is_named(lesson) else lesson.kind
+            documents.append({"id": lesson.id, "image": image, "caption": caption, "split": split})
+        for name in _OTHERS:
+            other = layout.sets / name  # whose paths to pictures are the same as from here
+            documents += [
+                line for line in _lines(other / "documents.jsonl") if line["split"] == split
+            ]
+            questions += [
+                line | {"id": f"{name}/{line['id']}"} for line in _lines(other / f"{split}.jsonl")
+            ]
+        write_lines(folder / f"{split}.jsonl", questions)
+    write_lines(folder / "documents.jsonl", documents)
     return folder
 
 
@@ -168,7 +183,7 @@ def _questions(part: Sequence[Lesson]) -> Iterator[dict[str, object]]:
                 "question": question,
                 "answer": list(colors),
                 "gold": [lesson.id for lesson in same],
-                "category": same[0].kind.split(",")[0].rstrip(".").lower(),
+                "category": (same[0].kind or "").split(",")[0].rstrip(".").lower(),
             }
 
 

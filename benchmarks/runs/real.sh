@@ -31,7 +31,7 @@ step_models() {
 }
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \
-        --encoder $MODELS/retriever --depth 100 --ratio 2 --out $ROOT/ranking.jsonl
+        --encoder $MODELS/retriever --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
     train reranker $ROOT/sets/learn --ranking $ROOT/ranking.jsonl
 }
 step_generator() { train generator $ROOT/sets/learn; }

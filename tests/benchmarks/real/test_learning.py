@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from real import openclipart
 from real.layout import Layout
 from real.learning import lessons, write_learn
 from real.openclipart import title_of, unpack
+from real.sets import write_lines
 from tiny_packages import png, write_deb
 
 from ragvl.data.formats import open_questions
@@ -88,35 +88,54 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
     layout = Layout(tmp_path / "real")
     stamps = {"hen": "train", "frog": "val", "tree": "test"}
     for number, name in enumerate(("named", "blind")):
-        folder = layout.sets / name
-        folder.mkdir(parents=True)
-        lines = [
-            {
-                "id": f"stamps/{thing}.png",
-                "image": f"../../pictures/stamps/{thing}.png",
-                "caption": [f"A {thing}.", "Living things."][number],
-                "split": split,
-            }
-            for thing, split in stamps.items()
-        ]
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        (folder / "documents.jsonl").write_text(text)
+        write_lines(
+            layout.sets / name / "documents.jsonl",
+            [
+                {
+                    "id": f"stamps/{thing}.png",
+                    "image": f"../../pictures/stamps/{thing}.png",
+                    "caption": [f"A {thing}.", "Living things."][number],
+                    "split": split,
+                }
+                for thing, split in stamps.items()
+            ],
+        )
     (layout.pictures / "stamps").mkdir(parents=True)
     for thing in stamps:
         (layout.pictures / "stamps" / f"{thing}.png").write_bytes(png(GREEN))
+    write_lines(
+        layout.pairs,
+        [
+            {"image": "pictures/gimp/crop.png", "text": "The Crop dialog", "source": "gimp"},
+            {"image": "pictures/stamps/hen.png", "text": "A hen.", "source": "stamps"},
+        ],
+    )
+    for name, thing in (("photos", "Cow"), ("screens", "Print")):
+        folder = layout.sets / name
+        documents = [
+            {"id": f"{name}/{split}", "image": "../../pictures/stamps/hen.png", "split": split}
+            for split in ("train", "val", "test")
+        ]
+        write_lines(folder / "documents.jsonl", [one | {"caption": thing} for one in documents])
+        for split in ("train", "val", "test"):
+            question = {
+                "id": split,
+                "question": f"The {thing}, {split}",
+                "gold": [f"{name}/{split}"],
+            }
+            write_lines(folder / f"{split}.jsonl", [question])
     clips = [
         {"picture": clip.picture, "kind": clip.kind, "title": clip.title}
         for clip in unpack(*packages, layout.pictures)
     ]
-    photo = {"id": "cow", "image": "cow.webp", "caption": "Cow", "split": "test"}
-    (layout.sets / "photos").mkdir()
-    (layout.sets / "photos" / "documents.jsonl").write_text(json.dumps(photo))
     for title in ("frog", "Tree", "Brown cow"):  # what val and test show
         clips.append({"picture": f"openclipart/{title}.png", "kind": ("food",), "title": title})
-    known = layout.root / "clips.jsonl"
-    known.write_text("".join(f"{json.dumps(clip)}\n" for clip in clips))
+    write_lines(layout.root / "clips.jsonl", clips)
 
-    folder = write_learn(layout, *lessons(layout))
+    learned, held_out = lessons(layout)
+    titles = {one.question: one.picture for one in learned if one.kind is None}
+    assert titles == {"The Crop dialog": layout.root / "pictures/gimp/crop.png"}
+    folder = write_learn(layout, learned, held_out)
     train = open_questions(folder, split="train", purpose="train")
     assert not train.problems
     asked = {question.text: question for question in train.questions}
@@ -124,18 +143,22 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
     assert asked.keys() == {
         "What is the main color of the hen?",
         "What is the main color of the owl moon?",
+        "The Cow, train",
+        "The Print, train",
     }
     hen = asked["What is the main color of the hen?"]
     assert (hen.gold, tuple(hen.answers)) == (("stamps/hen.png",), ("green",))
-    assert len(train.document_ids()) == 4
+    assert len(train.document_ids()) == 6
     captions = {train.document(id).caption for id in train.document_ids()}
     assert captions <= {
         "A hen.",
         "Living things.",
         "An owl moon.",
         "Animals, birds.",
-        "Apple.",
+        "An apple.",
         "Food.",
+        "Cow",
+        "Print",
     }
     val = open_questions(folder, split="val")
-    assert list(val.document_ids()) == ["stamps/frog.png"]
+    assert set(val.document_ids()) == {"stamps/frog.png", "photos/val", "screens/val"}

@@ -108,6 +108,8 @@ def test_the_tower_gives_the_classifiers_scores(
     with torch.no_grad():
         scores, names = class_scores(tmp_path / "tower", tower(pictures).pooler_output)
     assert names == NAMES
+    files = {path.name: path.stat().st_mode for path in (tmp_path / "tower").iterdir()}
+    assert files["model.safetensors"] == files["classifier.safetensors"] == files["config.json"]
     torch.testing.assert_close(scores, probabilities(state, pictures), atol=1e-5, rtol=1e-4)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "tower", backend="pil")
     white = torch.full((50, 30, 3), 255, dtype=torch.uint8).numpy()
