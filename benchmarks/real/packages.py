@@ -256,7 +256,8 @@ def _keep_licence(package: Package, layout: Layout) -> None:
 def _how_to_get(missing: Iterable[tuple[Package, str]], layout: Layout) -> str:
     lines = ["these packages are missing:"]
     for package, reason in missing:
-        client = "apt-get, on Debian 12" if package.registry == "debian" else "pip"
+        # apt-get finds a package once its lists are there
+        client = "Debian 12, after apt-get update" if package.registry == "debian" else "pip"
         lines += [
             f"  {package.name} {package.version} ({package.holds}; {package.megabytes} MB)",
             f"    {reason}",
