@@ -124,9 +124,9 @@ def visual_weights(results: Results) -> str | None:
         for end in result["clamp"]:
             left.axhline(end, color="grey", linewidth=0.8, linestyle=":")
         right.axhline(50, color="grey", linewidth=0.8, linestyle=":")
-        left.set(xlabel="timestep", ylabel="mean gap: first tokens (line), others (dashes)")
-        right.set(xlabel="timestep", ylabel="told apart, %: by logit (line), log-probability")
-        right.legend(frameon=False, fontsize=8)
+        left.set(title="mean gap of first tokens; of others dashed", xlabel="timestep")
+        right.set(title="told apart, %, by logits; by log-probabilities dashed", xlabel="timestep")
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
         return svg(figure)
 
 
