@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ragvl.data.document import Document
+from ragvl.files import whole_file
 from ragvl.identity import name_of
 from ragvl.weights import model_tensors, weights_name
 
@@ -55,9 +55,8 @@ def features_of(
         shard = missing[start : start + _SHARD]
         features = _features(shard, tower, processor)
         path = own / f"{name_of('shard', *shard)}.safetensors"
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"features": features}, unfinished, {"pictures": json.dumps(shard)})
-        unfinished.replace(path)
+        with whole_file(path) as draft:
+            save_file({"features": features}, draft, {"pictures": json.dumps(shard)})
         known |= zip(shard, features, strict=True)
     return torch.stack([known[name] for name in names])
 
