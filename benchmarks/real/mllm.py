@@ -183,7 +183,6 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
     logger.info("base: %s", figures)
     out = layout.models / "base"
     model.to(torch.bfloat16).save_pretrained(out)
-    follow_umask(*out.glob("*.safetensors"))
     processor.save_pretrained(out)
     follow_umask(*out.glob("*.safetensors"))
     return out

