@@ -65,13 +65,15 @@ def conditions(
         source: has the documents.
         questions: with gold documents.
         distractors: so many among the gold ones, each with random ones ("random 2"), and with the
-            data set's own as far as it lists any ("hard 2"); more hold the fewer.
+            data set's own as far as it lists any ("hard 2"; none where it lists none at all); more
+            hold the fewer.
         timesteps: of diffusion noise on gold pictures ("noised 500").
     """
     gold = [tuple(question.gold) for question in questions]
     yield Condition("gold", gold)
     ids = source.document_ids()
-    for kind in ("random", "hard"):
+    kinds = ("random", "hard") if any(question.negatives for question in questions) else ("random",)
+    for kind in kinds:
         others = [
             _others(question, ids, number, max(distractors), hard=kind == "hard")
             for number, question in enumerate(questions)

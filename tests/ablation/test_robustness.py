@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def test_distractors_are_added_to_the_gold_pictures(
         by_name["random 4"].documents[n][0] not in {*q.gold, *q.negatives}
         for n, q in enumerate(source.questions)
     )
+
+
+def test_without_listed_distractors_there_are_random_ones_only(source: WebQA) -> None:
+    unlisted = [dataclasses.replace(question, negatives=()) for question in source.questions]
+    drawn = conditions(source, unlisted, distractors=[1, 2])
+    assert [condition.name for condition in drawn] == ["gold", "random 1", "random 2"]
 
 
 def test_the_noise_ratio_is_of_the_documents_shown(
