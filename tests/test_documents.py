@@ -26,6 +26,7 @@ from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
 from ragvl.data.jsonl import DOCUMENTS as DOCUMENT_LIST
 from ragvl.data.jsonl import JsonlQuestions
+from ragvl.data.sources import Documents
 from ragvl.server.run import build_services
 from ragvl.server.settings import ServerSettings
 from ragvl.server.stages import Stages
@@ -140,13 +141,21 @@ def test_python_runs_from_the_first_block_to_the_last(
 def test_json_is_what_it_is_said_to_be(block: Block, place: Path) -> None:
     lines = place / "test.jsonl"
     lines.write_text(block.text)
-    (listed,) = blocks("jsonl")  # documents that a question may name by their ids
-    (place / DOCUMENT_LIST).write_text(listed.text)
+    path, _, _ = block.where.partition(":")
+    lists = [one.text for one in blocks("jsonl", of=ROOT / path)]  # which questions may name
+    (place / DOCUMENT_LIST).write_text("".join(lists))
     if "question_id" in block.text:
         assert read_ranking(lines)
     else:
         source = JsonlQuestions(lines)
         assert len(source.questions) == 1 and not len(source.problems)
+
+
+@pytest.mark.parametrize("block", marked(blocks("jsonl")))
+def test_lines_list_documents(block: Block, place: Path) -> None:
+    (place / DOCUMENT_LIST).write_text(block.text)
+    source = Documents(place)
+    assert len(list(source)) == len(block.text.splitlines()) and not len(source.problems)
 
 
 GRIDS = [block for block in blocks("yaml") if "apiVersion" not in block.text]
