@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from ragvl.data.images import DocumentError
 from ragvl.data.questions import Pool, Question, QuestionSet
@@ -30,7 +28,7 @@ def select_evidence(
     rankings: Mapping[Pool, Sequence[Ranking]],
     thresholds: Mapping[str, float],
     top_k: int,
-    vectors: Mapping[str, np.ndarray],
+    readable: Container[str],
     swapped: Mapping[str, str],
 ) -> dict[Selection, list[tuple[str, ...]]]:
     """What each question is answered from: ids of documents, by selection.
@@ -39,7 +37,7 @@ def select_evidence(
         rankings: by pool, each question's.
         thresholds: by name.
         top_k: how many documents are kept at most.
-        vectors: of the documents that can be read.
+        readable: ids of the documents that can be read.
         swapped: see `wrong_pictures`.
     """
     evidence: dict[Selection, list[tuple[str, ...]]] = {}
@@ -52,7 +50,7 @@ def select_evidence(
         ]
         evidence[pool, NOTHING] = [()] * len(ranked)
     return {
-        selection: [tuple(id for id in ids if id in vectors) for ids in by_question]
+        selection: [tuple(id for id in ids if id in readable) for ids in by_question]
         for selection, by_question in evidence.items()
     }
 

@@ -53,7 +53,7 @@ def calibrate(
     top_k = settings.top_k_of(source)
     check_prompts(source, questions, models.reranker)
     with work_folder(work) as folder:
-        vectors = embed_documents(source, models.encoder, folder, progress=progress)
+        vectors = embed_documents(source, models.encoders, folder, progress=progress)
         questions = answerable(source, questions, vectors)
         rankings = rank_questions(
             source,
@@ -76,7 +76,7 @@ def calibrate(
         model=models.reranker.weights,
         template=models.reranker.template_name,
         prompts=models.reranker.prompts_name,
-        encoder=models.encoder.fingerprint,
+        encoder=models.retriever_name,
         pool=pool,
         num_candidates=settings.num_candidates,
         top_k=top_k,

@@ -109,7 +109,7 @@ def evaluate(
     if models.generator is not None:
         refuse_pictures(questions)
     with work_folder(work) as folder:
-        vectors = embed_documents(source, models.encoder, folder, progress=progress)
+        vectors = embed_documents(source, models.encoders, folder, progress=progress)
         questions = answerable(source, questions, vectors)
         rankings = rank_questions(
             source,
@@ -136,6 +136,7 @@ def evaluate(
             ranked,
             thresholds,
             top_k,
+            num_candidates=settings.num_candidates,
             num_documents=sum(
                 sum(id in vectors for id in search.document_ids) for search in source.searches(pool)
             ),
@@ -173,9 +174,11 @@ def evaluate(
         problems=dict(source.problems.counts),
         lemmatizer=lemmatizer()[0] if source.answer_metric == "webqa" else None,
         models=ModelFingerprints(
-            encoder=models.encoder.fingerprint,
+            encoder=None if models.encoder is None else models.encoder.fingerprint,
             reranker=models.reranker.mllm.fingerprint,
             generator=None if models.generator is None else models.generator.mllm.fingerprint,
+            text_encoder=None if models.text_encoder is None else models.text_encoder.fingerprint,
+            fusion=models.fusion.name if len(models.encoders) > 1 else None,
         ),
         date=datetime.now(UTC).date().isoformat(),
         machine=machine(),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.models import Models
-from ragvl.retriever import VectorIndex, kinds_of, search_in_turn
+from ragvl.evaluation.vectors import DocumentVectors
+from ragvl.retriever import search_fused
 
 
 def time_stages(
@@ -19,7 +18,7 @@ def time_stages(
     models: Models,
     *,
     pool: Pool,
-    vectors: Mapping[str, np.ndarray],
+    vectors: DocumentVectors,
     num_candidates: int,
     top_k: int,
     threshold: float,
@@ -34,7 +33,7 @@ def time_stages(
         questions: each is timed; the first one runs once more before, which is not measured.
         models: the stages.
         pool: what is retrieved from.
-        vectors: of its documents, by id.
+        vectors: of its documents.
         num_candidates: how many documents are reranked.
         top_k: how many are kept at most.
         threshold: from what relevance.
@@ -43,9 +42,7 @@ def time_stages(
     ids = [id for id in source.document_ids(pool) if id in vectors]
     if not questions or not ids:
         return {}
-    index = VectorIndex(models.encoder.dim)
-    index.add(ids, np.stack([vectors[id] for id in ids]))
-    kinds = kinds_of(index, source.texts())
+    views = vectors.views(ids)
     samples: dict[str, list[float]] = {}
 
     def clock(stage: str, call: Callable[[], Any]) -> Any:
@@ -57,9 +54,7 @@ def time_stages(
     def run(question: Question) -> None:
         (hits,) = clock(
             "retrieve",
-            lambda: search_in_turn(
-                index, models.encoder.encode_queries([question.query]), num_candidates, kinds
-            ),
+            lambda: search_fused(views, models.fusion, [question.query], num_candidates),
         )
         documents = list(source.documents(ids=[id for id, _ in hits]))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -155,6 +156,54 @@ def ranking_figures(
         name: ratio(parts, wholes, groups)
         for name, (parts, wholes) in _ranking_parts(ranked, gold, recall_at, ndcg_at).items()
     }
+
+
+def chance_figures(
+    num_documents: Sequence[int],
+    gold: Sequence[Collection[str]],
+    num_candidates: int,
+    *,
+    recall_at: Sequence[int] = (1, 2, 5, 10, 20),
+    ndcg_at: int = 10,
+) -> dict[str, Figure]:
+    """`ranking_figures` of the first `num_candidates` in a random order, as they are on average.
+
+    They are exact, so that they have no interval.
+
+    Args:
+        num_documents: for each question, how many there are to order, gold ones included; where
+            there is none, none is found.
+        gold: for each question, the ids of its relevant documents, at least one.
+        num_candidates: of how many the order is known.
+        recall_at: see `ranking_figures`.
+        ndcg_at: see `ranking_figures`.
+    """
+    _check(num_documents, gold)
+    kinds = Counter(zip(num_documents, (len(set(ids)) for ids in gold), strict=True))
+    sizes = sum(size * count for (_, size), count in kinds.items())
+    sums: dict[str, float] = dict.fromkeys(
+        [*(f"recall@{k}" for k in recall_at), "mrr", f"ndcg@{ndcg_at}"], 0.0
+    )
+    for (total, size), count in kinds.items():
+        if not total:
+            continue
+        known = min(num_candidates, total)
+        for k in recall_at:
+            sums[f"recall@{k}"] += count * size * min(k, known) / total / sizes
+        sums["mrr"] += count * _chance_of_first(total, size, known) / len(gold)
+        discounts = _gain([True] * min(ndcg_at, known)) / _gain([True] * min(size, ndcg_at))
+        sums[f"ndcg@{ndcg_at}"] += count * size / total * discounts / len(gold)
+    return {name: Figure(value, None, None, len(gold)) for name, value in sums.items()}
+
+
+def _chance_of_first(total: int, size: int, known: int) -> float:
+    """The mean reciprocal place of the first of `size` documents among `total`; 0 past `known`."""
+    mean, none_before = 0.0, 1.0
+    for place in range(1, min(known, total - size + 1) + 1):
+        here = size / (total - place + 1)
+        mean += none_before * here / place
+        none_before *= 1 - here
+    return mean
 
 
 def ranking_gains(

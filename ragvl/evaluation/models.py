@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ragvl.generator import Generator
 from ragvl.mllm import check_reader
 from ragvl.reranker import Reranker, SavedThresholds, resolve_template
 from ragvl.reranker.templates import Template
-from ragvl.retriever import DualEncoder, check_encoder
+from ragvl.retriever import (
+    DualEncoder,
+    Encoder,
+    Fusion,
+    Order,
+    ReciprocalRank,
+    TextEncoder,
+    check_encoder,
+    check_text_encoder,
+    retriever_name,
+)
 
 
 @dataclass(frozen=True)
@@ -18,22 +28,51 @@ class Models:
     """The three stages.
 
     Attributes:
-        encoder: retrieves.
+        encoder: retrieves by pictures; None to retrieve by captions alone.
         reranker: reranks.
         generator: answers; None to stop before that.
+        text_encoder: retrieves by captions and texts; None to retrieve by pictures alone.
+        fusion: makes one order of both.
+
+    Raises:
+        ValueError: there is no encoder.
     """
 
-    encoder: DualEncoder
+    encoder: DualEncoder | None
     reranker: Reranker
     generator: Generator | None = None
+    text_encoder: TextEncoder | None = None
+    fusion: Fusion = field(default_factory=ReciprocalRank)
+
+    def __post_init__(self) -> None:
+        if not self.encoders:
+            raise ValueError(
+                "there is nothing to retrieve by: give an encoder, a text encoder or both"
+            )
+
+    @property
+    def encoders(self) -> dict[Order, Encoder]:
+        """The encoders by order."""
+        given: dict[Order, Encoder | None] = {
+            "picture": self.encoder,
+            "caption": self.text_encoder,
+        }
+        return {order: one for order, one in given.items() if one is not None}
+
+    @property
+    def retriever_name(self) -> str:
+        """Names what decides the retriever's order."""
+        return retriever_name(self.encoders, self.fusion)
 
     @classmethod
     def load(
         cls,
-        encoder: str,
+        encoder: str | None,
         reranker: str,
         generator: str | None = None,
         *,
+        text_encoder: str | None = None,
+        fusion: Fusion | None = None,
         preset: str = "auto",
         template: Template | str = "auto",
         device: str = "auto",
@@ -46,12 +85,14 @@ class Models:
         """Loads the models, all of which are checked before the first is loaded.
 
         Args:
-            encoder: the retriever's model: a hub id or a folder.
+            encoder: the retriever's model of pictures: a hub id or a folder; None without one.
             reranker: the reranker's; thresholds that its folder holds for the template come along.
             generator: the generator's.
+            text_encoder: the retriever's model of captions and texts; None without one.
+            fusion: makes one order of both; reciprocal ranks by default.
             preset: what the reranker was trained on; see `Reranker.from_pretrained`.
             template: the reranker's prompt.
-            device: of all three.
+            device: of all.
             dtype: of reranker and generator.
             caption_tokens: of a caption, in their prompts.
             date: what their chat templates take for today.
@@ -61,7 +102,10 @@ class Models:
         Raises:
             ValueError, OSError: a model is not there, not whole, or of another kind.
         """
-        check_encoder(encoder)
+        if encoder is not None:
+            check_encoder(encoder)
+        if text_encoder is not None:
+            check_text_encoder(text_encoder)
         location = dict(location or {})
         check_reader(reranker, **location)
         if generator is not None:
@@ -73,7 +117,7 @@ class Models:
             "date": date,
         }
         return cls(
-            DualEncoder.from_pretrained(encoder, device=device),
+            None if encoder is None else DualEncoder.from_pretrained(encoder, device=device),
             Reranker.from_pretrained(
                 reranker,
                 preset=preset,
@@ -86,4 +130,8 @@ class Models:
                 **common,
             ),
             None if generator is None else Generator.from_pretrained(generator, **common),
+            None
+            if text_encoder is None
+            else TextEncoder.from_pretrained(text_encoder, device=device),
+            fusion or ReciprocalRank(),
         )

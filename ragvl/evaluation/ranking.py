@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,23 @@ from ragvl.data.questions import Pool, Question, QuestionSet, one_of_each_kind
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.pace import Pace
+from ragvl.evaluation.vectors import DocumentVectors
 from ragvl.identity import name_of
 from ragvl.reranker import Reranker
 from ragvl.reranker.heads import relevance
-from ragvl.retriever import DualEncoder, VectorIndex, kinds_of, search_in_turn
+from ragvl.retriever import (
+    Found,
+    Fusion,
+    Hits,
+    Order,
+    WeightedSum,
+    estimate_weight,
+    fuse,
+    search_views,
+)
 
 _DOCUMENTS_AT_ONCE = 256  # their pictures are in memory
+_QUESTIONS_AT_ONCE = 64  # searched for together, with a thousand hits each
 
 
 @dataclass(frozen=True)
@@ -30,13 +41,14 @@ class Candidate:
 
     Attributes:
         id: the document's.
-        cosine: of its and the question's vectors.
+        score: what the retriever ordered it by: its and the question's cosine, or what a fusion
+            counted.
         relevance: by the reranker; NaN where the document could not be used.
         raw: its raw score, by which candidates are ordered: probabilities near 1 may be equal.
     """
 
     id: str
-    cosine: float
+    score: float
     relevance: float
     raw: float
 
@@ -48,10 +60,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A question's candidates, the most relevant to the retriever first."""
+    """A question's candidates, the most relevant to the retriever first.
+
+    Attributes:
+        question: the question.
+        retrieved: the candidates.
+        alone: ids by each order alone, as many, where the retriever's is made of two.
+        num_documents: how many were searched; 0 if that is not known.
+    """
 
     question: Question
     retrieved: Sequence[Candidate]
+    alone: Mapping[Order, Sequence[str]] = field(default_factory=dict)
+    num_documents: int = 0
 
     @property
     def reranked(self) -> list[Candidate]:
@@ -68,7 +89,7 @@ class Ranking:
 
 
 def answerable(
-    source: QuestionSet, questions: Sequence[Question], vectors: Mapping[str, np.ndarray]
+    source: QuestionSet, questions: Sequence[Question], vectors: DocumentVectors
 ) -> list[Question]:
     """The questions that can be read, as their gold documents can all; others are problems.
 
@@ -104,7 +125,7 @@ def rank_questions(
     source: QuestionSet,
     questions: Sequence[Question],
     models: Models,
-    vectors: Mapping[str, np.ndarray],
+    vectors: DocumentVectors,
     work: Path,
     *,
     pools: Sequence[Pool],
@@ -118,7 +139,7 @@ def rank_questions(
         source: the data.
         questions: which of its questions.
         models: the stages.
-        vectors: of the documents, by id.
+        vectors: of the documents.
         work: a folder that keeps raw scores.
         pools: what is retrieved from.
         num_candidates: how many documents the retriever hands over.
@@ -129,11 +150,11 @@ def rank_questions(
         DataError: a pair cannot be scored, and the data set is strict.
     """
     swapped = swapped or {}
-    hits = {
+    found = {
         pool: {
-            id: [(swapped.get(document, document), cosine) for document, cosine in row]
-            for id, row in retrieve(
-                source, pool, questions, models.encoder, vectors, num_candidates
+            id: replace(one, hits=[(swapped.get(id, id), score) for id, score in one.hits])
+            for id, one in retrieve(
+                source, pool, questions, models.fusion, vectors, num_candidates
             ).items()
         }
         for pool in pools
@@ -142,52 +163,106 @@ def rank_questions(
     by_id = {question.id: question for question in questions}
     pairs = [
         (by_id[id], document)
-        for of_pool in hits.values()
-        for id, row in of_pool.items()
-        for document, _ in row
+        for of_pool in found.values()
+        for id, one in of_pool.items()
+        for document, _ in one.hits
     ]
     scores.compute(pairs, progress=progress)
 
-    def candidates(question: Question, row: Sequence[tuple[str, float]]) -> list[Candidate]:
-        raw = [scores(question, id) for id, _ in row]
+    def ranking(question: Question, one: Retrieved) -> Ranking:
+        raw = [scores(question, id) for id, _ in one.hits]
         relevances = relevance(torch.tensor(raw, device="cpu")).tolist()
-        return [
-            Candidate(id, cosine, *of_pair)
-            for (id, cosine), *of_pair in zip(row, relevances, raw, strict=True)
+        candidates = [
+            Candidate(id, score, *of_pair)
+            for (id, score), *of_pair in zip(one.hits, relevances, raw, strict=True)
         ]
+        return Ranking(question, candidates, one.alone, one.num_documents)
 
     return {
-        pool: [Ranking(q, candidates(q, of_pool.get(q.id, ()))) for q in questions]
-        for pool, of_pool in hits.items()
+        pool: [ranking(question, of_pool.get(question.id, Retrieved())) for question in questions]
+        for pool, of_pool in found.items()
     }
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What was retrieved for a question.
+
+    Attributes:
+        hits: ids with what they were ordered by.
+        alone: see `Ranking`.
+        num_documents: see `Ranking`.
+    """
+
+    hits: Hits = field(default_factory=list)
+    alone: Mapping[Order, Sequence[str]] = field(default_factory=dict)
+    num_documents: int = 0
 
 
 def retrieve(
     source: QuestionSet,
     pool: Pool,
     questions: Iterable[Question],
-    encoder: DualEncoder,
-    vectors: Mapping[str, np.ndarray],
+    fusion: Fusion,
+    vectors: DocumentVectors,
     num_candidates: int,
-) -> dict[str, list[tuple[str, float]]]:
-    """By question id, the documents of the pool that fit it best, with their cosines.
+) -> dict[str, Retrieved]:
+    """By question id, the documents of the pool that fit it best.
 
-    Pictures and texts take turns: see `search_in_turn`.
+    Where there are two encoders, a fusion makes one order of theirs.
     """
+    retrieved = {}
+    for question, found, num_documents in _searched(
+        source, pool, questions, vectors, num_candidates
+    ):
+        alone: dict[Order, list[str]] = {}
+        if len(vectors.encoders) > 1:
+            alone = {
+                order: [id for id, _ in one.hits[:num_candidates]] for order, one in found.items()
+            }
+        hits = fuse(found, fusion, num_candidates)
+        retrieved[question.id] = Retrieved(hits, alone, num_documents)
+    return retrieved
+
+
+def estimate_fusion(
+    source: QuestionSet, pool: Pool, questions: Iterable[Question], vectors: DocumentVectors
+) -> WeightedSum:
+    """The weight of the pictures' order by which gold documents are found best.
+
+    Raises:
+        ValueError: there is one encoder only, or no question has a gold document.
+    """
+    if len(vectors.encoders) < 2:
+        raise ValueError("there is one order only, so no weight of two: give both encoders")
+    rows = [
+        (found, question.gold)
+        for question, found, _ in _searched(source, pool, questions, vectors, num_candidates=1)
+        if question.gold
+    ]
+    return estimate_weight([found for found, _ in rows], [gold for _, gold in rows])
+
+
+def _searched(
+    source: QuestionSet,
+    pool: Pool,
+    questions: Iterable[Question],
+    vectors: DocumentVectors,
+    num_candidates: int,
+) -> Iterator[tuple[Question, dict[Order, Found], int]]:
+    """Each question with what each order finds for it, and the number of documents searched."""
     wanted = {question.id for question in questions}
-    hits: dict[str, list[tuple[str, float]]] = {}
-    texts = source.texts()
     for search in source.searches(pool):
         here = [question for question in search.questions if question.id in wanted]
         ids = [id for id in search.document_ids if id in vectors]
         if not here or not ids:
             continue
-        index = VectorIndex(encoder.dim)
-        index.add(ids, np.stack([vectors[id] for id in ids]))
-        of_questions = encoder.encode_queries([q.query for q in here])
-        rows = search_in_turn(index, of_questions, num_candidates, kinds_of(index, texts))
-        hits |= {question.id: row for question, row in zip(here, rows, strict=True)}
-    return hits
+        views = vectors.views(ids)
+        for start in range(0, len(here), _QUESTIONS_AT_ONCE):
+            part = here[start : start + _QUESTIONS_AT_ONCE]
+            found = search_views(views, [question.query for question in part], num_candidates)
+            for question, of_one in zip(part, found, strict=True):
+                yield question, of_one, len(ids)
 
 
 class PairScores:

@@ -16,7 +16,14 @@ from ragvl.evaluation.cases import pick_cases
 from ragvl.evaluation.evaluate import Evaluation
 from ragvl.evaluation.result import EvaluationResult
 from ragvl.evaluation.settings import distinct_pools
-from ragvl.evaluation.tables import answer_measures, interval, percent, signed
+from ragvl.evaluation.tables import (
+    answer_measures,
+    found_by_order,
+    interval,
+    percent,
+    retrieval_remarks,
+    signed,
+)
 
 
 def write_report(
@@ -40,6 +47,8 @@ def write_report(
     environment.filters["interval"] = interval
     environment.filters["signed"] = signed
     environment.filters["measures"] = answer_measures
+    environment.filters["by_order"] = found_by_order
+    environment.filters["remarks"] = retrieval_remarks
     picked = pick_cases(evaluation, cases)
     wanted = dict.fromkeys(
         id

@@ -137,6 +137,11 @@ class PoolResult:
         retrieved: figures of the retriever's order: "recall@1", ..., "mrr", "ndcg@10". This and the
             figures down to `recalls` are about questions whose gold documents are known, and absent
             where there are none.
+        alone: the same of each encoder's order, "picture" and "caption", where the retriever's is
+            made of both; else absent.
+        chance: the same of a random order, as it is on average.
+        ceiling: the same of the retriever's candidates in the best possible order: what reranking
+            can reach at most.
         reranked: the same of the reranker's order.
         gain: how far `reranked` lies above `retrieved`, question by question.
         kept: by threshold, and "retrieved" for the retriever's first: "precision", "recall", "f1".
@@ -150,6 +155,9 @@ class PoolResult:
 
     num_documents: Count
     retrieved: Figures = field(default_factory=dict, metadata=ABSENT)
+    alone: dict[str, Figures] = field(default_factory=dict, metadata=ABSENT)
+    chance: Figures = field(default_factory=dict, metadata=ABSENT)
+    ceiling: Figures = field(default_factory=dict, metadata=ABSENT)
     reranked: Figures = field(default_factory=dict, metadata=ABSENT)
     gain: Figures = field(default_factory=dict, metadata=ABSENT)
     kept: dict[str, Figures] = field(default_factory=dict, metadata=ABSENT)
@@ -182,11 +190,21 @@ class EstimatedOn:
 
 @dataclass(frozen=True)
 class ModelFingerprints:
-    """Names of the models' weights; `generator` is None without one."""
+    """Names of the models' weights.
 
-    encoder: str
+    Attributes:
+        encoder: of the retriever's pictures; None without one.
+        reranker: of the reranker.
+        generator: of the generator; None without one.
+        text_encoder: of the retriever's captions and texts; absent without one.
+        fusion: what makes one order of both; absent of one encoder.
+    """
+
+    encoder: str | None
     reranker: str
     generator: str | None
+    text_encoder: str | None = field(default=None, metadata=ABSENT)
+    fusion: str | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ragvl.data.questions import Question, QuestionSet
@@ -10,6 +10,7 @@ from ragvl.evaluation.answering import RETRIEVED
 from ragvl.evaluation.answers import answer_metrics
 from ragvl.evaluation.estimation import Recalls
 from ragvl.evaluation.metrics import (
+    chance_figures,
     group_by_gold,
     ranking_figures,
     ranking_gains,
@@ -18,7 +19,8 @@ from ragvl.evaluation.metrics import (
     selection_figures,
 )
 from ragvl.evaluation.ranking import Ranking
-from ragvl.evaluation.result import AnswerFigures, PoolResult, Reliability
+from ragvl.evaluation.result import AnswerFigures, Figures, PoolResult, Reliability
+from ragvl.retriever import ORDERS
 
 RECALL_AT = (1, 2, 5, 10, 20)
 
@@ -28,6 +30,7 @@ def pool_result(
     thresholds: Mapping[str, float],
     top_k: int,
     *,
+    num_candidates: int,
     num_documents: int,
     answers: Mapping[str, AnswerFigures],
     estimated_otherwise: Sequence[str],
@@ -38,6 +41,7 @@ def pool_result(
         rankings: of every question; where no gold document is known, a ranking counts for nothing.
         thresholds: by name.
         top_k: how many documents are kept at most.
+        num_candidates: how many documents the retriever hands over.
         num_documents: see `PoolResult`.
         answers: see `PoolResult`.
         estimated_otherwise: see `PoolResult`.
@@ -53,16 +57,42 @@ def pool_result(
     gold = [ranking.question.gold for ranking in known]
     retrieved = [[c.id for c in ranking.retrieved] for ranking in known]
     reranked = [[c.id for c in ranking.reranked] for ranking in known]
+    best = [_gold_first(ids, own) for ids, own in zip(retrieved, gold, strict=True)]
+    alone = {
+        order: [ranking.alone.get(order, ()) for ranking in known]
+        for order in ORDERS
+        if any(order in ranking.alone for ranking in known)
+    }
     kept = {name: [r.kept(top_k, limit) for r in known] for name, limit in thresholds.items()}
     kept[RETRIEVED] = [tuple(ids[:top_k]) for ids in retrieved]
     return replace(
         result,
         retrieved=ranking_figures(retrieved, gold, recall_at=RECALL_AT),
+        alone={
+            order: ranking_figures(ids, gold, recall_at=RECALL_AT) for order, ids in alone.items()
+        },
+        chance=_chance(known, num_candidates),
+        ceiling=ranking_figures(best, gold, recall_at=RECALL_AT),
         reranked=ranking_figures(reranked, gold, recall_at=RECALL_AT),
         gain=ranking_gains(reranked, retrieved, gold, recall_at=RECALL_AT),
         kept={name: selection_figures(ids, gold) for name, ids in kept.items()},
         reliability=_reliability(known),
         recalls=Recalls.of(known, top_k).scores(),
+    )
+
+
+def _gold_first(ids: Sequence[str], gold: Collection[str]) -> list[str]:
+    return sorted(ids, key=lambda id: id not in gold)
+
+
+def _chance(known: Sequence[Ranking], num_candidates: int) -> Figures:
+    if not any(ranking.num_documents for ranking in known):
+        return {}
+    return chance_figures(
+        [ranking.num_documents for ranking in known],
+        [ranking.question.gold for ranking in known],
+        num_candidates,
+        recall_at=RECALL_AT,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ragvl.evaluation.result import Comparison, EvaluationResult, Figure, PoolResult
+from ragvl.evaluation.answering import RETRIEVED
+from ragvl.evaluation.result import Comparison, EvaluationResult, Figure, Figures, PoolResult
 from ragvl.output import print_table, say
+from ragvl.retriever.fusion import FUSED
 
 _HEADS = {"precision": "prec.", "f1": "F1", "ndcg@10": "nDCG@10", "mrr": "MRR"}
 
@@ -18,16 +20,14 @@ def print_figures(result: EvaluationResult) -> None:
         rows = [
             [pool, order, *map(percent, figures.values())]
             for pool, of_pool in pools.items()
-            for order, figures in (
-                ("retrieved", of_pool.retrieved),
-                ("reranked", of_pool.reranked),
-            )
-            if figures
+            for order, figures in found_by_order(of_pool).items()
         ]
         print_table(["pool", "order", *names], rows, title="Documents found, %", numbers=names)
         for name, of_pool in pools.items():
             gain = of_pool.gain["recall@1"]
             say(f"{name} pool: reranking moves recall@1 by {_change(gain)} points")
+            for line in retrieval_remarks(of_pool, result.settings.num_candidates):
+                say(f"{name} pool: {line}")
     if first.kept or measures:
         names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
         rows = [[pool, *row] for pool in pools for row in _kept_rows(result, pools[pool])]
@@ -40,6 +40,54 @@ def print_figures(result: EvaluationResult) -> None:
         say(f"ms a question, median: {text}")
     if result.compared is not None:
         _print_comparison(result.compared)
+
+
+def found_by_order(pool: PoolResult) -> dict[str, Figures]:
+    """Figures of each order of a pool's documents, by the order's name, as tables have them."""
+    orders = {
+        **pool.alone,
+        FUSED if pool.alone else RETRIEVED: pool.retrieved,
+        "chance": pool.chance,
+        "reranked": pool.reranked,
+        "ceiling": pool.ceiling,
+    }
+    return {order: figures for order, figures in orders.items() if figures}
+
+
+def retrieval_remarks(pool: PoolResult, num_candidates: int) -> list[str]:
+    """What a reader of a pool's table must know of its retrieval, in sentences.
+
+    An order is no better than chance where the interval of no figure lies above a random order's.
+    """
+    remarks = []
+    if pool.ceiling:
+        share = percent(pool.ceiling[_widest(pool.ceiling)])
+        remarks.append(
+            f"{share} % of the gold documents are among the {num_candidates} candidates, which is "
+            "the ceiling of what reranking can find"
+        )
+    for order in (*pool.alone, FUSED if pool.alone else RETRIEVED):
+        figures = found_by_order(pool).get(order, {})
+        bounded = [name for name, figure in figures.items() if figure.low is not None]
+        if not pool.chance or not bounded:
+            continue
+        if not any(_lies_above(figures[name], pool.chance[name]) for name in bounded):
+            name = _widest(figures)
+            remarks.append(
+                f"the order {order} is no better than chance: {name} {percent(figures[name])} "
+                f"({interval(figures[name])}), where a random order has "
+                f"{percent(pool.chance[name])}"
+            )
+    return remarks
+
+
+def _widest(figures: Figures) -> str:
+    """The name of recall at the largest number of documents."""
+    return [name for name in figures if name.startswith("recall@")][-1]
+
+
+def _lies_above(figure: Figure, chance: Figure) -> bool:
+    return figure.low is not None and chance.value is not None and figure.low > chance.value
 
 
 def answer_measures(pool: PoolResult) -> list[str]:

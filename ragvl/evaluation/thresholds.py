@@ -57,5 +57,5 @@ def estimated_otherwise(
         pool=pool,
         num_candidates=settings.num_candidates,
         top_k=top_k,
-        encoder=models.encoder.fingerprint,
+        encoder=models.retriever_name,
     )

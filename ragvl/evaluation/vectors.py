@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ragvl.files import check_regular, whole_file
 from ragvl.identity import checksum, name_of
 from ragvl.messages import reason, shown
 from ragvl.progress import ProgressBar
-from ragvl.retriever import DualEncoder, encode_documents
+from ragvl.retriever import Encoder, Order, VectorIndex, View, encode_documents
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +31,88 @@ class VectorsFileError(ValueError):
     """A file of vectors is damaged, or another one's; the message names it."""
 
 
-def embed_documents(
-    source: QuestionSet, encoder: DualEncoder, folder: Path, *, progress: bool = True
-) -> dict[str, np.ndarray]:
-    """Vectors (dim,) of a data set's documents by id; those that cannot be read are left out.
+@dataclass(frozen=True)
+class DocumentVectors:
+    """Vectors of a data set's documents, by each encoder. It contains ids of readable documents.
 
-    Vectors are kept in `folder` as they are computed, a file for some hundred documents, and not
-    computed again while the documents stay as they are. A file that is damaged is computed again,
-    with a warning.
+    Attributes:
+        encoders: by order.
+        vectors: by order and id.
+        readable: ids of the documents that can be read, whether or not an encoder finds them.
+        texts: ids of the documents without a picture; there may be others among them.
     """
+
+    encoders: Mapping[Order, Encoder]
+    vectors: Mapping[Order, Mapping[str, np.ndarray]]
+    readable: frozenset[str]
+    texts: frozenset[str]
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.readable
+
+    def views(self, ids: Iterable[str]) -> dict[Order, View]:
+        """Some of the documents, to be searched."""
+        pool = list(ids)
+        views: dict[Order, View] = {}
+        for order, encoder in self.encoders.items():
+            vectors = self.vectors[order]
+            index = VectorIndex(encoder.dim)
+            if held := [id for id in pool if id in vectors]:
+                index.add(held, np.stack([vectors[id] for id in held]))
+            views[order] = View(encoder, index, self.texts)
+        return views
+
+
+def embed_documents(
+    source: QuestionSet, encoders: Mapping[Order, Encoder], folder: Path, *, progress: bool = True
+) -> DocumentVectors:
+    """Vectors of a data set's documents by every encoder.
+
+    One encoder alone gets all documents, of two each what is for it: pictures, or captions and
+    texts. A document that cannot be read has no vector. Vectors are kept in `folder` as they are
+    computed, a file for some hundred documents, and not computed again while the documents stay as
+    they are. A file that is damaged is computed again, with a warning.
+
+    Args:
+        source: has the documents.
+        encoders: by order.
+        folder: keeps vectors.
+        progress: show progress bars.
+
+    Raises:
+        DataError: a document cannot be read, and the data set is strict.
+    """
+    ids, texts = source.document_ids(), frozenset(source.texts())
+    pictured = [id for id in ids if id not in texts]
+    vectors: dict[Order, dict[str, np.ndarray]] = {}
+    broken: set[str] = set()  # where nothing looks at pictures, reranking will show which are
+    for order, encoder in encoders.items():
+        wanted = pictured if encoder.reads_pictures and len(encoders) > 1 else ids
+        vectors[order] = _embedded(source, encoder, wanted, folder, progress=progress)
+        missing = [id for id in wanted if id not in vectors[order]]
+        if encoder.reads_pictures:
+            broken.update(missing)
+        elif missing:
+            logger.warning(
+                "%s: %d of %d documents have neither caption nor text, and are not found by any",
+                shown(source.name),
+                len(missing),
+                len(wanted),
+            )
+    return DocumentVectors(encoders, vectors, frozenset(ids) - broken, texts)
+
+
+def _embedded(
+    source: QuestionSet, encoder: Encoder, ids: Sequence[str], folder: Path, *, progress: bool
+) -> dict[str, np.ndarray]:
+    """Vectors (dim,) of documents by id; those that cannot be read are left out."""
     vectors: dict[str, np.ndarray] = {}
-    ids = source.document_ids()
     pace: Pace[str] = Pace(most=_DOCUMENTS_AT_ONCE)
     with ProgressBar(total=len(ids), desc="embed", unit="document", disable=not progress) as bar:
         for start in range(0, len(ids), _DOCUMENTS_AT_ONCE):
             wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
             keys = [source.document_name(id) for id in wanted]
-            dtype = str(encoder.model.dtype)
-            name = name_of("vectors", encoder.fingerprint, dtype, DECODING, wanted, keys)
+            name = name_of("vectors", encoder.fingerprint, encoder.dtype, DECODING, wanted, keys)
             path = folder / f"vectors-{name}.safetensors"
             known = _known_vectors(path, encoder.dim, wanted)
             bar.update(len(known))

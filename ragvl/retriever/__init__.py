@@ -8,6 +8,7 @@ from ragvl.retriever.encoding import Encoder, text_of
 from ragvl.retriever.fusion import (
     FUSED,
     ORDERS,
+    Found,
     Fusion,
     Order,
     ReciprocalRank,
@@ -17,7 +18,7 @@ from ragvl.retriever.fusion import (
     parse_fusion,
 )
 from ragvl.retriever.index import VectorIndex
-from ragvl.retriever.kinds import kinds_of, search_in_turn
+from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
 from ragvl.retriever.mean_pooled import MeanPooledBertConfig, MeanPooledBertModel
 from ragvl.retriever.opening import check_index, open_index
 from ragvl.retriever.retriever import (
@@ -29,7 +30,7 @@ from ragvl.retriever.retriever import (
 )
 from ragvl.retriever.storage import IndexFileError
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
-from ragvl.retriever.views import View, search_fused, search_views
+from ragvl.retriever.views import View, retriever_name, search_fused, search_views
 
 __all__ = [
     "FUSED",
@@ -37,8 +38,10 @@ __all__ = [
     "DocumentRetriever",
     "DualEncoder",
     "Encoder",
+    "Found",
     "FusedRetriever",
     "Fusion",
+    "Hits",
     "IndexFileError",
     "IndexMismatchError",
     "MeanPooledBertConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "kinds_of",
     "open_index",
     "parse_fusion",
+    "retriever_name",
     "search_fused",
     "search_in_turn",
     "search_views",

@@ -8,13 +8,15 @@ import numpy as np
 
 from ragvl.data.images import ImageError
 from ragvl.data.questions import QuestionSet
-from ragvl.retriever.encoder import DualEncoder
+from ragvl.retriever.encoding import Encoder, text_of
 
 
 def encode_documents(
-    source: QuestionSet, encoder: DualEncoder, ids: Sequence[str], *, batch_size: int = 32
+    source: QuestionSet, encoder: Encoder, ids: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, np.ndarray]:
     """Vectors (dim,) by id; a document that cannot be read is a problem of `source`, and left out.
+
+    So is, for an encoder that reads texts, one without any, which is no problem.
 
     Args:
         source: has the documents.
@@ -26,6 +28,8 @@ def encode_documents(
         DataError: a document cannot be read, and the data set is strict.
     """
     documents = list(source.documents(ids=ids))
+    if not encoder.reads_pictures:
+        documents = [document for document in documents if text_of(document)]
     try:
         vectors = encoder.encode_documents(documents, batch_size=batch_size, progress=False)
     except ImageError:  # find out whose

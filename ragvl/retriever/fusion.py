@@ -155,13 +155,12 @@ def fuse(found: Mapping[Order, Found], fusion: Fusion, k: int) -> Hits:
     Of documents that count alike, the one that the captions' order has first comes first.
 
     Args:
-        found: by order; one alone stays as it is.
+        found: by order; one alone stays as it is, and of none there is nothing.
         fusion: says what documents count.
         k: how many; past the end is fine.
     """
-    if len(found) == 1:
-        (only,) = found.values()
-        return only.hits[:k]
+    if len(found) < 2:
+        return [hit for only in found.values() for hit in only.hits[:k]]
     points = {order: fusion.points(order, of_order) for order, of_order in found.items()}
     ids = dict.fromkeys(id for order in reversed(ORDERS) for id in points[order].of)
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 from ragvl.data.query import QueryLike
+from ragvl.identity import name_of
 from ragvl.retriever.encoding import Encoder, checked_queries
 from ragvl.retriever.fusion import FUSED_DEPTH, Found, Fusion, Order, fuse
 from ragvl.retriever.index import Selection, VectorIndex
@@ -54,28 +55,23 @@ def search_views(
         k: how many documents are wanted in the end.
 
     Raises:
-        TypeError, ImageError: see `Encoder.encode_queries`.
-        ValueError: the same, or nothing reads a query.
+        TypeError, ValueError, ImageError: see `Encoder.encode_queries`.
     """
     every = checked_queries(queries)
+    filled = {order: view for order, view in views.items() if len(view.index)}
+    looks = any(view.encoder.reads_pictures for view in filled.values())
     depth = max(k, FUSED_DEPTH) if len(views) > 1 else k
     found: list[dict[Order, Found]] = [{} for _ in every]
-    for order, view in views.items():
+    for order, view in filled.items():
+        # Without an order of pictures, the encoder of texts says what is wrong with a query
         readable = [
-            i
-            for i, query in enumerate(every)
-            if view.encoder.reads_pictures or query.text is not None or len(views) == 1
+            (query, of_query)
+            for query, of_query in zip(every, found, strict=True)
+            if view.encoder.reads_pictures or query.text is not None or not looks
         ]
-        if not readable or not len(view.index):
-            continue
-        rows = view.search([every[i] for i in readable], depth)
-        for i, hits in zip(readable, rows, strict=True):
-            found[i][order] = Found(hits, len(view.index), view.index.__contains__)
-    for query, of_query in zip(every, found, strict=True):
-        if not of_query:
-            raise ValueError(
-                f"{query.name} has no text, and there are no pictures to compare it to"
-            )
+        rows = view.search([query for query, _ in readable], depth)
+        for (_, of_query), hits in zip(readable, rows, strict=True):
+            of_query[order] = Found(hits, len(view.index), view.index.__contains__)
     return found
 
 
@@ -84,3 +80,11 @@ def search_fused(
 ) -> list[Hits]:
     """The `k` best documents for each query by both orders; raises as `search_views` does."""
     return [fuse(found, fusion, k) for found in search_views(views, queries, k)]
+
+
+def retriever_name(encoders: Mapping[Order, Encoder], fusion: Fusion) -> str:
+    """Names what decides an order: the fingerprint of one encoder, or of both and their fusion."""
+    fingerprints = [encoder.fingerprint for encoder in encoders.values()]
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return name_of("fused", *fingerprints, fusion.name)
