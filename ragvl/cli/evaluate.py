@@ -20,6 +20,8 @@ from ragvl.output import json_text, print_json, say
 if TYPE_CHECKING:
     from ragvl.data.questions import Question
 
+_ESTIMATE = "estimate"  # in the place of a fusion's name
+
 
 @takes(EvaluationOptions)
 def evaluate(
@@ -101,7 +103,8 @@ def evaluate(
         )
         paths = {
             "data": str(chosen.source),
-            "encoder": chosen.encoder,
+            **({"encoder": chosen.encoder} if chosen.encoder else {}),
+            **({"text encoder": chosen.text_encoder} if chosen.text_encoder else {}),
             "reranker": chosen.reranker,
             **chosen.location,
             **({"generator": generator} if generator else {}),
@@ -142,8 +145,10 @@ def calibrate(
 ) -> None:
     """Estimate a reranker's thresholds on a dev split, and save them with the model.
 
-    Not on questions that the reranker was trained on: it is surer of those. Exits with 1 where
-    nothing could be estimated.
+    With --fusion estimate first the share of the pictures' order by which two
+    encoders find most; it is saved too, and `ragvl evaluate` takes it. Not on
+    questions that the reranker was trained on: it is surer of those. Exits with
+    1 where nothing could be estimated.
     """
     with command_work("calibrate"):
         check_writable(out, plot)
@@ -154,6 +159,11 @@ def calibrate(
 
         names = threshold or ESTIMATED
         check_names(names)
+        weigh = chosen.fusion == _ESTIMATE
+        if weigh:
+            chosen = replace(chosen, fusion=None)
+            if None in (chosen.encoder, chosen.text_encoder):
+                raise ValueError("--fusion is of --encoder and --text-encoder together")
         if out is None:
             out = thresholds_file(chosen.reranker, **chosen.location)
             if out is None:
@@ -177,6 +187,7 @@ def calibrate(
             names=names,
             pool=pool,
             settings=settings,
+            weigh=weigh,
             work=work,
             progress=chosen.progress,
         )
@@ -185,15 +196,18 @@ def calibrate(
             plot.write_text(relevance_plot(recalls.scores(), saved.values), encoding="utf-8")
     if as_json:
         figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
+        fusion = {} if saved.fusion is None else {"fusion": saved.fusion}
         counts = {"questions": len(saved.questions), "trained_on": num_learned}
-        print_json({**figures, **counts, "file": str(out)})
+        print_json({**figures, **fusion, **counts, "file": str(out)})
     else:
+        if saved.fusion is not None:
+            say(f"fusion: {saved.fusion}" + (" of the pictures' order" if weigh else ""))
         for name, value in saved.values.items():
             say(f"{name}: {value:.4f}")
         for name, reason in saved.refused.items():
             say(f"{name}: none; {reason}")
         say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
-    if not saved.values:
+    if not saved.values and not weigh:
         sys.exit(1)
 
 

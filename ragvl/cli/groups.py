@@ -116,6 +116,13 @@ class RetrieverOptions:
         """
         from ragvl.retriever import check_encoder, check_text_encoder
 
+        self._check_given()
+        if self.encoder is not None:
+            check_encoder(self.encoder)
+        if self.text_encoder is not None:
+            check_text_encoder(self.text_encoder)
+
+    def _check_given(self) -> None:
         if self.encoder is None and self.text_encoder is None:
             raise ValueError(
                 "name what is to be searched by: --encoder for pictures, --text-encoder for "
@@ -123,10 +130,6 @@ class RetrieverOptions:
             )
         if self.chosen_fusion() is not None and None in (self.encoder, self.text_encoder):
             raise ValueError("--fusion is of --encoder and --text-encoder together")
-        if self.encoder is not None:
-            check_encoder(self.encoder)
-        if self.text_encoder is not None:
-            check_text_encoder(self.text_encoder)
 
     def new_retriever(self, *, kind: IndexKind, device: str) -> Retriever | FusedRetriever:
         """An empty one, to add documents to."""
@@ -170,12 +173,11 @@ class RetrieverOptions:
         )
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(RetrieverOptions):
     """Data and models, for the commands that retrieve and rerank a whole data set."""
 
     source: options.Source
-    encoder: options.Encoder
     reranker: options.Reranker
     revision: options.Revision = None
     subfolder: options.Subfolder = None
@@ -202,8 +204,10 @@ class EvaluationOptions:
         """Refuses at once what is wrong, before data are read or models are looked for."""
         from ragvl.checkpoints import model_folder
 
+        self._check_given()
         check_settings(
             self.encoder,
+            self.text_encoder,
             self.adapters,
             generator,
             device=self.device,
@@ -267,6 +271,8 @@ class EvaluationOptions:
             self.encoder,
             self.reranker,
             generator,
+            text_encoder=self.text_encoder,
+            fusion=self.chosen_fusion(),
             preset=self.preset,
             template=template,
             device=self.device,

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from ragvl.cli import options
 from ragvl.cli.common import command_work, hide_loading_bars, parse_threshold
-from ragvl.cli.groups import RerankerOptions, takes
+from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
 from ragvl.messages import validation_reason
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
 
@@ -77,16 +77,14 @@ ServerOptions.__signature__ = inspect.Signature(
 )
 
 
-@takes(ServedReranker, ServerOptions)
+@takes(ServedReranker, RetrieverOptions, ServerOptions)
 def serve(
     chosen: ServedReranker,
+    searched: RetrieverOptions,
     limits: ServerOptions,
     index: Annotated[
         Path | None,
         typer.Option(help="The folder of an index that `ragvl index` wrote, to search in."),
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="The dual encoder that built it: a hub id or a folder.")
     ] = None,
     generator: Annotated[
         str | None, typer.Option(help="What answers questions: a hub id or a folder.")
@@ -109,8 +107,10 @@ def serve(
 ) -> None:
     """Serve reranking over HTTP, with a page to try it and documents known by id.
 
-    SIGTERM ends it once what was accepted is answered. The options in groups
-    may also be variables: RAGVL_SERVE_PORT for --port.
+    An index brings the encoders that built it; --encoder and --text-encoder name
+    them where they lie elsewhere now. SIGTERM ends it once what was accepted is
+    answered. The options in groups may also be variables: RAGVL_SERVE_PORT for
+    --port.
     """
     with command_work("serve"), ended_by_sigterm():
         from ragvl.server.access import ApiKeys
@@ -129,9 +129,15 @@ def serve(
         settings = limits.settings()
         keys = ApiKeys.find(api_key_file)
         kept_from = parse_threshold(threshold)
-        given = {"index": index, "encoder": encoder, "generator": generator, "template": template}
         if demo:
-            _check_demo(chosen, {**given, "caption-tokens": caption_tokens})
+            given = {
+                "index": index,
+                **{name.replace("_", "-"): value for name, value in vars(searched).items()},
+                "generator": generator,
+                "template": template,
+                "caption-tokens": caption_tokens,
+            }
+            _check_demo(chosen, given)
         elif settings.warm and index is None:
             raise ValueError("--warm is of the documents of an index: give --index")
         chosen.check()
@@ -155,7 +161,9 @@ def serve(
                     ),
                     thresholds=chosen.model,
                     index=index,
-                    encoder=encoder,
+                    encoder=searched.encoder,
+                    text_encoder=searched.text_encoder,
+                    fusion=searched.chosen_fusion(),
                     generator=generator,
                     device=chosen.device,
                     dtype=chosen.dtype,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ragvl.data.questions import Pool, QuestionSet, question_name
 from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
 from ragvl.evaluation.journal import work_folder
 from ragvl.evaluation.models import Models
-from ragvl.evaluation.ranking import answerable, check_prompts, rank_questions
+from ragvl.evaluation.ranking import (
+    answerable,
+    check_prompts,
+    estimate_fusion,
+    rank_questions,
+)
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.vectors import embed_documents
 from ragvl.reranker import SavedThresholds, ThresholdError
@@ -22,6 +28,7 @@ def calibrate(
     names: Sequence[str] = ESTIMATED,
     pool: Pool = "full",
     settings: EvaluationSettings | None = None,
+    weigh: bool = False,
     work: Path | None = None,
     progress: bool = True,
 ) -> tuple[SavedThresholds, Recalls]:
@@ -33,6 +40,8 @@ def calibrate(
         names: which thresholds.
         pool: what is retrieved from.
         settings: `num_candidates`, `top_k`, `skip` and `num_questions` count.
+        weigh: first estimate the weight of the pictures' order among two, in place of the models'
+            fusion.
         work: see `evaluate`.
         progress: show progress bars.
 
@@ -40,7 +49,7 @@ def calibrate(
         What to save with the model, and what it was estimated from.
 
     Raises:
-        ValueError: no question has a gold document.
+        ValueError: no question has a gold document, or there is one encoder only to weigh.
         ThresholdError: a name is none that can be estimated.
         DocumentError: the reranker's prompts have no place for a document.
         DataError: a document cannot be read, and the data set is strict.
@@ -55,6 +64,9 @@ def calibrate(
     with work_folder(work) as folder:
         vectors = embed_documents(source, models.encoders, folder, progress=progress)
         questions = answerable(source, questions, vectors)
+        if weigh:
+            fusion = estimate_fusion(source, pool, questions, vectors)
+            models = replace(models, fusion=fusion)
         rankings = rank_questions(
             source,
             questions,
@@ -84,5 +96,6 @@ def calibrate(
         questions=tuple(question_name(q.id, q.text) for q in questions),
         values=values,
         refused=refused,
+        fusion=models.fusion.name if len(models.encoders) > 1 else None,
     )
     return saved, recalls

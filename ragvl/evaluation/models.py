@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragvl.generator import Generator
@@ -19,6 +19,7 @@ from ragvl.retriever import (
     TextEncoder,
     check_encoder,
     check_text_encoder,
+    parse_fusion,
     retriever_name,
 )
 
@@ -89,7 +90,8 @@ class Models:
             reranker: the reranker's; thresholds that its folder holds for the template come along.
             generator: the generator's.
             text_encoder: the retriever's model of captions and texts; None without one.
-            fusion: makes one order of both; reciprocal ranks by default.
+            fusion: makes one order of both; by default the weight that was estimated for these
+                encoders and saved with the reranker's thresholds, or else reciprocal ranks.
             preset: what the reranker was trained on; see `Reranker.from_pretrained`.
             template: the reranker's prompt.
             device: of all.
@@ -116,7 +118,7 @@ class Models:
             "caption_tokens": caption_tokens,
             "date": date,
         }
-        return cls(
+        models = cls(
             None if encoder is None else DualEncoder.from_pretrained(encoder, device=device),
             Reranker.from_pretrained(
                 reranker,
@@ -135,3 +137,12 @@ class Models:
             else TextEncoder.from_pretrained(text_encoder, device=device),
             fusion or ReciprocalRank(),
         )
+        return models if fusion is not None else models.by_saved_fusion()
+
+    def by_saved_fusion(self) -> Models:
+        """The same with the fusion that the reranker has saved, if one for these encoders."""
+        saved = self.reranker.thresholds
+        if saved is None or saved.fusion is None or len(self.encoders) < 2:
+            return self
+        by_saved = replace(self, fusion=parse_fusion(saved.fusion))
+        return by_saved if by_saved.retriever_name == saved.encoder else self

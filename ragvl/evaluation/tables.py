@@ -33,6 +33,8 @@ def print_figures(result: EvaluationResult) -> None:
         rows = [[pool, *row] for pool in pools for row in _kept_rows(result, pools[pool])]
         title = "Documents kept and answers, %"
         print_table(["pool", "kept", *names], rows, title=title, numbers=names)
+    if result.models.fusion is not None:
+        say(f"both orders are fused by {result.models.fusion}")
     sizes = ", ".join(f"{pool}: {of_pool.num_documents:,}" for pool, of_pool in pools.items())
     say(f"documents in the pool: {sizes}")
     if result.median_ms:
@@ -59,35 +61,43 @@ def retrieval_remarks(pool: PoolResult, num_candidates: int) -> list[str]:
 
     An order is no better than chance where the interval of no figure lies above a random order's.
     """
-    remarks = []
-    if pool.ceiling:
-        share = percent(pool.ceiling[_widest(pool.ceiling)])
-        remarks.append(
-            f"{share} % of the gold documents are among the {num_candidates} candidates, which is "
-            "the ceiling of what reranking can find"
-        )
-    for order in (*pool.alone, FUSED if pool.alone else RETRIEVED):
-        figures = found_by_order(pool).get(order, {})
+    if not pool.ceiling:
+        return []
+    widest = _widest(pool.ceiling, num_candidates)
+    remarks = [
+        f"{percent(pool.ceiling[widest])} % of the gold documents are among the {num_candidates} "
+        "candidates, which is the ceiling of what reranking can find"
+    ]
+    own = FUSED if pool.alone else RETRIEVED
+    for order, figures in {**pool.alone, own: pool.retrieved}.items():
         bounded = [name for name, figure in figures.items() if figure.low is not None]
         if not pool.chance or not bounded:
             continue
-        if not any(_lies_above(figures[name], pool.chance[name]) for name in bounded):
-            name = _widest(figures)
+        if not any(_lies_above(figures[name], pool.chance[name].value) for name in bounded):
             remarks.append(
-                f"the order {order} is no better than chance: {name} {percent(figures[name])} "
-                f"({interval(figures[name])}), where a random order has "
-                f"{percent(pool.chance[name])}"
+                f"the order {order} is no better than chance: {widest} {percent(figures[widest])} "
+                f"({interval(figures[widest])}), where a random order has "
+                f"{percent(pool.chance[widest])}"
+            )
+    for order, figures in pool.alone.items():
+        if _lies_above(figures[widest], pool.retrieved[widest].high):
+            remarks.append(
+                f"the order {order} finds more alone than fused: leave the other encoder out, or "
+                "have the share of the orders estimated on a dev split (`ragvl calibrate --fusion "
+                "estimate`)"
             )
     return remarks
 
 
-def _widest(figures: Figures) -> str:
-    """The name of recall at the largest number of documents."""
-    return [name for name in figures if name.startswith("recall@")][-1]
+def _widest(figures: Figures, num_candidates: int) -> str:
+    """The name of recall at the largest number of documents that were retrieved."""
+    recall = {int(name.partition("@")[2]): name for name in figures if name.startswith("recall@")}
+    return recall[max((k for k in recall if k <= num_candidates), default=min(recall))]
 
 
-def _lies_above(figure: Figure, chance: Figure) -> bool:
-    return figure.low is not None and chance.value is not None and figure.low > chance.value
+def _lies_above(figure: Figure, value: float | None) -> bool:
+    """Whether a figure's interval lies above a value."""
+    return figure.low is not None and value is not None and figure.low > value
 
 
 def answer_measures(pool: PoolResult) -> list[str]:

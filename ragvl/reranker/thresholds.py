@@ -55,7 +55,7 @@ class SavedThresholds:
         model: names the weights; see `Reranker.weights`.
         template: the prompt's template.
         prompts: names its text, system turn and answers; see `Reranker.prompts_name`.
-        encoder: names the retriever's weights.
+        encoder: names the retriever: its weights, and its fusion where there are two encoders.
         pool: what was retrieved from.
         num_candidates: how many documents were reranked.
         top_k: how many documents of a question are kept at most.
@@ -63,6 +63,7 @@ class SavedThresholds:
         questions: names of its questions, so that none of them is judged by its own threshold.
         values: the threshold by name.
         refused: why there is none, by name.
+        fusion: what made one order of two encoders'; None of one encoder.
     """
 
     model: str
@@ -76,6 +77,7 @@ class SavedThresholds:
     questions: tuple[str, ...]
     values: dict[str, _Probability] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    fusion: str | None = None
 
     def save(self, path: Path) -> None:
         """Writes them to a JSON file, beside those of other templates.
