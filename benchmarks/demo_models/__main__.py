@@ -243,9 +243,9 @@ def _write_rankings(world: Path, retriever: Path, work: Path, seed: int) -> dict
     paths = {}
     for split in ("train", "val"):
         source, paths[split] = WebQA(world, split=split), work / f"ranking_{split}.jsonl"
-        index = index_documents(source, encoder)
+        views = index_documents(source, {"picture": encoder})
         # Half of the drawn distractors are twins, which so small a retriever finds by chance only.
-        samples = ranking_samples(source, encoder, index, labelled_share=0.5, seed=seed)
+        samples = ranking_samples(source, views, labelled_share=0.5, seed=seed)
         counts = write_ranking(samples, paths[split])
         logger.info("%s: %s", paths[split], dict(counts))
     return paths

@@ -181,6 +181,6 @@ def _end_to_end(
         documents = [kept[question.id] for question in questions]
         found.append(Condition(f"end to end {ratio:g}", documents))
     return found, {
-        "encoder": models.encoder.fingerprint,
+        "encoder": models.retriever_name,
         "reranker": models.reranker.fingerprint,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,15 +14,17 @@ from ragvl.cli.common import (
     check_settings,
     check_writable,
     command_work,
-    hide_loading_bars,
     problem_figures,
 )
+from ragvl.cli.groups import RetrieverOptions, takes
 from ragvl.files import check_writable_folder
 from ragvl.messages import shown
 from ragvl.output import print_json, say
 
 if TYPE_CHECKING:
     from ragvl.data.checking import CheckReport
+    from ragvl.data.questions import QuestionSet
+    from ragvl.retriever import Encoder, Order, View
 
 
 def check(
@@ -105,9 +108,10 @@ def draw(
     say(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
 
 
+@takes(RetrieverOptions)
 def ranking(
+    chosen: RetrieverOptions,
     source: options.Source,
-    encoder: options.Encoder,
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
     split: Annotated[str | None, typer.Option(help="Whose questions; train.")] = None,
     modality: options.Modality = None,
@@ -135,27 +139,27 @@ def ranking(
     with command_work("data ranking"):
         check_writable(out)
         from ragvl.data.formats import open_questions
-        from ragvl.retriever import DualEncoder, VectorIndex
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
-        check_settings(encoder, device=device)
+        chosen.check_given()
+        check_settings(chosen.encoder, chosen.text_encoder, device=device)
         if index is not None:
             check_writable_folder(index)
         questions = open_questions(
             source, split=split, purpose="train", modality=modality, strict=strict
         )
-        hide_loading_bars()
-        dual_encoder = DualEncoder.from_pretrained(encoder, device=device)
-        if index is not None and index.is_dir():
-            vectors = VectorIndex.load(index)
-        else:
-            vectors = index_documents(questions, dual_encoder, pool=pool, progress=True)
+        chosen.check()
+        encoders = chosen.load(device=device)
+        views = _saved_views(index, encoders, questions)
+        if views is None:
+            views = index_documents(questions, encoders, pool=pool, progress=True)
             if index is not None:
-                vectors.save(index)
+                for order, place in _places(index, encoders).items():
+                    views[order].index.save(place)
         samples = ranking_samples(
             questions,
-            dual_encoder,
-            vectors,
+            views,
+            fusion=chosen.chosen_fusion(),
             negatives_per_positive=ratio,
             depth=depth,
             labelled_share=labelled,
@@ -165,12 +169,33 @@ def ranking(
         counts = write_ranking(samples, out)
     for line in questions.problems.lines():
         say(line, err=True)
+    num_documents = len({id for view in views.values() for id in view.index.ids})
     if as_json:
-        figures = {"questions": len(questions.questions), "documents": len(vectors)}
+        figures = {"questions": len(questions.questions), "documents": num_documents}
         problems = problem_figures(questions.problems)
         print_json({**figures, "samples": dict(counts), "file": str(out), "problems": problems})
         return
     say(
-        f"{len(questions.questions)} questions, {len(vectors)} documents: "
+        f"{len(questions.questions)} questions, {num_documents} documents: "
         f"{counts['Yes']} Yes and {counts['No']} No samples in {out}"
     )
+
+
+def _places(index: Path, encoders: Mapping[Order, Encoder]) -> dict[Order, Path]:
+    """Where vectors are kept: of one encoder in the folder itself, of two in a folder for each."""
+    return {order: index if len(encoders) == 1 else index / order for order in encoders}
+
+
+def _saved_views(
+    index: Path | None, encoders: Mapping[Order, Encoder], questions: QuestionSet
+) -> dict[Order, View] | None:
+    """What an earlier call kept; None if there is nothing."""
+    from ragvl.retriever import VectorIndex, View
+
+    if index is None or not index.is_dir():
+        return None
+    texts = questions.texts()
+    return {
+        order: View(encoders[order], VectorIndex.load(place), texts)
+        for order, place in _places(index, encoders).items()
+    }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ragvl.evaluation.settings import EvaluationSettings
     from ragvl.reranker import Reranker
     from ragvl.reranker.templates import Template
-    from ragvl.retriever import FusedRetriever, Fusion, Retriever
+    from ragvl.retriever import Encoder, FusedRetriever, Fusion, Order, Retriever
     from ragvl.retriever.index import IndexKind
 
 Command = Callable[..., None]
@@ -116,13 +116,18 @@ class RetrieverOptions:
         """
         from ragvl.retriever import check_encoder, check_text_encoder
 
-        self._check_given()
+        self.check_given()
         if self.encoder is not None:
             check_encoder(self.encoder)
         if self.text_encoder is not None:
             check_text_encoder(self.text_encoder)
 
-    def _check_given(self) -> None:
+    def check_given(self) -> None:
+        """Refuses at once what cannot be a retriever, before data are read or the hub is asked.
+
+        Raises:
+            ValueError: no encoder is given, or a fusion is of no use.
+        """
         if self.encoder is None and self.text_encoder is None:
             raise ValueError(
                 "name what is to be searched by: --encoder for pictures, --text-encoder for "
@@ -133,20 +138,25 @@ class RetrieverOptions:
 
     def new_retriever(self, *, kind: IndexKind, device: str) -> Retriever | FusedRetriever:
         """An empty one, to add documents to."""
-        from ragvl.retriever import DualEncoder, FusedRetriever, Retriever, TextEncoder
+        from ragvl.retriever import FusedRetriever, Retriever
 
-        hide_loading_bars()
-        of_order: list[Retriever] = []
-        if self.encoder is not None:
-            pictures = DualEncoder.from_pretrained(self.encoder, device=device)
-            of_order.append(Retriever(pictures, kind=kind))
-        if self.text_encoder is not None:
-            texts = TextEncoder.from_pretrained(self.text_encoder, device=device)
-            of_order.append(Retriever(texts, kind=kind))
+        of_order = [Retriever(one, kind=kind) for one in self.load(device=device).values()]
         if len(of_order) == 1:
             return of_order[0]
         picture, caption = of_order
         return FusedRetriever(picture, caption, self.chosen_fusion())
+
+    def load(self, *, device: str) -> dict[Order, Encoder]:
+        """The encoders by order."""
+        from ragvl.retriever import DualEncoder, TextEncoder
+
+        hide_loading_bars()
+        encoders: dict[Order, Encoder] = {}
+        if self.encoder is not None:
+            encoders["picture"] = DualEncoder.from_pretrained(self.encoder, device=device)
+        if self.text_encoder is not None:
+            encoders["caption"] = TextEncoder.from_pretrained(self.text_encoder, device=device)
+        return encoders
 
     def check_index(self, folder: Path) -> None:
         """Refuses an index, or encoders for it, that cannot be opened; see `check_index`."""
@@ -204,7 +214,7 @@ class EvaluationOptions(RetrieverOptions):
         """Refuses at once what is wrong, before data are read or models are looked for."""
         from ragvl.checkpoints import model_folder
 
-        self._check_given()
+        self.check_given()
         check_settings(
             self.encoder,
             self.text_encoder,

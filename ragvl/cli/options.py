@@ -73,8 +73,6 @@ Split = Annotated[
     typer.Option(help="Which; if not given, the one that results are usually of."),
 ]
 
-Encoder = Annotated[str, typer.Option(help="The retriever's model: a hub id or a folder.")]
-
 PictureEncoder = Annotated[
     str | None, typer.Option("--encoder", help="What looks at pictures: a hub id or a folder.")
 ]

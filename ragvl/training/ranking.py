@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,12 +26,15 @@ from ragvl.files import whole_file
 from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar
 from ragvl.retriever import (
-    DualEncoder,
+    Encoder,
+    Fusion,
     IndexMismatchError,
+    Order,
+    ReciprocalRank,
     VectorIndex,
+    View,
     encode_documents,
-    kinds_of,
-    search_in_turn,
+    search_fused,
 )
 
 _DOCUMENTS_AT_ONCE = 256
@@ -69,43 +72,49 @@ _SAMPLE = TypeAdapter(RankingSample)
 
 def index_documents(
     source: QuestionSet,
-    encoder: DualEncoder,
+    encoders: Mapping[Order, Encoder],
     *,
     pool: Pool = "full",
     batch_size: int = 32,
     progress: bool = False,
-) -> VectorIndex:
-    """Vectors of a data set's documents; few pictures are in memory at a time.
+) -> dict[Order, View]:
+    """Vectors of a data set's documents by each encoder; few pictures are in memory at a time.
 
-    A picture that cannot be read is a problem of the data set (`QuestionSet.problems`), and is left
-    out.
+    One encoder alone gets all documents, of two each what is for it: pictures, or captions and
+    texts. A picture that cannot be read is a problem of the data set (`QuestionSet.problems`), and
+    is left out.
 
     Args:
         source: the data set.
-        encoder: makes the vectors.
+        encoders: make the vectors, by order.
         pool: whether negatives can be any document, or only other questions' gold ones.
-        batch_size: pictures per forward pass.
+        batch_size: pictures or texts per forward pass.
         progress: show a progress bar.
 
     Raises:
         DataError: a picture cannot be read, and the data set is strict.
     """
-    index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
-    ids = source.document_ids(pool)
-    starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
-    for start in ProgressBar(starts, desc="index", unit="batch", disable=not progress):
-        part = ids[start : start + _DOCUMENTS_AT_ONCE]
-        vectors = encode_documents(source, encoder, part, batch_size=batch_size)
-        if vectors:
-            index.add(list(vectors), np.stack(list(vectors.values())))
-    return index
+    texts = source.texts()
+    views: dict[Order, View] = {}
+    for order, encoder in encoders.items():
+        index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
+        only_pictures = encoder.reads_pictures and len(encoders) > 1
+        ids = [id for id in source.document_ids(pool) if not only_pictures or id not in texts]
+        starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
+        for start in ProgressBar(starts, desc="index", unit="batch", disable=not progress):
+            part = ids[start : start + _DOCUMENTS_AT_ONCE]
+            vectors = encode_documents(source, encoder, part, batch_size=batch_size)
+            if vectors:
+                index.add(list(vectors), np.stack(list(vectors.values())))
+        views[order] = View(encoder, index, texts)
+    return views
 
 
 def ranking_samples(
     source: QuestionSet,
-    encoder: DualEncoder,
-    index: VectorIndex,
+    views: Mapping[Order, View],
     *,
+    fusion: Fusion | None = None,
     negatives_per_positive: float = 1.0,
     depth: int = 20,
     labelled_share: float = 0.0,
@@ -118,8 +127,8 @@ def ranking_samples(
     Args:
         source: its questions; those without gold documents, or with one that is not in the index,
             give none.
-        encoder: makes the questions' vectors; the one that made the index.
-        index: what negatives are drawn from: see `index_documents`.
+        views: what negatives are drawn from: see `index_documents`.
+        fusion: makes one order of two; reciprocal ranks by default.
         negatives_per_positive: how many No samples for a Yes; of a fraction, a draw decides.
         depth: negatives are drawn from the retriever's first `depth` that are not gold; a small
             depth gives harder ones.
@@ -138,27 +147,18 @@ def ranking_samples(
     checked_count("depth", depth)
     if not 0 <= labelled_share <= 1:
         raise ValueError(f"labelled_share={labelled_share}: expected a share from 0 to 1")
-    if index.encoder_fingerprint != encoder.fingerprint:
-        raise IndexMismatchError(
-            f"the index was made by encoder {index.encoder_fingerprint}, and this one is "
-            f"{encoder.fingerprint}: load that one, or make the index again"
-        )
-    indexed = set(index.ids)
-    if strangers := indexed - set(source.document_ids()):
-        raise IndexMismatchError(
-            f"the index holds {len(strangers)} documents that the data set has not, such as "
-            f"{min(strangers)!r}: it was made from another data set or split"
-        )
+    for view in views.values():
+        _check_index(source, view)
+    indexed = {id for view in views.values() for id in view.index.ids}
     rng = np.random.default_rng(seed)
-    kinds = kinds_of(index, source.texts())
     with_gold = (q for q in source.questions if q.gold and indexed.issuperset(q.gold))
     answerable = list(source.askable(with_gold))
     starts = range(0, len(answerable), batch_size)
     for start in ProgressBar(starts, desc="rank", unit="batch", disable=not progress):
         batch = answerable[start : start + batch_size]
         most_gold = max(len(question.gold) for question in batch)
-        vectors = encoder.encode_queries([question.query for question in batch])
-        found = search_in_turn(index, vectors, depth + most_gold, kinds)
+        queries = [question.query for question in batch]
+        found = search_fused(views, fusion or ReciprocalRank(), queries, depth + most_gold)
         for question, hits in zip(batch, found, strict=True):
             ranks = {id: rank for rank, (id, _) in enumerate(hits, start=1)}
             near_misses = [id for id in ranks if id not in question.gold][:depth]
@@ -178,6 +178,21 @@ def ranking_samples(
                     rank=ranks.get(id),
                     question_id=question.id,
                 )
+
+
+def _check_index(source: QuestionSet, view: View) -> None:
+    """Raises `IndexMismatchError` if an index is another encoder's, or of other documents."""
+    index, fingerprint = view.index, view.encoder.fingerprint
+    if index.encoder_fingerprint != fingerprint:
+        raise IndexMismatchError(
+            f"the index was made by encoder {index.encoder_fingerprint}, and this one is "
+            f"{fingerprint}: load that one, or make the index again"
+        )
+    if strangers := set(index.ids) - set(source.document_ids()):
+        raise IndexMismatchError(
+            f"the index holds {len(strangers)} documents that the data set has not, such as "
+            f"{min(strangers)!r}: it was made from another data set or split"
+        )
 
 
 def _words(document: Document) -> str | None:

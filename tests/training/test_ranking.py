@@ -10,14 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_files import write_picture
-from tiny_encoders import save_checkpoint
+from tiny_encoders import save_checkpoint, save_text_encoder
 from typer.testing import CliRunner
 
 from ragvl.cli import app
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
-from ragvl.retriever import DualEncoder, IndexMismatchError, Retriever, VectorIndex
+from ragvl.retriever import (
+    DualEncoder,
+    FusedRetriever,
+    IndexMismatchError,
+    Order,
+    Retriever,
+    TextEncoder,
+    VectorIndex,
+    View,
+    WeightedSum,
+)
 from ragvl.training.ranking import (
     RankingFileError,
     RankingSample,
@@ -35,16 +45,19 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
     )
 
 
+Views = dict[Order, View]
+
+
 @pytest.fixture(scope="module")
-def index(questions: WebQA, encoder: DualEncoder) -> VectorIndex:
-    return index_documents(questions, encoder)
+def views(questions: WebQA, encoder: DualEncoder) -> Views:
+    return index_documents(questions, {"picture": encoder})
 
 
 def test_yes_is_gold_and_no_is_a_near_miss(
-    questions: WebQA, encoder: DualEncoder, index: VectorIndex
+    questions: WebQA, encoder: DualEncoder, views: Views
 ) -> None:
     samples = list(
-        ranking_samples(questions, encoder, index, negatives_per_positive=2, depth=4, batch_size=5)
+        ranking_samples(questions, views, negatives_per_positive=2, depth=4, batch_size=5)
     )
     retriever = Retriever(encoder, questions.documents(), progress=False)
     by_question: dict[str | None, list[RankingSample]] = {}
@@ -70,38 +83,32 @@ def test_yes_is_gold_and_no_is_a_near_miss(
                 assert sample.answer == "Yes"
 
 
-def test_every_near_miss_is_drawn_sometimes(
-    questions: WebQA, encoder: DualEncoder, index: VectorIndex
-) -> None:
+def test_every_near_miss_is_drawn_sometimes(questions: WebQA, views: Views) -> None:
     first = questions.questions[0]
     drawn: Counter[str] = Counter()
     for seed in range(60):
-        for sample in ranking_samples(questions, encoder, index, depth=3, seed=seed):
+        for sample in ranking_samples(questions, views, depth=3, seed=seed):
             if sample.question_id == first.id and sample.answer == "No":
                 drawn[sample.document] += 1
     assert len(drawn) == 3
     assert min(drawn.values()) > 60 * len(first.gold) / 3 / 3
 
 
-def test_the_seed_decides(questions: WebQA, encoder: DualEncoder, index: VectorIndex) -> None:
+def test_the_seed_decides(questions: WebQA, views: Views) -> None:
     def made(seed: int) -> list[RankingSample]:
-        return list(ranking_samples(questions, encoder, index, seed=seed))
+        return list(ranking_samples(questions, views, seed=seed))
 
     assert made(1) == made(1)
     assert made(1) != made(2)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.5])
-def test_a_ratio_may_be_a_fraction(
-    ratio: float, questions: WebQA, encoder: DualEncoder, index: VectorIndex
-) -> None:
+def test_a_ratio_may_be_a_fraction(ratio: float, questions: WebQA, views: Views) -> None:
     counts: Counter[str] = Counter()
     for seed in range(20):
         counts += Counter(
             sample.answer
-            for sample in ranking_samples(
-                questions, encoder, index, negatives_per_positive=ratio, seed=seed
-            )
+            for sample in ranking_samples(questions, views, negatives_per_positive=ratio, seed=seed)
         )
     assert counts["No"] / counts["Yes"] == pytest.approx(ratio, abs=0.15)
 
@@ -109,20 +116,18 @@ def test_a_ratio_may_be_a_fraction(
 def test_the_gold_pool_has_other_questions_gold_only(
     questions: WebQA, encoder: DualEncoder
 ) -> None:
-    index = index_documents(questions, encoder, pool="gold")
+    views = index_documents(questions, {"picture": encoder}, pool="gold")
     gold = {id for question in questions.questions for id in question.gold}
-    assert set(index.ids) == gold
-    samples = ranking_samples(questions, encoder, index, negatives_per_positive=3)
+    assert set(views["picture"].index.ids) == gold
+    samples = ranking_samples(questions, views, negatives_per_positive=3)
     assert {sample.document for sample in samples} <= gold
 
 
-def test_the_data_sets_own_negatives(
-    questions: WebQA, encoder: DualEncoder, index: VectorIndex
-) -> None:
+def test_the_data_sets_own_negatives(questions: WebQA, views: Views) -> None:
     def negatives(share: float, seed: int = 0) -> dict[str | None, list[str]]:
         drawn: dict[str | None, list[str]] = {}
         samples = ranking_samples(
-            questions, encoder, index, negatives_per_positive=2, labelled_share=share, seed=seed
+            questions, views, negatives_per_positive=2, labelled_share=share, seed=seed
         )
         for sample in samples:
             if sample.answer == "No":
@@ -150,28 +155,43 @@ def test_the_data_sets_own_negatives(
 
 
 def test_own_negatives_stay_in_the_pool(questions: WebQA, encoder: DualEncoder) -> None:
-    index = index_documents(questions, encoder, pool="gold")
-    samples = ranking_samples(
-        questions, encoder, index, negatives_per_positive=3, labelled_share=1.0
-    )
-    assert {sample.document for sample in samples} <= set(index.ids)
+    views = index_documents(questions, {"picture": encoder}, pool="gold")
+    samples = ranking_samples(questions, views, negatives_per_positive=3, labelled_share=1.0)
+    assert {sample.document for sample in samples} <= set(views["picture"].index.ids)
 
 
-def test_bad_arguments(questions: WebQA, encoder: DualEncoder, index: VectorIndex) -> None:
+def test_bad_arguments(questions: WebQA, encoder: DualEncoder, views: Views) -> None:
     with pytest.raises(ValueError, match="negatives_per_positive=-1"):
-        next(ranking_samples(questions, encoder, index, negatives_per_positive=-1))
+        next(ranking_samples(questions, views, negatives_per_positive=-1))
     with pytest.raises(ValueError, match="depth=0"):
-        next(ranking_samples(questions, encoder, index, depth=0))
+        next(ranking_samples(questions, views, depth=0))
     with pytest.raises(ValueError, match=r"labelled_share=1.1"):
-        next(ranking_samples(questions, encoder, index, labelled_share=1.1))
+        next(ranking_samples(questions, views, labelled_share=1.1))
     other = VectorIndex(encoder.dim, encoder_fingerprint="another")
     with pytest.raises(IndexMismatchError, match="encoder another"):
-        next(ranking_samples(questions, encoder, other))
+        next(ranking_samples(questions, {"picture": View(encoder, other, ())}))
     strange = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
     vector = np.eye(1, encoder.dim, dtype=np.float32)
     strange.add(["no such document"], vector)
     with pytest.raises(IndexMismatchError, match="'no such document'"):
-        next(ranking_samples(questions, encoder, strange))
+        next(ranking_samples(questions, {"picture": View(encoder, strange, ())}))
+
+
+def test_near_misses_of_pictures_and_captions(
+    questions: WebQA, encoder: DualEncoder, tmp_path: Path
+) -> None:
+    text_encoder = TextEncoder.from_pretrained(save_text_encoder(tmp_path), device="cpu")
+    fusion = WeightedSum(0.4)
+    views = index_documents(questions, {"picture": encoder, "caption": text_encoder})
+    samples = list(ranking_samples(questions, views, fusion=fusion, depth=6))
+    pair = Retriever(encoder), Retriever(text_encoder)
+    retriever = FusedRetriever(*pair, fusion, questions.documents(), progress=False)
+    order = {q.id: [hit.id for hit in retriever.retrieve(q.text, 8)] for q in questions.questions}
+    misses = [sample for sample in samples if sample.answer == "No"]
+    assert misses
+    for sample in misses:
+        assert sample.rank is not None
+        assert order[str(sample.question_id)][sample.rank - 1] == sample.document
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -191,11 +211,9 @@ def test_texts_are_near_misses_beside_pictures(tmp_path: Path, encoder: DualEnco
     own = tmp_path / "own.jsonl"
     own.write_text("\n".join(map(json.dumps, lines)))
     source = JsonlQuestions(own)
-    index = index_documents(source, encoder)
-    assert sorted(index.ids) == sorted(source.document_ids())
-    samples = list(
-        ranking_samples(source, encoder, index, negatives_per_positive=4, depth=4, seed=0)
-    )
+    views = index_documents(source, {"picture": encoder})
+    assert sorted(views["picture"].index.ids) == sorted(source.document_ids())
+    samples = list(ranking_samples(source, views, negatives_per_positive=4, depth=4, seed=0))
     for question in source.questions:
         mine = [s for s in samples if s.question_id == question.id]
         assert [s.document for s in mine if s.answer == "Yes"] == list(question.gold)
@@ -271,10 +289,10 @@ def test_a_broken_picture_costs_its_own_samples(tmp_path: Path, encoder: DualEnc
     start = rows.index(lost.encode() + b"\t") + len(lost) + 1
     (tmp_path / "imgs.tsv").write_bytes(rows[:start] + b"%" + rows[start + 1 :])
     source = WebQA(tmp_path, split="train")
-    index = index_documents(source, encoder)
-    assert set(source.document_ids()) - set(index.ids) == {lost}
+    views = index_documents(source, {"picture": encoder})
+    assert set(source.document_ids()) - set(views["picture"].index.ids) == {lost}
     assert source.problems.counts == {"broken picture": 1}
-    samples = list(ranking_samples(source, encoder, index))
+    samples = list(ranking_samples(source, views))
     assert lost not in {sample.document for sample in samples}
     answerable = {q.id for q in source.questions if lost not in q.gold}
     assert {sample.question_id for sample in samples} == answerable
