@@ -85,7 +85,7 @@ def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     if settings.get("noise.token_level") == "none":
         unread = {f"noise.{f.name}" for f in fields(NoiseSettings)} - {"noise.data_level"}
     elif settings.get("noise.as_released"):  # it has a clamp and a window of its own
-        unread = {"noise.clamp_low", "noise.clamp_high", "noise.window"}
+        unread = {"noise.clamp_low", "noise.clamp_high", "noise.window", "noise.gap"}
     if not settings.get("noise.data_level"):
         unread |= {"noise.data_level", "noise.hard_negatives"}
     words: list[str] = []
@@ -98,6 +98,8 @@ def _in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         elif name in ("noise.clamp_low", "noise.clamp_high"):
             low, high = settings["noise.clamp_low"], settings["noise.clamp_high"]
             words.append(f"clamp {low:g} to {high:g}")
+        elif name == "noise.gap":
+            words.append(f"gap of the {str(value).replace('_', '-')}")
         elif name == "noise.as_released":
             words += ["as released"] if value else []
         else:

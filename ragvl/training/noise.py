@@ -48,6 +48,9 @@ class NoiseSettings:
             added to what is left as large as it is; "drop", visual tokens put to zero, as many of
             them as the share of the signal's power that diffusion takes.
         timestep: how much noise, 0 to 999, in every kind.
+        gap: what of an answer's token is compared without and with noise: its "logit", the paper's,
+            or its "log_probability", which also falls where something else becomes likely; that
+            needs the logits of all labelled tokens over the vocabulary, twice.
         clamp_low: the least weight of an answer's token.
         clamp_high: the largest.
         window: how many neighbouring tokens a weight is averaged over; odd.
@@ -60,6 +63,7 @@ class NoiseSettings:
     token_level: Literal["none", "pixels", "tokens"] = "none"
     kind: NoiseKind = "diffusion"
     timestep: int = 500
+    gap: Literal["logit", "log_probability"] = "logit"
     clamp_low: float = 1.0
     clamp_high: float = 5.0
     window: int = 3
@@ -77,6 +81,10 @@ class NoiseSettings:
             raise ValueError(f"kind={self.kind!r}: expected {', '.join(others)} or {last}")
         if self.kind == "drop" and self.token_level == "pixels":
             raise ValueError("kind='drop' drops visual tokens; there are none among the pixels")
+        if self.gap not in ("logit", "log_probability"):
+            raise ValueError(f"gap={self.gap!r}: expected 'logit' or 'log_probability'")
+        if self.as_released and self.gap != "logit":
+            raise ValueError("as_released compares logits: gap must be 'logit'")
         if not 0 <= self.timestep < 1000:
             raise ValueError(f"timestep={self.timestep}: it must lie in 0 to 999")
         if not 0 < self.clamp_low <= self.clamp_high < float("inf"):
@@ -145,7 +153,7 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
         head = _head(model, mllm.head.scale, hidden)
         if model.training:
             if token_level != "none":
-                _note_weights(token_weights, hidden.detach(), noisy, targets, head[0], noise)
+                _note_weights(token_weights, hidden.detach(), noisy, targets, head, noise)
             return ModelOutput(loss=_loss(hidden, noisy, targets, *head, noise))
         loss = _loss(hidden, noisy, targets, *head, ARMS["plain"])
         return ModelOutput(loss=loss, logits=_answered_right(hidden, targets, *head))
@@ -197,15 +205,12 @@ def token_gaps(
         hidden = model.base_model(**inputs).last_hidden_state
     head = _head(model, mllm.head.scale, hidden)
 
-    def losses(rows: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(rows, *head).float(), label, reduction="none")
-
     rows = hidden[labelled]
     gaps = []
     for noise in noises:
         noisy = _noisy_pass(model, dict(inputs), vision.features, noise)[labelled]
-        logit = visual_gaps(rows, noisy, head[0][label])
-        gaps.append(TokenGaps(logit, losses(noisy) - losses(rows)))
+        by_probability = _label_losses(noisy, label, *head) - _label_losses(rows, label, *head)
+        gaps.append(TokenGaps(visual_gaps(rows, noisy, head[0][label]), by_probability))
     return gaps
 
 
@@ -269,11 +274,11 @@ def _note_weights(
     hidden: Tensor,
     noisy: Tensor,
     targets: Tensor,
-    weight: Tensor,
+    head: tuple[Tensor, Tensor | None],
     noise: NoiseSettings,
 ) -> None:
     """Adds a batch's labelled tokens to `token_weights`, as the loss weighs them."""
-    labelled = targets != IGNORE
+    labelled, (weight, bias) = targets != IGNORE, head
     if noise.as_released:
         rows, noisy_rows = (x.to(weight.dtype).flatten(0, 1) for x in (hidden, noisy))
         gap = visual_gaps(rows, noisy_rows, weight[0].expand_as(rows))
@@ -283,7 +288,12 @@ def _note_weights(
     sequence, position = labelled.nonzero(as_tuple=True)
     label = targets[sequence, position]
     rows, noisy_rows = (x[sequence, position].to(weight.dtype) for x in (hidden, noisy))
-    gap = visual_gaps(rows, noisy_rows, weight[label])
+    if noise.gap == "logit":
+        gap = visual_gaps(rows, noisy_rows, weight[label])
+    else:
+        gap = _label_losses(noisy_rows, label, weight, bias) - _label_losses(
+            rows, label, weight, bias
+        )
     low, high = noise.clamp_low, noise.clamp_high
     weights = visual_weights(gap.clamp(low, high), sequence, noise.window)
     token_weights.add(gap, weights, low, high)
@@ -346,6 +356,8 @@ def _loss(
         with torch.no_grad():
             noisy_logits = F.linear(noisy, weight, bias)
         return released_loss(F.linear(hidden, weight, bias), noisy_logits, targets)
+    if noise.gap == "log_probability":
+        return _weighted_by_log_probability(hidden, noisy, targets, weight, bias, noise)
     return visual_weighted_cross_entropy(
         hidden,
         noisy,
@@ -355,6 +367,31 @@ def _loss(
         clamp=(noise.clamp_low, noise.clamp_high),
         window=noise.window,
     )
+
+
+def _weighted_by_log_probability(
+    hidden: Tensor,
+    noisy: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    noise: NoiseSettings,
+) -> Tensor:
+    """The loss as `visual_weighted_cross_entropy` has it, but for what the gap is of."""
+    sequence, position = (targets != IGNORE).nonzero(as_tuple=True)
+    label = targets[sequence, position]
+    losses = _label_losses(hidden[sequence, position], label, weight, bias)
+    with torch.no_grad():
+        gap = _label_losses(noisy[sequence, position], label, weight, bias) - losses
+        weights = visual_weights(
+            gap.clamp(noise.clamp_low, noise.clamp_high), sequence, noise.window
+        )
+    return (weights * losses).sum() / weights.sum().clamp_min(noise.clamp_low)
+
+
+def _label_losses(rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N,) float32: what each row's label has for a cross-entropy."""
+    return F.cross_entropy(F.linear(rows, weight, bias).float(), label, reduction="none")
 
 
 @torch.no_grad()

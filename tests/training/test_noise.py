@@ -325,6 +325,39 @@ def test_the_gaps_of_a_model_are_those_that_training_weighs_by(
         assert gaps.logit.abs().max() > 0
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_token_may_weigh_what_its_log_probability_falls(
+    window: int, fresh: Callable[[str], MLLM], questions: WebQA
+) -> None:
+    """Gaps of log-probabilities are those of logits that are log-probabilities."""
+    mllm = fresh("llava")
+    batch = batch_of(mllm, questions)
+    noise = replace(PIXELS, gap="log_probability", window=window)
+    mllm.model.train()
+    inputs = without_labels(batch)
+    torch.manual_seed(3)
+    seed = int(torch.randint(2**62, ()))
+    pixels = diffusion_noise(inputs["pixel_values"], timestep=500, seed=seed)
+    clean, noisy = (
+        mllm.model(**{**inputs, "pixel_values": x}).logits.log_softmax(-1)
+        for x in (inputs["pixel_values"], pixels)
+    )
+    expected = weighted(clean, noisy.detach(), batch["labels"], window)
+    torch.manual_seed(3)
+    (gaps,) = token_gaps(mllm, batch, [noise])
+    gathered = install_loss(mllm, noise)
+    torch.manual_seed(3)
+    loss = mllm.model(**batch).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    head = mllm.model.get_output_embeddings().weight
+    actual, wanted = (torch.autograd.grad(x, head)[0] for x in (loss, expected))
+    assert (actual - wanted).norm() < 1e-4 * wanted.norm()
+    measured = gathered.total()["visual_gap"]
+    assert measured == pytest.approx(gaps.log_probability.mean().item(), rel=1e-3, abs=1e-6)
+    batch["labels"].fill_(IGNORE)
+    assert mllm.model(**batch).loss.item() == 0
+
+
 def test_a_fall_of_log_probability_is_that_of_the_whole_vocabulary(
     fresh: Callable[[str], MLLM], questions: WebQA
 ) -> None:
@@ -469,6 +502,11 @@ def test_the_arm_release_trains_with_that_loss(
         ({"token_level": "everything"}, "token_level='everything'"),
         ({"timestep": 1000}, "timestep=1000"),
         ({"kind": "loud"}, "kind='loud': expected 'diffusion', 'scaled', 'gaussian' or 'drop'"),
+        ({"gap": "loss"}, "gap='loss': expected 'logit' or 'log_probability'"),
+        (
+            {"gap": "log_probability", "as_released": True, "token_level": "tokens"},
+            "as_released compares logits",
+        ),
         ({"clamp_low": 0.0}, "clamp_low=0"),
         ({"clamp_low": 6.0}, "clamp_low=6"),
         ({"clamp_high": float("nan")}, "clamp_high=nan"),
