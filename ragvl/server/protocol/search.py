@@ -58,7 +58,9 @@ class Found(RerankResult):
 
     index: int = Field(description="Its place in the retriever's order, or in `documents`.")
     retrieval_score: float | None = Field(
-        None, description="The cosine that it was retrieved by; of a given document there is none."
+        None,
+        description="What it was retrieved by: its cosine, or of an index of pictures and captions "
+        "what their fusion counted. Of a given document there is none.",
     )
 
 

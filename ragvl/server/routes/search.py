@@ -127,7 +127,7 @@ class _Ranking:
     Attributes:
         documents: the candidates, in the retriever's order.
         ids: theirs.
-        cosines: what they were retrieved by; None where they were given.
+        retrieved_by: what they were retrieved by; None where they were given.
         pairs: their scores by place; of a document of the index that cannot be used there is none.
         order: places, the most relevant first.
         threshold: from what relevance a document is kept.
@@ -135,7 +135,7 @@ class _Ranking:
 
     documents: Sequence[Document]
     ids: Sequence[str | None]
-    cosines: Sequence[float] | None
+    retrieved_by: Sequence[float] | None
     pairs: dict[int, ScoredPair]
     order: list[int]
     threshold: float
@@ -177,15 +177,15 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
     """Retrieves candidates, where the request brings none, and scores them."""
     contents = asked.contents
     (query,) = contents.queries
-    documents, places, cosines = contents.documents, contents.places, None
+    documents, places, retrieved_by = contents.documents, contents.places, None
     ids = [document.id for document in documents]
     if asked.body.documents is None:
         found = await pipeline.retrieve(query, asked.body.num_candidates)
         documents, ids = [hit.document for hit in found], [hit.id for hit in found]
         places = [f"retrieved[{i}]" for i in range(len(found))]
-        cosines = [hit.score for hit in found]
+        retrieved_by = [hit.score for hit in found]
     results = await pipeline.score([(query, document) for document in documents])
-    chosen = list(range(len(results))) if cosines is None else _usable(results)
+    chosen = list(range(len(results))) if retrieved_by is None else _usable(results)
     scores = checked_scores(
         [results[i] for i in chosen],
         [(query, documents[i]) for i in chosen],
@@ -194,7 +194,7 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
     )
     order = [chosen[i] for i in order_of(scores)]
     pairs = dict(zip(chosen, scores, strict=True))
-    return _Ranking(documents, ids, cosines, pairs, order, asked.threshold)
+    return _Ranking(documents, ids, retrieved_by, pairs, order, asked.threshold)
 
 
 def _usable(results: Sequence[ScoredPair | Exception]) -> list[int]:
@@ -231,7 +231,7 @@ def _found(ranking: _Ranking, place: int, body: SearchBody) -> Found:
     return Found(
         index=place,
         id=ranking.ids[place],
-        retrieval_score=None if ranking.cosines is None else ranking.cosines[place],
+        retrieval_score=None if ranking.retrieved_by is None else ranking.retrieved_by[place],
         relevance_score=pair.score,
         raw_score=pair.raw,
         kept=ranking.is_kept(place),
