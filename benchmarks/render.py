@@ -36,6 +36,7 @@ import gpu_ops
 import gpu_rerank
 import gpu_train
 import presets_table
+import runs.real_tables
 import runs.tables
 import serving_limits
 import typer
@@ -74,6 +75,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "serve": bench_serve.serve_table,
     "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
+    **runs.real_tables.TABLES,
 }
 _TABLE = re.compile(
     r"(?P<begin><!-- begin table: (?P<name>\w+) -->\n).*?(?P<end><!-- end table: (?P=name) -->)",

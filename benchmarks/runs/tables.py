@@ -16,7 +16,7 @@ from ragvl.evaluation.tables import interval, percent, signed
 
 _RECALLS = tuple(f"recall@{k}" for k in (1, 2, 5, 10, 20))
 _POOLS: tuple[Pool, ...] = ("full", "gold")
-_EVIDENCE = {
+EVIDENCE = {
     "retrieved": "the retriever's first",
     "gold": "(gold pictures)",
     "none": "(no picture)",
@@ -73,10 +73,10 @@ def documents_kept(results: Results) -> str:
             measures = ("precision", "recall", "f1")
             rows.append(
                 [
-                    *(name, _EVIDENCE.get(evidence, evidence)),
+                    *(name, EVIDENCE.get(evidence, evidence)),
                     "" if threshold is None else f"{threshold:.3f}",
                     *([""] * len(measures) if kept is None else _percents(kept, measures)),
-                    _percent(answers.measures["accuracy"]),
+                    percent_between(answers.measures["accuracy"]),
                 ]
             )
     settings, estimated_on = result.settings, result.estimated_on
@@ -101,11 +101,11 @@ def answers_by_category(results: Results) -> str:
     rows = [
         [
             f"{category} ({count})",
-            *(_percent(answers[evidence].by_category.get(category)) for evidence in columns),
+            *(percent_between(answers[evidence].by_category.get(category)) for evidence in columns),
         ]
         for category, count in result.categories.items()
     ]
-    return table(["category", *(_EVIDENCE.get(name, name) for name in columns)], rows)
+    return table(["category", *(EVIDENCE.get(name, name) for name in columns)], rows)
 
 
 def cross_domain(results: Results) -> str:
@@ -140,8 +140,8 @@ def cross_domain(results: Results) -> str:
         rows.append(
             [
                 label,
-                _percent(places),
-                _percent(charts),
+                percent_between(places),
+                percent_between(charts),
                 f"{signed(change)} ({interval(change, '+')})",
             ]
         )
@@ -174,7 +174,7 @@ def caption_retrieval(results: Results) -> str:
         rows,
         f"{result.num_questions} captions, {pool.num_documents} pictures, "
         f"{result.settings.num_candidates} candidates: no order of them finds more than "
-        f"{_percent(pool.retrieved['recall@20'])} percent.",
+        f"{percent_between(pool.retrieved['recall@20'])} percent.",
     )
 
 
@@ -255,10 +255,10 @@ def _order(pool: PoolResult, order: str) -> Figures:
 
 
 def _percents(figures: Figures, names: Sequence[str]) -> list[str]:
-    return [_percent(figures.get(name)) for name in names]
+    return [percent_between(figures.get(name)) for name in names]
 
 
-def _percent(figure: Figure | None) -> str:
+def percent_between(figure: Figure | None) -> str:
     """Percent, with the ends of its interval."""
     if figure is None:
         return NOT_MEASURED

@@ -1,0 +1,115 @@
+"""Tables of the sets of real pictures: one over all, and one of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from runs.tables import EVIDENCE, percent_between
+from tables import NOT_MEASURED, Results, table
+
+from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult, from_json
+from ragvl.evaluation.tables import found_by_order, interval, retrieval_remarks, signed
+
+SETS = ("named", "blind", "german", "photos", "screens")
+"""`benchmarks/real` makes them; the evaluation of each is `real_<set>.json`."""
+
+_ORDERS = ("chance", "picture", "caption", "fused", "reranked", "ceiling")
+_MEASURES = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20", "mrr")
+
+
+def real(results: Results) -> str:
+    """Of each set of real pictures: recall@1 of every order, and what reranking gains."""
+    header = ["set", "questions", "pictures", *_ORDERS, "gain by reranking"]
+    rows = []
+    for name in SETS:
+        result = _evaluation(results, name)
+        if result is None:
+            rows.append([name, *[NOT_MEASURED] * (len(header) - 1)])
+            continue
+        pool = _pool(result)
+        orders = found_by_order(pool)
+        rows.append(
+            [
+                *(name, f"{result.num_questions:,}", f"{pool.num_documents:,}"),
+                *(percent_between(_of(orders, order, "recall@1")) for order in _ORDERS),
+                _change(pool.gain["recall@1"]),
+            ]
+        )
+    return table(
+        header,
+        rows,
+        "Gold documents that are first, percent with 95 % intervals; the gain in points, question "
+        "by question. The ceiling is what the best order of the candidates would have.",
+    )
+
+
+def real_set(name: str, results: Results) -> str:
+    """Of one set: where each order has the gold documents, what was kept, and the answers."""
+    header = ["order", *_MEASURES]
+    result = _evaluation(results, name)
+    if result is None:
+        return table(header, [["any", *[NOT_MEASURED] * len(_MEASURES)]])
+    pool = _pool(result)
+    orders = found_by_order(pool)
+    rows = [
+        [order, *(percent_between(figures.get(measure)) for measure in _MEASURES)]
+        for order, figures in orders.items()
+    ]
+    rows.append(["gain by reranking", *(_change(pool.gain[measure]) for measure in _MEASURES)])
+    settings = result.settings
+    notes = [
+        f"{result.num_questions:,} questions, {pool.num_documents:,} documents, "
+        f"{settings.num_candidates} candidates."
+    ]
+    remarks = retrieval_remarks(pool, settings.num_candidates)
+    notes += [f"{line[0].upper()}{line[1:]}." for line in remarks]
+    return "\n\n".join([table(header, rows, " ".join(notes)), _kept(result, pool)])
+
+
+def _kept(result: EvaluationResult, pool: PoolResult) -> str:
+    """What was kept for the generator, and how many answers are right from it."""
+    rows = []
+    for name in dict.fromkeys([*pool.kept, *pool.answers]):
+        limit, kept = result.thresholds.get(name), pool.kept.get(name)
+        measures = pool.answers[name].measures if name in pool.answers else {}
+        rows.append(
+            [
+                EVIDENCE.get(name, name),
+                "" if limit is None else f"{limit:.3f}",
+                *(
+                    "" if kept is None else percent_between(kept[measure])
+                    for measure in ("precision", "recall", "f1")
+                ),
+                percent_between(next(iter(measures.values()), None)),
+            ]
+        )
+    return table(
+        ["kept", "relevance from", "precision", "recall", "F1", "answers right"],
+        rows,
+        f"At most {result.settings.top_k} documents are kept.",
+    )
+
+
+def _evaluation(results: Results, name: str) -> EvaluationResult | None:
+    found = f"real_{name}"
+    return from_json(EvaluationResult, results[found]) if found in results else None
+
+
+def _pool(result: EvaluationResult) -> PoolResult:
+    return result.pools[result.first_pool]
+
+
+def _of(orders: Mapping[str, Mapping[str, Figure]], order: str, measure: str) -> Figure | None:
+    return orders.get(order, {}).get(measure)
+
+
+def _change(gain: Figure) -> str:
+    ends = interval(gain, "+")
+    return f"{signed(gain)} ({ends})" if ends else signed(gain)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "real": real,
+    **{f"real_{name}": partial(real_set, name) for name in SETS},
+}
