@@ -73,7 +73,7 @@ def main(
     ] = None,
     tower_steps: int = 600,
     retriever_steps: int = 450,
-    describe_steps: int = 300,
+    describe_steps: int = 500,
     base_steps: int = 1500,
     seeing_steps: Annotated[int, typer.Option(help="Few: it is to stay under its ceiling.")] = 300,
     reranker_steps: Annotated[int, typer.Option(help="-1 for the recipe's epoch.")] = -1,
