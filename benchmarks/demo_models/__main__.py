@@ -45,7 +45,7 @@ from ragvl.mllm import ConvolutionalVisionModel
 from ragvl.retriever import DualEncoder
 from ragvl.training.command import Stage, run
 from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
-from ragvl.training.trainer import is_finished
+from ragvl.training.run_record import is_finished
 
 logger = logging.getLogger(__name__)
 

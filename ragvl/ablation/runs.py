@@ -21,7 +21,8 @@ from ragvl.files import write_text
 from ragvl.messages import MAX_ERROR, reason
 from ragvl.mllm import MLLM
 from ragvl.training.command import run as train
-from ragvl.training.trainer import ResumeError, is_finished
+from ragvl.training.run_record import is_finished
+from ragvl.training.trainer import ResumeError
 
 logger = logging.getLogger(__name__)
 

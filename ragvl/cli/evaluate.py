@@ -215,7 +215,7 @@ def _warn_of_learned(questions: Sequence[Question], chosen: EvaluationOptions) -
     """How many questions the reranker was trained on, so far as its folder says so."""
     from ragvl.data.questions import question_name
     from ragvl.reranker import thresholds_file
-    from ragvl.training.trainer import learned_questions
+    from ragvl.training.run_record import learned_questions
 
     beside = thresholds_file(chosen.reranker, **chosen.location)
     learned = frozenset() if beside is None else learned_questions(beside.parent)

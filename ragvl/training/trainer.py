@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from ragvl.files import follow_umask, write_text
+from ragvl.files import follow_umask
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.model_files import (
     ADAPTER_WEIGHTS,
@@ -38,11 +38,11 @@ from ragvl.model_files import (
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
+from ragvl.training.run_record import RUN_FILE, note_run, noted_run
 from ragvl.training.token_weights import TokenWeights
 
 logger = logging.getLogger(__name__)
 
-_RUN_FILE = "ragvl_run.json"  # whose run a folder holds, and whether its model is whole
 _STATE_FILE = "trainer_state.json"
 
 
@@ -139,22 +139,8 @@ def train(
     if arguments.process_index == 0:
         if weighed := token_weights.total():
             run["token_weights"] = weighed
-        _note_run(Path(str(arguments.output_dir)), run, questions, finished=True)
+        note_run(Path(str(arguments.output_dir)), run, questions, finished=True)
     return figures
-
-
-def learned_questions(folder: Path) -> frozenset[str]:
-    """Names of the questions that the folder's model was trained on, as far as it says so.
-
-    See `ragvl.data.questions.question_name`.
-    """
-    names = _noted_run(folder).get("questions")
-    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether `train` saved the folder's model to the end; files alone do not show it."""
-    return bool(_noted_run(folder).get("finished"))
 
 
 def _train(
@@ -354,7 +340,7 @@ def _claim_folder(
             _check_run(folder, run)
         elif has_weights:
             # Without a checkpoint only what a broken-off save left may be written over
-            if _noted_run(folder).get("finished") is not False:
+            if noted_run(folder).get("finished") is not False:
                 raise ResumeError(f"{folder} holds a model and no checkpoint to go on from")
             _check_run(folder, run)
     else:
@@ -364,7 +350,7 @@ def _claim_folder(
         _check_weights(Path(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.process_index == 0:
-        _note_run(folder, run, questions, finished=False)
+        note_run(folder, run, questions, finished=False)
     return checkpoint
 
 
@@ -400,27 +386,11 @@ def _has_state(checkpoint: Path) -> bool:
     return True
 
 
-def _noted_run(folder: Path) -> dict[str, Any]:
-    """What `_note_run` wrote, if it did. Earlier versions did not say whether a run finished."""
-    try:
-        noted = json.loads((folder / _RUN_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
-
-
-def _note_run(
-    folder: Path, run: dict[str, Any], questions: Collection[str], *, finished: bool
-) -> None:
-    noted = {**run, "finished": finished, "questions": sorted(questions)}
-    write_text(folder / _RUN_FILE, json.dumps(noted, indent=2) + "\n")
-
-
 def _check_run(folder: Path, run: dict[str, Any]) -> None:
-    noted = _noted_run(folder)
+    noted = noted_run(folder)
     if not noted:
         raise ResumeError(
-            f"{folder / _RUN_FILE} is missing or broken, so it is not known what the checkpoint is "
+            f"{folder / RUN_FILE} is missing or broken, so it is not known what the checkpoint is "
             "of"
         )
     for name, wanted in run.items():

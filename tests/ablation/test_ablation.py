@@ -34,7 +34,7 @@ from ragvl.evaluation.result import from_json
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.mllm import MLLM
 from ragvl.retriever import DualEncoder
-from ragvl.training.trainer import is_finished
+from ragvl.training.run_record import is_finished
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "ragvl" / "assets"

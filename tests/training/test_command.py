@@ -23,7 +23,7 @@ from ragvl.training import command
 from ragvl.training.command import RunSettings, _drawn
 from ragvl.training.noise import ARMS
 from ragvl.training.ranking import RankingSample, read_ranking, write_ranking
-from ragvl.training.trainer import learned_questions
+from ragvl.training.run_record import learned_questions
 
 BASE = ["--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2"]
 

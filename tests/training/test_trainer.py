@@ -29,11 +29,11 @@ from ragvl.training.command import run
 from ragvl.training.examples import AnswerExamples, Example, RankingExamples
 from ragvl.training.noise import ARMS
 from ragvl.training.ranking import RankingSample
+from ragvl.training.run_record import is_finished
 from ragvl.training.trainer import (
     ResumeError,
     TrainingDivergedError,
     TrainingStoppedError,
-    is_finished,
     train,
 )
 
