@@ -19,6 +19,7 @@ FUSED: Literal["fused"] = "fused"
 FUSED_DEPTH = 1000
 """How many documents of each order are fused at least."""
 
+_RRF = "rrf"
 _WEIGHTS = tuple(step / 20 for step in range(21))  # that are tried on a dev split
 
 
@@ -84,7 +85,7 @@ class ReciprocalRank:
     @property
     def name(self) -> str:
         """What names it."""
-        return "rrf" if self.k == ReciprocalRank.k else f"rrf, k={self.k:g}"
+        return _RRF if self.k == ReciprocalRank.k else f"{_RRF}:{float(self.k)!r}"
 
     def points(self, order: Order, found: Found) -> Points:  # noqa: ARG002
         """See `Fusion`."""
@@ -118,7 +119,7 @@ class WeightedSum:
     @property
     def name(self) -> str:
         """What names it."""
-        return f"{self.weight:g}"
+        return repr(float(self.weight))
 
     def points(self, order: Order, found: Found) -> Points:
         """See `Fusion`."""
@@ -133,14 +134,15 @@ class WeightedSum:
 
 
 def parse_fusion(text: str) -> Fusion:
-    """A fusion by its name: "rrf", or a weight of the picture's order from 0 to 1.
+    """A fusion by its name: "rrf", "rrf:K", or a weight of the picture's order from 0 to 1.
 
     Raises:
         ValueError: it is neither.
     """
-    if text == ReciprocalRank().name:
-        return ReciprocalRank()
+    name, colon, k = text.partition(":")
     try:
+        if name == _RRF:
+            return ReciprocalRank(float(k)) if colon else ReciprocalRank()
         return WeightedSum(float(text))
     except ValueError:
         raise ValueError(

@@ -111,9 +111,11 @@ def test_the_middle_of_equally_good_weights_is_taken():
 
 
 def test_names():
-    for fusion in (ReciprocalRank(), WeightedSum(0), WeightedSum(0.35), WeightedSum(1)):
+    weights = (0, 0.35, 1 / 3, 1)
+    for fusion in (ReciprocalRank(), ReciprocalRank(12.5), *map(WeightedSum, weights)):
         assert parse_fusion(fusion.name) == fusion
-    for text in ("mean", "1.5", "-0.1", "nan", ""):
+    assert WeightedSum(1).name == WeightedSum(1.0).name
+    for text in ("mean", "1.5", "-0.1", "nan", "", "rrf:", "rrf:-1", "rrf:much"):
         with pytest.raises(ValueError, match="expected rrf, or the weight"):
             parse_fusion(text)
     with pytest.raises(ValueError, match="k=-1"):
