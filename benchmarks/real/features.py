@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ragvl.data.document import Document
+from ragvl.data.images import DECODING
 from ragvl.files import whole_file
 from ragvl.identity import name_of
 from ragvl.weights import model_tensors, weights_name
@@ -44,7 +45,7 @@ def features_of(
     Raises:
         ImageError: a picture cannot be read.
     """
-    own = folder / name_of("tower", weights_name(model_tensors(tower)[0]))
+    own = folder / name_of("tower", weights_name(model_tensors(tower)[0]), str(DECODING))
     own.mkdir(parents=True, exist_ok=True)
     known: dict[str, Tensor] = {}
     for path in own.glob("*.safetensors"):
