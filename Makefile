@@ -122,8 +122,9 @@ ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on tw
 	$(RUN)/ablation.sh
 	$(MAKE) tables
 
-real: $(VENV)/.dev ## Fetch real pictures and weights by name, and make question sets of them (goes on)
+real: $(VENV)/.dev ## Fetch real pictures and weights by name; train and evaluate on them (hours; goes on)
 	$(RUN)/real.sh
+	$(MAKE) tables
 
 tables: $(VENV)/.dev ## Render benchmarks/results into the documents' tables and plots
 	$(BIN)/python benchmarks/render.py

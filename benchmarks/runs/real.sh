@@ -26,6 +26,7 @@ step_sets() {
 step_models() {
     real weights
     real retriever
+    cp $MODELS/retriever/training.json $RESULTS/real_retriever.json
     real learn
     real base
 }

@@ -154,3 +154,10 @@ def test_real_sets(results: dict[str, Any]) -> None:
     assert row["test: questions"] == str(blind["test"]["questions"])
     assert row["train: pictures"] == str(blind["train"]["pictures"])
     assert f"{results['real_sets']['pairs']['stamps']} of stamps" in text
+
+
+def test_real_retriever(results: dict[str, Any]) -> None:
+    text = TABLES["real_retriever"](results)
+    made = results["real_retriever"]
+    assert cells(text, "trained")["found first"] == f"{100 * made['trained']:.1f}"
+    assert f"{made['held_out']:,} held-out" in text
