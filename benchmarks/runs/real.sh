@@ -7,6 +7,7 @@ source "$(dirname "$0")/common.sh"
 real() { PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m real "$@"; }
 ROOT=runs/real
 MODELS=$ROOT/models
+BOTH="--encoder $ROOT/models/retriever --text-encoder $ROOT/weights/minilm"
 
 # train STAGE DATA FLAGS...: what is finished is left alone, what was broken off goes on
 train() {
@@ -32,7 +33,7 @@ step_models() {
 }
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \
-        --encoder $MODELS/retriever --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
+        $BOTH --fusion 0.7 --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
     train reranker $ROOT/sets/learn --ranking $ROOT/ranking.jsonl
 }
 step_generator() { train generator $ROOT/sets/learn; }
@@ -41,9 +42,12 @@ step_evaluate() {
     for set in named blind german photos screens; do
         # Of `blind` all that there are: its captions do not tell one thing from another
         candidates=100 && [ $set != blind ] || candidates=1000
+        # Each set has its own weight of pictures, or none where val is too small to tell: exit 1
+        ragvl calibrate $ROOT/sets/$set --split val $BOTH --reranker $MODELS/reranker \
+            --template instruction-first --fusion estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]
         ragvl evaluate $ROOT/sets/$set --split test --pool full --candidates $candidates \
-            --encoder $MODELS/retriever --text-encoder $ROOT/weights/minilm \
-            --reranker $MODELS/reranker --generator $MODELS/generator --max-new-tokens 16 \
+            $BOTH --reranker $MODELS/reranker --template instruction-first \
+            --generator $MODELS/generator --max-new-tokens 16 \
             --dtype bfloat16 --out $ROOT/evaluated/$set
         cp $ROOT/evaluated/$set/result.json $RESULTS/real_$set.json
     done
