@@ -207,8 +207,12 @@ class _StopAfterStep(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A block in which Ctrl-C is taken for this; only the main thread can hear it."""
-        if threading.current_thread() is not threading.main_thread():
+        """A block in which Ctrl-C is taken for this.
+
+        Only the main thread can hear it; a process in the background that ignores it still does.
+        """
+        can_hear = threading.current_thread() is threading.main_thread()
+        if not can_hear or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             yield
             return
         before = signal.signal(signal.SIGINT, self._hear)

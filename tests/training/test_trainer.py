@@ -455,6 +455,23 @@ def test_a_second_interrupt_ends_training_at_once(
         train(mllm, settings, AnswerExamples(questions, mllm.prompting))
 
 
+def test_a_process_that_ignores_interrupts_still_does(
+    fresh: Callable[..., MLLM],
+    questions: WebQA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callbacks = [*trainer.DEFAULT_CALLBACKS, interrupting(at=0, times=2)]
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", callbacks)
+    mllm = fresh()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(mllm, arguments(tmp_path, max_steps=1), AnswerExamples(questions, mllm.prompting))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert is_finished(tmp_path)
+
+
 def test_a_run_killed_while_it_saves_is_done_again(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
