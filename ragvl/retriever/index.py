@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -162,9 +162,7 @@ class VectorIndex:
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises what `add` would raise about `ids`, before there are vectors for them."""
-        check_ids(ids)
-        if taken := [id for id in ids if id in self._labels]:
-            raise ValueError(f"already there: {_some(taken)}; remove them first, or use other ids")
+        check_new_ids(ids, self._labels)
         if not self._index.is_trained and 0 < len(ids) < MIN_IVFPQ_VECTORS:
             raise ValueError(
                 f"kind='ivfpq' learns its codebook from the first vectors that are added, and "
@@ -492,6 +490,18 @@ def check_ids(ids: Sequence[str]) -> None:
             raise TypeError(f"an id must be a string; {id!r} is of type {type(id).__name__}")
     if twice := [id for id, count in Counter(ids).items() if count > 1]:
         raise ValueError(f"given more than once: {_some(twice)}; ids must be unique")
+
+
+def check_new_ids(ids: Sequence[str], there: Container[str]) -> None:
+    """Refuses ids that are there already, or that `check_ids` refuses.
+
+    Raises:
+        TypeError: see `check_ids`.
+        ValueError: an id is there already, or occurs twice.
+    """
+    check_ids(ids)
+    if taken := [id for id in ids if id in there]:
+        raise ValueError(f"already there: {_some(taken)}; remove them first, or use other ids")
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from ragvl.data.query import QueryLike
 from ragvl.messages import shown
 from ragvl.retriever.encoding import Encoder, check_content, text_of
 from ragvl.retriever.fusion import FUSED, Fusion, Order, ReciprocalRank, parse_fusion
-from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids
+from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids, check_new_ids
 from ragvl.retriever.kinds import Hits
 from ragvl.retriever.saved_documents import (
     DOCUMENTS_FILE,
@@ -372,6 +372,7 @@ class FusedRetriever(DocumentRetriever):
     ) -> list[str]:
         """See `DocumentRetriever.add`."""
         new = by_id(documents)
+        check_new_ids(list(new), self._documents)  # each of the two knows only those that it holds
         try:
             encoded = self._encoded(new, batch_size=batch_size, progress=progress)
         except DocumentError:

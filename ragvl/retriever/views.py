@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
+from ragvl.arguments import checked_count
 from ragvl.data.query import QueryLike
 from ragvl.identity import name_of
 from ragvl.retriever.encoding import Encoder, checked_queries
@@ -55,8 +56,9 @@ def search_views(
         k: how many documents are wanted in the end.
 
     Raises:
-        TypeError, ValueError, ImageError: see `Encoder.encode_queries`.
+        TypeError, ValueError, ImageError: see `Encoder.encode_queries`; or `k` is below 1.
     """
+    k = checked_count("k", k)  # before it is hidden by how deep the two are searched
     every = checked_queries(queries)
     filled = {order: view for order, view in views.items() if len(view.index)}
     looks = any(view.encoder.reads_pictures for view in filled.values())

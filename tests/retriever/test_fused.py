@@ -82,6 +82,11 @@ def test_add_and_remove_all_or_none(encoder, text_encoder, documents, tmp_path):
     fused = made(encoder, text_encoder, documents[:2])
     with pytest.raises(ValueError, match="already there"):
         fused.add([documents[5], documents[1]])
+    fused.add([documents[4]])
+    with pytest.raises(ValueError, match="already there: 'bare'"):  # in the other one's index
+        fused.add([Document(text="a tower", id="bare")])
+    assert fused.get("bare") == documents[4]
+    fused.remove(["bare"])
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(DocumentError, match="broken"):
@@ -97,6 +102,8 @@ def test_add_and_remove_all_or_none(encoder, text_encoder, documents, tmp_path):
     fused.remove(["d0", "text"])
     assert list(fused.documents) == ["d1", "d2"] and fused.get("d0") is None
     assert {one.id for one in fused.retrieve("a red apple")} == {"d1", "d2"}
+    with pytest.raises(ValueError, match="k=0: it must be at least 1"):
+        fused.retrieve("a red apple", k=0)
     with pytest.raises(ValueError, match="no documents"):
         made(encoder, text_encoder, []).retrieve("a")
     with pytest.raises(DocumentError, match="nothing to find it by"):
