@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.data.captions import Protocol
-from ragvl.data.formats import open_questions, possible_splits
+from ragvl.data.formats import open_questions, possible_splits, recognised
 from ragvl.data.images import ImageError
 from ragvl.data.jsonl import DOCUMENTS
 from ragvl.data.problems import DataError, Problems
@@ -64,7 +64,7 @@ def check_splits(
     if _lists_documents_alone(Path(source)):
         return {split: check_documents(source, split=split, pictures=pictures)}
     reports: dict[str | None, CheckReport] = {}
-    missing: list[FileNotFoundError] = []
+    missing: dict[str | None, FileNotFoundError] = {}
     for name in possible_splits(source) if split is None else [split]:
         try:
             reports[name] = check_questions(
@@ -76,12 +76,24 @@ def check_splits(
                 pictures=pictures,
             )
         except FileNotFoundError as error:
-            missing.append(error)
+            missing[name] = error
     if not reports:
-        raise missing[0]
+        raise next(iter(missing.values()))
+    kind, _ = recognised(source)
+    if kind == "folder":  # its splits are its files
+        return reports
     # Of a split that is not there, nothing is, not even what is broken
     is_there = {name: set(one.problems.counts) != {_OF_NO_USE} for name, one in reports.items()}
-    return {name: one for name, one in reports.items() if is_there[name]} or reports
+    there = {name: one for name, one in reports.items() if is_there[name]} or reports
+    if kind == "captions":  # in one file: the split is there, and its pictures are missing
+        there |= {name: _of_missing_pictures(error) for name, error in missing.items()}
+    return there
+
+
+def _of_missing_pictures(error: FileNotFoundError) -> CheckReport:
+    problems = Problems()
+    problems.add("missing pictures", str(error))
+    return CheckReport(0, 0, problems)
 
 
 def check_documents(

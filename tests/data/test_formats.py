@@ -132,6 +132,19 @@ def test_every_split_is_checked_and_named(tmp_path: Path) -> None:
     write_picture(karpathy / "1.jpg")
     write_karpathy(karpathy / "dataset_k.json", [karpathy_image("1.jpg", "A dog.", split="val")])
     assert list(check_splits(karpathy)) == ["val"]
+    # A split is there whose file has nothing in it, or whose pictures are all lost
+    (own / "train.jsonl").write_text("")
+    reports = check_splits(own)
+    assert {split: one.questions for split, one in reports.items()} == {
+        "test": 0,
+        "train": 0,
+        "val": 1,
+    }
+    images = [karpathy_image(f"{n}.jpg", "A dog.", split=s) for n, s in ((1, "val"), (2, "test"))]
+    write_karpathy(karpathy / "dataset_k.json", images)
+    reports = check_splits(karpathy)
+    assert {split: one.questions for split, one in reports.items()} == {"val": 1, "test": 0}
+    assert reports["test"].problems.counts == {"missing pictures": 1}
     assert list(check_splits(own, split="val")) == ["val"]
     for source in (own, webqa):
         with pytest.raises(FileNotFoundError if source == own else DataError):
