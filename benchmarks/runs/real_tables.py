@@ -1,21 +1,49 @@
-"""Tables of the sets of real pictures: one over all, and one of each."""
+"""Tables of the real world: its sets and retriever, and what was measured, `real_<set>.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from real.layout import SETS, SPLITS
 from runs.tables import EVIDENCE, percent_between
 from tables import NOT_MEASURED, Results, table
 
 from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult, from_json
-from ragvl.evaluation.tables import found_by_order, interval, retrieval_remarks, signed
-
-SETS = ("named", "blind", "german", "photos", "screens")
-"""`benchmarks/real` makes them; the evaluation of each is `real_<set>.json`."""
+from ragvl.evaluation.tables import found_by_order, interval, percent, retrieval_remarks, signed
 
 _ORDERS = ("chance", "picture", "caption", "fused", "reranked", "ceiling")
 _MEASURES = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20", "mrr")
+
+
+def real_sets(results: Results) -> str:
+    """How many questions and pictures the real sets have, by split."""
+    made = results["real_sets"]
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{of[split][what]:,}" for split in SPLITS for what in ("questions", "pictures")),
+        ]
+        for name, of in made["sets"].items()
+    ]
+    pairs = ", ".join(f"{count:,} of {source}" for source, count in made["pairs"].items())
+    header = [f"{split}: {what}" for split in SPLITS for what in ("questions", "pictures")]
+    return table(["set", *header], rows, f"Pairs of picture and text of the train splits: {pairs}.")
+
+
+def real_retriever(results: Results) -> str:
+    """What training adds to the real world's dual encoder."""
+    made = results["real_retriever"]
+    return table(
+        ["dual encoder", "found first"],
+        [
+            ["zero-shot: classes by their names", percent(made["zero_shot"])],
+            ["trained", percent(made["trained"])],
+        ],
+        f"Percent of the texts of {made['held_out']:,} held-out pictures whose own picture is the "
+        f"most similar of all these; trained on {made['pairs']:,} pairs. The weight of what was "
+        "trained is chosen on the same pictures.",
+    )
 
 
 def real(results: Results) -> str:
@@ -111,5 +139,7 @@ def _change(gain: Figure) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "real": real,
+    "real_sets": real_sets,
+    "real_retriever": real_retriever,
     **{f"real_{name}": partial(real_set, name) for name in SETS},
 }

@@ -193,37 +193,6 @@ def ablation_real_noise(results: Results) -> str:
     return _ablation(results, "ablation_real_noise")
 
 
-def real_sets(results: Results) -> str:
-    """How many questions and pictures the real sets have, by split."""
-    made = results["real_sets"]
-    splits = ("train", "val", "test")
-    rows = [
-        [
-            f"`{name}`",
-            *(f"{of[split][what]:,}" for split in splits for what in ("questions", "pictures")),
-        ]
-        for name, of in made["sets"].items()
-    ]
-    pairs = ", ".join(f"{count:,} of {source}" for source, count in made["pairs"].items())
-    header = [f"{split}: {what}" for split in splits for what in ("questions", "pictures")]
-    return table(["set", *header], rows, f"Pairs of picture and text of the train splits: {pairs}.")
-
-
-def real_retriever(results: Results) -> str:
-    """What training adds to the real world's dual encoder."""
-    made = results["real_retriever"]
-    return table(
-        ["dual encoder", "found first"],
-        [
-            ["zero-shot: classes by their names", percent(made["zero_shot"])],
-            ["trained", percent(made["trained"])],
-        ],
-        f"Percent of the texts of {made['held_out']:,} held-out pictures whose own picture is the "
-        f"most similar of all these; trained on {made['pairs']:,} pairs. The weight of what was "
-        "trained is chosen on the same pictures.",
-    )
-
-
 def _ablation(results: Results, name: str) -> str:
     if name not in results:
         return unmeasured(["arm", "gold"])
@@ -238,7 +207,7 @@ def _ablation(results: Results, name: str) -> str:
     if result.noise_ratios:
         ratios = ", ".join(f"{n} {100 * r:.0f} %" for n, r in result.noise_ratios.items() if r)
         note += f" Of the documents shown are not gold: {ratios}."
-    return f"{table(header, rows)}\n{table(over, differences, note)}"
+    return "\n\n".join([table(header, rows), table(over, differences, note)])
 
 
 def overhead(results: Results) -> str:
@@ -290,7 +259,5 @@ TABLES = (
     ablation_noise,
     ablation_low_resource,
     ablation_real_noise,
-    real_sets,
-    real_retriever,
     overhead,
 )

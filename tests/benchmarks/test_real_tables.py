@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from common import RESULTS
+from real.layout import SETS
 from render import TABLES
-from runs.real_tables import SETS
-from runs.real_tables import TABLES as OF_REAL_PICTURES
 
 from ragvl.evaluation.metrics import chance_figures, ranking_figures, ranking_gains
 from ragvl.evaluation.result import to_json
@@ -92,7 +91,7 @@ def test_one_encoder_alone(evaluation: dict[str, Any]) -> None:
     assert "retrieved" in rows(TABLES["real_named"]({"real_named": one}))
 
 
-@pytest.mark.parametrize("name", OF_REAL_PICTURES)
+@pytest.mark.parametrize("name", ["real", *(f"real_{name}" for name in SETS)])
 def test_nothing_measured_yet(name: str) -> None:
     text = TABLES[name]({}).split("\n\n")[0]
     assert "not measured" in text

@@ -161,3 +161,11 @@ def test_real_retriever(results: dict[str, Any]) -> None:
     made = results["real_retriever"]
     assert cells(text, "trained")["found first"] == f"{100 * made['trained']:.1f}"
     assert f"{made['held_out']:,} held-out" in text
+
+
+@pytest.mark.parametrize("name", ["ablation_noise", "ablation_low_resource"])
+def test_differences_of_arms_are_a_table_of_their_own(results: dict[str, Any], name: str) -> None:
+    arms, differences, _ = TABLES[name](results).split("\n\n")
+    for table in (arms, differences):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert [line.startswith("| --- |") for line in table.splitlines()].count(True) == 1
