@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragvl.retriever.documents import encode_documents
-from ragvl.retriever.encoder import DualEncoder, check_encoder
+from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder, text_of
 from ragvl.retriever.fusion import (
     FUSED,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ragvl.data.document import DocumentLike
 from ragvl.messages import shown
-from ragvl.retriever.encoder import DualEncoder, check_encoder
+from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder
 from ragvl.retriever.fusion import FUSED, ORDERS, Fusion, Order
 from ragvl.retriever.index import SearchDevice

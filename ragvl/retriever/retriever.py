@@ -109,7 +109,6 @@ class DocumentRetriever(ABC):
     def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
         """Ids and scores for each query."""
 
-    @abstractmethod
     def add(
         self,
         documents: Iterable[DocumentLike],
@@ -139,6 +138,39 @@ class DocumentRetriever(ABC):
             ValueError: an id is there already, or twice among `documents`; or there are too few
                 to start an "ivfpq" index.
         """
+        new = by_id(documents)
+        check_new_ids(list(new), self._documents)  # of two indexes each knows only what it holds
+        try:
+            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
+        except DocumentError:
+            if on_error == "raise":
+                raise
+            new = {id: one for id, one in new.items() if self._is_usable(one)}
+            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
+        for retriever, part, vectors in encoded:
+            retriever._insert(part, vectors)
+        self._documents.update(new)
+        return list(new)
+
+    @abstractmethod
+    def _encoded(
+        self, new: Mapping[str, Document], *, batch_size: int, progress: bool
+    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
+        """What each retriever gets of new documents, with the vectors; nothing is added yet."""
+
+    @abstractmethod
+    def _encoders_of(self, document: Document) -> list[Encoder]:
+        """Those that have to encode a document."""
+
+    def _is_usable(self, document: Document) -> bool:
+        """Whether it can be encoded; a line of the log says why not."""
+        try:
+            for encoder in self._encoders_of(document):
+                encoder.check_document(document)
+        except DocumentError as error:
+            logger.warning("skipped: %s", error)
+            return False
+        return True
 
     @abstractmethod
     def remove(self, ids: Sequence[str]) -> None:
@@ -211,27 +243,17 @@ class Retriever(DocumentRetriever):
             view = self._view = View(self.encoder, self.index, texts)
         return view
 
-    def add(
-        self,
-        documents: Iterable[DocumentLike],
-        *,
-        batch_size: int = 32,
-        on_error: OnError = "raise",
-        progress: bool = True,
-    ) -> list[str]:
-        """See `DocumentRetriever.add`."""
-        new = by_id(documents)
+    def _encoded(
+        self, new: Mapping[str, Document], *, batch_size: int, progress: bool
+    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
         self.index.check_new(list(new))  # before the long work
-        encode = partial(self.encoder.encode_documents, batch_size=batch_size, progress=progress)
-        try:
-            vectors = encode(list(new.values()))
-        except DocumentError:
-            if on_error == "raise":
-                raise
-            new = {id: one for id, one in new.items() if _is_usable(one, [self.encoder])}
-            vectors = encode(list(new.values()))
-        self._insert(new, vectors)
-        return list(new)
+        vectors = self.encoder.encode_documents(
+            list(new.values()), batch_size=batch_size, progress=progress
+        )
+        return [(self, new, vectors)]
+
+    def _encoders_of(self, document: Document) -> list[Encoder]:  # noqa: ARG002  one has all
+        return [self.encoder]
 
     def _insert(self, new: Mapping[str, Document], vectors: np.ndarray) -> None:
         self.index.add(list(new), vectors)
@@ -362,33 +384,9 @@ class FusedRetriever(DocumentRetriever):
         self._documents = {**picture.documents, **caption.documents}
         self.add(documents, batch_size=batch_size, progress=progress)
 
-    def add(
-        self,
-        documents: Iterable[DocumentLike],
-        *,
-        batch_size: int = 32,
-        on_error: OnError = "raise",
-        progress: bool = True,
-    ) -> list[str]:
-        """See `DocumentRetriever.add`."""
-        new = by_id(documents)
-        check_new_ids(list(new), self._documents)  # each of the two knows only those that it holds
-        try:
-            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
-        except DocumentError:
-            if on_error == "raise":
-                raise
-            new = {id: one for id, one in new.items() if self._is_usable(one)}
-            encoded = self._encoded(new, batch_size=batch_size, progress=progress)
-        for retriever, part, vectors in encoded:
-            retriever._insert(part, vectors)
-        self._documents.update(new)
-        return list(new)
-
     def _encoded(
         self, new: Mapping[str, Document], *, batch_size: int, progress: bool
-    ) -> list[tuple[Retriever, dict[str, Document], np.ndarray]]:
-        """What each retriever gets of new documents, with the vectors."""
+    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
         for document in new.values():
             check_content(document)
         parts = [
@@ -398,20 +396,14 @@ class FusedRetriever(DocumentRetriever):
         for retriever, part in parts:
             retriever.index.check_new(list(part))  # before the long work
         return [
-            (
-                retriever,
-                part,
-                retriever.encoder.encode_documents(
-                    list(part.values()), batch_size=batch_size, progress=progress
-                ),
-            )
+            encoded
             for retriever, part in parts
+            for encoded in retriever._encoded(part, batch_size=batch_size, progress=progress)
         ]
 
-    def _is_usable(self, document: Document) -> bool:
+    def _encoders_of(self, document: Document) -> list[Encoder]:
         encoders = [self.picture.encoder] if document.pictures else []
-        encoders += [self.caption.encoder] if text_of(document) or not encoders else []
-        return _is_usable(document, encoders)
+        return encoders + ([self.caption.encoder] if text_of(document) or not encoders else [])
 
     def remove(self, ids: Sequence[str]) -> None:
         """See `DocumentRetriever.remove`."""
@@ -510,14 +502,3 @@ def _check_builder(folder: str | Path, metadata: Mapping[str, Any], encoder: Enc
 
 def _other_documents(state: Path) -> IndexFileError:
     return IndexFileError(f"{shown(state / DOCUMENTS_FILE)} has other documents than the index")
-
-
-def _is_usable(document: Document, encoders: Sequence[Encoder]) -> bool:
-    """Whether all of them can encode it; a line of the log says why not."""
-    try:
-        for encoder in encoders:
-            encoder.check_document(document)
-    except DocumentError as error:
-        logger.warning("skipped: %s", error)
-        return False
-    return True
