@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ragvl.files import whole_file
 from real.archives import archived
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,6 @@ def _write_small(content: bytes, path: Path) -> bool:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # SyntaxError is Pillow's, of a broken PNG
     small.thumbnail((_LONGEST, _LONGEST))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small.save(path)
+    with whole_file(path) as draft:  # half a picture would be taken for one that is there
+        small.save(draft, "PNG")
     return True

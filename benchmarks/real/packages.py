@@ -174,12 +174,14 @@ def path_of(name: str, layout: Layout) -> Path:
 
     Raises:
         KeyError: `PACKAGES` has none of this name.
-        MissingPackagesError: it was not fetched.
+        MissingPackagesError: it was not fetched, or is another file than it should be.
     """
     package = {package.name: package for package in PACKAGES}[name]
     path = layout.packages / package.file
-    if not path.exists():
-        raise MissingPackagesError(_how_to_get([(package, "not fetched yet")], layout))
+    # What is unpacked writes files by the names in it, so it must be what was looked at
+    reason = _why_another(package, path) if path.exists() else "not fetched yet"
+    if reason is not None:
+        raise MissingPackagesError(_how_to_get([(package, reason)], layout))
     return path
 
 
@@ -206,9 +208,7 @@ def _fetch(package: Package, folder: Path) -> str | None:
     """Fetches it if need be; why it is not there afterwards, or None if it is."""
     path = folder / package.file
     if path.exists():
-        if sha256_of(path) == package.sha256:
-            return None
-        return f"{path} is another file: its sha256 is not {package.sha256}"
+        return _why_another(package, path)
     if shutil.which(package.command[0]) is None:
         return f"there is no {package.command[0]} on this machine"
     unchecked = folder / f"{package.name}.part"
@@ -230,6 +230,12 @@ def _fetch(package: Package, folder: Path) -> str | None:
         return f"{package.command[0]} took more than {_WAIT} seconds"
     finally:
         shutil.rmtree(unchecked)
+
+
+def _why_another(package: Package, path: Path) -> str | None:
+    if sha256_of(path) == package.sha256:
+        return None
+    return f"{path} is another file: its sha256 is not {package.sha256}"
 
 
 def sha256_of(path: Path) -> str:

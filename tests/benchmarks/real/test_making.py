@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from real import packages
 from real.__main__ import app
 from real.layout import SETS, SPLITS, Layout
-from real.packages import PACKAGES
+from real.packages import PACKAGES, sha256_of
 from tiny_packages import png, rcc, write_deb
 from typer.testing import CliRunner
 
@@ -19,7 +21,8 @@ BOARD = """{
 "text": qsTr("Thing3 was built a long time ago.") }"""
 
 
-def _write_packages(layout: Layout) -> None:
+def _write_packages(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of a few files each, which are those that are pinned from now on."""
     stamps = {}
     for number in range(20):
         path = f"usr/share/tuxpaint/stamps/household/thing{number}"
@@ -43,14 +46,20 @@ def _write_packages(layout: Layout) -> None:
         manual[f"{path}images/{number}.png"] = png((number, 9, 9, 255), (60, 60))
     layout.packages.mkdir(parents=True)
     files = {package.name: package.file for package in PACKAGES}
-    write_deb(layout.packages / files["tuxpaint-stamps-default"], stamps)
-    write_deb(layout.packages / files["gcompris-qt-data"], gcompris)
-    write_deb(layout.packages / files["gimp-help-en"], manual)
+    tiny = {"tuxpaint-stamps-default": stamps, "gcompris-qt-data": gcompris, "gimp-help-en": manual}
+    sums = {
+        name: sha256_of(write_deb(layout.packages / files[name], held))
+        for name, held in tiny.items()
+    }
+    pinned = [
+        replace(package, sha256=sums.get(package.name, package.sha256)) for package in PACKAGES
+    ]
+    monkeypatch.setattr(packages, "PACKAGES", pinned)
 
 
-def test_sets_are_made_once(tmp_path: Path) -> None:
+def test_sets_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(tmp_path / "real")
-    _write_packages(layout)
+    _write_packages(layout, monkeypatch)
     run = CliRunner().invoke(app, ["sets", "--root", str(layout.root)])
     assert run.exit_code == 0, run.output
     figures = json.loads(layout.figures.read_text())
@@ -80,9 +89,11 @@ def test_sets_are_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["tuxpaint-stamps-default", "gimp-help-en"])
-def test_a_missing_package_is_named_before_the_work(gone: str, tmp_path: Path) -> None:
+def test_a_missing_package_is_named_before_the_work(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = Layout(tmp_path / "real")
-    _write_packages(layout)
+    _write_packages(layout, monkeypatch)
     (file,) = (package.file for package in PACKAGES if package.name == gone)
     (layout.packages / file).unlink()
     run = CliRunner().invoke(app, ["sets", "--root", str(layout.root)])

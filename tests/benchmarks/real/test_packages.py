@@ -85,6 +85,11 @@ def test_file_put_there_by_hand_needs_no_client(tmp_path: Path) -> None:
 def test_path_of_what_was_not_fetched_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(MissingPackagesError, match=r"apt-get download gcompris-qt-data=3\.1-2"):
         path_of("gcompris-qt-data", Layout(tmp_path))
+    file = next(package.file for package in PACKAGES if package.name == "gcompris-qt-data")
+    (tmp_path / "packages").mkdir()
+    write_deb(tmp_path / "packages" / file, {"usr/share/a": b"put here by hand"})
+    with pytest.raises(MissingPackagesError, match="is another file"):
+        path_of("gcompris-qt-data", Layout(tmp_path))
     with pytest.raises(KeyError):
         path_of("unknown", Layout(tmp_path))
 
