@@ -189,13 +189,16 @@ def _places(index: Path, encoders: Mapping[Order, Encoder]) -> dict[Order, Path]
 def _saved_views(
     index: Path | None, encoders: Mapping[Order, Encoder], questions: QuestionSet
 ) -> dict[Order, View] | None:
-    """What an earlier call kept; None if there is nothing."""
+    """What an earlier call kept; None if there is nothing, or not of every encoder."""
     from ragvl.retriever import VectorIndex, View
 
-    if index is None or not index.is_dir():
+    if index is None:
         return None
     texts = questions.texts()
-    return {
-        order: View(encoders[order], VectorIndex.load(place), texts)
-        for order, place in _places(index, encoders).items()
-    }
+    try:
+        return {
+            order: View(encoders[order], VectorIndex.load(place), texts)
+            for order, place in _places(index, encoders).items()
+        }
+    except FileNotFoundError:
+        return None

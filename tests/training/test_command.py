@@ -220,6 +220,9 @@ def test_ranking_data_then_a_reranker(
     first = ranking.read_text()
     assert CliRunner().invoke(app, [*make, "--ratio", "2", "--depth", "5"]).exit_code == 0
     assert ranking.read_text() == first, "the same from the saved index"
+    (index / "ragvl_index.json").unlink()  # broken off before it was whole
+    assert CliRunner().invoke(app, [*make, "--ratio", "2", "--depth", "5"]).exit_code == 0
+    assert ranking.read_text() == first and (index / "ragvl_index.json").exists()
     assert CliRunner().invoke(app, [*make, "--ratio", "2", "--seed", "1"]).exit_code == 0
     assert ranking.read_text() != first
 
