@@ -94,8 +94,11 @@ class NoiseSettings:
             )
         if self.window < 1 or self.window % 2 == 0:
             raise ValueError(f"window={self.window}: it must be odd and positive")
-        if self.as_released and self.token_level == "none":
-            raise ValueError("as_released is about token_level, which is 'none'")
+        if self.token_level == "none":
+            plain = {"kind": "diffusion", "gap": "logit", "as_released": False}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} is about token_level, which is 'none'")
 
 
 # The rows of an ablation table; `release` is the paper's method as its released code does it

@@ -511,7 +511,9 @@ def test_the_arm_release_trains_with_that_loss(
         ({"clamp_low": 6.0}, "clamp_low=6"),
         ({"clamp_high": float("nan")}, "clamp_high=nan"),
         ({"window": 2}, "window=2"),
-        ({"as_released": True}, "as_released"),
+        ({"as_released": True}, "as_released is about token_level"),
+        ({"kind": "scaled"}, "kind is about token_level"),
+        ({"gap": "log_probability"}, "gap is about token_level"),
     ],
 )
 def test_settings_out_of_range(settings: dict, complaint: str) -> None:
