@@ -21,10 +21,10 @@ from ragvl.identity import name_of
 from ragvl.reranker import Reranker
 from ragvl.reranker.heads import relevance
 from ragvl.retriever import (
-    Found,
     Fusion,
     Hits,
     Order,
+    OrderHits,
     WeightedSum,
     estimate_weight,
     fuse,
@@ -249,7 +249,7 @@ def _searched(
     questions: Iterable[Question],
     vectors: DocumentVectors,
     num_candidates: int,
-) -> Iterator[tuple[Question, dict[Order, Found], int]]:
+) -> Iterator[tuple[Question, dict[Order, OrderHits], int]]:
     """Each question with what each order finds for it, and the number of documents searched."""
     wanted = {question.id for question in questions}
     for search in source.searches(pool):

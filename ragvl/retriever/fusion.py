@@ -24,7 +24,7 @@ _WEIGHTS = tuple(step / 20 for step in range(21))  # that are tried on a dev spl
 
 
 @dataclass(frozen=True)
-class Found:
+class OrderHits:
     """What one order found for a query.
 
     Attributes:
@@ -61,7 +61,7 @@ class Fusion(Protocol):
     def name(self) -> str:
         """What names it: "rrf", or the weight of the picture's order."""
 
-    def points(self, order: Order, found: Found) -> Points:
+    def points(self, order: Order, found: OrderHits) -> Points:
         """What the documents of an order count, its share included."""
 
 
@@ -87,7 +87,7 @@ class ReciprocalRank:
         """What names it."""
         return _RRF if self.k == ReciprocalRank.k else f"{_RRF}:{float(self.k)!r}"
 
-    def points(self, order: Order, found: Found) -> Points:  # noqa: ARG002
+    def points(self, order: Order, found: OrderHits) -> Points:  # noqa: ARG002
         """See `Fusion`."""
         return Points(
             {id: self._of(place) for place, (id, _) in enumerate(found.hits, start=1)},
@@ -121,7 +121,7 @@ class WeightedSum:
         """What names it."""
         return repr(float(self.weight))
 
-    def points(self, order: Order, found: Found) -> Points:
+    def points(self, order: Order, found: OrderHits) -> Points:
         """See `Fusion`."""
         share = self.weight if order == "picture" else 1 - self.weight
         standard = share * _standardised([score for _, score in found.hits])
@@ -151,7 +151,7 @@ def parse_fusion(text: str) -> Fusion:
         ) from None
 
 
-def fuse(found: Mapping[Order, Found], fusion: Fusion, k: int) -> Hits:
+def fuse(found: Mapping[Order, OrderHits], fusion: Fusion, k: int) -> Hits:
     """The `k` best documents of several orders with what they count, the best first.
 
     Of documents that count alike, the one that the captions' order has first comes first.
@@ -174,7 +174,7 @@ def fuse(found: Mapping[Order, Found], fusion: Fusion, k: int) -> Hits:
 
 
 def estimate_weight(
-    found: Sequence[Mapping[Order, Found]], gold: Sequence[Collection[str]]
+    found: Sequence[Mapping[Order, OrderHits]], gold: Sequence[Collection[str]]
 ) -> WeightedSum:
     """The weight by which gold documents come first: the one of the highest mean reciprocal rank.
 
@@ -199,12 +199,14 @@ def estimate_weight(
     return WeightedSum(_WEIGHTS[best[len(best) // 2]])
 
 
-def _reciprocal_rank(found: Mapping[Order, Found], fusion: Fusion, gold: Collection[str]) -> float:
+def _reciprocal_rank(
+    found: Mapping[Order, OrderHits], fusion: Fusion, gold: Collection[str]
+) -> float:
     hits = fuse(found, fusion, FUSED_DEPTH)
     return next((1 / place for place, (id, _) in enumerate(hits, start=1) if id in gold), 0.0)
 
 
-def _points(points: Points, found: Found, id: str) -> float:
+def _points(points: Points, found: OrderHits, id: str) -> float:
     if (own := points.of.get(id)) is not None:
         return own
     return points.below if found.holds(id) else points.elsewhere

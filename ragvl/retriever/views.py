@@ -9,7 +9,7 @@ from ragvl.arguments import checked_count
 from ragvl.data.query import QueryLike
 from ragvl.identity import name_of
 from ragvl.retriever.encoding import Encoder, checked_queries
-from ragvl.retriever.fusion import FUSED_DEPTH, Found, Fusion, Order, fuse
+from ragvl.retriever.fusion import FUSED_DEPTH, Fusion, Order, OrderHits, fuse
 from ragvl.retriever.index import Selection, VectorIndex
 from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
 
@@ -45,7 +45,7 @@ class View:
 
 def search_views(
     views: Mapping[Order, View], queries: Sequence[QueryLike], k: int
-) -> list[dict[Order, Found]]:
+) -> list[dict[Order, OrderHits]]:
     """What each order finds for each query, deep enough to be fused.
 
     A query without a text is one for the pictures' order alone.
@@ -63,7 +63,7 @@ def search_views(
     filled = {order: view for order, view in views.items() if len(view.index)}
     looks = any(view.encoder.reads_pictures for view in filled.values())
     depth = max(k, FUSED_DEPTH) if len(views) > 1 else k
-    found: list[dict[Order, Found]] = [{} for _ in every]
+    found: list[dict[Order, OrderHits]] = [{} for _ in every]
     for order, view in filled.items():
         # Without an order of pictures, the encoder of texts says what is wrong with a query
         readable = [
@@ -73,7 +73,7 @@ def search_views(
         ]
         rows = view.search([query for query, _ in readable], depth)
         for (_, of_query), hits in zip(readable, rows, strict=True):
-            of_query[order] = Found(hits, len(view.index), view.index.__contains__)
+            of_query[order] = OrderHits(hits, len(view.index), view.index.__contains__)
     return found
 
 

@@ -25,7 +25,7 @@ from ragvl.retriever import (
     fuse,
     open_index,
 )
-from ragvl.retriever.fusion import Found
+from ragvl.retriever.fusion import OrderHits
 
 CAPTIONS = ["a red apple", "two blue circles", "the old house by the river", "a lazy dog"]
 
@@ -59,7 +59,7 @@ def test_the_fused_order_is_that_of_the_two(encoder, text_encoder, documents):
         found = {}
         for order, retriever in alone.items():
             hits = [(one.id, one.score) for one in retriever.retrieve(query)]
-            found[order] = Found(hits, len(hits), retriever.documents.__contains__)
+            found[order] = OrderHits(hits, len(hits), retriever.documents.__contains__)
         for fusion in (ReciprocalRank(), WeightedSum(0.4)):
             fused.fusion = fusion
             hits = [(one.id, one.score) for one in fused.retrieve(query, 4)]

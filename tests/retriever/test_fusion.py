@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragvl.retriever import ReciprocalRank, WeightedSum, estimate_weight, fuse, parse_fusion
-from ragvl.retriever.fusion import Found, Order
+from ragvl.retriever.fusion import Order, OrderHits
 
 
-def found(scores: dict[str, float], size: int | None = None) -> Found:
+def found(scores: dict[str, float], size: int | None = None) -> OrderHits:
     hits = sorted(scores.items(), key=lambda hit: -hit[1])
-    return Found(hits, size or len(hits), scores.__contains__)
+    return OrderHits(hits, size or len(hits), scores.__contains__)
 
 
-def orders(picture: dict[str, float], caption: dict[str, float]) -> dict[Order, Found]:
+def orders(picture: dict[str, float], caption: dict[str, float]) -> dict[Order, OrderHits]:
     return {"picture": found(picture), "caption": found(caption)}
 
 
@@ -73,7 +73,7 @@ class TestDocumentsOfOneOrder:
         assert fuse(alone, fusion, 2) == [("a", 0.3), ("b", 0.2)]
 
     def test_what_was_searched_and_not_found_counts_least(self, fusion):
-        picture = Found([("a", 0.9), ("b", 0.1)], 100, holds="abz".__contains__)
+        picture = OrderHits([("a", 0.9), ("b", 0.1)], 100, holds="abz".__contains__)
         caption = found({"a": 0.5, "z": 0.5, "b": 0.5})
         scores = dict(fuse({"picture": picture, "caption": caption}, fusion, 3))
         assert scores["z"] <= scores["b"] < scores["a"]
