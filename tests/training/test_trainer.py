@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -401,6 +401,14 @@ def test_adapters_begin_as_the_seed_says(
     assert curves[0] == curves[1]
 
 
+@pytest.fixture
+def hears_interrupts() -> Iterator[None]:
+    """As a command in the foreground does; one that a shell runs in the background ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(at: int, times: int) -> type[TrainerCallback]:
     class Interrupt(TrainerCallback):
         """Ctrl-C, in the middle of a step."""
@@ -414,6 +422,7 @@ def interrupting(at: int, times: int) -> type[TrainerCallback]:
     return Interrupt
 
 
+@pytest.mark.usefixtures("hears_interrupts")
 def test_an_interrupt_saves_a_checkpoint_from_which_training_goes_on(
     tiny_model: Callable[[str], Path],
     small_world: Path,
@@ -441,6 +450,7 @@ def test_an_interrupt_saves_a_checkpoint_from_which_training_goes_on(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("hears_interrupts")
 def test_a_second_interrupt_ends_training_at_once(
     fresh: Callable[..., MLLM],
     questions: WebQA,
