@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -19,8 +20,8 @@ def write_deb(path: Path, files: Mapping[str, bytes]) -> Path:
     """A Debian package: an ar archive of a version, an empty control part and the files."""
     members = {
         "debian-binary": b"2.0\n",
-        "control.tar.xz": _tar_xz({}),
-        "data.tar.xz": _tar_xz({f"./{name}": content for name, content in files.items()}),
+        "control.tar.xz": _tar({}, "w:xz"),
+        "data.tar.xz": _tar({f"./{name}": data for name, data in files.items()}, "w:xz"),
     }
     with path.open("wb") as file:
         file.write(b"!<arch>\n")
@@ -30,9 +31,15 @@ def write_deb(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def _tar_xz(files: Mapping[str, bytes]) -> bytes:
+def write_npm(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A package of npm: a .tgz."""
+    path.write_bytes(_tar(files, "w:gz"))
+    return path
+
+
+def _tar(files: Mapping[str, bytes], mode: Literal["w:xz", "w:gz"]) -> bytes:
     written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode="w:xz") as archive:
+    with tarfile.open(fileobj=written, mode=mode) as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

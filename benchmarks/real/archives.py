@@ -1,4 +1,4 @@
-"""Reads Debian packages (.deb) and Python wheels (.whl) without installing them."""
+"""Reads packages of Debian (.deb), PyPI (.whl) and npm (.tgz) without installing them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def archived(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     """Path and content of the files of a package whose path is `wanted`, in the archive's order.
 
     Raises:
-        ArchiveError: it is no .deb or .whl, or is broken.
+        ArchiveError: it is no .deb, .whl or .tgz, or is broken.
     """
-    read = _deb if path.suffix == ".deb" else _wheel
+    read = {".deb": _deb, ".tgz": _tar}.get(path.suffix, _wheel)
     try:
         yield from read(path, wanted)
     except (
@@ -48,14 +48,23 @@ def _wheel(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
 def _deb(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
         _go_to_data(file)
-        # A stream: decompressed once, from front to back
-        with tarfile.open(fileobj=file, mode="r|*") as archive:
-            for info in archive:
-                name = info.name.removeprefix("./")
-                if info.isfile() and wanted(name):
-                    content = archive.extractfile(info)
-                    assert content is not None  # as of every regular file
-                    yield name, content.read()
+        yield from _tar_files(file, wanted)
+
+
+def _tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as file:
+        yield from _tar_files(file, wanted)
+
+
+def _tar_files(file: IO[bytes], wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    # A stream: decompressed once, from front to back
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for info in archive:
+            name = info.name.removeprefix("./")
+            if info.isfile() and wanted(name):
+                content = archive.extractfile(info)
+                assert content is not None  # as of every regular file
+                yield name, content.read()
 
 
 def _go_to_data(file: IO[bytes]) -> None:

@@ -1,15 +1,15 @@
 """A small dual encoder for real pictures, of EfficientNet-Lite0 and MiniLM.
 
 It begins as a zero-shot one: a picture's vector is that of its classes' names, as far as the
-classifier believes in them. Training adds what is not among the classes. Both towers stay as they
-are, so that what they make of pictures and texts is computed once, and training takes seconds: a
-second projection, of the features beside the classes, learns from pairs of picture and text, and is
-added with the weight that finds most pictures of texts that it has not seen.
+classifier believes in them. Training adds what is not among the classes, before `real.tuning` goes
+on with the tower. Here both towers stay as they are, so that what they make of pictures and texts
+is computed once, and training takes seconds: a second projection, of the features beside the
+classes, learns from pairs of picture and text, and is added with the weight that finds most
+pictures of texts that it has not seen.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -30,11 +30,9 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from ragvl.files import follow_umask, write_text
 from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from ragvl.retriever import MeanPooledBertConfig
 from real.features import features_of
-from real.layout import Layout
 from real.learning import Lesson
 from real.weights import CLASS_NAMES, CLASSIFIER
 
@@ -45,7 +43,6 @@ _SAME_TEXT = 0.95  # texts of a larger cosine than this say the same
 _SHARPNESS = 20.0  # of the loss's softmax: the inverse of its temperature
 _DROPPED = 0.3  # of the features, while learning
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # tried on held-out pairs; classes have 1
-_HELD_OUT = 0.15  # the share of texts
 
 
 def tower_with_classes(folder: Path) -> ConvolutionalVisionModel:
@@ -134,9 +131,12 @@ class Pairs:
         tokenizer = AutoTokenizer.from_pretrained(text_folder)
         pictures = [one.picture for one in lessons]
         features = features_of(pictures, model.vision_model, processor, work)
-        wordings = [text for one in lessons for text in (one.text, one.question)]
-        vectors = text_vectors(model, tokenizer, wordings)
-        return cls(features, vectors.unflatten(0, (len(lessons), 2)))
+        rows: dict[str, int] = {}
+        said = [[rows.setdefault(text, len(rows)) for text in one.wordings] for one in lessons]
+        return cls(features, text_vectors(model, tokenizer, list(rows))[torch.tensor(said)])
+
+    def __getitem__(self, rows: Tensor) -> Pairs:
+        return Pairs(self.features[rows], self.texts[rows])
 
 
 def train(
@@ -175,7 +175,7 @@ def train(
         rows = rng.choice(len(seen), min(batch_size, len(seen)), replace=False)
         texts = pairs.texts[rows, rng.integers(pairs.texts.shape[1], size=len(rows))]
         pictures = F.normalize(learned(F.dropout(seen[rows], _DROPPED)), dim=-1)
-        loss = _contrast(pictures, texts)
+        loss = contrast(pictures, texts, texts)
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -197,53 +197,35 @@ def train(
     return {"zero_shot": found[0.0], "trained": found[best], "weight": best}
 
 
-def _contrast(pictures: Tensor, texts: Tensor) -> Tensor:
-    """CLIP's loss, where a picture may have several texts that say the same."""
+def contrast(pictures: Tensor, texts: Tensor, said: Tensor) -> Tensor:
+    """CLIP's loss, where a picture may have several texts that say the same.
+
+    Args:
+        pictures: (n, dim) of length 1.
+        texts: (n, dim) of length 1, a picture's in its row.
+        said: (n, width) of length 1, by which texts say the same.
+    """
     logits = _SHARPNESS * pictures @ texts.T
-    same = (texts @ texts.T > _SAME_TEXT).float()
+    same = (said @ said.T > _SAME_TEXT).float()
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 @torch.inference_mode()
-def recall(projection: nn.Module, pairs: Pairs) -> float:
-    """The share of texts whose most similar picture is one of theirs; each wording counts."""
+def recall(projection: nn.Module, pairs: Pairs, said: Tensor | None = None) -> float:
+    """The share of texts whose most similar picture is one of theirs; each wording counts.
+
+    Args:
+        projection: of the features.
+        pairs: pictures and texts.
+        said: (n, wordings, width) of length 1, by which texts say the same; by default
+            `pairs.texts`.
+    """
     pictures = F.normalize(projection(pairs.features), dim=-1)
-    named = pairs.texts[:, 0]
+    named = (pairs.texts if said is None else said)[:, 0]
     same = named @ named.T > _SAME_TEXT
     found = [
         same.gather(1, (texts @ pictures.T).argmax(1, keepdim=True))
         for texts in pairs.texts.unbind(1)
     ]
     return torch.cat(found).float().mean().item()
-
-
-def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) -> Path:
-    """Trains the retriever of the real world and writes its folder; returns that.
-
-    `held_out` alone are few things of few kinds: a share of the lessons' texts is held out, too.
-    """
-    folders = layout.weights / "efficientnet-lite0", layout.weights / "minilm"
-    model = zero_shot(*folders)
-    work = layout.root / "work" / "features"
-    known, other = (Pairs.read(part, model, *folders, work) for part in (lessons, held_out))
-    kept = torch.tensor([_share(one.question) >= _HELD_OUT for one in lessons])
-    unseen = Pairs(
-        torch.cat([known.features[~kept], other.features]),
-        torch.cat([known.texts[~kept], other.texts]),
-    )
-    figures = train(model, Pairs(known.features[kept], known.texts[kept]), unseen)
-    logger.info("retriever: %s", figures)
-    out = layout.models / "retriever"
-    model.save_pretrained(out)
-    follow_umask(*out.glob("*.safetensors"))
-    AutoTokenizer.from_pretrained(folders[1]).save_pretrained(out)
-    AutoImageProcessor.from_pretrained(folders[0], backend="pil").save_pretrained(out)
-    counts = {"pairs": int(kept.sum()), "held_out": len(unseen.features)}
-    write_text(out / "training.json", json.dumps(counts | figures, indent=1) + "\n")
-    return out
-
-
-def _share(text: str) -> float:
-    """In [0, 1), by chance, and the same for the same text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32

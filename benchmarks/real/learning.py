@@ -1,7 +1,8 @@
-"""What the real world's models learn from: stamps of the train split, and Open Clip Art.
+"""What the real world's models learn from: stamps of the train split, Open Clip Art, and emoji.
 
 A lesson is a picture, a text that names what it shows, and its kind. Lessons train the dual encoder
-as pairs; as the set `learn` they train the MLLM: questions like those of `named` and `blind`.
+as pairs; as the set `learn` those of stamps and Open Clip Art train the MLLM: questions like those
+of `named` and `blind`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from real import openclipart
+from real import emoji, openclipart
 from real.colors import in_common, main_colors
 from real.layout import Layout
 from real.packages import path_of
@@ -40,12 +42,16 @@ class Lesson:
         picture: its file.
         text: names what it shows.
         kind: what sort of thing that is; None where `text` is a title, which is asked for as it is.
+        keywords: what else is said of it.
+        asked: the set `learn` has it.
     """
 
     id: str
     picture: Path
     text: str
     kind: str | None
+    keywords: tuple[str, ...] = ()
+    asked: bool = True
 
     @property
     def question(self) -> str:
@@ -55,6 +61,16 @@ class Lesson:
         thing = thing_of(self.text)
         named = without_colors(self.text).rstrip(".!").lower() if thing is None else thing.named
         return f"What is the main color of {named}?"
+
+    @property
+    def wordings(self) -> tuple[str, str, str, str]:
+        """What may be said of it: its text, its question, its color, its keywords."""
+        colored = self.text
+        if self.kind is not None and self.colors and not colors_in(self.text):
+            words = re.sub(r"^(An?|The) ", "", without_colors(self.text))
+            article = "An" if self.colors[0] == "orange" else "A"
+            colored = f"{article} {self.colors[0]} {words}"
+        return self.text, self.question, colored, ", ".join(self.keywords) or self.text
 
     @cached_property
     def colors(self) -> tuple[str, ...]:
@@ -75,10 +91,25 @@ def lessons(layout: Layout) -> tuple[list[Lesson], list[Lesson]]:
     held_out = _held_out(layout)
     train = [
         lesson
-        for lesson in (*read_stamps(layout, "train"), *read_clips(layout), *read_titles(layout))
+        for lesson in (*read_stamps(layout, "train"), *read_titles(layout))
         if same_thing(lesson.text) not in held_out
     ]
-    return train, read_stamps(layout, "val")
+    return [*train, *_without(held_out, read_drawings(layout))], read_stamps(layout, "val")
+
+
+def _without(held_out: Iterable[str], drawings: Iterable[Lesson]) -> Iterator[Lesson]:
+    """Drawings whose text has no name of `held_out` in it, without the keywords that have one.
+
+    Titles of drawings are written by many people: "Cat on a mat" shows a cat, too.
+    """
+    names = "|".join(re.escape(name) for name in sorted(held_out) if name)
+    named = re.compile(rf"\b(?:{names})(?:e?s)?\b", re.IGNORECASE)
+    for drawing in drawings:
+        if not names:
+            yield drawing
+        elif not named.search(drawing.text):
+            keywords = tuple(word for word in drawing.keywords if not named.search(word))
+            yield replace(drawing, keywords=keywords)
 
 
 def _held_out(layout: Layout) -> set[str]:
@@ -91,26 +122,29 @@ def _held_out(layout: Layout) -> set[str]:
     }
 
 
-def read_clips(layout: Layout) -> list[Lesson]:
-    """Lessons of Open Clip Art, whose drawings are unpacked the first time.
+def read_drawings(layout: Layout) -> list[Lesson]:
+    """Lessons of Open Clip Art and of emoji, which are unpacked the first time.
 
     Raises:
         MissingPackagesError: a package was not fetched.
     """
-    known = layout.root / "clips.jsonl"  # written last
+    known = layout.root / "drawings.jsonl"  # written last
     if not known.exists():
-        packages = (path_of(f"openclipart-{part}", layout) for part in ("png", "svg"))
-        clips = openclipart.unpack(*packages, layout.pictures)
-        write_lines(
-            known,
-            ({"picture": one.picture, "kind": one.kind, "title": one.title} for one in clips),
+        packages = {
+            name: path_of(name, layout) for name in (*openclipart.PACKAGES, *emoji.DRAWINGS)
+        }
+        clips = openclipart.unpack(
+            *(packages[name] for name in openclipart.PACKAGES), layout.pictures
         )
+        write_lines(known, map(asdict, (*clips, *emoji.unpack(packages, layout.pictures))))
     return [
         Lesson(
             id=one["picture"],
             picture=layout.pictures / one["picture"],
             text=_described(one["title"]),
             kind=_sentence(", ".join(one["kind"]).replace("_", " ")),
+            keywords=tuple(one["keywords"]),
+            asked=not one["picture"].startswith(f"{emoji.COLLECTION}/"),
         )
         for one in _lines(known)
     ]
@@ -152,7 +186,7 @@ def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) 
     folder.mkdir(parents=True, exist_ok=True)
     documents: list[dict[str, object]] = []
     for split, part in {"train": train, "val": val}.items():
-        things = [lesson for lesson in part if lesson.kind is not None]
+        things = [lesson for lesson in part if lesson.kind is not None and lesson.asked]
         questions = [*_questions(things)]
         for lesson in things:
             image = os.path.relpath(lesson.picture.resolve(), folder.resolve())

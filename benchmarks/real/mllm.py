@@ -1,4 +1,4 @@
-"""An MLLM of real weights: EfficientNet-Lite0 before SmolLM2-135M, as a LLaVA.
+"""An MLLM of real weights: the retriever's tower before SmolLM2-135M, as a LLaVA.
 
 Its projector is computed, not trained: where the tower's classifier believes in a class, the
 picture's token is the embedding of that class's name, so the decoder reads a picture as words that
@@ -25,11 +25,11 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
+    VisionTextDualEncoderModel,
 )
 
 from ragvl.files import follow_umask
 from ragvl.mllm import ConvolutionalVisionModel
-from real.dual_encoder import tower_with_classes
 from real.features import features_of
 from real.layout import Layout
 from real.learning import Lesson
@@ -165,9 +165,17 @@ def processor_of(
 
 
 def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) -> Path:
-    """Writes the base that reranker and generator are tuned from; returns its folder."""
-    tower_folder = layout.weights / "efficientnet-lite0"
-    tower = tower_with_classes(tower_folder)
+    """Writes the base that reranker and generator are tuned from; returns its folder.
+
+    Raises:
+        FileNotFoundError: the retriever, whose tower it takes, is not trained yet.
+    """
+    tower_folder, retriever = layout.weights / "efficientnet-lite0", layout.models / "retriever"
+    if not (retriever / "config.json").exists():
+        raise FileNotFoundError(
+            f"there is no {retriever} yet: make it by `python -m real retriever`"
+        )
+    tower = VisionTextDualEncoderModel.from_pretrained(retriever).vision_model.eval()
     model, tokenizer = assemble(tower, layout.weights / "smollm2")
     processor = processor_of(tower, tower_folder, tokenizer)
     work = layout.root / "work" / "features"

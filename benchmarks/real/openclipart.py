@@ -22,14 +22,20 @@ from real.archives import archived
 logger = logging.getLogger(__name__)
 
 COLLECTION = "openclipart"
+PACKAGES = ("openclipart-png", "openclipart-svg")
 _PICTURES, _SOURCES = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
-# Folders of things; the others hold icons, plain shapes, logos, ornaments
+# Folders of things; the others hold icons, plain shapes, logos, ornaments. What is a link shows
+# what another file shows already
 KINDS = (
-    *("animals", "buildings", "containers", "education", "electronics", "food", "office"),
-    *("people", "plants", "recreation", "science", "tools", "transportation"),
+    *("animals", "buildings", "computer/hardware", "containers", "decorations", "education"),
+    *("electronics", "food", "geography", "office", "people", "plants", "recreation", "science"),
+    *("signs_and_symbols/clocks", "signs_and_symbols/flags", "signs_and_symbols/money"),
+    *("signs_and_symbols/weather", "tools", "transportation", "unsorted"),
 )
 _LONGEST = 256  # pixels of a side: some are posters
 _MOST_PIXELS = 4_000_000  # of a drawing that is read at all
+_KEYWORDS = re.compile(r"<dc:subject>(.*?)</dc:subject>", re.DOTALL)
+_KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
 _TITLE = re.compile(r"<dc:title>([^<]*)</dc:title>")
 _NAME_PARTS = re.compile(r"[\d_\W]+")
 _LONGEST_TITLE = 60  # characters; longer ones tell stories
@@ -43,11 +49,13 @@ class Clip:
         picture: its path below the pictures' folder.
         kind: what sort of thing it is, from the general to the special.
         title: what it shows.
+        keywords: what else is said of it.
     """
 
     picture: str
     kind: tuple[str, ...]
     title: str
+    keywords: tuple[str, ...]
 
 
 def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
@@ -63,14 +71,13 @@ def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
     Raises:
         ArchiveError: a package cannot be read.
     """
-    titles = _titles(sources)
+    said = _said(sources)
     clips, left_out = [], 0
-    for path, content in archived(drawings, lambda name: _inside(name, _PICTURES) in titles):
+    for path, content in archived(drawings, lambda name: _inside(name, _PICTURES) in said):
         place = PurePosixPath(path.removeprefix(_PICTURES))
         target = PurePosixPath(COLLECTION) / place
         if _write_small(content, pictures / target):
-            title = titles[str(place.with_suffix(""))]
-            clips.append(Clip(str(target), place.parts[:-1], title))
+            clips.append(Clip(str(target), place.parts[:-1], *said[str(place.with_suffix(""))]))
         else:
             left_out += 1
     logger.info("openclipart: %d drawings, %d left out", len(clips), left_out)
@@ -80,21 +87,31 @@ def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
 def _inside(path: str, folder: str) -> str | None:
     """Where a file of a kind that is wanted lies in `folder`, without its ending."""
     inside = path.removeprefix(folder)
-    if inside == path or PurePosixPath(inside).parts[0] not in KINDS:
+    if inside == path or not inside.startswith(tuple(f"{kind}/" for kind in KINDS)):
         return None
     return str(PurePosixPath(inside).with_suffix(""))
 
 
-def _titles(sources: Path) -> Mapping[str, str]:
-    titles = {}
+def _said(sources: Path) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    """Title and keywords, by the place of a drawing."""
+    said = {}
     for path, content in archived(sources, lambda name: _inside(name, _SOURCES) is not None):
-        found = _TITLE.search(content.decode("utf-8", errors="replace"))
+        text = content.decode("utf-8", errors="replace")
+        found = _TITLE.search(text)
         title = title_of(found[1]) if found else None
         if title is not None:
             place = _inside(path, _SOURCES)
             assert place is not None  # as of all that are wanted
-            titles[place] = title
-    return titles
+            said[place] = title, keywords_of(text)
+    return said
+
+
+def keywords_of(source: str) -> tuple[str, ...]:
+    """Of a drawing's SVG, each once, without those of less than three letters."""
+    subject = _KEYWORDS.search(source)
+    found = _KEYWORD.findall(subject[1]) if subject else []
+    words = (_NAME_PARTS.sub(" ", html.unescape(word)).strip().lower() for word in found)
+    return tuple(dict.fromkeys(word for word in words if len(word) > 2))
 
 
 def title_of(written: str) -> str | None:

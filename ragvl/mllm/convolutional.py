@@ -226,17 +226,18 @@ class ConvolutionalVisionModel(PreTrainedModel):
         for block in self.blocks:
             x = block(x)
         places = self.head(x)
-        mean = self._with_classes(places.flatten(2).mean(2))
+        mean = self.with_classes(places.flatten(2).mean(2))
         if self.config.pool > 1:  # the last square of a row or column may be a part of one
             places = F.avg_pool2d(places, self.config.pool, ceil_mode=True)
-        tokens = self._with_classes(places.flatten(2).transpose(1, 2))
+        tokens = self.with_classes(places.flatten(2).transpose(1, 2))
         if self.config.picture_token:
             tokens = torch.cat([mean[:, None], tokens], dim=1)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens, pooler_output=mean, hidden_states=(tokens,)
         )
 
-    def _with_classes(self, features: Tensor) -> Tensor:
+    def with_classes(self, features: Tensor) -> Tensor:
+        """Features (..., hidden_size - num_classes) with the classifier's probabilities behind."""
         if self.classifier is None:
             return features
         return torch.cat([features, self.classifier(features).softmax(-1)], dim=-1)

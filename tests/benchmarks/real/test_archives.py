@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from real.archives import ArchiveError, archived
 from real.rcc import RccError, rcc_files
-from tiny_packages import rcc, write_deb, write_wheel
+from tiny_packages import rcc, write_deb, write_npm, write_wheel
 
 FILES = {"usr/share/a.txt": b"first", "usr/share/doc/copyright": b"mine", "b": b""}
 
@@ -15,17 +15,19 @@ FILES = {"usr/share/a.txt": b"first", "usr/share/doc/copyright": b"mine", "b": b
 def _written(kind: str, folder: Path) -> Path:
     if kind == "deb":
         return write_deb(folder / "a_1_all.deb", FILES)
+    if kind == "tgz":
+        return write_npm(folder / "a-1.tgz", FILES)
     return write_wheel(folder, "a", FILES)
 
 
-@pytest.mark.parametrize("kind", ["deb", "whl"])
+@pytest.mark.parametrize("kind", ["deb", "whl", "tgz"])
 def test_wanted_files_are_read(kind: str, tmp_path: Path) -> None:
     path = _written(kind, tmp_path)
     assert dict(archived(path, FILES.__contains__)) == FILES
     assert dict(archived(path, lambda name: name == "b")) == {"b": b""}
 
 
-@pytest.mark.parametrize("kind", ["deb", "whl"])
+@pytest.mark.parametrize("kind", ["deb", "whl", "tgz"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "other"])
 def test_broken_package_is_named(kind: str, damage: str, tmp_path: Path) -> None:
     path = _written(kind, tmp_path)

