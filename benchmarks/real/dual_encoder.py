@@ -131,9 +131,11 @@ class Pairs:
         tokenizer = AutoTokenizer.from_pretrained(text_folder)
         pictures = [one.picture for one in lessons]
         features = features_of(pictures, model.vision_model, processor, work)
-        rows: dict[str, int] = {}
-        said = [[rows.setdefault(text, len(rows)) for text in one.wordings] for one in lessons]
-        return cls(features, text_vectors(model, tokenizer, list(rows))[torch.tensor(said)])
+        # Each once, and those of a length together, which spares padding
+        texts = sorted({text for one in lessons for text in one.wordings}, key=len)
+        rows = {text: row for row, text in enumerate(texts)}
+        said = torch.tensor([[rows[text] for text in one.wordings] for one in lessons])
+        return cls(features, text_vectors(model, tokenizer, texts)[said])
 
     def __getitem__(self, rows: Tensor) -> Pairs:
         return Pairs(self.features[rows], self.texts[rows])

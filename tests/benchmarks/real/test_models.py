@@ -13,6 +13,7 @@ from PIL import Image
 from real import mllm as real_mllm
 from real.dual_encoder import Pairs, recall, text_vectors, tower_with_classes, train, zero_shot
 from real.features import features_of
+from real.learning import Lesson
 from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
 from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
 from safetensors.torch import save_file
@@ -234,3 +235,21 @@ def test_the_recipes_train_decoder_and_projector(
     # Two layers of seven, and the projector's two
     assert len(adapted.targets) == 2 * 7 + 2
     assert not any("vision_tower" in name for name in adapted.targets)
+
+
+def test_pairs_have_each_wording_of_their_own_lesson(
+    tower_folder: Path, text_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    lessons = [
+        Lesson("a", pictures[0], "A rather old house by a river.", "Buildings."),
+        Lesson("b", pictures[1], "A barn.", "Buildings.", ("river", "old")),
+        Lesson("c", pictures[0], "A barn.", None),
+    ]
+    model = zero_shot(tower_folder, text_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder)
+    pairs = Pairs.read(lessons, model, tower_folder, text_folder, tmp_path)
+    for lesson, vectors in zip(lessons, pairs.texts, strict=True):
+        expected = text_vectors(model, tokenizer, lesson.wordings)
+        torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(pairs.features[0], pairs.features[2])
+    assert not torch.equal(pairs.features[0], pairs.features[1])
