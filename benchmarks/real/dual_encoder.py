@@ -61,6 +61,11 @@ def tower_with_classes(folder: Path) -> ConvolutionalVisionModel:
     return tower.eval()
 
 
+def trained_tower(folder: Path) -> ConvolutionalVisionModel:
+    """The tower of a dual encoder that was saved; its text tower's type is known here."""
+    return VisionTextDualEncoderModel.from_pretrained(folder).vision_model.eval()
+
+
 def zero_shot(tower_folder: Path, text_folder: Path) -> VisionTextDualEncoderModel:
     """The dual encoder of converted weights, before it has seen a pair."""
     tower = tower_with_classes(tower_folder)

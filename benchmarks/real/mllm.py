@@ -25,11 +25,11 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
-    VisionTextDualEncoderModel,
 )
 
 from ragvl.files import follow_umask
 from ragvl.mllm import ConvolutionalVisionModel
+from real.dual_encoder import trained_tower
 from real.features import features_of
 from real.layout import Layout
 from real.learning import Lesson
@@ -175,7 +175,7 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
         raise FileNotFoundError(
             f"there is no {retriever} yet: make it by `python -m real retriever`"
         )
-    tower = VisionTextDualEncoderModel.from_pretrained(retriever).vision_model.eval()
+    tower = trained_tower(retriever)
     model, tokenizer = assemble(tower, layout.weights / "smollm2")
     processor = processor_of(tower, tower_folder, tokenizer)
     work = layout.root / "work" / "features"

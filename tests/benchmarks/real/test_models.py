@@ -11,7 +11,15 @@ import torch
 import transformers
 from PIL import Image
 from real import mllm as real_mllm
-from real.dual_encoder import Pairs, recall, text_vectors, tower_with_classes, train, zero_shot
+from real.dual_encoder import (
+    Pairs,
+    recall,
+    text_vectors,
+    tower_with_classes,
+    train,
+    trained_tower,
+    zero_shot,
+)
 from real.features import features_of
 from real.learning import Lesson
 from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
@@ -100,6 +108,9 @@ def test_a_zero_shot_picture_lies_where_its_classes_names_do(
     llava_tokenizer().save_pretrained(tmp_path)
     image_processor(SIZE).save_pretrained(tmp_path)
     encoder = DualEncoder.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    saved = trained_tower(tmp_path).state_dict()
+    for name, weight in tower_with_classes(tower_folder).state_dict().items():
+        assert torch.equal(saved[name], weight)
     plain = transformers.AutoModel.from_pretrained(tower_folder).eval()
     classifier = tower_with_classes(tower_folder).classifier
     pixels = image_processor(SIZE)(Image.open(pictures[0]), return_tensors="pt")["pixel_values"]
