@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from real.archives import archived
-from real.pictures import keep, rendered
+from real.pictures import Drawing, keep, rendered
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +33,7 @@ _NOT_THINGS = {
 _WIDTH = 192  # pixels
 
 
-@dataclass(frozen=True)
-class Emoji:
-    """A drawing.
-
-    Args:
-        picture: its path below the pictures' folder.
-        kind: what sort of thing it is, from the general to the special.
-        title: what it shows.
-        keywords: what else is said of it.
-    """
-
-    picture: str
-    kind: tuple[str, ...]
-    title: str
-    keywords: tuple[str, ...]
-
-
-def unpack(packages: Mapping[str, Path], pictures: Path) -> list[Emoji]:
+def unpack(packages: Mapping[str, Path], pictures: Path) -> list[Drawing]:
     """Writes the drawings of things into `pictures`, and says what they show.
 
     Of what is drawn in several colors of skin and hair, one is taken.
@@ -66,7 +48,7 @@ def unpack(packages: Mapping[str, Path], pictures: Path) -> list[Emoji]:
     """
     named = _named(packages[NAMES])
     emoji = [
-        Emoji(_keep(path, content, package, pictures), *_said(entry))
+        Drawing(_keep(path, content, package, pictures), *_said(entry))
         for package, folder in DRAWINGS.items()
         for entry, path, content in _drawings(packages[package], folder, named)
     ]

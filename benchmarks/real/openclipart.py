@@ -11,13 +11,13 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from ragvl.files import whole_file
 from real.archives import archived
+from real.pictures import Drawing
 
 logger = logging.getLogger(__name__)
 
@@ -41,24 +41,7 @@ _NAME_PARTS = re.compile(r"[\d_\W]+")
 _LONGEST_TITLE = 60  # characters; longer ones tell stories
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A drawing.
-
-    Args:
-        picture: its path below the pictures' folder.
-        kind: what sort of thing it is, from the general to the special.
-        title: what it shows.
-        keywords: what else is said of it.
-    """
-
-    picture: str
-    kind: tuple[str, ...]
-    title: str
-    keywords: tuple[str, ...]
-
-
-def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
+def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Drawing]:
     """Writes drawings of things into `pictures`, made small, and says what they show.
 
     Those without a title, and those that cannot be read or are too large, are left out.
@@ -77,7 +60,7 @@ def unpack(drawings: Path, sources: Path, pictures: Path) -> list[Clip]:
         place = PurePosixPath(path.removeprefix(_PICTURES))
         target = PurePosixPath(COLLECTION) / place
         if _write_small(content, pictures / target):
-            clips.append(Clip(str(target), place.parts[:-1], *said[str(place.with_suffix(""))]))
+            clips.append(Drawing(str(target), place.parts[:-1], *said[str(place.with_suffix(""))]))
         else:
             left_out += 1
     logger.info("openclipart: %d drawings, %d left out", len(clips), left_out)

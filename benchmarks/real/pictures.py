@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import resvg_py
 from PIL import Image
 
 _RENDERED = 256  # pixels wide, of what is drawn by lines
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing.
+
+    Args:
+        picture: its path below the pictures' folder.
+        kind: what sort of thing it is, from the general to the special.
+        title: what it shows.
+        keywords: what else is said of it.
+    """
+
+    picture: str
+    kind: tuple[str, ...]
+    title: str
+    keywords: tuple[str, ...]
 
 
 def keep(content: bytes, path: Path) -> None:
