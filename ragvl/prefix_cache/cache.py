@@ -209,6 +209,14 @@ class PrefixCache:
             return self._device.pool.size * self._device.page_bytes // _PICTURES_SHARE
         return device_budget(self._device_bytes, mllm.device, 0)
 
+    def _why_so_little(self) -> str:
+        if isinstance(self._device_bytes, int):
+            return ""
+        return (
+            f" ({self._device_bytes!r} is a share of the memory that is left when other caches of "
+            "this process have filled: end what else takes memory, or give it a size)"
+        )
+
     def _reserve(self, mllm: MLLM) -> DeviceTier:
         bytes_per_page = page_bytes(mllm.kv_layout, self.compression)
         state_pages = num_state_pages(mllm.kv_layout, self.compression)
@@ -216,7 +224,7 @@ class PrefixCache:
         if budget < bytes_per_page:
             raise ValueError(
                 f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "
-                f"{format_bytes(bytes_per_page)} for {PAGE_TOKENS} tokens"
+                f"{format_bytes(bytes_per_page)} for {PAGE_TOKENS} tokens{self._why_so_little()}"
             )
         pool = PagePool(mllm.kv_layout, budget // bytes_per_page, mllm.device, self.compression)
         return DeviceTier(

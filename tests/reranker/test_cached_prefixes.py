@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ragvl.data.images import ImageError
 from ragvl.mllm import MLLM, Prompt, Prompting, PromptTooLongError, WriteKv
 from ragvl.prefix_cache import PrefixTooLargeError
 from ragvl.prefix_cache.building import PrefixBuilder
+from ragvl.prefix_cache.memory import reservations
 from ragvl.reranker import PromptTemplate
 
 TINY = "llava"
@@ -346,6 +348,20 @@ def test_a_cache_too_small_for_one_document_says_so(mllm: MLLM) -> None:
         Reranker(mllm, prefix_cache=page - 1).score([(QUERIES[0], picture(0))])
     with pytest.raises(ValueError, match="8 GB of RAM"):
         Reranker(mllm, prefix_cache="8 GB of RAM")
+
+
+class Promised:
+    """A cache that has been promised more than any machine has."""
+
+    untouched_bytes = 2**60
+
+
+def test_no_memory_left_for_a_cache_is_said(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservations, "_tiers", WeakSet())  # the promise ends with the test
+    promised = Promised()
+    reservations.add(promised, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"a prefix cache of 0 B.*'auto' is a share of the memory"):
+        Reranker(mllm, prefix_cache="auto").score([(QUERIES[0], picture(0))])
 
 
 def test_a_document_that_the_cache_is_too_small_for_costs_no_other(
