@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,12 @@ class DocumentLine(BaseModel):
         return self
 
     @property
+    def content(self) -> bytes:
+        """A digest of what the document is, by which one without an id is known."""
+        content = (self.image, self.caption, self.text, self.parts)
+        return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
+
+    @property
     def images(self) -> tuple[str, ...]:
         """Its pictures' paths, as they are written."""
         if self.image is not None:
@@ -96,10 +103,11 @@ class ListedDocument(DocumentLine):
 def read_documents(file: Path, problems: Problems) -> Iterator[tuple[ListedDocument, str]]:
     """The lines of a file of documents, and where each stands; see `read_lines`.
 
-    What is no document, or has the id of an earlier one, is noted and left out. Pictures are not
-    looked for.
+    What is no document, has the id of an earlier one, or without an id says the same as an earlier
+    one, is noted and left out. Pictures are not looked for.
     """
     seen: set[str] = set()
+    said: set[bytes] = set()
     for number, fields in read_json_lines(file, problems):
         where = place(file, number)
         parse = ListedDocument.model_validate
@@ -109,5 +117,10 @@ def read_documents(file: Path, problems: Problems) -> Iterator[tuple[ListedDocum
         if line.id is not None and line.id in seen:
             problems.add("duplicate id", f"{where}: {brief_quoted(line.id)}")
             continue
+        if line.id is None:
+            if (content := line.content) in said:
+                problems.add("duplicate line", f"{where}: the same document as in an earlier line")
+                continue
+            said.add(content)
         seen.add(line.id or "")
         yield line, where

@@ -116,6 +116,27 @@ def test_lost_files_and_ids_that_come_twice_are_left_out_and_named(tmp_path: Pat
     assert "line 3" in documents.problems.messages["missing picture"][0]
 
 
+def test_lines_without_an_id_that_say_the_same_are_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    lines = [
+        {"image": "a.png", "caption": "A mill"},
+        {"caption": "A mill", "image": "./a.png"},
+        {"image": "a.png"},
+        {"text": "One."},
+        {"id": "two", "text": "One."},
+        {"parts": ["One.", {"image": "a.png"}]},
+        {"parts": [{"text": "One."}, {"image": "a.png"}]},
+        {"text": "One."},
+    ]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    documents = Documents(path)
+    assert len(list(documents)) == len(documents) == 5
+    assert documents.problems.counts == {"duplicate line": 3}
+    first = documents.problems.messages["duplicate line"][0]
+    assert "line 2: the same document as in an earlier line" in first
+
+
 def test_a_folder_may_list_its_documents_by_split(tmp_path: Path) -> None:
     lines = [
         {"id": "hill", "text": "Of every split."},
