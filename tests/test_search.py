@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from ragvl import Generator, Reranker
 from ragvl.cli import app
 from ragvl.messages import visible
 from ragvl.mllm import MLLM
-from ragvl.retriever import FusedRetriever, Retriever, open_index
+from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
+from ragvl.retriever import FusedRetriever, Retriever, open_index, parse_fusion, retriever_name
 
 CAPTIONS = ["a red square", "two blue circles above the green line", None, "the old house"]
 
@@ -193,6 +196,41 @@ def test_search_reranks_what_it_retrieved(
     assert page.index("<h2>Reranked</h2>") < page.index("<h2>Retrieved</h2>")
 
 
+def test_search_takes_the_fusion_that_was_estimated_for_its_encoders(
+    index: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    held = open_index(index, device="cpu")
+    assert isinstance(held, FusedRetriever) and held.fusion.name == "rrf"
+    encoders = {"picture": held.picture.encoder, "caption": held.caption.encoder}
+    fusion = parse_fusion("0.25")
+    model = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    estimated = SavedThresholds(
+        model="another dtype's",
+        template="caption",
+        prompts="",
+        encoder=retriever_name(encoders, fusion),
+        pool="full",
+        num_candidates=20,
+        top_k=2,
+        data="dev",
+        questions=(),
+        fusion=fusion.name,
+    )
+    estimated.save(model / THRESHOLDS_FILE)
+    command = ["search", index, QUESTION, *DEVICE, "--reranker", model, "--json"]
+    outcome = run(*command)
+    assert f"fusion {fusion.name}, as estimated, in place of rrf\n" in outcome.stderr
+    held.fusion = fusion
+    scores = {one.id: one.score for one in held.retrieve(QUESTION)}
+    found = {one["id"]: one["retrieval_score"] for one in json.loads(outcome.stdout)["results"]}
+    assert found == pytest.approx(scores)
+    assert "as estimated" not in run(*command, "--fusion", "rrf").stderr
+    replace(estimated, encoder=retriever_name(encoders, parse_fusion("0.3"))).save(
+        model / THRESHOLDS_FILE
+    )
+    assert "as estimated" not in run(*command).stderr, "it was estimated for other encoders"
+
+
 def test_a_picture_that_is_gone_comes_last(
     encoders: dict[str, str], collection: Path, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -244,6 +282,8 @@ def test_ask_answers_from_what_is_kept(
         (["INDEX", "Which?", "--encoder", "./moved"], "no model folder './moved'"),
         (["INDEX", "Which?", "--fusion", "most"], "'most' is no fusion"),
         (["INDEX", "Which?", "--html", "no/such/page.html"], "there is no folder"),
+        (["INDEX", "Which?", "--html", "-"], "'-' is no name for a file"),
+        (["INDEX", "Which?", "--cache", __file__, "--encoder", "./moved"], "is no folder"),
         (["INDEX", "Which?", "--threshold", "2"], "is not a probability"),
         (["INDEX", "Which?", "--query-image", "nowhere.png"], "there is no such file"),
         (["INDEX", "Which?", "--reranker", "./nowhere"], "no model folder './nowhere'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragvl.cli.options import STDOUT
+from ragvl.files import check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.output import json_text, print_json, say
 
@@ -30,6 +32,9 @@ def one_line_errors(command: str) -> Iterator[None]:
     """Ends the program with what is wrong where a person can act on it."""
     try:
         yield
+    except KeyboardInterrupt:
+        say(f"ragvl {command}: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         extra = "pip install 'ragvl[cpu,train,eval,serve]'"
         say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
@@ -49,14 +54,26 @@ def one_line_errors(command: str) -> Iterator[None]:
 def check_writable(*paths: str | Path | None) -> None:
     """Refuses files that could not be written after the work."""
     for path in paths:
-        if path is None or str(path) == STDOUT:
+        if path is None:
             continue
+        if str(path) == STDOUT:
+            raise ValueError("'-' is no name for a file, and only --json prints")
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"{shown(path)} is no file that could be written")
         if not (folder := Path(path).absolute().parent).is_dir():
             raise ValueError(f"there is no folder {shown(folder)} to write into")
         if not os.access(path if os.path.exists(path) else folder, os.W_OK):
             raise ValueError(f"{shown(path)} cannot be written")
+
+
+def check_cache(folder: Path | None) -> None:
+    """Refuses a folder of prefixes that could not be read and written, before any model is loaded.
+
+    Raises:
+        OSError: it, or what it would lie in, is no folder, or not one to write into.
+    """
+    if folder is not None:
+        check_writable_folder(folder)
 
 
 def check_settings(
@@ -121,6 +138,11 @@ def problem_figures(problems: Problems) -> dict[str, Any]:
         kind: {"count": count, "first": problems.messages[kind]}
         for kind, count in problems.counts.items()
     }
+
+
+def file_of_json(name: str | None) -> str | None:
+    """The file that `--json` names, if it is not standard output."""
+    return None if name == STDOUT else name
 
 
 def json_is_out(file: str | None, figures: object) -> bool:

@@ -53,6 +53,16 @@ def takes(*groups: type) -> Callable[[Command], Command]:
     return decorate
 
 
+def _location(chosen: RerankerOptions | EvaluationOptions) -> dict[str, str]:
+    """Where a reranker is, apart from its path; what was not given is left out."""
+    given = {
+        "revision": chosen.revision,
+        "subfolder": chosen.subfolder,
+        "adapters": chosen.adapters,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class RerankerOptions:
     """A reranker, for the commands that need nothing else."""
@@ -73,6 +83,11 @@ class RerankerOptions:
 
         check_settings(self.adapters, device=self.device, dtype=self.dtype, date=self.date)
         model_folder(self.model, revision=self.revision, subfolder=self.subfolder)
+
+    @property
+    def location(self) -> dict[str, str]:
+        """See `_location`."""
+        return _location(self)
 
     def load(self, **settings: Any) -> Reranker:
         """The reranker; `settings` are others of `Reranker.from_pretrained`."""
@@ -229,13 +244,8 @@ class EvaluationOptions(RetrieverOptions):
 
     @property
     def location(self) -> dict[str, str]:
-        """Where the reranker is, apart from its path; what was not given is left out."""
-        given = {
-            "revision": self.revision,
-            "subfolder": self.subfolder,
-            "adapters": self.adapters,
-        }
-        return {name: value for name, value in given.items() if value is not None}
+        """See `_location`."""
+        return _location(self)
 
     def open_questions(self) -> QuestionSet:
         """The data set."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_writable, command_work, parse_threshold
+from ragvl.cli.common import check_cache, check_writable, command_work, parse_threshold
 from ragvl.cli.documents import CacheUse
 from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
 from ragvl.messages import shown
@@ -61,6 +61,7 @@ class SearchOptions:
     def check(self, index: Path) -> None:
         """Refuses at once what needs no look into the index, before anything heavy is imported."""
         check_writable(self.html)
+        check_cache(self.cache)
         if not index.is_dir():
             raise FileNotFoundError(f"there is no index {shown(index)}: `ragvl index` makes one")
 
@@ -185,12 +186,21 @@ def _find(
     """
     from ragvl.cli.found import Found
     from ragvl.prefix_cache import PrefixCache
+    from ragvl.reranker import saved_fusions
+    from ragvl.retriever import FusedRetriever
 
     limit = parse_threshold(how.threshold)
     encoders.check_index(index)
     if reranker.model:
         reranker.check()
+    estimates = []
+    if reranker.model and encoders.fusion is None:
+        estimates = saved_fusions(reranker.model, how.template, **reranker.location)
     retriever = encoders.open_index(index, device=reranker.device)
+    if isinstance(retriever, FusedRetriever):
+        before = retriever.fusion.name
+        if retriever.take_estimate(estimates):
+            say(f"fusion {retriever.fusion.name}, as estimated, in place of {before}", err=True)
     retrieved = retriever.retrieve(asked, how.candidates)
     if not reranker.model:
         return Found.of(asked, index, len(retriever), retrieved, None, None), None

@@ -19,7 +19,7 @@ from ragvl.retriever import (
     TextEncoder,
     check_encoder,
     check_text_encoder,
-    parse_fusion,
+    estimated_fusion,
     retriever_name,
 )
 
@@ -142,7 +142,7 @@ class Models:
     def by_saved_fusion(self) -> Models:
         """The same with the fusion that the reranker has saved, if one for these encoders."""
         saved = self.reranker.thresholds
-        if saved is None or saved.fusion is None or len(self.encoders) < 2:
+        if saved is None:
             return self
-        by_saved = replace(self, fusion=parse_fusion(saved.fusion))
-        return by_saved if by_saved.retriever_name == saved.encoder else self
+        fusion = estimated_fusion(self.encoders, saved.fusion, saved.encoder)
+        return self if fusion is None else replace(self, fusion=fusion)

@@ -19,6 +19,7 @@ from ragvl.reranker.thresholds import (
     ThresholdError,
     check_threshold,
     resolve_threshold,
+    saved_fusions,
     thresholds_file,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "preset_of_checkpoint",
     "resolve_template",
     "resolve_threshold",
+    "saved_fusions",
     "thresholds_file",
 ]

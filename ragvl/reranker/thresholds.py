@@ -156,6 +156,28 @@ class SavedThresholds:
         return replace(self, values=kept | self.values, refused=refused | self.refused)
 
 
+def saved_fusions(
+    model: str | Path, template: str | None = None, **location: Any
+) -> list[tuple[str, str]]:
+    """Fusions that were estimated with a model's thresholds, each with what it was estimated for.
+
+    They are of retrieval, so any template's will do.
+
+    Args:
+        model: a folder or a hub id.
+        template: whose comes first.
+        location: see `thresholds_file`.
+
+    Raises:
+        OSError, ThresholdError: see `SavedThresholds.load`.
+    """
+    path = thresholds_file(model, **location)
+    if path is None or not path.exists():
+        return []
+    every = sorted(_read(path).values(), key=lambda one: one.template != template)
+    return [(one.fusion, one.encoder) for one in every if one.fusion is not None]
+
+
 def _read(path: Path) -> dict[str, SavedThresholds]:
     from pydantic import TypeAdapter, ValidationError  # scoring needs no file, so no pydantic
 

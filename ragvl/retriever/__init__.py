@@ -30,7 +30,13 @@ from ragvl.retriever.retriever import (
 )
 from ragvl.retriever.storage import IndexFileError
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
-from ragvl.retriever.views import View, retriever_name, search_fused, search_views
+from ragvl.retriever.views import (
+    View,
+    estimated_fusion,
+    retriever_name,
+    search_fused,
+    search_views,
+)
 
 __all__ = [
     "FUSED",
@@ -59,6 +65,7 @@ __all__ = [
     "check_text_encoder",
     "encode_documents",
     "estimate_weight",
+    "estimated_fusion",
     "fuse",
     "kinds_of",
     "open_index",

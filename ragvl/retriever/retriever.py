@@ -27,7 +27,7 @@ from ragvl.retriever.saved_documents import (
     write_documents,
 )
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
-from ragvl.retriever.views import View, search_fused
+from ragvl.retriever.views import View, estimated_fusion, search_fused
 
 logger = logging.getLogger(__name__)
 
@@ -414,6 +414,26 @@ class FusedRetriever(DocumentRetriever):
             retriever.remove([id for id in ids if id in retriever.index])
         for id in set(ids):
             del self._documents[id]
+
+    def take_estimate(self, estimates: Iterable[tuple[str, str]]) -> bool:
+        """Uses the fusion that was estimated for these encoders, if there is one.
+
+        Args:
+            estimates: fusions, each with what it was estimated for; see `estimated_fusion`.
+
+        Returns:
+            Whether that is another one than before.
+        """
+        encoders: dict[Order, Encoder] = {
+            "picture": self.picture.encoder,
+            "caption": self.caption.encoder,
+        }
+        every = (estimated_fusion(encoders, *estimate) for estimate in estimates)
+        estimated = next(filter(None, every), None)
+        if estimated is None or estimated.name == self.fusion.name:
+            return False
+        self.fusion = estimated
+        return True
 
     def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
         views: dict[Order, View] = {"picture": self.picture.view, "caption": self.caption.view}

@@ -9,7 +9,7 @@ from ragvl.arguments import checked_count
 from ragvl.data.query import QueryLike
 from ragvl.identity import name_of
 from ragvl.retriever.encoding import Encoder, checked_queries
-from ragvl.retriever.fusion import FUSED_DEPTH, Fusion, Order, OrderHits, fuse
+from ragvl.retriever.fusion import FUSED_DEPTH, Fusion, Order, OrderHits, fuse, parse_fusion
 from ragvl.retriever.index import Selection, VectorIndex
 from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
 
@@ -82,6 +82,22 @@ def search_fused(
 ) -> list[Hits]:
     """The `k` best documents for each query by both orders; raises as `search_views` does."""
     return [fuse(found, fusion, k) for found in search_views(views, queries, k)]
+
+
+def estimated_fusion(
+    encoders: Mapping[Order, Encoder], fusion: str | None, retriever: str
+) -> Fusion | None:
+    """What `ragvl calibrate` estimated for two encoders, if it was for these.
+
+    Args:
+        encoders: those in use.
+        fusion: the estimate's; None where there is none.
+        retriever: what `retriever_name` called that which it was estimated for.
+    """
+    if fusion is None or len(encoders) < 2:
+        return None
+    estimated = parse_fusion(fusion)
+    return estimated if retriever_name(encoders, estimated) == retriever else None
 
 
 def retriever_name(encoders: Mapping[Order, Encoder], fusion: Fusion) -> str:

@@ -14,10 +14,11 @@ from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
 from ragvl.messages import shown
 from ragvl.mllm import check_reader, checked_caption_tokens
-from ragvl.reranker import Reranker, SavedThresholds, ThresholdError
+from ragvl.reranker import Reranker, SavedThresholds, ThresholdError, saved_fusions
 from ragvl.retriever import (
     DocumentRetriever,
     DualEncoder,
+    FusedRetriever,
     Fusion,
     Retriever,
     check_index,
@@ -70,11 +71,13 @@ def load_stages(
 
     Args:
         load_reranker: loads the reranker, whose arguments were checked; called last.
-        thresholds: the folder of its saved thresholds, which requests can name then.
+        thresholds: the folder of its saved thresholds, which requests can name then, and of the
+            fusion that was estimated with them.
         index: a folder that `ragvl index` wrote; see `open_index`.
         encoder: the dual encoder that built it, in place of the one that it remembers.
         text_encoder: the same of the text encoder.
-        fusion: makes one order of both, in place of the one that was saved.
+        fusion: makes one order of both; by default what was estimated for these encoders and saved
+            with the thresholds, or else what the index was saved with.
         generator: the generator: a hub id or a folder.
         device: of encoders and generator.
         dtype: of the generator.
@@ -110,6 +113,8 @@ def load_stages(
     reranker = load_reranker()
     if thresholds is not None and reranker.thresholds is None:
         reranker.thresholds = _saved_thresholds(thresholds, reranker)
+    if fusion is None and thresholds is not None and isinstance(retriever, FusedRetriever):
+        _take_saved_fusion(thresholds, reranker, retriever)
     return Stages(reranker, retriever, writer)
 
 
@@ -124,6 +129,18 @@ def _saved_thresholds(folder: str | Path, reranker: Reranker) -> SavedThresholds
         _log.warning("requests cannot name the saved thresholds: %s", error)
         return None
     return saved
+
+
+def _take_saved_fusion(folder: str | Path, reranker: Reranker, retriever: FusedRetriever) -> None:
+    """Has documents found by the fusion that was estimated for these encoders, if one was."""
+    try:
+        estimates = saved_fusions(folder, reranker.template.name)
+    except ThresholdError as error:
+        _log.warning("no fusion is taken from the saved thresholds: %s", error)
+        return
+    before = retriever.fusion.name
+    if retriever.take_estimate(estimates):
+        _log.info("fusion %s, as estimated, in place of %s", retriever.fusion.name, before)
 
 
 def load_demo(*, device: str = "auto", **settings: Any) -> Stages:

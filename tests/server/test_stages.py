@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from tiny_encoders import save_text_encoder
 from typer.testing import CliRunner
 
 from ragvl import Document, RagVL, Reranker, Retriever
 from ragvl.cli import app
 from ragvl.data.synthetic import Places, write_world
-from ragvl.retriever import DualEncoder, IndexMismatchError, ReciprocalRank
+from ragvl.reranker import THRESHOLDS_FILE
+from ragvl.retriever import (
+    DualEncoder,
+    FusedRetriever,
+    IndexMismatchError,
+    ReciprocalRank,
+    TextEncoder,
+    parse_fusion,
+    retriever_name,
+)
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import ASSETS, Stages, load_stages
 
@@ -109,6 +120,42 @@ def test_saved_thresholds_come_along_where_they_are_the_rerankers(
     assert not caplog.records
     assert loaded("bfloat16").thresholds is None
     assert "cannot name the saved thresholds" in caplog.text
+
+
+def test_the_fusion_that_was_estimated_for_an_indexes_encoders_is_taken(
+    demo: Stages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = TextEncoder.from_pretrained(save_text_encoder(tmp_path / "text"), device="cpu")
+    pictures = DualEncoder.from_pretrained(ENCODER, device="cpu")
+    built = FusedRetriever(Retriever(pictures), Retriever(texts), documents=[Document(text="Red")])
+    built.save(tmp_path / "index")
+    fusion = parse_fusion("0.4")
+    name = retriever_name({"picture": pictures, "caption": texts}, fusion)
+    thresholds = demo.reranker.thresholds
+    assert thresholds is not None
+    folder = tmp_path / "model"
+    folder.mkdir()
+    estimated = replace(thresholds, encoder=name, fusion=fusion.name)
+    estimated.save(folder / THRESHOLDS_FILE)
+
+    def fusion_of(**settings: Any) -> str:
+        stages = load_stages(
+            lambda: demo.reranker,
+            thresholds=folder,
+            index=tmp_path / "index",
+            device="cpu",
+            **settings,
+        )
+        assert isinstance(stages.retriever, FusedRetriever)
+        return stages.retriever.fusion.name
+
+    assert fusion_of() == fusion.name
+    assert fusion_of(fusion=parse_fusion("rrf")) == "rrf"
+    replace(estimated, encoder="another's").save(folder / THRESHOLDS_FILE)
+    assert fusion_of() == built.fusion.name
+    (folder / THRESHOLDS_FILE).write_text("[]")
+    assert fusion_of() == built.fusion.name
+    assert "no fusion is taken" in caplog.text
 
 
 def test_the_demo_answers_its_examples(demo: Stages) -> None:
