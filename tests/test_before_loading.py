@@ -96,7 +96,9 @@ _COMMANDS = [
     ("rerank q {picture} --model {folder}/modle", "did you mean {folder}/model?"),
     ("warm {picture}s --model {model} --cache {out}", "there is no {picture}s"),
     ("warm {world} --model {folder}/modle --cache {out}", "did you mean {folder}/model?"),
-    ("warm {world} --model {model} --cache {picture}", "cannot be made"),
+    ("warm {world} --model {model} --cache {picture}", "{picture} is no folder"),
+    ("warm {pictures} --model {model} --cache {out} --captions {captions}", "for none of the 1"),
+    ("rerank q {picture} --model {model} --cache {picture}", "{picture} is no folder"),
     ("warm {world} --model {model} --cache {out} --template x", "unknown template 'x'"),
     ("index {picture}s --encoder {encoder}", "there is no {picture}s"),
     ("index {world} {out} --split val --encoder {model}", "not a dual encoder"),
@@ -169,7 +171,12 @@ def test_commands(command: str, message: str, model: Path, world: Path, tmp_path
         "missing": tmp_path / "missing",
         "pipe": tmp_path / "pipe",
         "list": tmp_path / "list.json",
+        "captions": tmp_path / "captions.csv",
+        "pictures": tmp_path / "pictures",
     }
+    places["pictures"].mkdir()
+    shutil.copy(places["picture"], places["pictures"])
+    places["captions"].write_text("image,caption\nother.png,Another\n")
     os.mkfifo(places["pipe"])
     (tmp_path / "list.json").write_text("[1]")
     outcome = CliRunner().invoke(app, shlex.split(command.format(**places)))

@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
-from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, search, serve, train
-from ragvl.cli.options import JsonMayNameAFile
+from ragvl import __version__
+from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, search, train
+from ragvl.cli.options import DeclaredLater, JsonMayNameAFile
+from ragvl.output import say
 
 __all__ = ["app"]
 
@@ -27,7 +29,18 @@ def wait_briefly(environment: MutableMapping[str, str]) -> None:
         environment["GOMP_SPINCOUNT"] = "10000"
 
 
+def say_version(wanted: bool) -> None:
+    """Prints the version and ends, where that is wanted."""
+    if wanted:
+        say(f"ragvl {__version__}")
+        raise typer.Exit
+
+
 def ragvl(
+    version: Annotated[  # noqa: ARG001  its callback has done all
+        bool,
+        typer.Option("--version", help="Print the version.", callback=say_version, is_eager=True),
+    ] = False,
     max_pixels: Annotated[
         int | None,
         typer.Option(min=1, help="How many pixels a picture may have; 89 million, if not given."),
@@ -42,6 +55,10 @@ def ragvl(
             stream.reconfigure(errors="backslashreplace")
 
 
+def _serve() -> None:
+    """Serve reranking over HTTP, with a page to try it and documents known by id."""
+
+
 _data = typer.Typer(no_args_is_help=True, help="Prepare data.")
 for _command in (data.check, data.draw, data.ranking):
     _data.command()(_command)
@@ -51,7 +68,12 @@ _train.command("reranker", context_settings=train.OWN_FLAGS)(train.train_reranke
 _train.command("generator", context_settings=train.OWN_FLAGS)(train.train_generator)
 _train.command("recipes")(train.train_recipes)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_EXIT_CODES = (
+    "Exit codes: 0 it was done; 1 it could not be done, or a check failed, and standard error says "
+    "why; 2 the command line is wrong; 130 Ctrl-C; 143 SIGTERM."
+)
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=_EXIT_CODES)
 app.callback()(ragvl)
 app.command(cls=JsonMayNameAFile)(demo.demo)
 app.command()(rerank.rerank)
@@ -59,7 +81,7 @@ app.command()(rerank.warm)
 app.command()(index.index)
 app.command()(search.search)
 app.command()(search.ask)
-app.command()(serve.serve)
+app.command("serve", cls=DeclaredLater)(_serve)
 app.command(cls=JsonMayNameAFile)(experiments.overhead)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.calibrate)

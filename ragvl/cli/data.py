@@ -88,15 +88,16 @@ def draw(
         bool, typer.Option("--captions", help="Captions to find pictures by, not questions.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw a small world: questions in WebQA's files, or captions in Karpathy's.
 
     A place, or a company, has three pictures. The numbers are even, since each has a twin.
     """
-    from ragvl.data.synthetic import SUBJECTS, Split, write_captions, write_world
-
-    counts: dict[Split, int] = {"train": train, "val": val, "test": test}
     with command_work("data draw"):
+        from ragvl.data.synthetic import SUBJECTS, Split, write_captions, write_world
+
+        counts: dict[Split, int] = {"train": train, "val": val, "test": test}
         if not any(counts.values()):
             raise ValueError("nothing to draw: say how many with --train, --val or --test")
         if captions:
@@ -105,7 +106,11 @@ def draw(
             written = write_world(
                 folder, SUBJECTS[subject], counts=counts, questions_each=questions, seed=seed
             )
-    say(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
+    if as_json:
+        things = {name: count for name, count in counts.items() if count}
+        print_json({"subject": subject, "things": things, "written": str(written)})
+    else:
+        say(f"{sum(counts.values())} {subject}, three pictures each, in {written}")
 
 
 @takes(RetrieverOptions)

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_writable, command_work, hide_loading_bars, json_is_out
+from ragvl.cli.common import (
+    check_writable,
+    command_work,
+    file_of_json,
+    hide_loading_bars,
+    json_is_out,
+)
 
 
 def demo(
@@ -24,7 +30,7 @@ def demo(
 ) -> None:
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
     with command_work("demo"):
-        check_writable(json_file, html_file)
+        check_writable(file_of_json(json_file), html_file)
         from ragvl.demo import print_result, run_demo
         from ragvl.evaluation.report import write_report
         from ragvl.evaluation.result import to_json

@@ -13,6 +13,7 @@ from ragvl.cli.common import (
     check_settings,
     check_writable,
     command_work,
+    file_of_json,
     hide_loading_bars,
     json_is_out,
 )
@@ -77,7 +78,7 @@ def overhead(
 ) -> None:
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
     with command_work("overhead"):
-        check_writable(json_file)
+        check_writable(file_of_json(json_file))
         from ragvl.evaluation.result import to_json
         from ragvl.profiling.overhead import measure_overhead, print_overhead
 

@@ -66,12 +66,12 @@ def index(
         if caption_file is not None:
             caption_file.check_found()
         retriever = chosen.new_retriever(kind=kind, device=device)
+        say_problems(listed)
+        if caption_file is not None:
+            say_captions(caption_file)
         added = retriever.add(documents, on_error="raise" if strict else "skip", progress=progress)
         if added:
             retriever.save(folder)
-    say_problems(listed)
-    if caption_file is not None:
-        say_captions(caption_file)
     skipped = len(documents) - len(added) + listed.num_unusable
     if as_json:
         problems = problem_figures(listed.problems)

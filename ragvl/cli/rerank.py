@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import (
+    check_cache,
     command_work,
     parse_threshold,
     problem_figures,
@@ -18,6 +19,10 @@ from ragvl.cli.documents import CacheUse, content, say_captions, say_problems, t
 from ragvl.cli.groups import RerankerOptions, takes
 from ragvl.messages import quoted
 from ragvl.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from ragvl.data.document import Document
+    from ragvl.data.sources import Documents
 
 
 @takes(RerankerOptions)
@@ -61,6 +66,7 @@ def rerank(
         from ragvl.data.query import Query
 
         # All that can be seen without a model, before the seconds that loading one takes
+        check_cache(cache)
         asked = Query(query or None, query_image, instruction=instruction)
         for picture in asked.pictures:
             picture.check_header()
@@ -165,10 +171,15 @@ def warm(
         from ragvl.data.caption_file import CaptionFile
         from ragvl.data.sources import Documents
 
+        check_cache(cache)
         caption_file = None if captions is None else CaptionFile(captions)
         documents = Documents(
             source, split=split, modality=modality, captions=caption_file, strict=strict
         )
+        listed: Documents | list[Document] = documents
+        if caption_file is not None:  # of files' paths, which are few bytes
+            listed = list(documents)
+            caption_file.check_found()
 
         from ragvl.prefix_cache import PrefixCache, format_bytes
 
@@ -179,10 +190,10 @@ def warm(
         reranker = chosen.load(
             template=template, prefix_cache=prefix_cache, caption_tokens=caption_tokens
         )
-        report = reranker.warm(documents, on_error="raise" if strict else "skip")
+        if caption_file is not None:
+            say_captions(caption_file)
+        report = reranker.warm(listed, on_error="raise" if strict else "skip")
     say_problems(documents)
-    if caption_file is not None:
-        say_captions(caption_file)
     skipped = report.skipped + documents.num_unusable
     num_bytes = prefix_cache.statistics()["disk"].bytes
     if as_json:

@@ -1,0 +1,99 @@
+"""What all commands of `ragvl` have in common: version, completion, exit codes, plain output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import ragvl
+from ragvl.cli import app
+from ragvl.cli.common import one_line_errors
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_the_version_is_printed_and_nothing_else() -> None:
+    outcome = CliRunner().invoke(app, ["--version"])
+    assert (outcome.exit_code, outcome.stdout) == (0, f"ragvl {ragvl.__version__}\n")
+
+
+def test_commands_and_options_complete_in_a_shell() -> None:
+    code = "from ragvl.cli import app; app(prog_name='ragvl')"
+    for words, place, expected in (
+        ("ragvl se", "1", ["search", "serve"]),
+        ("ragvl serve --turn", "2", ["--turn-pairs"]),
+    ):
+        asked = {"_RAGVL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+        done = run_python(code, **asked)
+        assert done.stdout.split() == expected, done.stderr
+
+
+def test_exit_codes_are_in_the_help() -> None:
+    page = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    for text in ("Exit codes: 0", "1 it could not", "2 the command line", "130 Ctrl-C"):
+        assert text in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["data", "check", "nowhere"], 1),
+        (["search", "nowhere", "q"], 1),
+        (["rerank", "q", "nowhere.png", "--model", "m"], 1),
+        (["demo", "--html", "-"], 1),
+        (["banana"], 2),
+        (["rerank", "q", "a.png"], 2),
+        (["index", "--kind", "best", "."], 2),
+        (["doctor", "--banana"], 2),
+    ],
+)
+def test_exit_codes(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(app, arguments)
+    assert (outcome.exit_code, outcome.stdout) == (code, "")
+    assert outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors("index"):
+        signal.raise_signal(signal.SIGINT)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "ragvl index: interrupted\n"
+
+
+def test_every_command_and_option_says_what_it_is() -> None:
+    commands = get_command(app).commands.items()  # type: ignore[attr-defined]
+    below = [one for _, group in commands for one in getattr(group, "commands", {}).items()]
+    for name, command in [*commands, *below]:
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_help_is_light_and_plain() -> None:
+    code = (
+        "import sys; from ragvl.cli import app; app(['--help'], standalone_mode=False);"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'pydantic', 'jinja2', 'fastapi'};"
+        "print('HEAVY', sorted(heavy & sys.modules.keys()))"
+    )
+    done = run_python(code)
+    assert "HEAVY []" in done.stdout, done.stdout[-200:] + done.stderr
+    assert "Usage:" in done.stdout and "\x1b" not in done.stdout
