@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_models import build_tiny
 
+from ragvl import Reranker
 from ragvl.mllm import MLLM
+from ragvl.server.settings import TINY_RERANKER
+from ragvl.server.stages import Stages, load_demo
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +43,17 @@ def tiny_mllm(tiny_model: Callable[[str], Path]) -> Callable[[str], MLLM]:
         return MLLM.from_pretrained(tiny_model(architecture), device="cpu", dtype="float32")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker() -> Reranker:
+    """The reranker that comes along, in float32 on the CPU; do not change it."""
+    return Reranker.from_pretrained(
+        TINY_RERANKER, device="cpu", dtype="float32", prefix_cache="64MiB"
+    )
+
+
+@pytest.fixture(scope="session")
+def demo() -> Stages:
+    """The demo's drawn world, indexed, and its models; do not change them."""
+    return load_demo(device="cpu", prefix_cache="64MiB")

@@ -16,21 +16,7 @@ from ragvl.server.app import create_app
 from ragvl.server.run import build_services
 from ragvl.server.services import Services
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
-from ragvl.server.stages import Stages, load_demo
-
-
-@pytest.fixture(scope="session")
-def tiny_reranker() -> Reranker:
-    """The reranker that comes along, in float32 on the CPU; do not change it."""
-    return Reranker.from_pretrained(
-        TINY_RERANKER, device="cpu", dtype="float32", prefix_cache="64MiB"
-    )
-
-
-@pytest.fixture(scope="session")
-def demo() -> Stages:
-    """The demo's drawn world, indexed, and its models; do not change them."""
-    return load_demo(device="cpu", prefix_cache="64MiB")
+from ragvl.server.stages import Stages
 
 
 @pytest.fixture(scope="session")

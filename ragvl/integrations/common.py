@@ -1,0 +1,303 @@
+"""What the integrations share: how a reranker is named, and documents made of a framework's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ragvl.arguments import checked_count
+from ragvl.data.document import Document, DocumentLike
+from ragvl.data.images import ImageError
+from ragvl.data.query import QueryLike
+from ragvl.files import url_scheme
+from ragvl.messages import shown
+from ragvl.reranker import Reranker, Threshold, check_threshold
+
+if TYPE_CHECKING:
+    from ragvl.client import Client
+
+_WEB = ("http", "https")
+
+
+class Content(NamedTuple):
+    """What a framework's document holds.
+
+    Attributes:
+        text: its text, the caption of its picture if it has one; None or "" of a picture alone.
+        image: its picture, as `ragvl.Document` takes it, or an http(s) URL; None of a text.
+        id: what the framework calls it, for messages.
+    """
+
+    text: str | None
+    image: Any = None
+    id: str | None = None
+
+
+class Ranked(Protocol):
+    """A document after reranking: `RankedDocument`, or what a server answered."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the list that was given."""
+
+    @property
+    def score(self) -> float:
+        """Relevance."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the score reaches the threshold."""
+
+
+@contextmanager
+def extra(name: str, package: str) -> Iterator[None]:
+    """Imports of a framework; where it is missing, the error says what to install.
+
+    Args:
+        name: ragvl's extra that brings it.
+        package: the framework's module.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        top = package.partition(".")[0]
+        if (error.name or "").partition(".")[0] != top:
+            raise
+        message = f'{package} is not installed: pip install "ragvl[{name}]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
+class ServedReranker:
+    """A reranker behind `ragvl serve`, asked as a `Reranker` is.
+
+    Args:
+        address: the server's.
+        settings: others of `ragvl.Client`.
+
+    Raises:
+        ValueError, TypeError: see there.
+        ModuleNotFoundError: what it asks with is not installed.
+    """
+
+    def __init__(self, address: str, settings: Mapping[str, Any]) -> None:
+        self._address, self._settings = address, settings
+        self._client().close()  # which sees what is wrong with them
+
+    def _client(self) -> Client:
+        """One a call: frameworks have no moment at which connections would be closed."""
+        with extra("serve", "httpx2"):
+            from ragvl.client import Client
+        return Client(self._address, **self._settings)
+
+    def rank(
+        self,
+        query: QueryLike,
+        documents: Sequence[DocumentLike],
+        top_k: int | None = None,
+        *,
+        threshold: Threshold | None = None,
+        progress: bool = True,  # noqa: ARG002  the server's log shows it
+    ) -> Sequence[Ranked]:
+        """See `Reranker.rank`."""
+        with self._client() as client:
+            return client.rerank(query, documents, top_k=top_k, threshold=threshold).results
+
+    def score(
+        self,
+        pairs: Sequence[tuple[QueryLike, DocumentLike]],
+        *,
+        progress: bool = True,  # noqa: ARG002
+    ) -> Sequence[float]:
+        """See `Reranker.score`."""
+        with self._client() as client:
+            return client.score(pairs).scores
+
+
+AnyReranker = Reranker | ServedReranker
+
+
+def open_reranker(
+    model: str | Path | Reranker, settings: Mapping[str, Any] | None = None
+) -> AnyReranker:
+    """The reranker that a framework's user names.
+
+    Args:
+        model: a hub id or a folder; the address of a `ragvl serve`; or a `Reranker`.
+        settings: others of `Reranker.from_pretrained`, or of the server's `Client`.
+
+    Raises:
+        TypeError: `model` is something else, or a setting is not known.
+        ValueError: settings of a `Reranker` that is there already, or one is wrong.
+        OSError: there is no such model.
+    """
+    given = dict(settings or {})
+    if isinstance(model, Reranker):
+        if given:
+            named = shown(", ".join(sorted(given)))
+            raise ValueError(f"of a loaded Reranker, {named} cannot be set: load it so")
+        return model
+    if not isinstance(model, str | Path):
+        kind = type(model).__name__
+        raise TypeError(f"model must be a hub id, a folder, an address or a Reranker, not {kind}")
+    if isinstance(model, str) and url_scheme(model) in _WEB:
+        return ServedReranker(model, given)
+    return Reranker.from_pretrained(model, **given)
+
+
+class Ranking:
+    """How a framework's component ranks: by which reranker, how many, and which are left out.
+
+    Args:
+        model: see `open_reranker`.
+        settings: see there.
+        top_k: how many come back at most; all by default.
+        threshold: what does not reach it is left out; by default nothing is.
+        allow_urls: where pictures behind URLs are fetched from; see `made_documents`.
+
+    Raises:
+        ValueError: a number or a host is none; or see `open_reranker`.
+        TypeError, OSError: see there.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Reranker,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        top_k: int | None = None,
+        threshold: Threshold | None = None,
+        allow_urls: Sequence[str] = (),
+    ) -> None:
+        self._top_k = None if top_k is None else checked_count("top_k", top_k)
+        if threshold is not None:
+            check_threshold(threshold)
+        self._threshold = threshold
+        check_hosts(allow_urls)
+        self._allow_urls = allow_urls
+        self.reranker = open_reranker(model, settings)
+
+    def rank(self, query: str, contents: Iterable[Content]) -> list[Ranked]:
+        """The most relevant first; none of none.
+
+        Args:
+            query: the question.
+            contents: of the framework's documents.
+
+        Raises:
+            ValueError, TypeError: see `made_documents` and `Reranker.rank`.
+        """
+        documents = made_documents(contents, allow_urls=self._allow_urls)
+        if not documents:
+            return []
+        limit = self._threshold
+        found = self.reranker.rank(query, documents, self._top_k, threshold=limit, progress=False)
+        return [one for one in found if limit is None or one.kept]
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Refuses what is no list of hosts, or cannot be asked here.
+
+    Raises:
+        TypeError: it is one text.
+        ValueError: an entry is no host.
+        ModuleNotFoundError: what a server fetches with is not installed.
+    """
+    if isinstance(hosts, str):
+        raise TypeError("allow_urls must be a list of hosts, not one text")
+    if hosts:
+        with _fetching():
+            from ragvl.server.fetch import allowed_origin
+
+            for host in hosts:
+                allowed_origin(host)
+
+
+def made_documents(
+    contents: Iterable[Content], *, allow_urls: Sequence[str] = (), name: str = "documents"
+) -> list[Document]:
+    """Ragvl's documents, after a look at whether their pictures are there.
+
+    Args:
+        contents: what they hold.
+        allow_urls: hosts that pictures behind http(s) URLs are fetched from, `example.org` or
+            `example.org:8080`, as by `ragvl serve --allow-urls`; at public addresses only.
+        name: the list's, for messages.
+
+    Raises:
+        ValueError: a document has neither a text nor a picture; the message says which.
+        TypeError: what stands for its picture is none.
+        DocumentError: its picture cannot be had, such as a file that is missing or a URL of another
+            host.
+    """
+    listed = [(f"{name}[{place}]", content) for place, content in enumerate(contents)]
+    urls = {
+        where: content.image
+        for where, content in listed
+        if isinstance(content.image, str) and url_scheme(content.image) in _WEB
+    }
+    fetched = _fetched(urls, allow_urls) if urls and allow_urls else {}
+    documents = [_made(where, content, fetched.get(where)) for where, content in listed]
+    for document in documents:
+        document.check_files()
+    return documents
+
+
+def _made(where: str, content: Content, fetched: bytes | None) -> Document:
+    text = content.text if content.text and content.text.strip() else None
+    image = content.image if fetched is None else fetched
+    if text is None and image is None:
+        named = f" ({content.id})" if content.id else ""
+        raise ValueError(f"{where}{named} has neither a text nor a picture")
+    name = content.id or where
+    try:
+        if image is None:
+            return Document(text=text, id=name)
+        return Document(image, caption=text, id=name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+@contextmanager
+def _fetching() -> Iterator[None]:
+    """Imports of the server's part that fetches."""
+    with extra("serve", "fastapi"), extra("serve", "httpx2"):
+        yield
+
+
+def _fetched(urls: Mapping[str, str], hosts: Sequence[str]) -> dict[str, bytes]:
+    """The bytes behind URLs, by place.
+
+    Raises:
+        ImageError: one cannot be had, or may not be fetched; the message says which.
+        ModuleNotFoundError: what a server fetches with is not installed.
+    """
+    with _fetching():
+        from ragvl.server.errors import ServerError
+        from ragvl.server.fetch import PictureFetcher
+        from ragvl.server.settings import ServerSettings
+
+    limits = ServerSettings.model_validate({})
+
+    async def fetch() -> dict[str, bytes]:
+        fetcher = PictureFetcher(
+            hosts,
+            max_bytes=limits.url_bytes,
+            seconds=limits.url_seconds,
+            max_redirects=limits.url_redirects,
+        )
+        total = limits.url_bytes * len(urls)
+        return await fetcher.fetch_all(urls, max_bytes=total, hold=lambda _: None)
+
+    # In a thread of its own: the caller's may have an event loop running, as a notebook's has
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(asyncio.run, fetch()).result()
+        except ServerError as error:
+            raise ImageError(error.message) from error
