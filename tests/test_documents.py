@@ -49,6 +49,7 @@ OTHER_OPTIONS = {
     "--filter",  # the release's of RagVL
     "--help",
 }
+FRAMEWORKS = ("langchain_core", "llama_index")
 SERVER = "http://127.0.0.1:8000"  # in snippets
 # Written by runs, or to be there at a user's
 NOT_HERE = re.compile(r"runs/|build/|webqa/|photos/|images?/|\.venv/|dist/")
@@ -126,6 +127,9 @@ def served() -> Iterator[str]:
 def test_python_runs_from_the_first_block_to_the_last(
     path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if path.name == "integrations.md":
+        for package in FRAMEWORKS:
+            pytest.importorskip(package)
     names: dict[str, Any] = {
         "model": "OpenGVLab/InternVL3-2B-hf",
         "documents": [Document("a.jpg", caption="A"), Document("b.jpg", caption="B")],
