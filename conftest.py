@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Several processes share the cores (`pytest -n`): what torch reads when it is imported
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
