@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test lint format bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo serve test lint format wheel bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation real tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,16 +41,24 @@ serve: $(VENV)/.serve ## Install, then serve the demo's world and its page on ht
 test: $(VENV)/.test ## Install, then run the test suite
 	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
-lint: $(VENV)/.dev ## ruff, mypy on the package, clang-format
+lint: $(VENV)/.dev ## ruff, mypy on the package, clang-format, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.dev ## Format every source file
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*
+
+# Wheels of the other Pythons are tried without torch: for them it comes with CUDA only
+wheel: $(VENV)/.dev ## Build an sdist and a manylinux wheel for each Python here, and try them
+	rm -rf dist
+	$(BIN)/python wheels/make.py --extension-only
 
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
 	$(BIN)/python benchmarks/bench_relevance_head.py

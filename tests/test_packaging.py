@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+import ragvl
 from ragvl import _C
 from ragvl.ops.backends import CPU_IN_PYTORCH, OPERATIONS
 
@@ -122,3 +125,31 @@ def test_a_container_is_built_with_extras_that_there_are():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "serve" in extras[1].split(",")
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+
+
+def yaml_of(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_the_public_ci_runs_what_ci_runs():
+    jobs = yaml_of(".github/workflows/ci.yml")["jobs"].values()
+    steps = [step.get("run", "") for job in jobs for step in job["steps"]]
+    ours = re.findall(r"^make \S+$", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert ours
+    assert set(ours) <= set(steps)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {step.removeprefix("make ") for step in steps if step} <= set(targets)
+
+
+def test_wheels_and_tests_are_for_the_same_pythons():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheels = re.findall(r"cp3(\d+)-", project["tool"]["cibuildwheel"]["build"])
+    matrix = yaml_of(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]
+    assert [f"3.{minor}" for minor in wheels] == matrix["python"]
+    assert project["project"]["requires-python"] == f">={matrix['python'][0]}"
+
+
+def test_one_version_everywhere():
+    version = importlib.metadata.version("ragvl")
+    assert ragvl.__version__ == version
+    assert yaml_of("CITATION.cff")["version"] == version
