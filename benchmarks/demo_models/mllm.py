@@ -94,7 +94,7 @@ def new_mllm(
         bos_token_id=None,
     )
     config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=tower.config.to_diff_dict(),
         text_config=text_config.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=NUM_IMAGE_TOKENS,

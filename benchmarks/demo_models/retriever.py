@@ -64,7 +64,7 @@ def train_retriever(
         projection_dim=128,
     )
     config = VisionTextDualEncoderConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=tower.config.to_diff_dict(),
         text_config=text_config.to_dict(),
         projection_dim=128,
     )

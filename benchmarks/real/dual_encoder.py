@@ -74,7 +74,7 @@ def zero_shot(tower_folder: Path, text_folder: Path) -> VisionTextDualEncoderMod
     width = text_config.hidden_size
     model = VisionTextDualEncoderModel(
         VisionTextDualEncoderConfig(
-            vision_config=tower.config.to_dict(),
+            vision_config=tower.config.to_diff_dict(),
             text_config=text_config.to_dict(),
             projection_dim=width,
         )

@@ -62,7 +62,7 @@ def assemble(
     decoder = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=tower.config.to_diff_dict(),
         text_config=decoder.config.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=_side(tower) ** 2 + int(tower.config.picture_token),

@@ -299,6 +299,8 @@ def test_every_stage_runs_once_and_its_folders_load(
         assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     encoder = DualEncoder.from_pretrained(tmp_path / "assets" / "tiny-retriever", device="cpu")
     assert encoder.dim == 128
+    written = [path.read_text() for path in (tmp_path / "assets").glob("*/*.json")]
+    assert not any(str(tmp_path) in text for text in written), "a path of the machine is shipped"
     trained = tmp_path / "work" / "base" / "model.safetensors"
     before = trained.stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
