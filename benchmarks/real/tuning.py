@@ -48,7 +48,7 @@ class Schedule:
         blocks: the first that are trained, by number.
     """
 
-    steps: int = 1500
+    steps: int = 500
     batch_size: int = 128
     tower_rate: float = 1e-4
     projection_rate: float = 3e-4
