@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -123,47 +124,30 @@ class ServedReranker:
 AnyReranker = Reranker | ServedReranker
 
 
-def open_reranker(
-    model: str | Path | Reranker, settings: Mapping[str, Any] | None = None
-) -> AnyReranker:
-    """The reranker that a framework's user names.
-
-    Args:
-        model: a hub id or a folder; the address of a `ragvl serve`; or a `Reranker`.
-        settings: others of `Reranker.from_pretrained`, or of the server's `Client`.
-
-    Raises:
-        TypeError: `model` is something else, or a setting is not known.
-        ValueError: settings of a `Reranker` that is there already, or one is wrong.
-        OSError: there is no such model.
-    """
-    given = dict(settings or {})
-    if isinstance(model, Reranker):
-        if given:
-            named = shown(", ".join(sorted(given)))
-            raise ValueError(f"of a loaded Reranker, {named} cannot be set: load it so")
-        return model
-    if not isinstance(model, str | Path):
+def _checked_model(model: Any, settings: Mapping[str, Any]) -> str | Path | Reranker:
+    """What can be seen to be wrong with how a model is named, before it is loaded."""
+    if isinstance(model, Reranker) and settings:
+        named = shown(", ".join(sorted(settings)))
+        raise ValueError(f"of a loaded Reranker, {named} cannot be set: load it so")
+    if not isinstance(model, str | Path | Reranker):
         kind = type(model).__name__
         raise TypeError(f"model must be a hub id, a folder, an address or a Reranker, not {kind}")
-    if isinstance(model, str) and url_scheme(model) in _WEB:
-        return ServedReranker(model, given)
-    return Reranker.from_pretrained(model, **given)
+    return model
 
 
 class Ranking:
     """How a framework's component ranks: by which reranker, how many, and which are left out.
 
     Args:
-        model: see `open_reranker`.
-        settings: see there.
+        model: a hub id or a folder; the address of a `ragvl serve`; or a `Reranker`.
+        settings: others of `Reranker.from_pretrained`, or of the server's `ragvl.Client`.
         top_k: how many come back at most; all by default.
         threshold: what does not reach it is left out; by default nothing is.
         allow_urls: where pictures behind URLs are fetched from; see `made_documents`.
 
     Raises:
-        ValueError: a number or a host is none; or see `open_reranker`.
-        TypeError, OSError: see there.
+        ValueError: a number or a host is none, or a `Reranker` that is loaded has settings.
+        TypeError: `model` is something else.
     """
 
     def __init__(
@@ -175,30 +159,67 @@ class Ranking:
         threshold: Threshold | None = None,
         allow_urls: Sequence[str] = (),
     ) -> None:
-        self._top_k = None if top_k is None else checked_count("top_k", top_k)
-        if threshold is not None:
-            check_threshold(threshold)
-        self._threshold = threshold
         check_hosts(allow_urls)
+        self._top_k, self._threshold = _checked(top_k, threshold)
         self._allow_urls = allow_urls
-        self.reranker = open_reranker(model, settings)
+        self._settings = dict(settings or {})
+        self._model = _checked_model(model, self._settings)
 
-    def rank(self, query: str, contents: Iterable[Content]) -> list[Ranked]:
+    def opened(self) -> Ranking:
+        """Itself, with its model loaded, which otherwise happens when it is first used.
+
+        Raises:
+            OSError: there is no such model.
+            ValueError, TypeError: a setting is not known, or the model cannot be used; see
+                `Reranker.from_pretrained`.
+        """
+        _ = self.reranker
+        return self
+
+    @cached_property
+    def reranker(self) -> AnyReranker:
+        """What it ranks by; raises what `opened` does."""
+        model = self._model
+        if isinstance(model, Reranker):
+            return model
+        if isinstance(model, str) and url_scheme(model) in _WEB:
+            return ServedReranker(model, self._settings)
+        return Reranker.from_pretrained(model, **self._settings)
+
+    def rank(
+        self,
+        query: str,
+        contents: Iterable[Content],
+        *,
+        top_k: int | None = None,
+        threshold: Threshold | None = None,
+    ) -> list[Ranked]:
         """The most relevant first; none of none.
 
         Args:
             query: the question.
             contents: of the framework's documents.
+            top_k: in the place of its own.
+            threshold: in the place of its own.
 
         Raises:
             ValueError, TypeError: see `made_documents` and `Reranker.rank`.
         """
+        count, limit = _checked(
+            self._top_k if top_k is None else top_k,
+            self._threshold if threshold is None else threshold,
+        )
         documents = made_documents(contents, allow_urls=self._allow_urls)
         if not documents:
             return []
-        limit = self._threshold
-        found = self.reranker.rank(query, documents, self._top_k, threshold=limit, progress=False)
+        found = self.reranker.rank(query, documents, count, threshold=limit, progress=False)
         return [one for one in found if limit is None or one.kept]
+
+
+def _checked(top_k: int | None, threshold: Threshold | None) -> tuple[int | None, Threshold | None]:
+    if threshold is not None:
+        check_threshold(threshold)
+    return None if top_k is None else checked_count("top_k", top_k), threshold
 
 
 def check_hosts(hosts: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ class RagVLReranker(BaseDocumentCompressor):
             top_k=self.top_n,
             threshold=self.threshold,
             allow_urls=self.allow_urls,
-        )
+        ).opened()
 
     def compress_documents(
         self,

@@ -70,7 +70,7 @@ class RagVLRerank(BaseNodePostprocessor):
             top_k=self.top_n,
             threshold=self.threshold,
             allow_urls=self.allow_urls,
-        )
+        ).opened()
 
     @classmethod
     def class_name(cls) -> str:

@@ -30,6 +30,8 @@ from ragvl.server.stages import Stages
 MODULES = {
     "langchain": "langchain_core",
     "llama_index": "llama_index",
+    "haystack": "haystack",
+    "rerankers": "rerankers",
 }
 
 
@@ -146,7 +148,7 @@ class TestModels:
         with pytest.raises(TypeError, match="a Reranker, not int"):
             Ranking(7)  # type: ignore[arg-type]
         with pytest.raises(OSError, match="nothing-here"):
-            Ranking(tmp_path / "nothing-here")
+            Ranking(tmp_path / "nothing-here").opened()
 
     def test_settings_that_come_too_late(self, demo: Stages) -> None:
         with pytest.raises(ValueError, match="device cannot be set"):
