@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test lint format wheel bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo serve test lint format docs docs-serve wheel bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation real tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,13 +24,17 @@ $(VENV)/.serve: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[cpu,eval,serve]"
 	@touch $(VENV)/.demo $@
 
+$(VENV)/.docs: $(SOURCES) | $(BIN)/python
+	$(PIP) -e ".[docs]"
+	@touch $@
+
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[test]"
-	@touch $(VENV)/.demo $(VENV)/.serve $@
+	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.docs $@
 
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
 	$(PIP) -e ".[dev]"
-	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.test $@
+	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.docs $(VENV)/.test $@
 
 demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pictures
 	$(BIN)/ragvl demo
@@ -59,6 +63,12 @@ format: $(VENV)/.dev ## Format every source file
 wheel: $(VENV)/.dev ## Build an sdist and a manylinux wheel for each Python here, and try them
 	rm -rf dist
 	$(BIN)/python wheels/make.py --extension-only
+
+docs: $(VENV)/.docs ## Build the documentation site into build/site; a warning is an error
+	$(BIN)/python benchmarks/build_site.py
+
+docs-serve: $(VENV)/.docs ## The site on http://127.0.0.1:8000, built anew at each change
+	$(BIN)/zensical serve
 
 bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/results
 	$(BIN)/python benchmarks/bench_relevance_head.py

@@ -5,7 +5,7 @@ A document says where a table goes, and what stands between the marks is replace
     <!-- begin table: fast_rerank -->
     <!-- end table: fast_rerank -->
 
-    python benchmarks/render.py           # writes README.md, docs/*.md and the plots in docs/
+    python benchmarks/render.py           # writes README.md, docs/**/*.md and the plots in docs/
     python benchmarks/render.py --check   # changes nothing; exits 1 if one is out of date
 """
 
@@ -32,10 +32,13 @@ import bench_rotary_embedding
 import bench_serve
 import bench_training_step
 import bench_visual_weighted_cross_entropy
+import figures
 import gpu_ops
 import gpu_rerank
 import gpu_train
+import operations_table
 import presets_table
+import readme_example
 import runs.real_tables
 import runs.tables
 import serving_limits
@@ -46,6 +49,7 @@ from plots import PLOTS
 from tables import Result, Results
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "figures": figures.figures,
     "architectures": architectures.architectures_table,
     "fast_rerank": bench_fast_rerank.speed_table,
     "gpu_rerank": gpu_rerank.speed_table,
@@ -71,6 +75,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_train": gpu_train.cost_table,
     "gpu_train_goals": gpu_train.goals_table,
     "evaluate_speed": bench_evaluate.speed_table,
+    "operations": operations_table.operations,
+    "readme_example": readme_example.readme_example,
     "presets": presets_table.presets_table,
     "serve": bench_serve.serve_table,
     "serving_limits": serving_limits.serving_limits,
@@ -121,7 +127,7 @@ def main(
         for path in root.glob("benchmarks/results/*.json")
     )
     rendered = {}
-    for path in [*root.glob("README.md"), *sorted(root.glob("docs/*.md"))]:
+    for path in [*root.glob("README.md"), *sorted(root.glob("docs/**/*.md"))]:
         try:
             rendered[path] = render(path.read_text(encoding="utf-8"), results)
         except ValueError as error:

@@ -48,7 +48,7 @@ def fast_rerank(
         DocumentError: a document cannot be used, such as a picture that cannot be read; the message
             names it.
 
-    Example:
+    Examples:
         >>> ranked = ragvl.fast_rerank("What color is the roof?", ["a.jpg", "b.jpg"], model=folder)
         >>> [r.index for r in ranked if r.kept]
         [1]

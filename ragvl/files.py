@@ -109,7 +109,7 @@ def whole_file(path: str | os.PathLike[str], *, draft: Path | None = None) -> It
     Raises:
         OSError: it cannot be written.
 
-    Example:
+    Examples:
         >>> with whole_file("result.json") as draft:
         ...     draft.write_text("{}")
     """

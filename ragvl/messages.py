@@ -19,7 +19,7 @@ def visible(text: object) -> str:
     `\ud800`). For output that must not lose anything, such as a table's cells; `shown` is for
     messages.
 
-    Example:
+    Examples:
         >>> visible("a\x1b[31m.png")
         'a\\x1b[31m.png'
     """
@@ -31,7 +31,7 @@ def shown(text: object, limit: int = MAX_SHOWN) -> str:
 
     Of a longer text the middle is left out: both ends of a path tell more than its beginning.
 
-    Example:
+    Examples:
         >>> shown("a\x1b[31m.png")
         'a\\x1b[31m.png'
     """

@@ -21,7 +21,7 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
     Where making an item starts work, so many are at work while one is used.
 
-    Example:
+    Examples:
         >>> with Workers() as workers:
         ...     pending = (workers.submit(partial(load, path)) for path in paths)
         ...     for picture in ahead(pending, 8):

@@ -129,7 +129,7 @@ class Client(_Client):
     Raises:
         ValueError: `base_url` is no http(s) address, or `timeout` no positive number.
 
-    Example:
+    Examples:
         >>> with ragvl.Client("http://127.0.0.1:8000") as client:
         ...     ranking = client.rerank("What color is the roof?", ["a.jpg", "b.jpg"])
         >>> [result.index for result in ranking.results if result.kept]
@@ -182,7 +182,7 @@ class Client(_Client):
 class AsyncClient(_Client):
     """Asks a `ragvl serve` from asynchronous code; as `Client`, with methods that are awaited.
 
-    Example:
+    Examples:
         >>> async with ragvl.AsyncClient("http://127.0.0.1:8000") as client:
         ...     ranking = await client.rerank("What color is the roof?", ["a.jpg", "b.jpg"])
     """

@@ -47,7 +47,7 @@ class Document:
         ValueError: not one of the three was given, a text is empty or holds half a character, `id`
             is the empty string, or `max_pixels` is no whole number above 0.
 
-    Example:
+    Examples:
         >>> Document("tower.jpg", caption="The red tower of Velmora")
         >>> Document(text="Velmora has a red tower.")
         >>> Document(parts=[Path("page-1.png"), "The tower, from the south.", Path("page-2.png")])

@@ -31,7 +31,7 @@ class Query:
         ValueError: none of the three was given, a text is empty or holds half a character, or
             `max_pixels` is below 1.
 
-    Example:
+    Examples:
         >>> Query("Which tower is this?", image="photo.jpg")
     """
 

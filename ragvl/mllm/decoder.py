@@ -42,7 +42,10 @@ from ragvl.ops import PrefixBatch, prefix_attention
 from ragvl.runtime import Timer
 
 WriteKv = Callable[[int, Tensor, Tensor], None]
+"""Takes a layer's number, and its keys and values of a prompt's tokens."""
+
 ReadStates = Callable[[int, slice], LayerState]
+"""Gives a layer's state, by its number, of some of the sequences that are packed."""
 
 _PREFIX = "ragvl_"  # of the names of attention implementations
 _WRAPPED = "_ragvl_wrapped"  # marks a projection that is wrapped already

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ragvl.runtime import held_bytes, to_device
 
-# What a vision tower gives, as named tensors: see ragvl.mllm.vision
 Features = dict[str, Tensor]
+"""What a vision tower gives, as named tensors: see `ragvl.mllm.vision`."""
 
 
 @dataclass(frozen=True, eq=False)

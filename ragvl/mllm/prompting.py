@@ -216,7 +216,7 @@ class Prompting(Chat):
         Raises:
             AnswerTokenError: a word has no token, or two words share one.
 
-        Example:
+        Examples:
             >>> yes_token_ids, no_token_ids = mllm.prompting.answer_token_ids("Yes", "No")
         """
         between = self.before_answer

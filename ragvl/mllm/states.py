@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
-# One layer's state of some sequences: tensors (B, ...) by names such as "conv_states/0"
 LayerState = dict[str, Tensor]
+"""One layer's state of some sequences: tensors (B, ...) by names such as "conv_states/0"."""
 
 _KINDS = ("conv_states", "recurrent_states")
 _UPDATES = {"conv_states": "update_conv_state", "recurrent_states": "update_recurrent_state"}

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
+"""What an operation runs with; "auto" is the fastest that is present."""
 
 # The backends of each operation: a new operation adds its row.
 OPERATIONS: dict[str, tuple[str, ...]] = {

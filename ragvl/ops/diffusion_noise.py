@@ -77,7 +77,7 @@ def diffusion_noise(
     Source: RagVL, arXiv 2407.21439, section 3.3 and its release; Philox is Salmon et al., "Parallel
     random numbers: as easy as 1, 2, 3", 2011.
 
-    Example:
+    Examples:
         >>> x = torch.ones(2, 3)
         >>> diffusion_noise(x, torch.tensor([True, False]), noise=torch.zeros(2, 3))
         tensor([[0.8630, 0.8630, 0.8630],

@@ -106,7 +106,7 @@ def prefix_attention(
     Source: the split softmax is FlashAttention's, arXiv 2205.14135; the pages are PagedAttention's,
     arXiv 2309.06180.
 
-    Example:
+    Examples:
         >>> kv = torch.tensor([[1.0, 2.0]]).view(1, 1, 2)  # a suffix of one token, one head
         >>> pages = torch.zeros(1, 1, 16, 2)
         >>> pages[0, 0, 0] = torch.tensor([3.0, 4.0])

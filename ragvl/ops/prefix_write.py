@@ -80,7 +80,7 @@ def prefix_write(
             right).
         BackendUnavailableError: the backend named is not available here.
 
-    Example:
+    Examples:
         >>> kv = torch.tensor([[3.0, 4.0]]).view(1, 1, 1, 2)  # one prefix of one token, one head
         >>> pages = torch.full((1, 1, 16, 2), torch.nan)
         >>> table, length = torch.zeros(1, 1).int(), torch.ones(1).int()

@@ -94,7 +94,7 @@ def relevance_head(
 
     Source: RagVL, arXiv 2407.21439, equation 1; computed as the release does, at the last position.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[1.0, 1.0], [3.0, -3.0]])
         >>> head_rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # Yes, No
         >>> _, relevance = relevance_head(hidden, torch.tensor([0, 1]), None, head_rows)

@@ -61,7 +61,7 @@ def residual_rms_norm(
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", arXiv 1910.07467.
 
-    Example:
+    Examples:
         >>> x, weight = torch.tensor([[1.0, 7.0]]), torch.tensor([1.0, 2.0])
         >>> residual_rms_norm(x, torch.tensor([[2.0, -3.0]]), weight)
         (tensor([[3., 4.]]), tensor([[0.8485, 2.2627]]))

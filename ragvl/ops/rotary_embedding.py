@@ -53,7 +53,7 @@ def rotary_embedding(
 
     Source: Su et al., "RoFormer", arXiv 2104.09864.
 
-    Example:
+    Examples:
         >>> q = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
         >>> cos, sin = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)  # a quarter of a turn
         >>> rotary_embedding(q, 2 * q, cos, sin)

@@ -77,7 +77,7 @@ def visual_weighted_cross_entropy(
     Source: RagVL, arXiv 2407.21439, equation 5; CAL, arXiv 2405.17871, whose label's column is
     taken here and column 0 in RagVL's release.
 
-    Example:
+    Examples:
         >>> h, head = torch.eye(2)[None], torch.eye(2)
         >>> visual_weighted_cross_entropy(h, torch.zeros(1, 2, 2), head, torch.tensor([[0, -100]]))
         tensor(0.3133)

@@ -22,6 +22,7 @@ from ragvl.runtime import to_device
 
 # Few enough that half an unused page is little, and one AVX-512 vector of keys
 PAGE_TOKENS = 16
+"""Tokens of a page."""
 
 Compression = Literal["int8"]
 

@@ -31,7 +31,7 @@ class Preset:
             that name: such a checkpoint needs no preset to be named.
         source: where its authors say so.
 
-    Example:
+    Examples:
         >>> mine = Preset("mine", PromptTemplate("mine", "<image>\nIs it about {query}?"))
         >>> reranker = Reranker.from_pretrained(folder, preset=mine)
     """
@@ -139,6 +139,7 @@ PRESETS = {
         QWEN3_VL_RERANKER_DOCUMENT_FIRST,
     )
 }
+"""The presets that `from_pretrained(preset=...)` takes by name."""
 
 
 def resolve_preset(preset: Preset | str) -> Preset:

@@ -57,7 +57,7 @@ class ScoreWeights:
         layers: from the decoder's width to 1.
         pooling, scale, bias: see `ScoreNetwork`.
 
-    Example:
+    Examples:
         >>> ScoreWeights((LayerWeights("score.weight"),), pooling="mean")
     """
 

@@ -111,7 +111,7 @@ class PromptTemplate:
         ValueError: the text has not exactly one place for the query and one for the document, no
             instruction for its place, or a system turn without a chat.
 
-    Example:
+    Examples:
         >>> PromptTemplate("mine", "{document}\nIs this about {query}? Answer 'Yes' or 'No'.")
     """
 
@@ -355,6 +355,7 @@ TEMPLATES = {
     template.name: template
     for template in (AUTO, CAPTION, PLAIN, RETRIEVAL, INSTRUCTION_FIRST, DOCUMENT)
 }
+"""The prompts that `from_pretrained(template=...)` takes by name."""
 
 
 def pictures_in_order(template: Template, query: Query, document: Document) -> tuple[Picture, ...]:

@@ -20,6 +20,8 @@ Threshold = str | float
 
 NATURAL = 0.5  # Yes is likelier than No
 THRESHOLDS_FILE = "ragvl_thresholds.json"
+"""Where the thresholds that were estimated for a reranker lie in its folder."""
+
 _MAX_BYTES = 64 << 20  # of that file, which names the questions of each template
 _Count = Annotated[int, Interval(ge=1)]
 _Probability = Annotated[float, Interval(ge=0, le=1)]

@@ -13,8 +13,13 @@ from ragvl.messages import quoted
 from ragvl.retriever.kinds import Hits
 
 Order = Literal["picture", "caption"]
+"""By what documents are found: by their pictures, or by their captions and texts."""
+
 ORDERS: tuple[Order, ...] = ("picture", "caption")
+"""Both orders."""
+
 FUSED: Literal["fused"] = "fused"
+"""The name of the order that both make."""
 
 FUSED_DEPTH = 1000
 """How many documents of each order are fused at least."""

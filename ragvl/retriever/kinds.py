@@ -10,6 +10,7 @@ import numpy as np
 from ragvl.retriever.index import Selection, VectorIndex
 
 Hits = list[tuple[str, float]]
+"""Documents' ids with their similarity, the most similar first."""
 
 
 def kinds_of(index: VectorIndex, texts: Collection[str]) -> list[Selection]:

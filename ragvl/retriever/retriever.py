@@ -211,7 +211,7 @@ class Retriever(DocumentRetriever):
         ImportError: FAISS is not installed.
         DocumentError, TypeError, ValueError: see `add`.
 
-    Example:
+    Examples:
         >>> retriever = Retriever(DualEncoder.from_pretrained(path), ["cat.jpg", "dog.jpg"])
         >>> [item.id for item in retriever.retrieve("a cat", k=1)]
         ['cat.jpg']
@@ -354,7 +354,7 @@ class FusedRetriever(DocumentRetriever):
     Raises:
         DocumentError, TypeError, ValueError: see `add`; or an encoder is of the wrong kind.
 
-    Example:
+    Examples:
         >>> retriever = FusedRetriever(
         ...     Retriever(DualEncoder.from_pretrained(clip)),
         ...     Retriever(TextEncoder.from_pretrained(minilm)),

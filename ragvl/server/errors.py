@@ -158,7 +158,7 @@ def error_answer(error: ServerError) -> JSONResponse:
 def place_of(location: Iterable[str | int]) -> str:
     """A place in a request as it is written in a message.
 
-    Example:
+    Examples:
         >>> place_of(["documents", 3, "image"])
         'documents[3].image'
     """

@@ -84,5 +84,5 @@ def test_the_documents_here_are_up_to_date() -> None:
 
 
 def test_every_table_has_a_place() -> None:
-    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
     assert [name for name in TABLES if f"<!-- begin table: {name} -->" not in text] == []

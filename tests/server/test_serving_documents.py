@@ -37,7 +37,7 @@ def server(demo: Stages, make_services: MakeServices) -> Iterator[LiveServer]:
 
 COMMANDS = [
     pytest.param(words, id=f"{path.name}-{number}")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
     for number, words in enumerate(asked(path))
 ]
 
