@@ -271,7 +271,8 @@ def options() -> set[str]:
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()
-        for parameter in command.params:
+        declared = command.make_context(command.name, [], resilient_parsing=True).command
+        for parameter in declared.params:
             options |= {*parameter.opts, *parameter.secondary_opts}
     needed = ["--model", "m", "--data", "d", "--output_dir", "o"]
     for stage in ("reranker", "generator"):
