@@ -49,7 +49,7 @@ OTHER_OPTIONS = {
     "--filter",  # the release's of RagVL
     "--help",
 }
-FRAMEWORKS = ("langchain_core", "llama_index", "haystack", "rerankers")
+FRAMEWORKS = ("langchain_core", "llama_index", "haystack", "lancedb", "mteb", "rerankers")
 SERVER = "http://127.0.0.1:8000"  # in snippets
 # Written by runs, or to be there at a user's
 NOT_HERE = re.compile(r"runs/|build/|webqa/|photos/|images?/|\.venv/|dist/")

@@ -110,16 +110,6 @@ class ServedReranker:
         with self._client() as client:
             return client.rerank(query, documents, top_k=top_k, threshold=threshold).results
 
-    def score(
-        self,
-        pairs: Sequence[tuple[QueryLike, DocumentLike]],
-        *,
-        progress: bool = True,  # noqa: ARG002
-    ) -> Sequence[float]:
-        """See `Reranker.score`."""
-        with self._client() as client:
-            return client.score(pairs).scores
-
 
 AnyReranker = Reranker | ServedReranker
 

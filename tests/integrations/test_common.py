@@ -32,6 +32,8 @@ MODULES = {
     "llama_index": "llama_index",
     "haystack": "haystack",
     "rerankers": "rerankers",
+    "lancedb": "lancedb",
+    "mteb": "mteb",
 }
 
 
@@ -165,12 +167,9 @@ class TestModels:
         with live(services) as server:
             ranking = Ranking(server.url, {"timeout": 120.0}, top_k=3, threshold=0.5)
             ranked = ranking.rank(asked.question, contents)
-            scores = ranking.reranker.score([(asked.question, asked.documents[1])])
         kept = [one for one in asked.ranked[:3] if one.score >= 0.5]
         assert 0 < len(kept) < 3
         assert [(one.index, one.score) for one in ranked] == [(o.index, o.score) for o in kept]
-        (expected,) = (one.score for one in asked.ranked if one.index == 1)
-        assert list(scores) == [expected]
 
 
 @pytest.mark.parametrize(("name", "package"), MODULES.items())
