@@ -30,6 +30,7 @@ import bench_relevance_head
 import bench_residual_rms_norm
 import bench_rotary_embedding
 import bench_serve
+import bench_startup
 import bench_training_step
 import bench_visual_weighted_cross_entropy
 import figures
@@ -79,6 +80,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "readme_example": readme_example.readme_example,
     "presets": presets_table.presets_table,
     "serve": bench_serve.serve_table,
+    "startup": bench_startup.startup_table,
     "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
     **runs.real_tables.TABLES,

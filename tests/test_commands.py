@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import ragvl
 from ragvl.cli import app
 from ragvl.cli.common import one_line_errors
+from ragvl.server.settings import TINY_RERANKER
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -97,3 +99,63 @@ def test_help_is_light_and_plain() -> None:
     done = run_python(code)
     assert "HEAVY []" in done.stdout, done.stdout[-200:] + done.stderr
     assert "Usage:" in done.stdout and "\x1b" not in done.stdout
+
+
+# What reranking pictures has no use for, of which several take a second to import
+_NOT_FOR_RERANKING = {
+    *("datasets", "fastapi", "faiss", "jsonargparse", "matplotlib", "pandas", "peft", "sklearn"),
+    *("sentence_transformers", "tensorboard", "torchvision", "uvicorn"),
+    *("ragvl.evaluation", "ragvl.generator", "ragvl.retriever", "ragvl.server", "ragvl.training"),
+    "transformers.trainer",
+}
+
+
+def test_rerank_imports_what_it_needs_and_prints_its_table_alone(tmp_path: Path) -> None:
+    picture = str(tmp_path / "a.png")
+    Image.new("RGB", (48, 48), "red").save(picture)
+    command = ["rerank", "Is it red?", picture, "--model", str(TINY_RERANKER), "--device", "cpu"]
+    code = (
+        "import gc, sys; from ragvl.cli import app;"
+        f"app({command!r}, standalone_mode=False);"
+        f"print('HEAVY', sorted({_NOT_FOR_RERANKING!r} & sys.modules.keys()), gc.isenabled())"
+    )
+    done = run_python(code)
+    head, row, heavy = done.stdout.splitlines()
+    assert head == "document\trelevance\tkept"
+    assert row.startswith(f"{picture}\t0.")
+    assert (heavy, done.stderr) == ("HEAVY [] True", "")
+
+
+def test_a_process_ends_with_its_exit_code_and_all_that_was_to_be_done() -> None:
+    """Once threads have ended and handlers have run, with what was printed."""
+    code = """
+import atexit, sys, threading, time
+from ragvl.cli import entry
+def app():
+    atexit.register(print, "handler", file=sys.stderr)
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    sys.stdout.write("printed ")
+    raise END
+entry.app = app
+entry.main()
+"""
+    for end, expected in (
+        ("SystemExit(3)", 3),
+        ("SystemExit()", 0),
+        ("SystemExit('why')", 1),
+        ("KeyError()", 1),
+    ):
+        done = run_python(code.replace("END", end))
+        assert (done.returncode, done.stdout) == (expected, "printed thread\n")
+        assert done.stderr.endswith("handler\n")
+        assert ("why" in done.stderr, "Traceback" in done.stderr) == ("why" in end, "Key" in end)
+
+
+def test_a_pipe_that_nobody_reads_is_no_traceback() -> None:
+    code = "from ragvl.cli.entry import main; import sys; sys.argv[1:] = ['doctor']; main()"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragvl.cli import app
+from ragvl.cli.entry import main
 
 if __name__ == "__main__":
-    app()
+    main()

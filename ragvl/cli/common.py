@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -89,6 +91,25 @@ def check_settings(
     for path in models:
         if path is not None:
             model_folder(path)
+
+
+def import_models() -> None:
+    """Imports what loads models, torch and transformers above all; before anything else does.
+
+    Python's garbage collector would search what these modules hold again and again, which takes a
+    fifth of the time; it waits, and leaves alone for good what they have made.
+    """
+    if "ragvl.reranker" in sys.modules:
+        return
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import ragvl.reranker  # noqa: F401
+    finally:
+        if was_enabled:
+            gc.enable()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # what is left at the end is told to libraries that look for leaks
 
 
 def hide_loading_bars() -> None:

@@ -14,6 +14,7 @@ from ragvl.cli.common import (
     check_settings,
     check_writable,
     command_work,
+    import_models,
     problem_figures,
 )
 from ragvl.cli.groups import RetrieverOptions, takes
@@ -143,6 +144,7 @@ def ranking(
     """Write a reranker's training samples: gold documents are Yes, near misses No."""
     with command_work("data ranking"):
         check_writable(out)
+        import_models()
         from ragvl.data.formats import open_questions
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 

@@ -13,6 +13,7 @@ from ragvl.cli.common import (
     command_work,
     file_of_json,
     hide_loading_bars,
+    import_models,
     json_is_out,
 )
 
@@ -31,6 +32,7 @@ def demo(
     """Retrieve, rerank and answer over drawn pictures, with tiny models that come along."""
     with command_work("demo"):
         check_writable(file_of_json(json_file), html_file)
+        import_models()
         from ragvl.demo import print_result, run_demo
         from ragvl.evaluation.report import write_report
         from ragvl.evaluation.result import to_json

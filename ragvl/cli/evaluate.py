@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_writable, command_work, parse_threshold
+from ragvl.cli.common import check_writable, command_work, import_models, parse_threshold
 from ragvl.cli.groups import EvaluationOptions, takes
 from ragvl.files import check_writable_folder, write_text
 from ragvl.messages import shown
@@ -63,6 +63,7 @@ def evaluate(
     """
     with command_work("evaluate"):
         check_writable(submission)
+        import_models()
         from ragvl.data.webqa import write_submission
         from ragvl.evaluation.comparison import compare as compare_results
         from ragvl.evaluation.evaluate import evaluate as run
@@ -152,6 +153,7 @@ def calibrate(
     """
     with command_work("calibrate"):
         check_writable(out, plot)
+        import_models()
         from ragvl.evaluation.calibrate import calibrate as run
         from ragvl.evaluation.estimation import ESTIMATED, check_names
         from ragvl.evaluation.plots import relevance_plot

@@ -15,6 +15,7 @@ from ragvl.cli.common import (
     command_work,
     file_of_json,
     hide_loading_bars,
+    import_models,
     json_is_out,
 )
 from ragvl.files import check_writable_folder, write_text
@@ -33,6 +34,7 @@ def ablate(
     Stopped in the middle, it goes on where it was when it is run again.
     """
     with command_work("ablate"):
+        import_models()
         from ragvl.ablation.ablate import ablate as run
         from ragvl.ablation.grid import AblationSettings
         from ragvl.ablation.plots import ablation_plot
@@ -79,6 +81,7 @@ def overhead(
     """What reranking adds to a query, and noise to a training step: time and peak memory."""
     with command_work("overhead"):
         check_writable(file_of_json(json_file))
+        import_models()
         from ragvl.evaluation.result import to_json
         from ragvl.profiling.overhead import measure_overhead, print_overhead
 

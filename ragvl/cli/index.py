@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, command_work, problem_figures
+from ragvl.cli.common import check_settings, command_work, import_models, problem_figures
 from ragvl.cli.documents import say_captions, say_problems
 from ragvl.cli.groups import RetrieverOptions, takes
 from ragvl.files import check_writable_folder
@@ -60,6 +60,7 @@ def index(
         )
         folder = _named_after(source) if folder is None else folder
         check_writable_folder(folder)
+        import_models()
         check_settings(device=device)
         chosen.check()
         documents = [_kept_in_files(document) for document in listed]

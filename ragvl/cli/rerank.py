@@ -12,6 +12,7 @@ from ragvl.cli import options
 from ragvl.cli.common import (
     check_cache,
     command_work,
+    import_models,
     parse_threshold,
     problem_figures,
 )
@@ -85,6 +86,7 @@ def rerank(
         if not every:
             raise ValueError("there is nothing to rank: none of the documents can be used")
 
+        import_models()
         from ragvl.prefix_cache import PrefixCache
         from ragvl.reranker import checked_request
 
@@ -181,6 +183,7 @@ def warm(
             listed = list(documents)
             caption_file.check_found()
 
+        import_models()
         from ragvl.prefix_cache import PrefixCache, format_bytes
 
         chosen.check()

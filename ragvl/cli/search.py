@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_cache, check_writable, command_work, parse_threshold
+from ragvl.cli.common import (
+    check_cache,
+    check_writable,
+    command_work,
+    import_models,
+    parse_threshold,
+)
 from ragvl.cli.documents import CacheUse
 from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
 from ragvl.messages import shown
@@ -126,6 +132,7 @@ def ask(
         how.check(index)
         asked = _query(question, None)
 
+        import_models()
         from ragvl.generator import Generator
         from ragvl.mllm import check_reader
 
@@ -184,6 +191,7 @@ def _find(
 
     A document that the reranker cannot use, such as a picture that is gone, comes last.
     """
+    import_models()
     from ragvl.cli.found import Found
     from ragvl.prefix_cache import PrefixCache
     from ragvl.reranker import saved_fusions

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ragvl.cli import options
-from ragvl.cli.common import command_work, hide_loading_bars, parse_threshold
+from ragvl.cli.common import command_work, hide_loading_bars, import_models, parse_threshold
 from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
 from ragvl.messages import validation_reason
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
@@ -113,6 +113,7 @@ def serve(
     --port.
     """
     with command_work("serve"), ended_by_sigterm():
+        import_models()
         from ragvl.server.access import ApiKeys
         from ragvl.server.documents import DocumentStore
         from ragvl.server.logs import configure_logs

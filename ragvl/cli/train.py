@@ -9,7 +9,7 @@ from typing import Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import hide_loading_bars, one_line_errors
+from ragvl.cli.common import hide_loading_bars, import_models, one_line_errors
 from ragvl.output import print_json, say
 
 OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -38,6 +38,7 @@ def train_recipes(as_json: options.AsJson = False) -> None:
 
 def _train(stage: Literal["reranker", "generator"], flags: list[str]) -> None:
     with one_line_errors(f"train {stage}"):
+        import_models()
         from ragvl.training.command import run
 
         hide_loading_bars()
