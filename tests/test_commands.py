@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import ragvl
 from ragvl.cli import app
 from ragvl.cli.common import one_line_errors
+from ragvl.cli.options import DeclaredLater
 from ragvl.server.settings import TINY_RERANKER
 
 
@@ -85,6 +86,10 @@ def test_every_command_and_option_says_what_it_is() -> None:
     commands = get_command(app).commands.items()  # type: ignore[attr-defined]
     below = [one for _, group in commands for one in getattr(group, "commands", {}).items()]
     for name, command in [*commands, *below]:
+        if isinstance(command, DeclaredLater):
+            first_line = command.help
+            command = command.declared()
+            assert command.help.startswith(f"{first_line}\n"), name
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None), (name, parameter.name)

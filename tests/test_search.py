@@ -16,12 +16,21 @@ from PIL import Image
 from tiny_encoders import save_checkpoint, save_text_encoder
 from typer.testing import CliRunner
 
-from ragvl import Generator, Reranker
+from ragvl import Document, Generator, Reranker
 from ragvl.cli import app
 from ragvl.messages import visible
 from ragvl.mllm import MLLM
 from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
-from ragvl.retriever import FusedRetriever, Retriever, open_index, parse_fusion, retriever_name
+from ragvl.retriever import (
+    DualEncoder,
+    FusedRetriever,
+    Retriever,
+    TextEncoder,
+    bring_up_to_date,
+    open_index,
+    parse_fusion,
+    retriever_name,
+)
 
 CAPTIONS = ["a red square", "two blue circles above the green line", None, "the old house"]
 
@@ -283,6 +292,7 @@ def test_ask_answers_from_what_is_kept(
         (["INDEX", "Which?", "--fusion", "most"], "'most' is no fusion"),
         (["INDEX", "Which?", "--html", "no/such/page.html"], "there is no folder"),
         (["INDEX", "Which?", "--html", "-"], "'-' is no name for a file"),
+        (["INDEX", "Which?", "--captions", __file__], "--captions is of documents to index"),
         (["INDEX", "Which?", "--cache", __file__, "--encoder", "./moved"], "is no folder"),
         (["INDEX", "Which?", "--threshold", "2"], "is not a probability"),
         (["INDEX", "Which?", "--query-image", "nowhere.png"], "there is no such file"),
@@ -297,3 +307,118 @@ def test_what_cannot_be_searched_is_refused(
     assert (outcome.exit_code, outcome.stdout) == (1, "")
     assert message in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.fixture
+def photos(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three pictures, and a cache of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("0.png", "1.png", "3.png"):
+        shutil.copy(collection / name, folder)
+    return folder
+
+
+def found_ids(outcome: Result) -> set[str]:
+    assert outcome.exit_code == 0, outcome.output
+    return {one["id"] for one in json.loads(outcome.stdout)["results"]}
+
+
+def test_a_folder_is_indexed_once_and_followed(
+    encoders: dict[str, str], photos: Path, collection: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    command = ["search", photos, QUESTION, *DEVICE, "--json"]
+    first = run(*command, "--encoder", encoders["--encoder"])
+    assert found_ids(first) == {"0.png", "1.png", "3.png"}
+    assert f"{photos}: 3 documents indexed, 0 skipped; kept in " in first.stderr
+    kept = Path(json.loads(first.stdout)["index"])
+    assert open_index(kept, device="cpu").documents.keys() == found_ids(first)
+    assert len(list(photos.iterdir())) == 3, "nothing is written there"
+
+    again = run(*command, "--reranker", tiny_model("qwen2_vl"))
+    assert found_ids(again) == found_ids(first)
+    assert "indexed" not in again.stderr
+    nothing = {"new": 0, "changed": 0, "gone": 0, "skipped": 0}
+    assert json.loads(again.stdout)["indexed"] == nothing
+    (state,) = (one.name for one in kept.glob("state-*"))
+
+    (photos / "0.png").unlink()
+    shutil.copy(collection / "2.png", photos / "1.png")
+    shutil.copy(collection / "0.png", photos / "new.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    changed = run(*command)
+    assert found_ids(changed) == {"1.png", "3.png", "new.png"}
+    assert f"{photos}: 1 new, 1 changed, 1 gone; 3 documents indexed\n" in changed.stderr
+    assert state not in [one.name for one in kept.glob("state-*")]
+    anew = Retriever(DualEncoder.from_pretrained(encoders["--encoder"], device="cpu"))
+    anew.add([Document(photos / name, id=name) for name in ("1.png", "3.png", "new.png")])
+    scores = {one.id: one.score for one in anew.retrieve(QUESTION)}
+    printed = json.loads(changed.stdout)
+    assert {one["id"]: one["retrieval_score"] for one in printed["results"]} == pytest.approx(
+        scores, abs=1e-6
+    )
+    assert printed["indexed"] == {"new": 1, "changed": 1, "gone": 1, "skipped": 1}
+    assert "indexed" not in run(*command).stderr, "what is broken is not tried again"
+    shutil.copy(collection / "3.png", photos / "broken.png")
+    assert "1 new, 0 changed, 0 gone" in run(*command).stderr
+
+
+def test_a_folders_index_is_made_again_where_it_must_be(
+    encoders: dict[str, str], photos: Path, tmp_path: Path
+) -> None:
+    command = ["search", photos, QUESTION, *DEVICE]
+    refused = run(*command)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "holds no saved index: to index the documents in it, name --encoder" in refused.stderr
+    assert not (tmp_path / "cache").exists()
+    by_pictures = ["--encoder", encoders["--encoder"]]
+    kept = Path(json.loads(run(*command, *by_pictures, "--json").stdout)["index"])
+    both = [x for pair in encoders.items() for x in pair]
+    (tmp_path / "captions.csv").write_text("image,caption\nphotos/0.png,a red square\n")
+    captioned = run(*command, *both, "--captions", tmp_path / "captions.csv")
+    assert "3 documents indexed" in captioned.stderr, "beside the one without"
+    assert "captions for 1 of 3 pictures" in captioned.stderr
+    assert "a red square" in captioned.stdout
+    other = run(*command, *both)
+    assert "is indexed by other encoders than before" in other.stderr
+    assert isinstance(open_index(kept, device="cpu"), FusedRetriever)
+    (next(kept.glob("state-*")) / "documents.jsonl").write_text("")
+    damaged = run(*command)
+    assert (damaged.exit_code, damaged.stdout) == (1, "")
+    assert "is damaged" in damaged.stderr and "name --encoder" in damaged.stderr
+    repaired = run(*command, *both)
+    assert "is indexed again: " in repaired.stderr and "3 documents indexed" in repaired.stderr
+    for path in photos.iterdir():
+        path.write_bytes(b"no picture")
+    nothing = run(*command)
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert "none of 3 documents can be used" in nothing.stderr
+
+
+def test_only_what_has_changed_is_encoded_again(
+    encoders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TextEncoder.from_pretrained(encoders["--text-encoder"], device="cpu")
+    encoded: list[str | None] = []
+    encode = encoder.encode_documents
+
+    def noted(documents: Any, **settings: Any) -> Any:
+        encoded.extend(one.text for one in documents)
+        return encode(documents, **settings)
+
+    monkeypatch.setattr(encoder, "encode_documents", noted)
+    retriever = Retriever(encoder)
+    texts = [Document(text="One.", id="a"), Document(text="Two.", id="b")]
+    first = bring_up_to_date(retriever, texts, {})
+    assert (encoded, first.new, first.is_change) == (["One.", "Two."], 2, True)
+    encoded.clear()
+    assert not bring_up_to_date(retriever, texts, first.versions).is_change
+    assert not encoded
+    texts[1] = Document(text="Three.", id="b")
+    second = bring_up_to_date(retriever, texts, first.versions)
+    assert (encoded, second.new, second.changed, second.gone) == (["Three."], 0, 1, 0)
+    third = bring_up_to_date(retriever, texts[1:], second.versions)
+    assert (third.gone, retriever.documents.keys()) == (1, {"b"})
+    with pytest.raises(ValueError, match="more than once"):
+        bring_up_to_date(retriever, [*texts, *texts], third.versions)

@@ -36,6 +36,20 @@ def content(document: Document, name: str) -> dict[str, Any]:
     return {**id, "parts": parts}
 
 
+def kept_in_files(document: Document) -> Document:
+    """The document.
+
+    Raises:
+        ValueError: a picture of it is in no file of its own, where the index could find it again.
+    """
+    if any(picture.path is None for picture in document.pictures):
+        raise ValueError(
+            f"{document.name}: an index keeps the places of pictures, and this one has no file of "
+            "its own: write the pictures to files, and list them in a JSONL file"
+        )
+    return document
+
+
 def table_name(name: str) -> str:
     """A name in full, or of a data: URL the beginning and the end."""
     return shown(name) if name[:5].lower() == "data:" else name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,14 @@ class RerankerOptions:
         )
 
 
+def _resolved(paths: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Folders' paths in full; hub ids as they are."""
+    return {
+        name: os.path.realpath(path) if path and os.path.isdir(path) else path
+        for name, path in paths.items()
+    }
+
+
 @dataclass(frozen=True)
 class RetrieverOptions:
     """Encoders of pictures, of captions and texts, or both."""
@@ -150,6 +159,19 @@ class RetrieverOptions:
             )
         if self.chosen_fusion() is not None and None in (self.encoder, self.text_encoder):
             raise ValueError("--fusion is of --encoder and --text-encoder together")
+
+    def are_those_of(self, folder: Path) -> bool:
+        """Whether a saved index was built by these encoders, as it names them.
+
+        Raises:
+            OSError, ValueError: see `saved_encoders`.
+        """
+        from ragvl.retriever import saved_encoders
+
+        named = {"picture": self.encoder, "caption": self.text_encoder}
+        given = {str(order): path for order, path in named.items() if path is not None}
+        saved = {str(order): one.get("path") for order, one in saved_encoders(folder).items()}
+        return _resolved(saved) == _resolved(given)
 
     def new_retriever(self, *, kind: IndexKind, device: str) -> Retriever | FusedRetriever:
         """An empty one, to add documents to."""

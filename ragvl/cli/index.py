@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import check_settings, command_work, import_models, problem_figures
-from ragvl.cli.documents import say_captions, say_problems
+from ragvl.cli.documents import kept_in_files, say_captions, say_problems
 from ragvl.cli.groups import RetrieverOptions, takes
 from ragvl.files import check_writable_folder
 from ragvl.output import print_json, say
-
-if TYPE_CHECKING:
-    from ragvl.data.document import Document
 
 
 @takes(RetrieverOptions)
@@ -63,7 +60,7 @@ def index(
         import_models()
         check_settings(device=device)
         chosen.check()
-        documents = [_kept_in_files(document) for document in listed]
+        documents = [kept_in_files(document) for document in listed]
         if caption_file is not None:
             caption_file.check_found()
         retriever = chosen.new_retriever(kind=kind, device=device)
@@ -90,17 +87,3 @@ def _named_after(source: Path) -> Path:
     """The folder, in the current one, of an index of `source`."""
     name = source.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
     return Path(f"{name}.index")
-
-
-def _kept_in_files(document: Document) -> Document:
-    """The document.
-
-    Raises:
-        ValueError: a picture of it is in no file of its own, where the index could find it again.
-    """
-    if any(picture.path is None for picture in document.pictures):
-        raise ValueError(
-            f"{document.name}: an index keeps the places of pictures, and this one has no file of "
-            "its own: write the pictures to files, and list them in a JSONL file"
-        )
-    return document

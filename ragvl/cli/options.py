@@ -133,16 +133,19 @@ Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 class DeclaredLater(TyperCommand):
     """`ragvl serve` until it is asked for: declaring its options imports what no other needs."""
 
+    def declared(self) -> Any:
+        """The command itself."""
+        from ragvl.cli.serve import serve
+
+        app = typer.Typer(add_completion=False)
+        app.command(self.name)(serve)
+        return typer.main.get_command(app)
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
         """That of the command itself."""
-        from ragvl.cli.serve import serve
-
-        declared = typer.Typer(add_completion=False)
-        declared.command(self.name)(serve)
-        command = typer.main.get_command(declared)
-        return command.make_context(info_name, args, parent, **extra)
+        return self.declared().make_context(info_name, args, parent, **extra)
 
 
 class JsonMayNameAFile(TyperCommand):

@@ -23,9 +23,16 @@ from ragvl.output import print_json, say
 
 if TYPE_CHECKING:
     from ragvl.cli.found import Found
+    from ragvl.cli.source_index import SourceIndex
     from ragvl.data.query import Query
 
-_Index = Annotated[Path, typer.Argument(help="The folder that `ragvl index` wrote.")]
+_Index = Annotated[
+    Path,
+    typer.Argument(
+        help="An index that `ragvl index` wrote; or a folder of pictures, or another source of "
+        "`ragvl index`, which is indexed once and followed."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class SearchOptions:
         str | None, typer.Option(help="The reranker's prompt, other than the preset's.")
     ] = None
     caption_tokens: options.CaptionTokens = None
+    captions: options.Captions = None
     cache: Annotated[
         Path | None, typer.Option(help="A folder of prefixes that `ragvl warm` filled, or to fill.")
     ] = None
@@ -68,7 +76,7 @@ class SearchOptions:
         """Refuses at once what needs no look into the index, before anything heavy is imported."""
         check_writable(self.html)
         check_cache(self.cache)
-        if not index.is_dir():
+        if not index.exists():
             raise FileNotFoundError(f"there is no index {shown(index)}: `ragvl index` makes one")
 
 
@@ -89,12 +97,14 @@ def search(
 ) -> None:
     """Find the documents of an index that fit a question: retrieve, then rerank.
 
-    The index remembers its encoders; --encoder and --text-encoder name them where they were moved.
+    An index remembers its encoders; --encoder and --text-encoder name them where they were moved.
+    A folder of pictures is indexed when it is first searched, by the encoders that are named then;
+    afterwards only what has changed is. That index is in ~/.cache/ragvl, or XDG_CACHE_HOME.
     """
     with command_work("search"):
         how.check(index)
         asked = _query(question, query_image)
-        found, use = _find(asked, encoders, reranker, how, index)
+        found, use, kept = _find(asked, encoders, reranker, how, index)
 
         from ragvl.cli.found import print_found, write_page
 
@@ -103,7 +113,7 @@ def search(
     if use is not None:
         use.say()
     if as_json:
-        print_json({**found.as_json(top_k), **_cache_figures(use)})
+        print_json({**found.as_json(top_k), **_figures(use, kept)})
         return
     print_found(found.documents[:top_k])
     if found.threshold is None:
@@ -137,7 +147,7 @@ def ask(
         from ragvl.mllm import check_reader
 
         check_reader(generator)
-        found, use = _find(asked, encoders, reranker, how, index)
+        found, use, kept = _find(asked, encoders, reranker, how, index)
 
         from ragvl.cli.found import Answered, print_found, write_page
 
@@ -158,7 +168,7 @@ def ask(
         use.say()
     if as_json:
         told = {"answer": answer.text, "evidence": [one.id for one in answer.evidence]}
-        print_json({**told, **found.as_json(len(found.documents)), **_cache_figures(use)})
+        print_json({**told, **found.as_json(len(found.documents)), **_figures(use, kept)})
         return
     say(answer.text)
     if answer.evidence:
@@ -186,32 +196,41 @@ def _find(
     reranker: RerankerOptions,
     how: SearchOptions,
     index: Path,
-) -> tuple[Found, CacheUse | None]:
+) -> tuple[Found, CacheUse | None, SourceIndex | None]:
     """What was found, after a look at all that can be wrong before a model is loaded.
 
     A document that the reranker cannot use, such as a picture that is gone, comes last.
     """
     import_models()
     from ragvl.cli.found import Found
+    from ragvl.cli.source_index import SourceIndex
     from ragvl.prefix_cache import PrefixCache
     from ragvl.reranker import saved_fusions
-    from ragvl.retriever import FusedRetriever
+    from ragvl.retriever import FusedRetriever, is_saved_index
 
     limit = parse_threshold(how.threshold)
-    encoders.check_index(index)
+    source = None if is_saved_index(index) else SourceIndex(index, how.captions)
+    if source is None and how.captions is not None:
+        raise ValueError(f"--captions is of documents to index, and {shown(index)} is an index")
+    if source is None:
+        encoders.check_index(index)
     if reranker.model:
         reranker.check()
     estimates = []
     if reranker.model and encoders.fusion is None:
         estimates = saved_fusions(reranker.model, how.template, **reranker.location)
-    retriever = encoders.open_index(index, device=reranker.device)
+    if source is None:
+        retriever = encoders.open_index(index, device=reranker.device)
+    else:
+        retriever = source.open(encoders, device=reranker.device)
+        index = source.folder
     if isinstance(retriever, FusedRetriever):
         before = retriever.fusion.name
         if retriever.take_estimate(estimates):
             say(f"fusion {retriever.fusion.name}, as estimated, in place of {before}", err=True)
     retrieved = retriever.retrieve(asked, how.candidates)
     if not reranker.model:
-        return Found.of(asked, index, len(retriever), retrieved, None, None), None
+        return Found.of(asked, index, len(retriever), retrieved, None, None), None, source
     scorer = reranker.load(
         template=how.template,
         threshold=limit,
@@ -223,8 +242,11 @@ def _find(
     if how.cache is not None:
         use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
     ranked = scorer.rank(asked, documents, on_error="skip")
-    return Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold), use
+    found = Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold)
+    return found, use, source
 
 
-def _cache_figures(use: CacheUse | None) -> dict[str, Any]:
-    return {} if use is None else {"cache": use.figures()}
+def _figures(use: CacheUse | None, source: SourceIndex | None) -> dict[str, Any]:
+    """What became of the caches, as JSON has it."""
+    indexed = {} if source is None else source.figures()
+    return indexed if use is None else {**indexed, "cache": use.figures()}

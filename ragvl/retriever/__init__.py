@@ -20,7 +20,7 @@ from ragvl.retriever.fusion import (
 from ragvl.retriever.index import VectorIndex
 from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
 from ragvl.retriever.mean_pooled import MeanPooledBertConfig, MeanPooledBertModel
-from ragvl.retriever.opening import check_index, open_index
+from ragvl.retriever.opening import check_index, open_index, saved_encoders
 from ragvl.retriever.retriever import (
     DocumentRetriever,
     FusedRetriever,
@@ -28,8 +28,9 @@ from ragvl.retriever.retriever import (
     RetrievedDocument,
     Retriever,
 )
-from ragvl.retriever.storage import IndexFileError
+from ragvl.retriever.storage import IndexFileError, is_saved_index
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
+from ragvl.retriever.upkeep import Upkeep, bring_up_to_date
 from ragvl.retriever.views import (
     View,
     estimated_fusion,
@@ -57,9 +58,11 @@ __all__ = [
     "RetrievedDocument",
     "Retriever",
     "TextEncoder",
+    "Upkeep",
     "VectorIndex",
     "View",
     "WeightedSum",
+    "bring_up_to_date",
     "check_encoder",
     "check_index",
     "check_text_encoder",
@@ -67,10 +70,12 @@ __all__ = [
     "estimate_weight",
     "estimated_fusion",
     "fuse",
+    "is_saved_index",
     "kinds_of",
     "open_index",
     "parse_fusion",
     "retriever_name",
+    "saved_encoders",
     "search_fused",
     "search_in_turn",
     "search_views",

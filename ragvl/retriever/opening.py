@@ -45,7 +45,7 @@ def check_index(
             kind, or neither given nor remembered.
     """
     given = {"picture": encoder, "caption": text_encoder}
-    saved = _saved_encoders(folder)
+    saved = saved_encoders(folder)
     found: dict[Order, dict[str, str]] = {}
     for order in ORDERS:
         path, what = given[order], _OPTIONS[order]
@@ -108,8 +108,13 @@ def open_index(
     return Retriever.load(folder, encoders[0], **others)
 
 
-def _saved_encoders(folder: str | Path) -> dict[Order, dict[str, str]]:
-    """By order, what finds the encoder that built it; empty where that is not known."""
+def saved_encoders(folder: str | Path) -> dict[Order, dict[str, str]]:
+    """By order, what finds the encoder that built an index; empty where that is not known.
+
+    Raises:
+        FileNotFoundError: there is no saved index in `folder`.
+        IndexFileError: it is damaged.
+    """
     metadata = read_metadata(folder)
     views: Any = metadata.get("views") if metadata.get("order") == FUSED else None
     if views is None:  # an index of one encoder; of pictures, where it is an older one
