@@ -24,7 +24,6 @@ from shell_lines import shell_lines
 from ragvl import Document, Reranker
 from ragvl.ablation.grid import AblationSettings
 from ragvl.cli import app
-from ragvl.cli.options import DeclaredLater
 from ragvl.data.jsonl import DOCUMENTS as DOCUMENT_LIST
 from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.sources import Documents
@@ -271,8 +270,6 @@ def options() -> set[str]:
     waiting, options = [every], set(OTHER_OPTIONS)
     while waiting:
         command = waiting.pop()
-        if isinstance(command, DeclaredLater):
-            command = command.declared()
         waiting += getattr(command, "commands", {}).values()
         declared = command.make_context(command.name, [], resilient_parsing=True).command
         for parameter in declared.params:
