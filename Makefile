@@ -152,4 +152,4 @@ tiny-models: $(VENV)/.test ## Train the demo's tiny models again (about two hour
 	$(RUN)/demo_models.sh
 
 clean: ## Remove what was built and installed
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist .cache
