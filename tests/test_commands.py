@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import ragvl
 from ragvl.cli import app
-from ragvl.cli.common import one_line_errors
+from ragvl.cli.common import one_line_errors, shown_while
 from ragvl.cli.options import DeclaredLater
 from ragvl.server.settings import TINY_RERANKER
 
@@ -154,6 +155,25 @@ entry.main()
         assert (done.returncode, done.stdout) == (expected, "printed thread\n")
         assert done.stderr.endswith("handler\n")
         assert ("why" in done.stderr, "Traceback" in done.stderr) == ("why" in end, "Key" in end)
+
+
+@pytest.mark.parametrize(("term", "shown"), [("xterm", "loading ...\r\x1b[K"), ("dumb", "")])
+def test_what_has_no_bar_is_named_on_a_terminal_alone(
+    term: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    with shown_while("loading"):
+        pass
+    assert capsys.readouterr().err == "", "it is no terminal"
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with contextlib.suppress(ValueError), shown_while("loading"):
+            raise ValueError
+        terminal.write("|")
+        terminal.flush()
+        assert os.read(ours, 1000).decode() == f"{shown}|"
+    os.close(ours)
 
 
 def test_a_pipe_that_nobody_reads_is_no_traceback() -> None:

@@ -93,6 +93,22 @@ def check_settings(
             model_folder(path)
 
 
+@contextmanager
+def shown_while(what: str) -> Iterator[None]:
+    """A word on a terminal for as long as something takes that has no bar; gone afterwards."""
+    stream = sys.stderr
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    stream.write(f"{what} ...")
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write("\r\x1b[K")
+        stream.flush()
+
+
 def import_models() -> None:
     """Imports what loads models, torch and transformers above all; before anything else does.
 
@@ -104,7 +120,8 @@ def import_models() -> None:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        import ragvl.reranker  # noqa: F401
+        with shown_while("starting"):
+            import ragvl.reranker  # noqa: F401
     finally:
         if was_enabled:
             gc.enable()

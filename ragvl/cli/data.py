@@ -36,6 +36,7 @@ def check(
     modality: options.Modality = None,
     pictures: Annotated[bool, typer.Option(help="Decode every picture as well.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if there is a problem.")] = False,
+    progress: options.Progress = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what is wrong with a data set's files, split by split and line by line.
@@ -52,6 +53,7 @@ def check(
             protocol=protocol,
             modality=modality,
             pictures=pictures,
+            progress=progress,
         )
     if as_json:
         print_json({"splits": [_check_figures(*one) for one in reports.items()]})

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, hide_loading_bars, template_variables
+from ragvl.cli.common import check_settings, hide_loading_bars, shown_while, template_variables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,18 +95,19 @@ class RerankerOptions:
         from ragvl.reranker import Reranker
 
         hide_loading_bars()
-        return Reranker.from_pretrained(
-            self.model,
-            revision=self.revision,
-            subfolder=self.subfolder,
-            adapters=self.adapters,
-            preset=self.preset,
-            device=self.device,
-            dtype=self.dtype,
-            date=self.date,
-            chat_template_kwargs=template_variables(self.chat_template_kwargs),
-            **settings,
-        )
+        with shown_while("loading the reranker"):
+            return Reranker.from_pretrained(
+                self.model,
+                revision=self.revision,
+                subfolder=self.subfolder,
+                adapters=self.adapters,
+                preset=self.preset,
+                device=self.device,
+                dtype=self.dtype,
+                date=self.date,
+                chat_template_kwargs=template_variables(self.chat_template_kwargs),
+                **settings,
+            )
 
 
 def _resolved(paths: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ragvl.data.captions import Protocol
+from ragvl.data.document import Document
 from ragvl.data.formats import open_questions, possible_splits, recognised
 from ragvl.data.images import ImageError
 from ragvl.data.jsonl import DOCUMENTS
@@ -13,6 +15,7 @@ from ragvl.data.problems import DataError, Problems
 from ragvl.data.questions import Modality
 from ragvl.data.reading import is_file
 from ragvl.data.sources import Documents, is_document_file
+from ragvl.progress import ProgressBar
 
 _OF_NO_USE = "of no use"
 
@@ -45,6 +48,7 @@ def check_splits(
     protocol: Protocol | None = None,
     modality: Modality | None = None,
     pictures: bool = False,
+    progress: bool = False,
 ) -> dict[str | None, CheckReport]:
     """`check_questions` of each split that a data set has, by name; None is one without a name.
 
@@ -57,12 +61,14 @@ def check_splits(
         protocol: see `open_questions`.
         modality: see `open_questions`.
         pictures: see `check_questions`.
+        progress: see `check_questions`.
 
     Raises:
         OSError, UnknownFormatError, ValueError: see `open_questions`.
     """
     if _lists_documents_alone(Path(source)):
-        return {split: check_documents(source, split=split, pictures=pictures)}
+        checked = check_documents(source, split=split, pictures=pictures, progress=progress)
+        return {split: checked}
     reports: dict[str | None, CheckReport] = {}
     missing: dict[str | None, FileNotFoundError] = {}
     for name in possible_splits(source) if split is None else [split]:
@@ -74,6 +80,7 @@ def check_splits(
                 protocol=protocol,
                 modality=modality,
                 pictures=pictures,
+                progress=progress,
             )
         except FileNotFoundError as error:
             missing[name] = error
@@ -97,7 +104,11 @@ def _of_missing_pictures(error: FileNotFoundError) -> CheckReport:
 
 
 def check_documents(
-    source: str | Path, *, split: str | None = None, pictures: bool = False
+    source: str | Path,
+    *,
+    split: str | None = None,
+    pictures: bool = False,
+    progress: bool = False,
 ) -> CheckReport:
     """Reads a list of documents and says what is wrong.
 
@@ -105,6 +116,7 @@ def check_documents(
         source: see `Documents`.
         split: only documents of this split; by default all.
         pictures: decode every picture too; otherwise only whether it is there.
+        progress: show a bar where decoding takes more than a second.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -116,7 +128,7 @@ def check_documents(
         problems.add(_OF_NO_USE, str(error))
         return CheckReport(None, 0, problems)
     count = 0
-    for document in documents:
+    for document in _shown(documents, len(documents), progress=progress and pictures):
         try:
             for picture in document.pictures if pictures else ():
                 picture.load()
@@ -125,6 +137,13 @@ def check_documents(
         else:
             count += 1
     return CheckReport(None, count, documents.problems)
+
+
+def _shown(documents: Iterable[Document], total: int, *, progress: bool) -> Iterable[Document]:
+    """The documents, with a bar once a second has passed."""
+    return ProgressBar(
+        documents, desc="decode", total=total, unit="document", delay=1.0, disable=not progress
+    )
 
 
 def _lists_documents_alone(source: Path) -> bool:
@@ -141,6 +160,7 @@ def check_questions(
     protocol: Protocol | None = None,
     modality: Modality | None = None,
     pictures: bool = False,
+    progress: bool = False,
 ) -> CheckReport:
     """Reads a split of a data set and says what is wrong.
 
@@ -154,6 +174,7 @@ def check_questions(
         modality: see `open_questions`.
         pictures: decode every picture too; otherwise only whether it is there. A question of which
             a gold document cannot be decoded is of no use then.
+        progress: show a bar where decoding takes more than a second.
 
     Raises:
         OSError, UnknownFormatError, ValueError: see `open_questions`.
@@ -169,6 +190,8 @@ def check_questions(
         return CheckReport(0, 0, error.problems)
     usable = data_set.questions
     if pictures:
-        readable = {str(one.id) for one in data_set.decodable(data_set.documents())}
+        total = len(data_set.document_ids())
+        documents = _shown(data_set.documents(), total, progress=progress)
+        readable = {str(one.id) for one in data_set.decodable(documents)}
         usable = list(data_set.answerable(usable, readable))
     return CheckReport(len(usable), len(data_set.document_ids()), data_set.problems)
