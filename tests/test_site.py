@@ -49,6 +49,11 @@ def test_every_word_can_be_searched_for(site: Path) -> None:
     assert "relevance_head" in found and "prefix" in found
 
 
+def test_the_changelog_links_to_no_document() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "](docs/" not in text, "it is a page of the site, too: write `docs/NAME.md`"
+
+
 HEAD = "<!doctype html><title>A page</title>"
 
 
