@@ -16,7 +16,7 @@ from common import ROOT, save
 from tables import Results, table
 
 COMMAND = [
-    *("ragvl", "rerank", "How many windows does Lulules tower in the forest have?"),
+    *("ragvl", "rerank", "What color is the roof of Lulules tower in the forest?"),
     *("docs/pictures", "--captions", "docs/pictures/captions.txt"),
     *("--model", "ragvl/assets/tiny-reranker"),
 ]
