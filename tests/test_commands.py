@@ -172,7 +172,10 @@ def test_what_has_no_bar_is_named_on_a_terminal_alone(
             raise ValueError
         terminal.write("|")
         terminal.flush()
-        assert os.read(ours, 1000).decode() == f"{shown}|"
+        written = b""
+        while not written.endswith(b"|"):
+            written += os.read(ours, 1000)
+        assert written.decode() == f"{shown}|"
     os.close(ours)
 
 

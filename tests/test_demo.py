@@ -34,7 +34,7 @@ def test_the_figures_have_the_promised_shape_and_add_up(evaluation: Evaluation) 
             assert recalls == sorted(recalls)
         # both orders hold the same candidates
         assert pool["retrieved"]["recall@20"] == pool["reranked"]["recall@20"]
-        thresholds = ["natural", "adaptive", "f1", "precision>=0.8"]
+        thresholds = ["natural", "adaptive", "f1", "precision>=0.8", "precision>=0.9"]
         assert list(figures["thresholds"]) == thresholds
         assert set(pool["answers"]) == {"retrieved", *thresholds, "gold", "none"}
     stages = {"retrieve", "rerank, cold", "rerank, warm", "generate"}

@@ -11,14 +11,20 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 _WITHOUT = """
 import sys
 
-class Missing:
+class AllBut:
     names = {"faiss", "jsonargparse", "pydantic", "pydantic_core", "simplemma"}
 
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Missing())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in self.names:
+            return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(AllBut, sys.meta_path)
 sys.path.insert(0, sys.argv[1])
 """
 # The scripts, a model, a score and a training step

@@ -50,7 +50,8 @@ def test_hosts_may_have_commas_between_them() -> None:
 
 
 def test_each_is_an_option_of_the_command_with_its_default_and_words() -> None:
-    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    declared_later = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = declared_later.make_context("serve", [], resilient_parsing=True).command
     options = {parameter.name: parameter for parameter in command.params}
     for name, field in FIELDS.items():
         option: Any = options[name]

@@ -70,7 +70,7 @@ def test_each_stage_is_loaded_where_it_is_named(index: Path) -> None:
         ({"index": "cut", "encoder": ENCODER}, "size does not match"),
         ({"index": "index", "encoder": TINY_RERANKER}, "llava"),
         ({"index": "index", "encoder": "deeper"}, "lacks"),
-        ({"index": "index", "encoder": "deeper", "generator": ENCODER}, "clip"),
+        ({"index": "index", "encoder": "deeper", "generator": ENCODER}, "dual-encoder"),
         ({"generator": "nowhere/at/all"}, "nowhere/at/all"),
         ({"generator": GENERATOR, "dtype": "float33"}, "float33"),
         ({"generator": GENERATOR, "caption_tokens": 0}, "caption_tokens=0"),
