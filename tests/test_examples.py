@@ -10,8 +10,10 @@ import pytest
 import torch
 from data_files import write_picture
 
-from ragvl import Document
+from ragvl import Document, Reranker
+from ragvl.data.formats import open_questions
 from ragvl.server.stages import Stages
+from ragvl.training.ranking import read_ranking
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -31,6 +33,37 @@ def test_own_pictures_are_ordered_by_relevance(
     assert capsys.readouterr().out.splitlines() == [
         f"{place} {one.score:.3f} {one.document.id}" for place, one in enumerate(ranked, 1)
     ]
+
+
+def test_a_reranker_is_trained_on_questions_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = runpy.run_path(str(EXAMPLES / "train_on_your_questions.py"))
+    program["write_charts"](tmp_path, {"train": 2, "val": 2})
+    program["main"]([str(tmp_path)], [*program["SETTINGS"], "--max_steps=2"])
+    trained = tmp_path / "reranker"
+    held_out = open_questions(tmp_path, split="val")
+    found = program["found_first"](Reranker.from_pretrained(trained), held_out)
+    assert f" {found:.0%} after training; {trained}" in capsys.readouterr().out
+    samples = read_ranking(tmp_path / "ranking.jsonl")
+    gold = {q.id: q.gold for q in open_questions(tmp_path, split="train").questions}
+    assert {one.question_id for one in samples} == set(gold)
+    for one in samples:
+        assert (one.answer == "Yes") == (one.document in gold[one.question_id or ""])
+
+
+def test_found_first_counts_questions_whose_gold_document_is_first(
+    demo: Stages, tmp_path: Path
+) -> None:
+    program = runpy.run_path(str(EXAMPLES / "train_on_your_questions.py"))
+    program["write_charts"](tmp_path, {"train": 2, "val": 2})
+    held_out = open_questions(tmp_path, split="val")
+    hits = []
+    for question in held_out.questions:
+        documents = [held_out.document(id) for id in (*question.gold, *question.negatives)]
+        scores = demo.reranker.score([(question.text, one) for one in documents])
+        hits.append(int(scores.argmax()) < len(question.gold))
+    assert program["found_first"](demo.reranker, held_out) == sum(hits) / len(hits)
 
 
 def test_kernels_that_are_compared_give_the_same() -> None:
