@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 # What pip builds the extension with is pinned as well.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test lint format docs docs-serve wheel bench gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
+.PHONY: help demo serve test lint format docs docs-serve wheel bench bench-vllm gpu-build gpu-wheels bench-gpu bench-gpu-tests bench-gpu-ops bench-gpu-rerank \
     bench-gpu-train evaluate ablation real tables tiny-models clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,17 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_startup.py
 	$(BIN)/python benchmarks/bench_serve.py
 	$(BIN)/ragvl overhead ragvl/assets/tiny-reranker --json benchmarks/results/overhead_cpu.json
+	$(MAKE) tables
+
+PEER := build/peers/vllm/bin
+$(PEER)/python: benchmarks/peers/vllm/requirements.txt
+	$(PYTHON) -m venv --clear build/peers/vllm
+	$(PEER)/pip install --disable-pip-version-check -r $<
+	$(PEER)/pip uninstall --yes torchaudio torchcodec  # no builds for torch's CPU version on PyPI
+	@touch $@
+
+bench-vllm: $(VENV)/.dev $(PEER)/python ## Measure against vLLM's CPU build, which is installed (3.5 GB)
+	$(BIN)/python benchmarks/bench_vllm.py
 	$(MAKE) tables
 
 # On a GPU machine with its own Python, torch and packages, and no network. Elsewhere the same

@@ -33,6 +33,7 @@ import bench_serve
 import bench_startup
 import bench_training_step
 import bench_visual_weighted_cross_entropy
+import bench_vllm
 import figures
 import gpu_ops
 import gpu_rerank
@@ -81,6 +82,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "presets": presets_table.presets_table,
     "serve": bench_serve.serve_table,
     "startup": bench_startup.startup_table,
+    "vllm": bench_vllm.vllm_table,
     "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
     **runs.real_tables.TABLES,
