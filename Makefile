@@ -43,7 +43,7 @@ serve: $(VENV)/.serve ## Install, then serve the demo's world and its page on ht
 	$(BIN)/ragvl serve --demo
 
 test: $(VENV)/.test ## Install, then run the test suite
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff, mypy on the package, clang-format, workflows
 	$(BIN)/ruff check .

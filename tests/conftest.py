@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,17 @@ from ragvl import Reranker
 from ragvl.mllm import MLLM
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import Stages, load_demo
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking through all modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Lets go again, so that what ends at the end does."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
