@@ -199,14 +199,14 @@ def _saved_views(
     index: Path | None, encoders: Mapping[Order, Encoder], questions: QuestionSet
 ) -> dict[Order, View] | None:
     """What an earlier call kept; None if there is nothing, or not of every encoder."""
-    from ragvl.retriever import VectorIndex, View
+    from ragvl.retriever import MixedIndex, VectorIndex, View
 
     if index is None:
         return None
     texts = questions.texts()
     try:
         return {
-            order: View(encoders[order], VectorIndex.load(place), texts)
+            order: View(encoders[order], MixedIndex(VectorIndex.load(place), texts))
             for order, place in _places(index, encoders).items()
         }
     except FileNotFoundError:

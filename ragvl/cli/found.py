@@ -67,7 +67,7 @@ class Found:
 
     Attributes:
         query: the question.
-        index: the folder that was searched.
+        index: what was searched: a folder, or an address in Milvus.
         num_documents: that it holds.
         documents: the candidates, the most relevant first; without a reranker in the retriever's
             order.
@@ -75,7 +75,7 @@ class Found:
     """
 
     query: Query
-    index: Path
+    index: str
     num_documents: int
     documents: Sequence[FoundDocument]
     threshold: float | None
@@ -84,7 +84,7 @@ class Found:
     def of(
         cls,
         query: Query,
-        index: Path,
+        index: str,
         num_documents: int,
         retrieved: Sequence[RetrievedDocument],
         ranked: Sequence[RankedDocument] | None,
@@ -112,7 +112,7 @@ class Found:
         return {
             "query": self.query.text or "",
             **pictured,
-            "index": str(self.index),
+            "index": self.index,
             "num_documents": self.num_documents,
             "num_candidates": len(self.documents),
             **reranked,

@@ -174,15 +174,21 @@ class RetrieverOptions:
         saved = {str(order): one.get("path") for order, one in saved_encoders(folder).items()}
         return _resolved(saved) == _resolved(given)
 
-    def new_retriever(self, *, kind: IndexKind, device: str) -> Retriever | FusedRetriever:
-        """An empty one, to add documents to."""
-        from ragvl.retriever import FusedRetriever, Retriever
+    def check_place(self, place: str | Path, kind: IndexKind) -> None:
+        """Refuses an index that a place cannot have; see `check_place`."""
+        from ragvl.retriever import check_place
 
-        of_order = [Retriever(one, kind=kind) for one in self.load(device=device).values()]
-        if len(of_order) == 1:
-            return of_order[0]
-        picture, caption = of_order
-        return FusedRetriever(picture, caption, self.chosen_fusion())
+        given = [one for one in (self.encoder, self.text_encoder) if one is not None]
+        check_place(place, kind, num_encoders=len(given))
+
+    def new_retriever(
+        self, place: str | Path, *, kind: IndexKind, device: str
+    ) -> Retriever | FusedRetriever:
+        """An empty one, to add documents to and to save there; see `new_retriever`."""
+        from ragvl.retriever import new_retriever
+
+        encoders = self.load(device=device)
+        return new_retriever(encoders, place, kind=kind, fusion=self.chosen_fusion())
 
     def load(self, *, device: str) -> dict[Order, Encoder]:
         """The encoders by order."""
@@ -196,7 +202,7 @@ class RetrieverOptions:
             encoders["caption"] = TextEncoder.from_pretrained(self.text_encoder, device=device)
         return encoders
 
-    def check_index(self, folder: Path) -> None:
+    def check_index(self, folder: str | Path) -> None:
         """Refuses an index, or encoders for it, that cannot be opened; see `check_index`."""
         from ragvl.retriever import check_index
 
@@ -207,7 +213,7 @@ class RetrieverOptions:
             fusion=self.chosen_fusion(),
         )
 
-    def open_index(self, folder: Path, *, device: str) -> Retriever | FusedRetriever:
+    def open_index(self, folder: str | Path, *, device: str) -> Retriever | FusedRetriever:
         """A saved index, by the encoders that it remembers where none are given."""
         from ragvl.retriever import open_index
 

@@ -22,11 +22,12 @@ def index(
     source: Annotated[
         Path, typer.Argument(help="A folder of pictures, a data set, or JSONL: a document a line.")
     ],
-    folder: Annotated[
-        Path | None,
+    place: Annotated[
+        str | None,
         typer.Argument(
-            help="Where the index goes, in place of an earlier one; named after the source, with "
-            ".index, if not given."
+            help="Where the index goes, in place of an earlier one: a folder, a file .db of Milvus "
+            "Lite, or a Milvus server's address. A folder named after the source, with .index, if "
+            "not given."
         ),
     ] = None,
     kind: Annotated[
@@ -55,28 +56,33 @@ def index(
         listed = Documents(
             source, split=split, modality=modality, captions=caption_file, strict=strict
         )
-        folder = _named_after(source) if folder is None else folder
-        check_writable_folder(folder)
+        place = str(_named_after(source)) if place is None else place
         import_models()
+        from ragvl.retriever import MilvusAddress
+
+        chosen.check_place(place, kind)
+        if MilvusAddress.find(place) is None:
+            check_writable_folder(Path(place))
         check_settings(device=device)
         chosen.check()
         documents = [kept_in_files(document) for document in listed]
         if caption_file is not None:
             caption_file.check_found()
-        retriever = chosen.new_retriever(kind=kind, device=device)
-        say_problems(listed)
-        if caption_file is not None:
-            say_captions(caption_file)
-        added = retriever.add(documents, on_error="raise" if strict else "skip", progress=progress)
-        if added:
-            retriever.save(folder)
+        with chosen.new_retriever(place, kind=kind, device=device) as retriever:
+            say_problems(listed)
+            if caption_file is not None:
+                say_captions(caption_file)
+            on_error: Literal["raise", "skip"] = "raise" if strict else "skip"
+            added = retriever.add(documents, on_error=on_error, progress=progress)
+            if added:
+                retriever.save(place)
     skipped = len(documents) - len(added) + listed.num_unusable
     if as_json:
         problems = problem_figures(listed.problems)
         figures = {"documents": len(added), "skipped": skipped, "problems": problems}
-        print_json({**figures, "passed_over": dict(listed.passed_over), "index": str(folder)})
+        print_json({**figures, "passed_over": dict(listed.passed_over), "index": place})
     elif added:
-        say(f"{folder} holds {len(added)} documents; {skipped} skipped")
+        say(f"{place} holds {len(added)} documents; {skipped} skipped")
     else:
         say(f"none of {skipped} documents can be used: no index was written")
     if not added:

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from ragvl.cli.found import Found
     from ragvl.cli.source_index import SourceIndex
     from ragvl.data.query import Query
+    from ragvl.retriever import Where
 
 _Index = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="An index that `ragvl index` wrote; or a folder of pictures, or another source of "
-        "`ragvl index`, which is indexed once and followed."
+        help="An index that `ragvl index` wrote: its folder, or its address in Milvus; or a folder "
+        "of pictures, or another source of `ragvl index`, which is indexed once and followed."
     ),
 ]
 
@@ -71,13 +72,29 @@ class SearchOptions:
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with what was found, and its pictures.")
     ] = None
+    containing: Annotated[
+        str | None,
+        typer.Option(help="Search only what has this in its caption or text, in whatever case."),
+    ] = None
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Search only what has this tag; given several times, all of them."),
+    ] = None
 
-    def check(self, index: Path) -> None:
+    def check(self, index: str) -> None:
         """Refuses at once what needs no look into the index, before anything heavy is imported."""
         check_writable(self.html)
         check_cache(self.cache)
-        if not index.exists():
+        if "://" not in index and "#" not in index and not Path(index).exists():
             raise FileNotFoundError(f"there is no index {shown(index)}: `ragvl index` makes one")
+
+    def where(self) -> Where | None:
+        """Which documents are searched; None of all."""
+        from ragvl.retriever import Where
+
+        if self.containing is None and not self.tag:
+            return None
+        return Where(self.containing, self.tag or ())
 
 
 @takes(RetrieverOptions, OptionalReranker, SearchOptions)
@@ -195,7 +212,7 @@ def _find(
     encoders: RetrieverOptions,
     reranker: RerankerOptions,
     how: SearchOptions,
-    index: Path,
+    index: str,
 ) -> tuple[Found, CacheUse | None, SourceIndex | None]:
     """What was found, after a look at all that can be wrong before a model is loaded.
 
@@ -209,7 +226,8 @@ def _find(
     from ragvl.retriever import FusedRetriever, is_saved_index
 
     limit = parse_threshold(how.threshold)
-    source = None if is_saved_index(index) else SourceIndex(index, how.captions)
+    where = how.where()
+    source = None if is_saved_index(index) else SourceIndex(Path(index), how.captions)
     if source is None and how.captions is not None:
         raise ValueError(f"--captions is of documents to index, and {shown(index)} is an index")
     if source is None:
@@ -223,12 +241,14 @@ def _find(
         retriever = encoders.open_index(index, device=reranker.device)
     else:
         retriever = source.open(encoders, device=reranker.device)
-        index = source.folder
+        index = str(source.folder)
     if isinstance(retriever, FusedRetriever):
         before = retriever.fusion.name
         if retriever.take_estimate(estimates):
             say(f"fusion {retriever.fusion.name}, as estimated, in place of {before}", err=True)
-    retrieved = retriever.retrieve(asked, how.candidates)
+    retrieved = retriever.retrieve(asked, how.candidates, where=where)
+    if where is not None and not retrieved:
+        raise ValueError(f"no document in {shown(index)} has what --containing and --tag ask for")
     if not reranker.model:
         return Found.of(asked, index, len(retriever), retrieved, None, None), None, source
     scorer = reranker.load(

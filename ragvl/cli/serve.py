@@ -83,8 +83,11 @@ def serve(
     searched: RetrieverOptions,
     limits: ServerOptions,
     index: Annotated[
-        Path | None,
-        typer.Option(help="The folder of an index that `ragvl index` wrote, to search in."),
+        str | None,
+        typer.Option(
+            help="An index that `ragvl index` wrote, to search in: its folder, or its address in "
+            "Milvus."
+        ),
     ] = None,
     generator: Annotated[
         str | None, typer.Option(help="What answers questions: a hub id or a folder.")

@@ -113,7 +113,7 @@ class SourceIndex:
         try:
             if is_named and not encoders.are_those_of(self.folder):
                 say(f"{shown(self.source)} is indexed by other encoders than before", err=True)
-                return encoders.new_retriever(kind="exact", device=device)
+                return encoders.new_retriever(self.folder, kind="exact", device=device)
             return encoders.open_index(self.folder, device=device)
         except (FileNotFoundError, IndexFileError, IndexMismatchError) as error:
             if not is_named:
@@ -123,7 +123,7 @@ class SourceIndex:
                 ) from error
             if not isinstance(error, FileNotFoundError):
                 say(f"{shown(self.source)} is indexed again: {reason(error)}", err=True)
-            return encoders.new_retriever(kind="exact", device=device)
+            return encoders.new_retriever(self.folder, kind="exact", device=device)
 
     def _versions(self) -> dict[str, str]:
         """Documents as they were, so far as that is known."""

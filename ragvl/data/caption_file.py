@@ -60,7 +60,11 @@ class CaptionFile:
             return document
         self.num_found += 1
         return Document(
-            document.image, self._captions[name], document.id, max_pixels=document.max_pixels
+            document.image,
+            self._captions[name],
+            document.id,
+            max_pixels=document.max_pixels,
+            tags=document.tags,
         )
 
     def check_found(self) -> None:

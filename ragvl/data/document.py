@@ -41,11 +41,12 @@ class Document:
             are texts and `Picture`s, also of a document made of `image` or `text`. An empty list
             makes a document that says nothing, for rerankers that know such.
         max_pixels: refuse a picture with more; see `load_image`.
+        tags: words to search some documents only by; no model sees them.
 
     Raises:
         TypeError: a field has another type.
-        ValueError: not one of the three was given, a text is empty or holds half a character, `id`
-            is the empty string, or `max_pixels` is no whole number above 0.
+        ValueError: not one of the three was given, a text or a tag is empty or holds half a
+            character, `id` is the empty string, or `max_pixels` is no whole number above 0.
 
     Examples:
         >>> Document("tower.jpg", caption="The red tower of Velmora")
@@ -59,6 +60,7 @@ class Document:
     text: str | None
     parts: tuple[Part, ...]
     max_pixels: int | None
+    tags: tuple[str, ...]
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Document:
         text: str | None = None,
         parts: Sequence[PartLike] | None = None,
         max_pixels: int | None = None,
+        tags: Sequence[str] = (),
     ) -> None:
         if parts is not None and (
             isinstance(parts, str | bytes) or not isinstance(parts, Sequence)
@@ -83,6 +86,7 @@ class Document:
             "text": text,
             "parts": parts or (),
             "max_pixels": max_pixels,
+            "tags": checked_tags(tags),
         }.items():
             object.__setattr__(self, name, value)
         self._check_fields()
@@ -221,6 +225,24 @@ class Document:
             return self.pictures[0].digest()
         parts = [p if isinstance(p, str) else (p.digest(),) for p in self.parts]
         return name_of("parts", parts)
+
+
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Tags, each once.
+
+    Raises:
+        TypeError: `tags` is a single string, or one of them is none.
+        ValueError: one is empty, or holds half a character.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Sequence):
+        raise TypeError("tags must be a sequence of strings, not one; write [tag]")
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag must be a string, not {type(tag).__name__}")
+        if not tag.strip():
+            raise ValueError("a tag is empty")
+        check_characters(tag)
+    return tuple(dict.fromkeys(tags))
 
 
 DocumentLike = Document | ImageSource

@@ -40,8 +40,8 @@ def _text_alone(part: object) -> object:
 class DocumentLine(BaseModel):
     """`{"image": path, "caption": text}`, `{"text": text}` or `{"parts": [...]}`, each with an id.
 
-    The caption and the id may be left out. A part is `{"image": path}`, `{"text": text}`, or a
-    string, which is a text.
+    The caption and the id may be left out, and `"tags": [...]` be added. A part is
+    `{"image": path}`, `{"text": text}`, or a string, which is a text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +55,7 @@ class DocumentLine(BaseModel):
         Field(min_length=1),
         FIRST_ERROR,
     ] = None
+    tags: Annotated[tuple[Text, ...], FIRST_ERROR] = ()
 
     @model_validator(mode="after")
     def _check(self) -> DocumentLine:
@@ -80,14 +81,14 @@ class DocumentLine(BaseModel):
     def document(self, folder: Path) -> Document:
         """The document; paths are relative to `folder`."""
         if self.image is not None:
-            return Document(folder / self.image, self.caption, self.id)
+            return Document(folder / self.image, self.caption, self.id, tags=self.tags)
         if self.text is not None:
-            return Document(text=self.text, id=self.id)
+            return Document(text=self.text, id=self.id, tags=self.tags)
         parts: list[PartLike] = [
             str(part.text) if part.image is None else folder / part.image
             for part in self.parts or ()
         ]
-        return Document(parts=parts, id=self.id)
+        return Document(parts=parts, id=self.id, tags=self.tags)
 
 
 class ListedDocument(DocumentLine):

@@ -19,7 +19,7 @@ from ragvl.files import check_regular, whole_file
 from ragvl.identity import checksum, name_of
 from ragvl.messages import reason, shown
 from ragvl.progress import ProgressBar
-from ragvl.retriever import Encoder, Order, VectorIndex, View, encode_documents
+from ragvl.retriever import Encoder, MixedIndex, Order, VectorIndex, View, encode_documents
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class DocumentVectors:
             index = VectorIndex(encoder.dim)
             if held := [id for id in pool if id in vectors]:
                 index.add(held, np.stack([vectors[id] for id in held]))
-            views[order] = View(encoder, index, self.texts)
+            views[order] = View(encoder, MixedIndex(index, self.texts))
         return views
 
 

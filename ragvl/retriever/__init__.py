@@ -5,6 +5,7 @@ from __future__ import annotations
 from ragvl.retriever.documents import encode_documents
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder, text_of
+from ragvl.retriever.faiss_store import FaissStore
 from ragvl.retriever.fusion import (
     FUSED,
     ORDERS,
@@ -18,9 +19,17 @@ from ragvl.retriever.fusion import (
     parse_fusion,
 )
 from ragvl.retriever.index import VectorIndex
-from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
+from ragvl.retriever.kinds import MixedIndex, taking_turns
 from ragvl.retriever.mean_pooled import MeanPooledBertConfig, MeanPooledBertModel
-from ragvl.retriever.opening import check_index, open_index, saved_encoders
+from ragvl.retriever.milvus import MilvusAddress, MilvusError, MilvusStore
+from ragvl.retriever.opening import (
+    check_index,
+    check_place,
+    is_saved_index,
+    new_retriever,
+    open_index,
+    saved_encoders,
+)
 from ragvl.retriever.retriever import (
     DocumentRetriever,
     FusedRetriever,
@@ -28,7 +37,8 @@ from ragvl.retriever.retriever import (
     RetrievedDocument,
     Retriever,
 )
-from ragvl.retriever.storage import IndexFileError, is_saved_index
+from ragvl.retriever.storage import IndexFileError
+from ragvl.retriever.store import Hits, VectorStore, Where
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
 from ragvl.retriever.upkeep import Upkeep, bring_up_to_date
 from ragvl.retriever.views import (
@@ -45,6 +55,7 @@ __all__ = [
     "DocumentRetriever",
     "DualEncoder",
     "Encoder",
+    "FaissStore",
     "FusedRetriever",
     "Fusion",
     "Hits",
@@ -52,6 +63,10 @@ __all__ = [
     "IndexMismatchError",
     "MeanPooledBertConfig",
     "MeanPooledBertModel",
+    "MilvusAddress",
+    "MilvusError",
+    "MilvusStore",
+    "MixedIndex",
     "Order",
     "OrderHits",
     "ReciprocalRank",
@@ -60,24 +75,27 @@ __all__ = [
     "TextEncoder",
     "Upkeep",
     "VectorIndex",
+    "VectorStore",
     "View",
     "WeightedSum",
+    "Where",
     "bring_up_to_date",
     "check_encoder",
     "check_index",
+    "check_place",
     "check_text_encoder",
     "encode_documents",
     "estimate_weight",
     "estimated_fusion",
     "fuse",
     "is_saved_index",
-    "kinds_of",
+    "new_retriever",
     "open_index",
     "parse_fusion",
     "retriever_name",
     "saved_encoders",
     "search_fused",
-    "search_in_turn",
     "search_views",
+    "taking_turns",
     "text_of",
 ]

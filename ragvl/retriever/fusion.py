@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ragvl.messages import quoted
-from ragvl.retriever.kinds import Hits
+from ragvl.retriever.store import Hits
 
 Order = Literal["picture", "caption"]
 """By what documents are found: by their pictures, or by their captions and texts."""

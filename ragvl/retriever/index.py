@@ -144,7 +144,7 @@ class VectorIndex:
             ValueError: an id is there already, or twice in `ids`; the vectors have another shape,
                 or are not finite; too few to learn an "ivfpq" codebook from.
         """
-        vectors = self._checked(vectors, "vectors")
+        vectors = checked_vectors(vectors, self.dim, "vectors")
         if len(ids) != len(vectors):
             raise ValueError(f"{len(ids)} ids for {len(vectors)} vectors")
         self.check_new(ids)
@@ -177,10 +177,7 @@ class VectorIndex:
             TypeError: `ids` is a single string.
             ValueError: an id is not there.
         """
-        if isinstance(ids, str):
-            raise TypeError("ids must be a sequence of strings, not one string; write [id]")
-        if unknown := [id for id in ids if id not in self._labels]:
-            raise ValueError(f"not in the index: {_some(unknown)}")
+        check_removed_ids(ids, self._labels)
         labels = [self._labels.pop(id) for id in dict.fromkeys(ids)]
         for label in labels:
             self._ids[label] = None
@@ -213,11 +210,11 @@ class VectorIndex:
         Raises:
             ValueError: `k` is below 1, or the queries have another shape or are not finite.
         """
-        queries = self._checked(queries, "queries")
+        queries = checked_vectors(queries, self.dim, "queries")
         k = checked_count("k", k)
-        if len(self) == 0 or len(queries) == 0:
-            return [[] for _ in queries]
         k = min(k, len(self) if among is None else len(among))
+        if k == 0 or len(queries) == 0:
+            return [[] for _ in queries]
         if self._on_gpu and k <= _GPU_MAX_K and among is None:
             distances, labels = self._search_gpu(queries, k)
         else:
@@ -337,16 +334,6 @@ class VectorIndex:
             raise IndexFileError(f"{shown(path)} does not go with its ids; build the index again")
         if not np.isfinite(numbers).all():
             raise IndexFileError(f"{shown(path)} holds a vector that is not finite")
-
-    def _checked(self, vectors: np.ndarray, name: str) -> np.ndarray:
-        if not isinstance(vectors, np.ndarray) or not np.issubdtype(vectors.dtype, np.floating):
-            raise TypeError(f"{name} must be a floating numpy array")
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"{name} must be of shape (n, {self.dim}), not {vectors.shape}")
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-            raise ValueError(f"{name} must be finite; row {bad[0]} is not")
-        return vectors
 
     def _forget_in_hnsw(self) -> None:
         """Hides the removed vectors from searches, or rebuilds the graph when they are many."""
@@ -476,6 +463,23 @@ def _read_faiss(path: Path, *, like: Any) -> Any:
     return loaded
 
 
+def checked_vectors(vectors: np.ndarray, dim: int, name: str) -> np.ndarray:
+    """Vectors (n, dim) in float32.
+
+    Raises:
+        TypeError: they are no floating array.
+        ValueError: they have another shape, or are not finite.
+    """
+    if not isinstance(vectors, np.ndarray) or not np.issubdtype(vectors.dtype, np.floating):
+        raise TypeError(f"{name} must be a floating numpy array")
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"{name} must be of shape (n, {dim}), not {vectors.shape}")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+        raise ValueError(f"{name} must be finite; row {bad[0]} is not")
+    return vectors
+
+
 def check_ids(ids: Sequence[str]) -> None:
     """Refuses ids that are not strings, or occur twice.
 
@@ -502,6 +506,19 @@ def check_new_ids(ids: Sequence[str], there: Container[str]) -> None:
     check_ids(ids)
     if taken := [id for id in ids if id in there]:
         raise ValueError(f"already there: {_some(taken)}; remove them first, or use other ids")
+
+
+def check_removed_ids(ids: Sequence[str], there: Container[str]) -> None:
+    """Refuses ids to remove that are not there.
+
+    Raises:
+        TypeError: `ids` is a single string.
+        ValueError: an id is not there.
+    """
+    if isinstance(ids, str):
+        raise TypeError("ids must be a sequence of strings, not one string; write [id]")
+    if unknown := [id for id in ids if id not in there]:
+        raise ValueError(f"not in the index: {_some(unknown)}")
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -551,10 +568,14 @@ def _new_index(dim: int, kind: IndexKind, num_lists: int = 1) -> Any:
         graph = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
         return faiss.IndexIDMap(graph)
-    num_subvectors = next(
-        (m for m in _PQ_SUBVECTORS if dim % m == 0 and dim // m >= _PQ_MIN_SUBVECTOR_DIM), 1
-    )
     bits = int(math.log2(_PQ_CENTROIDS))
     coarse = faiss.IndexFlatIP(dim)
     metric = faiss.METRIC_INNER_PRODUCT
-    return faiss.IndexIVFPQ(coarse, dim, num_lists, num_subvectors, bits, metric)
+    return faiss.IndexIVFPQ(coarse, dim, num_lists, num_subvectors(dim), bits, metric)
+
+
+def num_subvectors(dim: int) -> int:
+    """How many bytes "ivfpq" keeps of a vector."""
+    return next(
+        (m for m in _PQ_SUBVECTORS if dim % m == 0 and dim // m >= _PQ_MIN_SUBVECTOR_DIM), 1
+    )

@@ -2,50 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from itertools import chain, islice, zip_longest
 
 import numpy as np
 
 from ragvl.retriever.index import Selection, VectorIndex
-
-Hits = list[tuple[str, float]]
-"""Documents' ids with their similarity, the most similar first."""
+from ragvl.retriever.store import Hits
 
 
-def kinds_of(index: VectorIndex, texts: Collection[str]) -> list[Selection]:
-    """Documents with pictures and documents of text, where an index holds both.
+class MixedIndex:
+    """A FAISS index, of which it is known which documents are texts.
+
+    Args:
+        index: holds vectors; of no use here after it was added to or removed from.
+        texts: ids of documents without a picture; there may be others among them.
+    """
+
+    def __init__(self, index: VectorIndex, texts: Collection[str]) -> None:
+        self.index = index
+        self._texts = texts
+
+    @cached_property
+    def _kinds(self) -> list[Selection]:
+        return kinds_of(self.index, self.index.ids, self._texts)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        among: Collection[str] | None = None,
+        *,
+        in_turn: bool = False,
+    ) -> list[Hits]:
+        """The `k` best for each query.
+
+        Args:
+            queries: (n, dim), floating.
+            k: how many; past the end is fine.
+            among: ids; search those of them only that the index holds.
+            in_turn: where both kinds are there they take turns, see `taking_turns`.
+
+        Raises:
+            ValueError: see `VectorIndex.search`.
+        """
+        kinds = self._kinds if in_turn and among is None else []
+        if among is not None:
+            there = [id for id in among if id in self.index]
+            kinds = kinds_of(self.index, there, self._texts) if in_turn else []
+            kinds = kinds or [self.index.selection(there)]
+        if not kinds:
+            return self.index.search(queries, k)
+        return taking_turns([self.index.search(queries, k, among=kind) for kind in kinds], k)
+
+
+def kinds_of(index: VectorIndex, ids: Collection[str], texts: Collection[str]) -> list[Selection]:
+    """Documents with pictures and documents of text, where there are both.
 
     Args:
         index: holds them.
+        ids: which.
         texts: ids of documents without a picture; there may be others among them.
     """
-    pictured = [id for id in index.ids if id not in texts]
-    others = [id for id in index.ids if id in texts]
+    pictured = [id for id in ids if id not in texts]
+    others = [id for id in ids if id in texts]
     both = [pictured, others] if pictured and others else []
-    return [index.selection(ids) for ids in both]
+    return [index.selection(some) for some in both]
 
 
-def search_in_turn(
-    index: VectorIndex, queries: np.ndarray, k: int, kinds: Sequence[Selection]
-) -> list[Hits]:
-    """The `k` best of several kinds for each query: the best of each, the second of each, ...
+def taking_turns(of_kinds: Iterable[Sequence[Hits]], k: int) -> list[Hits]:
+    """The best of each kind, the second of each, ..., of several for each query.
 
     A dual encoder's texts lie closer to any text than its pictures do, so that by their cosines
     alone a question would find texts only.
 
     Args:
-        index: holds all of them.
-        queries: (n, dim), floating.
-        k: how many; past the end is fine.
-        kinds: what to search apart, in the order of their turns; one or none is an ordinary search.
-
-    Raises:
-        ValueError: see `VectorIndex.search`.
+        of_kinds: what was found of each kind, in the order of their turns.
+        k: how many for a query.
     """
-    if len(kinds) < 2:
-        return index.search(queries, k)
-    of_kinds = [index.search(queries, k, among=kind) for kind in kinds]
     return [
         [hit for hit in islice(filter(None, chain(*zip_longest(*hits))), k)]
         for hits in zip(*of_kinds, strict=True)

@@ -11,9 +11,10 @@ from ragvl.messages import shown
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder
 from ragvl.retriever.fusion import FUSED, ORDERS, Fusion, Order
-from ragvl.retriever.index import SearchDevice
+from ragvl.retriever.index import IndexKind, SearchDevice
+from ragvl.retriever.milvus import MilvusAddress, MilvusStore, check_kind
 from ragvl.retriever.retriever import FusedRetriever, Retriever
-from ragvl.retriever.storage import IndexFileError, read_metadata
+from ragvl.retriever.storage import MANIFEST, IndexFileError, read_metadata
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
 
 _OPTIONS: dict[Order, str] = {"picture": "encoder", "caption": "text encoder"}
@@ -85,7 +86,7 @@ def open_index(
     """Loads a saved index and its encoders.
 
     Args:
-        folder: where it was saved.
+        folder: where it was saved, or see `MilvusAddress`.
         encoder: the encoder of pictures that built it, in place of the one that it remembers.
         text_encoder: the same of texts.
         fusion: in place of the one that was saved, of an index of both.
@@ -95,6 +96,7 @@ def open_index(
 
     Raises:
         FileNotFoundError, IndexFileError, ValueError: see `check_index` and `Retriever.load`.
+        MilvusError, ImportError: see `MilvusStore.open`.
         IndexMismatchError: an encoder is not the one that built it.
     """
     found = check_index(folder, encoder=encoder, text_encoder=text_encoder, fusion=fusion)
@@ -108,6 +110,68 @@ def open_index(
     return Retriever.load(folder, encoders[0], **others)
 
 
+def is_saved_index(place: str | Path) -> bool:
+    """Whether a place has a saved index, whole or not; an address of Milvus counts as one."""
+    return MilvusAddress.find(place) is not None or (Path(place) / MANIFEST).is_file()
+
+
+def new_retriever(
+    encoders: Mapping[Order, Encoder],
+    place: str | Path,
+    *,
+    kind: IndexKind = "exact",
+    fusion: Fusion | None = None,
+) -> Retriever | FusedRetriever:
+    """An empty retriever, which `save` makes the index of a place, and `close` drops if unsaved.
+
+    Args:
+        encoders: one, or two for an index of both.
+        place: a folder, or see `MilvusAddress`.
+        kind: see `VectorIndex`.
+        fusion: makes one order of two.
+
+    Raises:
+        ImportError, OSError, ValueError: see `MilvusStore.create_draft`.
+    """
+    address = MilvusAddress.find(place)
+    if address is None:
+        of_order = [Retriever(encoder, kind=kind) for encoder in encoders.values()]
+    else:
+        check_place(place, kind, num_encoders=len(encoders))
+        (encoder,) = encoders.values()
+        store = MilvusStore.create_draft(address, encoder, kind=kind)
+        of_order = [Retriever(encoder, store=store)]
+    if len(of_order) == 1:
+        return of_order[0]
+    picture, caption = of_order
+    return FusedRetriever(picture, caption, fusion)
+
+
+def check_place(place: str | Path, kind: IndexKind, *, num_encoders: int) -> None:
+    """Refuses an index that a place cannot have, before anything is loaded or connected.
+
+    Raises:
+        ValueError: Milvus has none of that kind, or none of two encoders, or it is no address.
+    """
+    address = MilvusAddress.find(place)
+    if address is None:
+        return
+    check_kind(address, kind)
+    if num_encoders > 1:
+        raise ValueError(
+            f"{address}: a collection of Milvus is of one encoder: name --encoder or "
+            "--text-encoder, or a folder for an index of both"
+        )
+
+
+def _metadata_at(address: MilvusAddress) -> dict[str, Any]:
+    store = MilvusStore.open(address)
+    try:
+        return store.metadata
+    finally:
+        store.close()
+
+
 def saved_encoders(folder: str | Path) -> dict[Order, dict[str, str]]:
     """By order, what finds the encoder that built an index; empty where that is not known.
 
@@ -115,7 +179,8 @@ def saved_encoders(folder: str | Path) -> dict[Order, dict[str, str]]:
         FileNotFoundError: there is no saved index in `folder`.
         IndexFileError: it is damaged.
     """
-    metadata = read_metadata(folder)
+    address = MilvusAddress.find(folder)
+    metadata = read_metadata(folder) if address is None else _metadata_at(address)
     views: Any = metadata.get("views") if metadata.get("order") == FUSED else None
     if views is None:  # an index of one encoder; of pictures, where it is an older one
         views = {metadata.get("order", "picture"): metadata}

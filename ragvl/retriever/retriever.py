@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from ragvl.data.images import DocumentError
 from ragvl.data.query import QueryLike
 from ragvl.messages import shown
 from ragvl.retriever.encoding import Encoder, check_content, text_of
+from ragvl.retriever.faiss_store import FaissStore
 from ragvl.retriever.fusion import FUSED, Fusion, Order, ReciprocalRank, parse_fusion
 from ragvl.retriever.index import IndexKind, SearchDevice, VectorIndex, check_ids, check_new_ids
-from ragvl.retriever.kinds import Hits
+from ragvl.retriever.milvus import MilvusAddress, MilvusStore
 from ragvl.retriever.saved_documents import (
     DOCUMENTS_FILE,
     by_id,
@@ -27,6 +28,7 @@ from ragvl.retriever.saved_documents import (
     write_documents,
 )
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
+from ragvl.retriever.store import Hits, VectorStore, Where
 from ragvl.retriever.views import View, estimated_fusion, search_fused
 
 logger = logging.getLogger(__name__)
@@ -58,27 +60,38 @@ class RetrievedDocument:
 class DocumentRetriever(ABC):
     """Documents by id that can be searched, by whatever order."""
 
-    def __init__(self) -> None:
-        self._documents: dict[str, Document] = {}
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self._documents)
+        """How many documents there are."""
 
     @property
+    @abstractmethod
     def documents(self) -> dict[str, Document]:
-        """The documents by id, in the order in which they were added."""
-        return dict(self._documents)
+        """All documents by id, in the order in which they were added."""
+
+    @abstractmethod
+    def _get(self, ids: Iterable[str]) -> dict[str, Document]:
+        """Those of the documents that are there, by id."""
 
     def get(self, id: str) -> Document | None:
         """The document of that id; None if there is none."""
-        return self._documents.get(id)
+        return self._get([id]).get(id)
 
-    def retrieve(self, query: QueryLike, k: int = 20) -> list[RetrievedDocument]:
+    def retrieve(
+        self, query: QueryLike, k: int = 20, *, where: Where | None = None
+    ) -> list[RetrievedDocument]:
         """The `k` documents that fit `query` best, the best first; all of them if there are fewer.
 
         Args:
             query: a text, a picture, or a `Query` of both.
             k: how many.
+            where: search these documents only.
 
         Raises:
             TypeError: the query is none.
@@ -86,10 +99,10 @@ class DocumentRetriever(ABC):
             ValueError: the query is empty, or has nothing that an encoder reads; `k` is below 1, or
                 there are no documents.
         """
-        return self.retrieve_batch([query], k)[0]
+        return self.retrieve_batch([query], k, where=where)[0]
 
     def retrieve_batch(
-        self, queries: Sequence[QueryLike], k: int = 20
+        self, queries: Sequence[QueryLike], k: int = 20, *, where: Where | None = None
     ) -> list[list[RetrievedDocument]]:
         """`retrieve` for many queries at once.
 
@@ -98,15 +111,17 @@ class DocumentRetriever(ABC):
             ImageError: a query's picture cannot be used.
             ValueError: see `retrieve`.
         """
-        if not self._documents:
+        if not len(self):
             raise ValueError("the retriever holds no documents; add some first")
-        return [
-            [RetrievedDocument(id, self._documents[id], score) for id, score in hits]
-            for hits in self._search(queries, k)
+        found = self._search(queries, k, where)
+        documents = self._get({id for hits in found for id, _ in hits})
+        return [  # of a database another process may have removed one since
+            [RetrievedDocument(id, documents[id], score) for id, score in hits if id in documents]
+            for hits in found
         ]
 
     @abstractmethod
-    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+    def _search(self, queries: Sequence[QueryLike], k: int, where: Where | None) -> list[Hits]:
         """Ids and scores for each query."""
 
     def add(
@@ -139,34 +154,36 @@ class DocumentRetriever(ABC):
                 to start an "ivfpq" index.
         """
         new = by_id(documents)
-        check_new_ids(list(new), self._documents)  # of two indexes each knows only what it holds
         try:
             encoded = self._encoded(new, batch_size=batch_size, progress=progress)
         except DocumentError:
             if on_error == "raise":
                 raise
-            new = {id: one for id, one in new.items() if self._is_usable(one)}
+            new = {id: one for id, one in new.items() if self._is_usable(id, one)}
             encoded = self._encoded(new, batch_size=batch_size, progress=progress)
-        for retriever, part, vectors in encoded:
-            retriever._insert(part, vectors)
-        self._documents.update(new)
+        self._insert(new, encoded)
         return list(new)
 
     @abstractmethod
     def _encoded(
         self, new: Mapping[str, Document], *, batch_size: int, progress: bool
-    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
-        """What each retriever gets of new documents, with the vectors; nothing is added yet."""
+    ) -> list[Encoded]:
+        """What each retriever gets of new documents; nothing is added yet."""
 
     @abstractmethod
-    def _encoders_of(self, document: Document) -> list[Encoder]:
-        """Those that have to encode a document."""
+    def _insert(self, new: Mapping[str, Document], encoded: Sequence[Encoded]) -> None:
+        """Adds new documents."""
 
-    def _is_usable(self, document: Document) -> bool:
-        """Whether it can be encoded; a line of the log says why not."""
+    @abstractmethod
+    def _retrievers_of(self, document: Document) -> list[Retriever]:
+        """Those that have to encode and keep a document."""
+
+    def _is_usable(self, id: str, document: Document) -> bool:
+        """Whether it can be encoded and kept; a line of the log says why not."""
         try:
-            for encoder in self._encoders_of(document):
-                encoder.check_document(document)
+            for retriever in self._retrievers_of(document):
+                retriever.encoder.check_document(document)
+                retriever.store.check_document(id, document)
         except DocumentError as error:
             logger.warning("skipped: %s", error)
             return False
@@ -187,14 +204,20 @@ class DocumentRetriever(ABC):
 
         What finds the encoders again is saved too. A picture that lives in memory is not; `load`
         asks for it. What an earlier `save` left in `folder` stays until the new state is whole.
+
+        What is in Milvus is there already: `folder` is the address then, see `MilvusStore.save`.
         """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what is open; also what `with` does at the end of its block."""
 
 
 class Retriever(DocumentRetriever):
     """Documents, searched by the cosine between a query and what an encoder reads of them.
 
     A `DualEncoder` sees a document's pictures, or else its texts. Where both kinds are there they
-    take turns in a result, the best picture first: see `search_in_turn`. A `TextEncoder` reads
+    take turns in a result, the best picture first: see `taking_turns`. A `TextEncoder` reads
     captions and texts.
 
     Retrieving is thread-safe, but not while documents are added or removed.
@@ -204,11 +227,14 @@ class Retriever(DocumentRetriever):
         documents: to begin with; see `add`.
         kind: "exact", "hnsw" or "ivfpq"; see `VectorIndex`.
         device: where to search; see `VectorIndex`.
+        store: where documents and vectors are kept, and so how they are searched; by default in
+            memory, by FAISS. See `MilvusStore`.
         batch_size: pictures or texts per forward pass.
         progress: show a progress bar when encoding takes more than a second.
 
     Raises:
         ImportError: FAISS is not installed.
+        IndexMismatchError: the store's vectors are another encoder's.
         DocumentError, TypeError, ValueError: see `add`.
 
     Examples:
@@ -224,61 +250,74 @@ class Retriever(DocumentRetriever):
         *,
         kind: IndexKind = "exact",
         device: SearchDevice = "auto",
+        store: VectorStore | None = None,
         batch_size: int = 32,
         progress: bool = True,
     ) -> None:
-        super().__init__()
         self.encoder = encoder
-        self.index = VectorIndex(
-            encoder.dim, kind=kind, encoder_fingerprint=encoder.fingerprint, device=device
-        )
-        self._view: View | None = None
+        if store is None:
+            fingerprint = encoder.fingerprint
+            index = VectorIndex(
+                encoder.dim, kind=kind, encoder_fingerprint=fingerprint, device=device
+            )
+            store = FaissStore(index)
+        elif (store.dim, store.encoder_fingerprint) != (encoder.dim, encoder.fingerprint):
+            raise IndexMismatchError(
+                f"the store has vectors of length {store.dim} by encoder "
+                f"{shown(store.encoder_fingerprint)}, and this one is {encoder.fingerprint}, of "
+                f"length {encoder.dim}"
+            )
+        self.store = store
         self.add(documents, batch_size=batch_size, progress=progress)
 
+    def __len__(self) -> int:
+        return len(self.store)
+
     @property
-    def view(self) -> View:
-        """What is searched; another one after documents were added or removed."""
-        if (view := self._view) is None:
-            texts = {id for id, document in self._documents.items() if not document.pictures}
-            view = self._view = View(self.encoder, self.index, texts)
-        return view
+    def documents(self) -> dict[str, Document]:
+        """See `DocumentRetriever.documents`."""
+        return self.store.documents
+
+    def _get(self, ids: Iterable[str]) -> dict[str, Document]:
+        return self.store.get(ids)
 
     def _encoded(
         self, new: Mapping[str, Document], *, batch_size: int, progress: bool
-    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
-        self.index.check_new(list(new))  # before the long work
+    ) -> list[Encoded]:
+        self.store.check_new(new)  # before the long work
         vectors = self.encoder.encode_documents(
             list(new.values()), batch_size=batch_size, progress=progress
         )
         return [(self, new, vectors)]
 
-    def _encoders_of(self, document: Document) -> list[Encoder]:  # noqa: ARG002  one has all
-        return [self.encoder]
+    def _insert(self, new: Mapping[str, Document], encoded: Sequence[Encoded]) -> None:
+        for _, _, vectors in encoded:
+            self.store.add(new, vectors)
 
-    def _insert(self, new: Mapping[str, Document], vectors: np.ndarray) -> None:
-        self.index.add(list(new), vectors)
-        self._documents.update(new)
-        self._view = None
+    def _retrievers_of(self, document: Document) -> list[Retriever]:  # noqa: ARG002  it has all
+        return [self]
 
     def remove(self, ids: Sequence[str]) -> None:
         """See `DocumentRetriever.remove`."""
-        self.index.remove(ids)
-        for id in set(ids):
-            del self._documents[id]
-        self._view = None
+        self.store.remove(ids)
 
-    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
-        return self.view.search(queries, k)
+    def _search(self, queries: Sequence[QueryLike], k: int, where: Where | None) -> list[Hits]:
+        vectors = self.encoder.encode_queries(queries)
+        return self.store.search(vectors, k, where, in_turn=self.encoder.reads_pictures)
 
     @property
-    def _metadata(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """What is saved of its encoder."""
         order: Order = "picture" if self.encoder.reads_pictures else "caption"
-        return {**self.index.metadata, "order": order, "encoder": dict(self.encoder.origin)}
+        return {"order": order, "encoder": dict(self.encoder.origin)}
 
     def save(self, folder: str | Path) -> None:
         """See `DocumentRetriever.save`."""
-        write = partial(write_documents, self._documents)
-        save_state(folder, self._metadata, {**self.index.files(), DOCUMENTS_FILE: write})
+        self.store.save(folder, self.about)
+
+    def close(self) -> None:
+        """See `DocumentRetriever.close`."""
+        self.store.close()
 
     @classmethod
     def load(
@@ -289,10 +328,10 @@ class Retriever(DocumentRetriever):
         documents: Iterable[DocumentLike] = (),
         device: SearchDevice = "auto",
     ) -> Retriever:
-        """Loads what `save` wrote; nothing is encoded again.
+        """Loads what `save` wrote, or opens a collection of Milvus; nothing is encoded again.
 
         Args:
-            folder: where it was saved.
+            folder: where it was saved; or see `MilvusAddress`.
             encoder: the encoder that built it.
             documents: those whose pictures live in memory, looked up by id (or by what they hold
                 where they had none). Others in it replace what was saved.
@@ -302,9 +341,16 @@ class Retriever(DocumentRetriever):
             FileNotFoundError: there is no saved index in `folder`.
             IndexFileError: it is damaged.
             IndexMismatchError: another encoder built it, or two encoders.
+            MilvusError, ImportError: see `MilvusStore.open`.
             ValueError: a picture that lived in memory is not among `documents`, or one of
                 `documents` is not in the index.
         """
+        if (address := MilvusAddress.find(folder)) is not None:
+            if list(documents):
+                raise ValueError(f"{address} has its documents: leave out documents=[...]")
+            store = MilvusStore.open(address)
+            _check_builder(folder, store.metadata, encoder)
+            return cls(encoder, store=store)
         metadata, state = load_state(folder)
         if "views" in metadata:
             raise IndexMismatchError(
@@ -316,17 +362,11 @@ class Retriever(DocumentRetriever):
         index = VectorIndex.from_state(metadata, state, device=device)
         if saved.keys() != set(index.ids):
             raise _other_documents(state)
-        return cls._of(encoder, index, saved)
+        return cls(encoder, store=FaissStore(index, saved))
 
-    @classmethod
-    def _of(
-        cls, encoder: Encoder, index: VectorIndex, documents: Mapping[str, Document]
-    ) -> Retriever:
-        """One of an index that there is, and the documents in it."""
-        retriever = cls(encoder, kind=index.kind, device="cpu")
-        retriever.index = index
-        retriever._documents = {id: documents[id] for id in documents if id in index}
-        return retriever
+
+Encoded = tuple[Retriever, Mapping[str, Document], np.ndarray]
+"""A retriever, the documents that it gets, and their vectors."""
 
 
 class FusedRetriever(DocumentRetriever):
@@ -372,21 +412,40 @@ class FusedRetriever(DocumentRetriever):
         batch_size: int = 32,
         progress: bool = True,
     ) -> None:
-        super().__init__()
         if not picture.encoder.reads_pictures or caption.encoder.reads_pictures:
             raise ValueError(
                 "the first retriever must have an encoder of pictures (DualEncoder), the second "
                 "one of texts (TextEncoder)"
             )
+        if not (isinstance(picture.store, FaissStore) and isinstance(caption.store, FaissStore)):
+            raise ValueError(
+                "two encoders are searched in memory: a collection of Milvus is of one encoder"
+            )
         self.picture = picture
         self.caption = caption
+        self._stores: dict[Order, FaissStore] = {
+            "picture": picture.store,
+            "caption": caption.store,
+        }
         self.fusion = fusion or ReciprocalRank()
         self._documents = {**picture.documents, **caption.documents}
         self.add(documents, batch_size=batch_size, progress=progress)
 
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @property
+    def documents(self) -> dict[str, Document]:
+        """See `DocumentRetriever.documents`."""
+        return dict(self._documents)
+
+    def _get(self, ids: Iterable[str]) -> dict[str, Document]:
+        return {id: self._documents[id] for id in ids if id in self._documents}
+
     def _encoded(
         self, new: Mapping[str, Document], *, batch_size: int, progress: bool
-    ) -> list[tuple[Retriever, Mapping[str, Document], np.ndarray]]:
+    ) -> list[Encoded]:
+        check_new_ids(list(new), self._documents)  # of two indexes each knows only what it holds
         for document in new.values():
             check_content(document)
         parts = [
@@ -394,24 +453,29 @@ class FusedRetriever(DocumentRetriever):
             (self.caption, {id: one for id, one in new.items() if text_of(one)}),
         ]
         for retriever, part in parts:
-            retriever.index.check_new(list(part))  # before the long work
+            retriever.store.check_new(part)  # before the long work
         return [
             encoded
             for retriever, part in parts
             for encoded in retriever._encoded(part, batch_size=batch_size, progress=progress)
         ]
 
-    def _encoders_of(self, document: Document) -> list[Encoder]:
-        encoders = [self.picture.encoder] if document.pictures else []
-        return encoders + ([self.caption.encoder] if text_of(document) or not encoders else [])
+    def _insert(self, new: Mapping[str, Document], encoded: Sequence[Encoded]) -> None:
+        for retriever, part, vectors in encoded:
+            retriever.store.add(part, vectors)
+        self._documents.update(new)
+
+    def _retrievers_of(self, document: Document) -> list[Retriever]:
+        retrievers = [self.picture] if document.pictures else []
+        return retrievers + ([self.caption] if text_of(document) or not retrievers else [])
 
     def remove(self, ids: Sequence[str]) -> None:
         """See `DocumentRetriever.remove`."""
         check_ids(list(dict.fromkeys(ids)) if not isinstance(ids, str) else ids)
         if unknown := [id for id in ids if id not in self._documents]:
             raise ValueError(f"not in the retriever: {unknown[0]!r}")
-        for retriever in (self.picture, self.caption):
-            retriever.remove([id for id in ids if id in retriever.index])
+        for store in self._stores.values():
+            store.remove([id for id in ids if id in store.index])
         for id in set(ids):
             del self._documents[id]
 
@@ -435,22 +499,37 @@ class FusedRetriever(DocumentRetriever):
         self.fusion = estimated
         return True
 
-    def _search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
-        views: dict[Order, View] = {"picture": self.picture.view, "caption": self.caption.view}
-        return search_fused(views, self.fusion, queries, k)
+    def _search(self, queries: Sequence[QueryLike], k: int, where: Where | None) -> list[Hits]:
+        encoders: dict[Order, Encoder] = {
+            "picture": self.picture.encoder,
+            "caption": self.caption.encoder,
+        }
+        views = {order: View(encoders[order], store.mixed) for order, store in self._stores.items()}
+        among = None
+        if where is not None:
+            among = [id for id, document in self._documents.items() if where.matches(document)]
+        return search_fused(views, self.fusion, queries, k, among)
+
+    def close(self) -> None:
+        """See `DocumentRetriever.close`."""
+        for store in self._stores.values():
+            store.close()
 
     def save(self, folder: str | Path) -> None:
         """See `DocumentRetriever.save`."""
-        views = {"picture": self.picture, "caption": self.caption}
         files = {
             name: write
-            for order, retriever in views.items()
-            for name, write in retriever.index.files(f"{order}_").items()
+            for order, store in self._stores.items()
+            for name, write in store.index.files(f"{order}_").items()
         }
+        retrievers = {"picture": self.picture, "caption": self.caption}
         metadata = {
             "order": FUSED,
             "fusion": self.fusion.name,
-            "views": {order: retriever._metadata for order, retriever in views.items()},
+            "views": {
+                order: {**store.index.metadata, **retrievers[order].about}
+                for order, store in self._stores.items()
+            },
         }
         write = partial(write_documents, self._documents)
         save_state(folder, metadata, {**files, DOCUMENTS_FILE: write})
@@ -482,6 +561,8 @@ class FusedRetriever(DocumentRetriever):
             IndexMismatchError: other encoders built it, or one alone.
             ValueError: see `Retriever.load`.
         """
+        if MilvusAddress.find(folder) is not None:
+            raise IndexMismatchError(f"the index in {shown(folder)} is of one encoder")
         metadata, state = load_state(folder)
         views = metadata.get("views")
         if views is None:
@@ -489,7 +570,8 @@ class FusedRetriever(DocumentRetriever):
                 f"the index in {shown(folder)} is of one encoder: open it with Retriever.load"
             )
         saved = read_documents(state / DOCUMENTS_FILE, by_id(documents))
-        parts = []
+        parts: list[Retriever] = []
+        held: set[str] = set()
         try:
             fusion = fusion or parse_fusion(metadata["fusion"])
             for order, one in (("picture", encoder), ("caption", text_encoder)):
@@ -497,12 +579,13 @@ class FusedRetriever(DocumentRetriever):
                 index = VectorIndex.from_state(
                     views[order], state, prefix=f"{order}_", device=device
                 )
-                parts.append(Retriever._of(one, index, saved))
+                of_order = {id: document for id, document in saved.items() if id in index}
+                parts.append(Retriever(one, store=FaissStore(index, of_order)))
+                held.update(index.ids)
         except (KeyError, TypeError, AttributeError) as error:
             raise IndexFileError(
                 f"{shown(folder)} holds no index of ragvl's: its description is not whole"
             ) from error
-        held = {id for part in parts for id in part.index.ids}
         if saved.keys() != held:
             raise _other_documents(state)
         fused = cls(parts[0], parts[1], fusion)

@@ -39,7 +39,7 @@ def write_documents(documents: Mapping[str, Document], path: Path) -> None:
     """Writes a line for each."""
     with path.open("w", encoding="utf-8") as file:
         for id, document in documents.items():
-            file.write(json.dumps(_SavedDocument.line_of(id, document)) + "\n")
+            file.write(SavedDocument.line_of(id, document) + "\n")
 
 
 def _absolute(picture: Picture) -> str | None:
@@ -56,7 +56,7 @@ def _id_of(document: Document) -> str:
 
 
 @dataclass(frozen=True)
-class _SavedDocument:
+class SavedDocument:
     """A line about a document.
 
     Attributes:
@@ -65,6 +65,7 @@ class _SavedDocument:
         image: the picture's path; None if that lives in memory.
         text: the document's text.
         parts: its texts, and its pictures' paths; None in the place of one that lives in memory.
+        tags: the document's.
     """
 
     id: str
@@ -72,31 +73,41 @@ class _SavedDocument:
     image: str | None = None
     text: str | None = None
     parts: list[dict[str, str | None]] | None = None
+    tags: list[str] | None = None
 
     @staticmethod
-    def line_of(id: str, document: Document) -> dict[str, Any]:
+    def line_of(id: str, document: Document) -> str:
+        """What a document is, in a line of JSON."""
+        tags = {"tags": list(document.tags)} if document.tags else {}
+        return json.dumps({"id": id, **SavedDocument._content_of(document), **tags})
+
+    @staticmethod
+    def _content_of(document: Document) -> dict[str, Any]:
         if document.image is not None:
-            return {"id": id, "caption": document.caption, "image": _absolute(document.pictures[0])}
+            return {"caption": document.caption, "image": _absolute(document.pictures[0])}
         if document.text is not None:
-            return {"id": id, "text": document.text}
+            return {"text": document.text}
         parts = [
             {"text": part} if isinstance(part, str) else {"image": _absolute(part)}
             for part in document.parts
         ]
-        return {"id": id, "parts": parts}
+        return {"parts": parts}
 
     def document(self) -> Document | None:
         """The document; None if a picture of it lived in memory."""
+        tags = self.tags or ()
         if self.text is not None:
-            return Document(text=self.text, id=self.id)
+            return Document(text=self.text, id=self.id, tags=tags)
         if self.parts is not None:
             if any(part.get("image", "") is None for part in self.parts):
                 return None
-            return Document(parts=self.parts, id=self.id)
-        return None if self.image is None else Document(self.image, self.caption, self.id)
+            return Document(parts=self.parts, id=self.id, tags=tags)
+        if self.image is None:
+            return None
+        return Document(self.image, self.caption, self.id, tags=tags)
 
     @classmethod
-    def of(cls, line: bytes) -> _SavedDocument:
+    def of(cls, line: str | bytes) -> SavedDocument:
         """What a line says.
 
         Raises:
@@ -107,7 +118,7 @@ class _SavedDocument:
         except TypeError as error:
             raise ValueError("it is no object with id, and image, text or parts") from error
         for name, value in vars(saved).items():
-            expected = list if name == "parts" else str
+            expected = list if name in ("parts", "tags") else str
             if not isinstance(value, expected) and (value is not None or name == "id"):
                 raise ValueError(f"{name} is of type {type(value).__name__}")
         for part in saved.parts or []:
@@ -116,7 +127,7 @@ class _SavedDocument:
         return saved
 
 
-def _saved_documents(path: Path) -> list[_SavedDocument]:
+def _saved_documents(path: Path) -> list[SavedDocument]:
     """The lines of a file of documents.
 
     Raises:
@@ -126,7 +137,7 @@ def _saved_documents(path: Path) -> list[_SavedDocument]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                every.append(_SavedDocument.of(line))
+                every.append(SavedDocument.of(line))
             except (ValueError, RecursionError) as error:
                 raise IndexFileError(f"{shown(path)}, line {number}: {reason(error)}") from error
     try:

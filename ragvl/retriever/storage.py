@@ -109,11 +109,6 @@ def load_state(folder: str | Path) -> tuple[dict[str, Any], Path]:
     return written.metadata, state
 
 
-def is_saved_index(folder: str | Path) -> bool:
-    """Whether there is a saved index in a folder, whole or not."""
-    return (Path(folder) / MANIFEST).is_file()
-
-
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """A folder's metadata, once its files are seen to have their sizes; none is read.
 

@@ -85,4 +85,5 @@ def _version(document: Document) -> str:
             parts.append(part)
         else:
             parts.append((part.digest() if part.path is None else file_version_name(part.path),))
-    return name_of("document version", parts)
+    tags = [list(document.tags)] if document.tags else []
+    return name_of("document version", parts, *tags)

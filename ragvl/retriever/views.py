@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
 
 from ragvl.arguments import checked_count
 from ragvl.data.query import QueryLike
 from ragvl.identity import name_of
 from ragvl.retriever.encoding import Encoder, checked_queries
 from ragvl.retriever.fusion import FUSED_DEPTH, Fusion, Order, OrderHits, fuse, parse_fusion
-from ragvl.retriever.index import Selection, VectorIndex
-from ragvl.retriever.kinds import Hits, kinds_of, search_in_turn
+from ragvl.retriever.kinds import MixedIndex
+from ragvl.retriever.store import Hits
 
 
 class View:
@@ -19,32 +18,46 @@ class View:
 
     Args:
         encoder: makes the vectors.
-        index: holds those of documents; of no use here after it was added to or removed from.
-        texts: ids of documents without a picture; there may be others among them.
+        mixed: holds those of documents.
+
+    Attributes:
+        index: the FAISS index in `mixed`.
     """
 
-    def __init__(self, encoder: Encoder, index: VectorIndex, texts: Collection[str]) -> None:
+    def __init__(self, encoder: Encoder, mixed: MixedIndex) -> None:
         self.encoder = encoder
-        self.index = index
-        self._texts = texts
+        self.index = mixed.index
+        self._mixed = mixed
 
-    @cached_property
-    def _kinds(self) -> list[Selection]:
-        """Kinds of documents that take turns; a text encoder's captions and texts compare."""
-        return kinds_of(self.index, self._texts) if self.encoder.reads_pictures else []
-
-    def search(self, queries: Sequence[QueryLike], k: int) -> list[Hits]:
+    def search(
+        self, queries: Sequence[QueryLike], k: int, among: Collection[str] | None = None
+    ) -> list[Hits]:
         """The `k` best documents for each query, with their cosines.
+
+        A dual encoder's pictures and texts take turns; a text encoder's captions and texts compare.
+
+        Args:
+            queries: what is searched for.
+            k: how many.
+            among: ids; search those of them only that the index holds.
 
         Raises:
             TypeError, ValueError, ImageError: see `Encoder.encode_queries`.
         """
         vectors = self.encoder.encode_queries(queries)
-        return search_in_turn(self.index, vectors, k, self._kinds)
+        in_turn = self.encoder.reads_pictures
+        return self._mixed.search(vectors, k, among, in_turn=in_turn)
+
+    def size(self, among: Collection[str] | None = None) -> int:
+        """How many documents are searched."""
+        return len(self.index) if among is None else sum(id in self.index for id in among)
 
 
 def search_views(
-    views: Mapping[Order, View], queries: Sequence[QueryLike], k: int
+    views: Mapping[Order, View],
+    queries: Sequence[QueryLike],
+    k: int,
+    among: Collection[str] | None = None,
 ) -> list[dict[Order, OrderHits]]:
     """What each order finds for each query, deep enough to be fused.
 
@@ -54,13 +67,15 @@ def search_views(
         views: by order.
         queries: what is searched for.
         k: how many documents are wanted in the end.
+        among: ids; search these documents only.
 
     Raises:
         TypeError, ValueError, ImageError: see `Encoder.encode_queries`; or `k` is below 1.
     """
     k = checked_count("k", k)  # before it is hidden by how deep the two are searched
     every = checked_queries(queries)
-    filled = {order: view for order, view in views.items() if len(view.index)}
+    sizes = {order: view.size(among) for order, view in views.items()}
+    filled = {order: view for order, view in views.items() if sizes[order]}
     looks = any(view.encoder.reads_pictures for view in filled.values())
     depth = max(k, FUSED_DEPTH) if len(views) > 1 else k
     found: list[dict[Order, OrderHits]] = [{} for _ in every]
@@ -71,17 +86,21 @@ def search_views(
             for query, of_query in zip(every, found, strict=True)
             if view.encoder.reads_pictures or query.text is not None or not looks
         ]
-        rows = view.search([query for query, _ in readable], depth)
+        rows = view.search([query for query, _ in readable], depth, among)
         for (_, of_query), hits in zip(readable, rows, strict=True):
-            of_query[order] = OrderHits(hits, len(view.index), view.index.__contains__)
+            of_query[order] = OrderHits(hits, sizes[order], view.index.__contains__)
     return found
 
 
 def search_fused(
-    views: Mapping[Order, View], fusion: Fusion, queries: Sequence[QueryLike], k: int
+    views: Mapping[Order, View],
+    fusion: Fusion,
+    queries: Sequence[QueryLike],
+    k: int,
+    among: Collection[str] | None = None,
 ) -> list[Hits]:
     """The `k` best documents for each query by both orders; raises as `search_views` does."""
-    return [fuse(found, fusion, k) for found in search_views(views, queries, k)]
+    return [fuse(found, fusion, k) for found in search_views(views, queries, k, among)]
 
 
 def estimated_fusion(

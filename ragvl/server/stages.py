@@ -73,7 +73,7 @@ def load_stages(
         load_reranker: loads the reranker, whose arguments were checked; called last.
         thresholds: the folder of its saved thresholds, which requests can name then, and of the
             fusion that was estimated with them.
-        index: a folder that `ragvl index` wrote; see `open_index`.
+        index: what `ragvl index` wrote; see `open_index`.
         encoder: the dual encoder that built it, in place of the one that it remembers.
         text_encoder: the same of the text encoder.
         fusion: makes one order of both; by default what was estimated for these encoders and saved

@@ -29,6 +29,7 @@ from ragvl.retriever import (
     Encoder,
     Fusion,
     IndexMismatchError,
+    MixedIndex,
     Order,
     ReciprocalRank,
     VectorIndex,
@@ -106,7 +107,7 @@ def index_documents(
             vectors = encode_documents(source, encoder, part, batch_size=batch_size)
             if vectors:
                 index.add(list(vectors), np.stack(list(vectors.values())))
-        views[order] = View(encoder, index, texts)
+        views[order] = View(encoder, MixedIndex(index, texts))
     return views
 
 

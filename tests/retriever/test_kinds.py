@@ -10,8 +10,7 @@ from PIL import Image
 
 from ragvl import Document, Query
 from ragvl.data.images import DocumentError, ImageError
-from ragvl.retriever import IndexFileError, Retriever, VectorIndex
-from ragvl.retriever.kinds import search_in_turn
+from ragvl.retriever import IndexFileError, MixedIndex, Retriever, VectorIndex, Where
 
 PASSAGES = ["A red tower of stone.", "The mill at the river.", "Bread, and how it is baked."]
 
@@ -90,8 +89,12 @@ def test_a_selection_is_searched_alone():
         expected = sorted(ids[21::2], key=lambda id: -scores[int(id)])
         ((*hits,),) = index.search(vectors[3:4], 5, among=odd)
         assert [id for id, _ in hits] == expected[:5]
-        (both,) = search_in_turn(index, vectors[3:4], 4, [odd, index.selection(ids[20::2])])
+        mixed = MixedIndex(index, ids[20::2])
+        (both,) = mixed.search(vectors[3:4], 4, in_turn=True)
         assert [int(id) % 2 for id, _ in both] == [1, 0, 1, 0]
+        (some,) = mixed.search(vectors[3:4], 4, among=[*ids[21:26:2], "22", "0"], in_turn=True)
+        assert [int(id) % 2 for id, _ in some] == [1, 0, 1, 1]
+        assert mixed.search(vectors[3:4], 4, among=["0"]) == [[]]
     with pytest.raises(KeyError):
         index.selection(["0"])
 
@@ -155,3 +158,42 @@ def test_ids_are_made_of_what_a_document_holds(encoder, pictures):
     assert len(Retriever(encoder, documents)) == 4
     with pytest.raises(ValueError, match="more than once"):
         Retriever(encoder, [Document(text="a"), Document(text="a")])
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (Where("RIVER"), ["t1"]),
+        (Where("a pict", ["old"]), ["p0", "p2"]),
+        (Where(tags=["old", "red"]), ["p2"]),
+        (Where("nowhere"), []),
+    ],
+)
+def test_only_what_has_a_text_or_a_tag_is_searched(encoder, mixed, where, expected):
+    tags = {"p0": ["old"], "p2": ["red", "old"], "t0": ["old"]}
+    documents = [
+        Document(d.image, d.caption, d.id, tags=tags.get(str(d.id), ()))
+        if d.image is not None
+        else Document(text=d.text, id=d.id, tags=tags.get(str(d.id), ()))
+        for d in mixed[:-1]
+    ]
+    retriever = Retriever(encoder, documents)
+    vectors = dict(zip([d.id for d in documents], encoder.encode_documents(documents), strict=True))
+    (query,) = encoder.encode_queries(["the mill"])
+    hits = retriever.retrieve("the mill", where=where)
+    assert {hit.id for hit in hits} == set(expected)
+    for hit in hits:
+        assert hit.score == pytest.approx(float(vectors[hit.id] @ query), abs=2e-6)
+
+
+def test_what_is_no_condition():
+    with pytest.raises(ValueError, match="say which documents"):
+        Where()
+    with pytest.raises(ValueError, match="the text is empty"):
+        Where(" ")
+    with pytest.raises(TypeError, match="must be a string or None"):
+        Where(3)
+    with pytest.raises(TypeError, match="not one"):
+        Where(tags="old")
+    with pytest.raises(ValueError, match="a tag is empty"):
+        Where(tags=[""])

@@ -104,12 +104,11 @@ class TestRetrieve:
     @staticmethod
     def _instructions(encoder, count: int) -> int:
         """How many of Python's instructions in ragvl's files one search takes among `count`."""
-        retriever = Retriever(encoder)
+        store = Retriever(encoder).store
         vectors = np.random.default_rng(0).normal(size=(count, encoder.dim)).astype(np.float32)
-        ids = [str(i) for i in range(count)]
-        retriever.index.add(ids, vectors)
         document = Document("never opened.png")
-        retriever._documents = dict.fromkeys(ids, document)
+        store.add(dict.fromkeys([str(i) for i in range(count)], document), vectors)
+        retriever = Retriever(encoder, store=store)
         retriever.retrieve("warm up")
         done = 0
 
@@ -159,16 +158,16 @@ class TestAddAndRemove:
         with pytest.raises(ValueError, match="more than once"):
             retriever.add([files[4], files[4]])
         assert list(retriever.documents) == ["d0", "d1", "d2"]
-        assert len(retriever.index) == 3
+        assert len(retriever.store.index) == 3
 
     def test_an_unreadable_picture_adds_nothing(self, encoder, documents, tmp_path):
         retriever = Retriever(encoder, documents[:2])
         bad = Document(tmp_path / "gone.png", id="gone")
         with pytest.raises(ImageError, match=r"'gone' .*gone\.png.*no such file"):
             retriever.add([*documents[2:], bad], batch_size=2)
-        assert list(retriever.documents) == retriever.index.ids == ["d0", "d1"]
+        assert list(retriever.documents) == retriever.store.index.ids == ["d0", "d1"]
         retriever.add(documents[2:])
-        assert len(retriever) == len(retriever.index) == 7
+        assert len(retriever) == len(retriever.store.index) == 7
 
     def test_too_few_for_ivfpq_is_said_before_anything_is_read(self, encoder):
         missing = [Document("nowhere.png", id=str(i)) for i in range(MIN_IVFPQ_VECTORS - 1)]
@@ -181,7 +180,7 @@ class TestAddAndRemove:
         assert {item.id for item in retriever.retrieve("a")} == {"d0", "d2", "d3", "d5", "d6"}
         with pytest.raises(ValueError, match="'d4'"):
             retriever.remove(["d0", "d4"])
-        assert len(retriever) == len(retriever.index) == 5
+        assert len(retriever) == len(retriever.store.index) == 5
 
 
 class TestSaveAndLoad:
@@ -192,7 +191,7 @@ class TestSaveAndLoad:
         retriever.save(tmp_path)
         monkeypatch.chdir(tmp_path)  # paths are absolute
         again = Retriever.load(tmp_path, encoder)
-        assert again.index.kind == kind
+        assert again.store.index.kind == kind
         assert list(again.documents) == list(retriever.documents)
         for id, document in again.documents.items():
             original = retriever.documents[id]

@@ -21,6 +21,7 @@ from ragvl.retriever import (
     DualEncoder,
     FusedRetriever,
     IndexMismatchError,
+    MixedIndex,
     Order,
     Retriever,
     TextEncoder,
@@ -169,12 +170,12 @@ def test_bad_arguments(questions: WebQA, encoder: DualEncoder, views: Views) -> 
         next(ranking_samples(questions, views, labelled_share=1.1))
     other = VectorIndex(encoder.dim, encoder_fingerprint="another")
     with pytest.raises(IndexMismatchError, match="encoder another"):
-        next(ranking_samples(questions, {"picture": View(encoder, other, ())}))
+        next(ranking_samples(questions, {"picture": View(encoder, MixedIndex(other, ()))}))
     strange = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
     vector = np.eye(1, encoder.dim, dtype=np.float32)
     strange.add(["no such document"], vector)
     with pytest.raises(IndexMismatchError, match="'no such document'"):
-        next(ranking_samples(questions, {"picture": View(encoder, strange, ())}))
+        next(ranking_samples(questions, {"picture": View(encoder, MixedIndex(strange, ()))}))
 
 
 def test_near_misses_of_pictures_and_captions(
