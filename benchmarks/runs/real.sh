@@ -41,7 +41,7 @@ step_evaluate() {
     local set candidates
     for set in named blind german photos screens; do
         # Of `blind` all that there are: its captions do not tell one thing from another
-        candidates=100 && [ $set != blind ] || candidates=1000
+        candidates=20 && [ $set != blind ] || candidates=1000
         # Each set has its own weight of pictures, or none where val is too small to tell: exit 1
         ragvl calibrate $ROOT/sets/$set --split val $BOTH --reranker $MODELS/reranker \
             --template instruction-first --fusion estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]

@@ -246,7 +246,8 @@ def percent_between(figure: Figure | None) -> str:
     """Percent, with the ends of its interval."""
     if figure is None:
         return NOT_MEASURED
-    return percent(figure) if figure.value is None else f"{percent(figure)} ({interval(figure)})"
+    ends = "" if figure.value is None else interval(figure)
+    return percent(figure) + (f" ({ends})" if ends else "")
 
 
 TABLES = (
