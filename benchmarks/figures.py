@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench_relevance_head import speed_over_eager
+from bench_vllm import SHORT, WARM
 from tables import Result, Results, devices, table
 
 GENERATE = "`generate` for each candidate, as RagVL's release does"
@@ -33,6 +34,7 @@ def figures(results: Results) -> str:
             "sentence-transformers' `CrossEncoder`",
             _span(_medians(cases, "fast_rerank_warm", "speedup_over_cross_encoder")),
         ],
+        *_against_vllm(results),
         [
             "rerank 20 pictures never seen",
             GENERATE,
@@ -76,6 +78,21 @@ def figures(results: Results) -> str:
         f"within {max(case['max_score_difference'] for case in cases):.0e}."
     )
     return table(["", "in the place of", "speed"], rows, note)
+
+
+def _against_vllm(results: Results) -> list[list[str]]:
+    """A row each for known pictures, with the paper's template and with ours, if measured."""
+    if "vllm_cpu" not in results:
+        return []
+    cases = results["vllm_cpu"]["cases"]
+    peer = "vLLM's CPU build, which caches prefixes too"
+    return [
+        [label, peer, _span(case["against"][ours]["median"] for case in cases)]
+        for label, ours in (
+            ("the same, in float32 and bfloat16", WARM),
+            ("the same, with the template `instruction-first`", SHORT),
+        )
+    ]
 
 
 def _medians(cases: Iterable[Result], method: str, speed: str) -> list[float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bench_vllm
 import pytest
 import torch
+from common import RESULTS
+from figures import figures
 from models import build_model, write_model
 from peers.vllm.scorer import VllmError, VllmScorer, publish_names
 from shapes import SHAPES
@@ -79,3 +82,16 @@ def test_both_give_the_same_scores() -> None:
 
 def test_nothing_is_said_before_it_is_measured() -> None:
     assert "not measured" in bench_vllm.vllm_table({})
+
+
+def test_the_readme_tells_it_once_it_is_measured() -> None:
+    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*_cpu.json")}
+    results.pop("vllm_cpu", None)
+    assert "vLLM" not in figures(results)
+    cases = [
+        {"against": {bench_vllm.WARM: {"median": 1.5}, bench_vllm.SHORT: {"median": 4.0}}},
+        {"against": {bench_vllm.WARM: {"median": 2.0}, bench_vllm.SHORT: {"median": 3.0}}},
+    ]
+    told = figures({**results, "vllm_cpu": {"cases": cases}})
+    ends = [line.rsplit("|", 2)[1].strip() for line in told.splitlines() if "vLLM" in line]
+    assert ends == ["1.5x to 2.0x", "3.0x to 4.0x"]
