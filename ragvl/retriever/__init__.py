@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ragvl.retriever.disk_store import DiskStore
 from ragvl.retriever.documents import encode_documents
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder, text_of
@@ -52,6 +53,7 @@ from ragvl.retriever.views import (
 __all__ = [
     "FUSED",
     "ORDERS",
+    "DiskStore",
     "DocumentRetriever",
     "DualEncoder",
     "Encoder",

@@ -65,7 +65,7 @@ class Selection:
     @cached_property
     def selector(self) -> Any:
         """FAISS's own; built once, since it takes longer than a search."""
-        return _faiss().IDSelectorBatch(self._labels)
+        return faiss_module().IDSelectorBatch(self._labels)
 
 
 class VectorIndex:
@@ -106,7 +106,7 @@ class VectorIndex:
         # A vector's label is its place in `_ids`, for good; None once it is removed.
         self._ids: list[str | None] = []
         self._labels: dict[str, int] = {}
-        self._index = _new_index(dim, kind)
+        self._index = new_faiss_index(dim, kind)
         self._hidden: Any = None  # the selector that keeps removed vectors out of "hnsw" searches
         self._gpu_copy: Any = None  # made at the first search after a change
         self._gpu_lock = fork_safe(threading.Lock())
@@ -151,7 +151,7 @@ class VectorIndex:
         if len(ids) == 0:
             return
         if not self._index.is_trained:
-            self._index = _new_index(self.dim, self.kind, _num_lists(len(vectors)))
+            self._index = new_faiss_index(self.dim, self.kind, num_lists(len(vectors)))
             self._index.train(vectors)
         first = len(self._ids)
         labels = np.arange(first, first + len(ids), dtype=np.int64)
@@ -241,7 +241,7 @@ class VectorIndex:
 
     def files(self, prefix: str = "") -> dict[str, Callable[[Path], object]]:
         """What writes each of its files, by name; `prefix` comes before the names."""
-        faiss = _faiss()
+        faiss = faiss_module()
         return {
             f"{prefix}{_VECTORS}": lambda path: faiss.write_index(self._index, str(path)),
             f"{prefix}{_IDS}": lambda path: path.write_text(json.dumps(self._ids)),
@@ -304,7 +304,7 @@ class VectorIndex:
 
     def _check_read(self, path: Path) -> None:
         """Raises if what was read from `path` does not go with the ids, or leads out of itself."""
-        faiss = _faiss()
+        faiss = faiss_module()
         whole = True
         if self.kind == "ivfpq":
             lists, coarse = self._index.invlists, faiss.downcast_index(self._index.quantizer)
@@ -337,20 +337,20 @@ class VectorIndex:
 
     def _forget_in_hnsw(self) -> None:
         """Hides the removed vectors from searches, or rebuilds the graph when they are many."""
-        faiss = _faiss()
+        faiss = faiss_module()
         labels = faiss.vector_to_array(self._index.id_map)
         removed = np.array([self._ids[label] is None for label in labels.tolist()], dtype=bool)
         self._hidden = None
         if removed.sum() > _HNSW_MAX_REMOVED * len(labels):
             vectors = self._index.index.reconstruct_n(0, len(labels))
-            self._index = _new_index(self.dim, "hnsw")
+            self._index = new_faiss_index(self.dim, "hnsw")
             if not removed.all():
                 self._index.add_with_ids(vectors[~removed], labels[~removed])
         elif removed.any():
             self._hidden = faiss.IDSelectorNot(faiss.IDSelectorBatch(labels[removed]))
 
     def _search_parameters(self, k: int, among: Selection | None) -> Any:
-        faiss = _faiss()
+        faiss = faiss_module()
         selector = None if among is None else among.selector
         if self.kind == "hnsw":
             breadth = max(_HNSW_EF_SEARCH, 2 * k)
@@ -370,7 +370,7 @@ class VectorIndex:
     def _search_gpu(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self._gpu_lock:  # FAISS's GPU indexes take one search at a time
             if self._gpu_copy is None:
-                faiss = _faiss()
+                faiss = faiss_module()
                 resources = faiss.StandardGpuResources()
                 resources.setTempMemory(_GPU_SCRATCH_BYTES)
                 gpu = torch.cuda.current_device()
@@ -405,7 +405,7 @@ def _read_ids(path: Path) -> list[str | None]:
 
 def _is_within(graph: Any, num_vectors: int) -> bool:
     """Whether a graph's links lead to vectors that are there, and its offsets to links."""
-    faiss = _faiss()
+    faiss = faiss_module()
     links, offsets, levels = (
         faiss.vector_to_array(part) for part in (graph.neighbors, graph.offsets, graph.levels)
     )
@@ -428,7 +428,7 @@ class _ArrayLimit:
     @contextmanager
     def of(self, num_bytes: int) -> Iterator[None]:
         """`num_bytes` while the block runs."""
-        faiss = _faiss()
+        faiss = faiss_module()
         with self._lock:
             before = faiss.get_deserialization_vector_byte_limit()
             faiss.set_deserialization_vector_byte_limit(max(1, num_bytes))
@@ -447,7 +447,7 @@ def _read_faiss(path: Path, *, like: Any) -> Any:
     Raises:
         IndexFileError: it is of another type, or cannot be read.
     """
-    faiss = _faiss()
+    faiss = faiss_module()
     # No array of the file is larger than the file, whatever its head says
     with _array_limit.of(path.stat().st_size):
         try:
@@ -527,7 +527,12 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(repr(id) for id in ids[:3]) + rest
 
 
-def _faiss() -> Any:
+def faiss_module() -> Any:
+    """FAISS, imported when it is first needed.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -542,7 +547,7 @@ def _use_gpu(device: SearchDevice, kind: IndexKind) -> bool:
         raise ValueError(
             f"device={device!r}: it must be one of {', '.join(get_args(SearchDevice))}"
         )
-    faiss = _faiss()
+    faiss = faiss_module()
     present = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
     if device == "cuda" and kind == "hnsw":
         raise ValueError("kind='hnsw' searches on the CPU only; use 'exact' or 'ivfpq' on a GPU")
@@ -554,14 +559,14 @@ def _use_gpu(device: SearchDevice, kind: IndexKind) -> bool:
     return present and device != "cpu" and kind != "hnsw"
 
 
-def _num_lists(num_vectors: int) -> int:
+def num_lists(num_vectors: int) -> int:
     """How many lists "ivfpq" spreads its vectors over; each has enough to place its centroid."""
     return min(round(4 * math.sqrt(num_vectors)), num_vectors // _TRAINING_PER_CENTROID)
 
 
-def _new_index(dim: int, kind: IndexKind, num_lists: int = 1) -> Any:
+def new_faiss_index(dim: int, kind: IndexKind, num_lists: int = 1) -> Any:
     """An empty FAISS index; "ivfpq" is still to be trained."""
-    faiss = _faiss()
+    faiss = faiss_module()
     if kind == "exact":
         return faiss.IndexIDMap(faiss.IndexFlatIP(dim))
     if kind == "hnsw":

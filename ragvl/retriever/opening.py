@@ -8,12 +8,13 @@ from typing import Any
 
 from ragvl.data.document import DocumentLike
 from ragvl.messages import shown
+from ragvl.retriever.disk_store import DISK_MANIFEST
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder
 from ragvl.retriever.fusion import FUSED, ORDERS, Fusion, Order
 from ragvl.retriever.index import IndexKind, SearchDevice
 from ragvl.retriever.milvus import MilvusAddress, MilvusStore, check_kind
-from ragvl.retriever.retriever import FusedRetriever, Retriever
+from ragvl.retriever.retriever import FusedRetriever, Retriever, open_store
 from ragvl.retriever.storage import MANIFEST, IndexFileError, read_metadata
 from ragvl.retriever.text_encoder import TextEncoder, check_text_encoder
 
@@ -112,7 +113,10 @@ def open_index(
 
 def is_saved_index(place: str | Path) -> bool:
     """Whether a place has a saved index, whole or not; an address of Milvus counts as one."""
-    return MilvusAddress.find(place) is not None or (Path(place) / MANIFEST).is_file()
+    manifests = (MANIFEST, DISK_MANIFEST)
+    return MilvusAddress.find(place) is not None or any(
+        (Path(place) / manifest).is_file() for manifest in manifests
+    )
 
 
 def new_retriever(
@@ -164,8 +168,10 @@ def check_place(place: str | Path, kind: IndexKind, *, num_encoders: int) -> Non
         )
 
 
-def _metadata_at(address: MilvusAddress) -> dict[str, Any]:
-    store = MilvusStore.open(address)
+def _store_metadata(place: str | Path) -> dict[str, Any] | None:
+    """What a store at a place says of itself; None of another index."""
+    if (store := open_store(place)) is None:
+        return None
     try:
         return store.metadata
     finally:
@@ -179,8 +185,7 @@ def saved_encoders(folder: str | Path) -> dict[Order, dict[str, str]]:
         FileNotFoundError: there is no saved index in `folder`.
         IndexFileError: it is damaged.
     """
-    address = MilvusAddress.find(folder)
-    metadata = read_metadata(folder) if address is None else _metadata_at(address)
+    metadata = _store_metadata(folder) or read_metadata(folder)
     views: Any = metadata.get("views") if metadata.get("order") == FUSED else None
     if views is None:  # an index of one encoder; of pictures, where it is an older one
         views = {metadata.get("order", "picture"): metadata}

@@ -16,6 +16,7 @@ from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import DocumentError
 from ragvl.data.query import QueryLike
 from ragvl.messages import shown
+from ragvl.retriever.disk_store import DISK_MANIFEST, DiskStore
 from ragvl.retriever.encoding import Encoder, check_content, text_of
 from ragvl.retriever.faiss_store import FaissStore
 from ragvl.retriever.fusion import FUSED, Fusion, Order, ReciprocalRank, parse_fusion
@@ -331,7 +332,7 @@ class Retriever(DocumentRetriever):
         """Loads what `save` wrote, or opens a collection of Milvus; nothing is encoded again.
 
         Args:
-            folder: where it was saved; or see `MilvusAddress`.
+            folder: where it was saved; a `DiskStore`'s folder; or see `MilvusAddress`.
             encoder: the encoder that built it.
             documents: those whose pictures live in memory, looked up by id (or by what they hold
                 where they had none). Others in it replace what was saved.
@@ -345,10 +346,9 @@ class Retriever(DocumentRetriever):
             ValueError: a picture that lived in memory is not among `documents`, or one of
                 `documents` is not in the index.
         """
-        if (address := MilvusAddress.find(folder)) is not None:
+        if (store := open_store(folder)) is not None:
             if list(documents):
-                raise ValueError(f"{address} has its documents: leave out documents=[...]")
-            store = MilvusStore.open(address)
+                raise ValueError(f"{folder} has its documents: leave out documents=[...]")
             _check_builder(folder, store.metadata, encoder)
             return cls(encoder, store=store)
         metadata, state = load_state(folder)
@@ -561,7 +561,7 @@ class FusedRetriever(DocumentRetriever):
             IndexMismatchError: other encoders built it, or one alone.
             ValueError: see `Retriever.load`.
         """
-        if MilvusAddress.find(folder) is not None:
+        if open_store(folder) is not None:
             raise IndexMismatchError(f"the index in {shown(folder)} is of one encoder")
         metadata, state = load_state(folder)
         views = metadata.get("views")
@@ -591,6 +591,17 @@ class FusedRetriever(DocumentRetriever):
         fused = cls(parts[0], parts[1], fusion)
         fused._documents = saved
         return fused
+
+
+def open_store(place: str | Path) -> MilvusStore | DiskStore | None:
+    """The store at a place, where documents are kept as they are searched; None of another index.
+
+    Raises:
+        ImportError, OSError, ValueError: see `MilvusStore.open` and `DiskStore.open`.
+    """
+    if (address := MilvusAddress.find(place)) is not None:
+        return MilvusStore.open(address)
+    return DiskStore.open(place) if (Path(place) / DISK_MANIFEST).is_file() else None
 
 
 def _check_builder(folder: str | Path, metadata: Mapping[str, Any], encoder: Encoder) -> None:
