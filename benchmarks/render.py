@@ -32,6 +32,7 @@ import bench_rotary_embedding
 import bench_serve
 import bench_startup
 import bench_training_step
+import bench_vectors
 import bench_visual_weighted_cross_entropy
 import bench_vllm
 import figures
@@ -39,6 +40,7 @@ import gpu_ops
 import gpu_rerank
 import gpu_train
 import operations_table
+import plan_tables
 import presets_table
 import readme_example
 import runs.real_tables
@@ -83,6 +85,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "serve": bench_serve.serve_table,
     "startup": bench_startup.startup_table,
     "vllm": bench_vllm.vllm_table,
+    "vectors": bench_vectors.compared_table,
+    "vectors_on_disk": bench_vectors.disk_table,
+    "plan_bytes": plan_tables.plan_bytes_table,
+    "plan": plan_tables.plan_table,
     "serving_limits": serving_limits.serving_limits,
     **{function.__name__: function for function in runs.tables.TABLES},
     **runs.real_tables.TABLES,
@@ -131,6 +137,13 @@ def main(
         for path in root.glob("benchmarks/results/*.json")
     )
     rendered = {}
+    known = root / "ragvl" / "profiling" / "measured.json"
+    if known.parent.is_dir():  # before the tables that are computed from it
+        text = json.dumps(plan_tables.measured(results), indent=1) + "\n"
+        rendered[known] = text
+        if not check:
+            known.write_text(text, encoding="utf-8")
+            plan_tables.forget()
     for path in [*root.glob("README.md"), *sorted(root.glob("docs/**/*.md"))]:
         try:
             rendered[path] = render(path.read_text(encoding="utf-8"), results)

@@ -135,6 +135,8 @@ def test_python_runs_from_the_first_block_to_the_last(
     names: dict[str, Any] = {
         "model": "OpenGVLab/InternVL3-2B-hf",
         "documents": [Document("a.jpg", caption="A"), Document("b.jpg", caption="B")],
+        "Document": Document,
+        "blocks": [],  # vectors that somebody has
     }
     for block in blocks("python", of=path):
         text = block.text

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from ragvl import __version__
-from ragvl.cli import data, demo, doctor, evaluate, experiments, index, rerank, search, train
+from ragvl.cli import (
+    data,
+    demo,
+    doctor,
+    evaluate,
+    experiments,
+    index,
+    plan,
+    rerank,
+    search,
+    train,
+)
 from ragvl.cli.options import DeclaredLater, JsonMayNameAFile
 from ragvl.output import say
 
@@ -83,6 +94,7 @@ app.command()(search.search)
 app.command()(search.ask)
 app.command("serve", cls=DeclaredLater)(_serve)
 app.command(cls=JsonMayNameAFile)(experiments.overhead)
+app.command()(plan.plan)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.calibrate)
 app.command()(experiments.ablate)

@@ -2,13 +2,13 @@
 
     folder/ragvl_disk_index.json   what is current: the parts, how many documents each has
     folder/trained.faiss           centroids and codebook, learned from the first documents
-    folder/part-000000/
+    folder/part-<hex>/
         index.faiss                inverted lists, memory-mapped
         vectors.f32                the vectors themselves, read for the best candidates only
         lines.jsonl, ends.i64      documents, a line each, and where each line ends
         hashes.u64, rows.i64       ids' hashes in order, and whose they are
         pictured.bool              whether a document has a picture
-    folder/removed.i64             labels of what was removed
+    folder/removed-<hex>.i64       labels of what was removed
 
 What is added together is a part, which never changes. A search takes candidates of every part by
 their codes, and orders these by their vectors: scores are exact inner products. A new part, or

@@ -1,0 +1,119 @@
+"""What `ragvl plan` knows, from the other benchmarks' results, and what it says of three sizes.
+
+`render.py` writes ragvl/profiling/measured.json from these results: a command that is installed
+without them plans with the same figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shapes import SHAPES
+from tables import Results, table
+
+from ragvl.profiling import plan as planning
+from ragvl.profiling.plan import Demand, Plan, Rooms, Times, plan, sizes_of, times_of
+
+DOCUMENTS = (10**6, 10**8, 10**9)
+_MODEL = "mid"  # whose times were measured
+_ROOMS = Rooms(device=8 << 30, host=32 << 30, disk=4 << 40)
+
+
+def measured(results: Results) -> dict[str, Any]:
+    """What `ragvl.profiling.plan.measured` reads.
+
+    Times are those of the run that compares methods, per candidate; of other tiers by how many
+    times as fast as nothing kept each was.
+    """
+    cached, (case, *_) = results["prefix_cache_cpu"], results["fast_rerank_cpu"]["cases"]
+    candidates = results["fast_rerank_cpu"]["num_documents"]
+    cold, warm = (
+        case["methods"][f"fast_rerank_{name}"]["ms"]["median"] / candidates
+        for name in ("cold", "warm")
+    )
+    speeds = {tier["tier"]: tier["hit"]["median"] for tier in cached["tiers"]}
+    kv = {
+        "device": warm,
+        **{tier: warm * speeds["device"] / speeds[f"{tier}, kv"] for tier in ("host", "disk")},
+    }
+    # Visual tokens were measured from host memory; on the device they are no slower
+    features = {tier: cold / speeds[f"{tier}, features"] for tier in ("host", "disk")}
+    by_kept = {"kv": kv, "int8": kv, "features": {"device": features["host"], **features}}
+    exact, int8, *_ = cached["compression"]
+    features_bytes = cached["model"]["image_tokens"] * SHAPES[_MODEL].decoder.hidden_size * 4
+    models = {
+        one["model"]: {kept: one[kept] for kept in ("kv", "int8", "features")}
+        for one in results["prefix_cache_bytes"]["models"]
+    }
+    overhead = cached["memory"]["overhead"]
+    models[_MODEL] = {
+        "kv": round(exact["bytes_per_document"] / (1 + overhead)),
+        "int8": round(int8["bytes_per_document"] / (1 + overhead)),
+        "features": features_bytes,
+    }
+    return {
+        "models": models,
+        "page_overhead": overhead,
+        "times": {_MODEL: {"miss": cold, "hits": by_kept}},
+    }
+
+
+def forget() -> None:
+    """What was read of measured.json, which has changed."""
+    planning.measured.cache_clear()
+
+
+def plan_bytes_table(results: Results) -> str:
+    """What is kept of so many pictures, for every model that was measured."""
+    rows = []
+    for one in results["prefix_cache_bytes"]["models"]:
+        sizes = sizes_of(one["model"])
+        for count in DOCUMENTS:
+            rows.append(
+                [
+                    *(one["model"], f"{count:.0e}".replace("e+0", "e")),
+                    *(_size(count * sizes[kept]) for kept in ("kv", "int8", "features")),
+                ]
+            )
+    header = ["model", "pictures", "keys and values", "in int8", "visual tokens"]
+    return table(header, rows, "Bytes in bfloat16, as they were counted for one picture.")
+
+
+def plan_table(results: Results) -> str:
+    """What each choice takes at three sizes, on machines as the one that was measured."""
+    times = times_of(_MODEL)
+    assert isinstance(times, Times)
+    rows = []
+    for count in DOCUMENTS:
+        demand = Demand(count, queries_per_second=100, hit_rate=0.9)
+        plans = plan(demand, _ROOMS, sizes_of(_MODEL), times)
+        best = plans.best()
+        rows += [_row(count, one, is_best=one is best) for one in plans.every]
+    header = ["pictures", "kept", "bytes in all", "documents kept", "replicas", ""]
+    return table(
+        header,
+        rows,
+        f"{results['fast_rerank_cpu']['machine']['device']} a replica, a model of 44 M parameters "
+        "(256 image tokens, float32), 100 queries a second with 20 candidates, a hit rate of 0.9, "
+        "a load of 0.7; 8 GiB on the device and 32 GiB in host memory of each replica, 4 TiB of "
+        "disk in all. Computed by `ragvl plan` from measured times of one machine.",
+    )
+
+
+def _row(count: int, one: Plan, *, is_best: bool) -> list[str]:
+    return [
+        f"{count:.0e}".replace("e+0", "e"),
+        {"kv": "keys and values", "features": "visual tokens"}.get(one.kept, one.kept),
+        _size(one.total_bytes),
+        f"{one.share_kept:.1%}" if one.kept != "nothing" else "",
+        "too many" if one.replicas is None else f"{one.replicas:,}",
+        "**fewest, exact**" if is_best else "",
+    ]
+
+
+def _size(count: float) -> str:
+    for unit in ("GiB", "TiB", "PiB"):
+        count /= 1024 if unit != "GiB" else 2**30
+        if count < 1024 or unit == "PiB":
+            return f"{count:,.1f} {unit}"
+    raise AssertionError
