@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragvl.retriever.disk_store import DiskStore
-from ragvl.retriever.documents import encode_documents
+from ragvl.retriever.documents import Encoded, encode_documents, encode_each
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder, text_of
 from ragvl.retriever.faiss_store import FaissStore
@@ -56,6 +56,7 @@ __all__ = [
     "DiskStore",
     "DocumentRetriever",
     "DualEncoder",
+    "Encoded",
     "Encoder",
     "FaissStore",
     "FusedRetriever",
@@ -87,6 +88,7 @@ __all__ = [
     "check_place",
     "check_text_encoder",
     "encode_documents",
+    "encode_each",
     "estimate_weight",
     "estimated_fusion",
     "fuse",

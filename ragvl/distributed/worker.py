@@ -1,0 +1,78 @@
+"""What every worker does before it works: versions, device, models, errors that name the node."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ragvl.identity import library_versions
+
+
+class VersionMismatchError(ValueError):
+    """A worker has other versions than the driver; the message names the node and each of them."""
+
+
+def versions() -> dict[str, str]:
+    """Here: Python's, ragvl's, torch's, transformers' and those of what prepares inputs."""
+    return {"python": platform.python_version(), **library_versions()}
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """Refuses to work with other versions than those of the driver, which may change scores' bits.
+
+    Raises:
+        VersionMismatchError: a version here is another.
+    """
+    here = versions()
+    names = [name for name in {**expected, **here} if expected.get(name) != here.get(name)]
+    if names:
+        differences = ", ".join(
+            f"{name} {here.get(name, 'is missing')} (the driver's is {expected.get(name, 'none')})"
+            for name in names
+        )
+        raise VersionMismatchError(f"node {_node_name()} has other versions: {differences}")
+
+
+@contextmanager
+def loading(expected: Mapping[str, str] | None) -> Iterator[None]:
+    """The time in which a worker loads its model.
+
+    Args:
+        expected: the driver's versions; None to take any.
+
+    Raises:
+        VersionMismatchError: versions differ.
+        OSError: a model is not there; the message names the node.
+    """
+    if expected is not None:
+        check_versions(expected)
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"on node {_node_name()}: {error}") from error
+
+
+def assigned_device(device: Any = "auto") -> Any:
+    """The device to work on: of "auto" in a worker of Ray's a GPU if it was given one, else none.
+
+    Ray shows a worker its own GPUs only, so that "cuda" is the first of those.
+    """
+    ray = sys.modules.get("ray")
+    if device != "auto" or ray is None or not ray.is_initialized():
+        return device
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return device
+    return "cuda" if context.get_accelerator_ids().get("GPU") else "cpu"
+
+
+def _node_name() -> str:
+    """What to call this machine in a message: its name, and its address in the cluster."""
+    name = platform.node()
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return name
+    return f"{name} ({ray.util.get_node_ip_address()})"
