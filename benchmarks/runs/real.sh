@@ -47,7 +47,7 @@ step_evaluate() {
             --template instruction-first --fusion estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]
         ragvl evaluate $ROOT/sets/$set --split test --pool full --candidates $candidates \
             $BOTH --reranker $MODELS/reranker --template instruction-first \
-            --generator $MODELS/generator --max-new-tokens 16 \
+            --generator $MODELS/generator --max-new-tokens 16 --timed 0 \
             --dtype bfloat16 --out $ROOT/evaluated/$set
         cp $ROOT/evaluated/$set/result.json $RESULTS/real_$set.json
     done
