@@ -205,7 +205,8 @@ def vllm_table(results: Results) -> str:
                 f"to highest) of {result['rounds']} rounds in one run. LLaVA of "
                 f"{model['parameters'] / 1e6:,.0f} M parameters, {result['num_documents']} "
                 f"candidates of {model['image_tokens']} image tokens, {tokens[WARM]} tokens after "
-                f"the prefix ({tokens[SHORT]} with `instruction-first`). vLLM has prefix caching "
+                f"the prefix ({tokens[SHORT]} with `instruction-first`, which vLLM is not given). "
+                f"vLLM has prefix caching "
                 f"on, blocks of {peer['settings']['block_size']} tokens, pictures named by uuid "
                 f"and as many threads. Scores of one prompt agree within {exact:.0e} in float32 "
                 f"and {rounded:.0e} in bfloat16.",
