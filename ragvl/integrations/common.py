@@ -14,6 +14,7 @@ from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import ImageError
 from ragvl.data.query import QueryLike
+from ragvl.extras import extra
 from ragvl.files import url_scheme
 from ragvl.messages import shown
 from ragvl.reranker import Reranker, Threshold, check_threshold
@@ -52,27 +53,6 @@ class Ranked(Protocol):
     @property
     def kept(self) -> bool:
         """Whether the score reaches the threshold."""
-
-
-@contextmanager
-def extra(name: str, package: str) -> Iterator[None]:
-    """Imports of a framework; where it is missing, the error says what to install.
-
-    Args:
-        name: ragvl's extra that brings it.
-        package: the framework's module.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        top = package.partition(".")[0]
-        if (error.name or "").partition(".")[0] != top:
-            raise
-        message = f'{package} is not installed: pip install "ragvl[{name}]"'
-        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 class ServedReranker:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ragvl.integrations.common import Content, Ranking, extra
+from ragvl.extras import extra
+from ragvl.integrations.common import Content, Ranking
 from ragvl.reranker import Reranker, Threshold
 
 with extra("haystack", "haystack"):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ragvl.integrations.common import Content, Ranking, extra
+from ragvl.extras import extra
+from ragvl.integrations.common import Content, Ranking
 from ragvl.messages import quoted, shown
 from ragvl.reranker import Reranker
 

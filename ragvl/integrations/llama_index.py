@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from ragvl.integrations.common import Content, Ranking, extra
+from ragvl.extras import extra
+from ragvl.integrations.common import Content, Ranking
 from ragvl.reranker import Reranker, Threshold
 
 with extra("llama-index", "llama_index"):

@@ -10,7 +10,8 @@ import numpy as np
 
 from ragvl.checkpoints import model_folder
 from ragvl.data.query import Query
-from ragvl.integrations.common import Content, extra, made_documents
+from ragvl.extras import extra
+from ragvl.integrations.common import Content, made_documents
 from ragvl.messages import shown
 from ragvl.progress import ProgressBar
 from ragvl.reranker import Reranker

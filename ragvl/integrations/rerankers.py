@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ragvl.integrations.common import Content, Ranking, extra
+from ragvl.extras import extra
+from ragvl.integrations.common import Content, Ranking
 from ragvl.reranker import Reranker
 
 with extra("rerankers", "rerankers"):
