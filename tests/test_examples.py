@@ -1,4 +1,4 @@
-"""The programs of examples/ that need no other framework; tests/integrations runs the others."""
+"""The programs of examples/ that need no other framework; other folders' tests run the others."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _tensors(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Ten
 
 def test_every_example_is_run_by_a_test() -> None:
     tests = Path(__file__).parent
-    run = "".join(
-        path.read_text() for path in [*(tests / "integrations").glob("test_*.py"), Path(__file__)]
-    )
+    others = [
+        path for name in ("integrations", "distributed") for path in tests.glob(f"{name}/*.py")
+    ]
+    run = "".join(path.read_text() for path in [*others, Path(__file__)])
     assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in run] == []

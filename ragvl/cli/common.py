@@ -38,8 +38,10 @@ def one_line_errors(command: str) -> Iterator[None]:
         say(f"ragvl {command}: interrupted", err=True)
         sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
-        extra = "pip install 'ragvl[cpu,train,eval,serve]'"
-        say(f"ragvl {command}: {error.name} is not installed: {extra}", err=True)
+        said = f"{error.name} is not installed: pip install 'ragvl[cpu,train,eval,serve]'"
+        if "pip install" in str(error):  # which names the extra
+            said = reason(error, MAX_ERROR)
+        say(f"ragvl {command}: {said}", err=True)
         sys.exit(1)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         say(f"ragvl {command}: {reason(error, MAX_ERROR)}", err=True)

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from ragvl.distributed.embed import EmbedDocuments
     from ragvl.distributed.partition import document_key, partition_by_document
     from ragvl.distributed.rerank import RerankPairs
+    from ragvl.distributed.session import ClusterError, connected
     from ragvl.distributed.warm import WarmPrefixes
     from ragvl.distributed.worker import VersionMismatchError, versions
 
 __all__ = [
+    "ClusterError",
     "EmbedDocuments",
     "RerankPairs",
     "VersionMismatchError",
     "WarmPrefixes",
+    "connected",
     "document_key",
     "partition_by_document",
     "versions",
@@ -27,10 +30,12 @@ __all__ = [
 
 # Imported when first used, so that tasks without a model do not wait for torch and transformers.
 _HOME = {
+    "ClusterError": "session",
     "EmbedDocuments": "embed",
     "RerankPairs": "rerank",
     "VersionMismatchError": "worker",
     "WarmPrefixes": "warm",
+    "connected": "session",
     "document_key": "partition",
     "partition_by_document": "partition",
     "versions": "worker",

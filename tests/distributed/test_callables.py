@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,15 @@ def test_other_versions_than_the_drivers_are_refused_by_name() -> None:
 def test_a_model_that_is_not_there_is_named_with_the_node(callable: Any, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"on node .*{tmp_path.name}/gone"):
         callable(tmp_path / "gone")
+
+
+def test_without_ray_the_message_says_what_to_install() -> None:
+    """In a process of its own, since it is imported here."""
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import ragvl.distributed; assert 'torch' not in sys.modules\n"
+        "try: ragvl.distributed.connected\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == 'ray is not installed: pip install "ragvl[ray]"', done.stderr
