@@ -19,8 +19,10 @@ from typing import Annotated
 
 import architectures
 import bench_diffusion_noise
+import bench_dtypes
 import bench_evaluate
 import bench_fast_rerank
+import bench_int8_linear
 import bench_layers
 import bench_prefix_attention
 import bench_prefix_bookkeeping
@@ -59,6 +61,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu_rerank": gpu_rerank.speed_table,
     "gpu_rerank_goals": gpu_rerank.goals_table,
     "gpu_rerank_tiers": gpu_rerank.tiers_table,
+    "dtypes": bench_dtypes.dtypes_table,
     "layers": bench_layers.layers_table,
     "prefix_cache_costs": bench_prefix_cache.costs_table,
     "prefix_cache_bookkeeping": bench_prefix_bookkeeping.bookkeeping_table,
@@ -67,6 +70,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prefix_cache_compression": bench_prefix_cache.compression_table,
     "prefix_attention": bench_prefix_attention.table,
     "prefix_write": bench_prefix_write.table,
+    "int8_linear": bench_int8_linear.table,
     "residual_rms_norm": bench_residual_rms_norm.table,
     "rotary_embedding": bench_rotary_embedding.table,
     "relevance_head": bench_relevance_head.table,

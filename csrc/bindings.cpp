@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "diffusion_noise.h"
+#include "int8_linear.h"
 #include "isa.h"
 #include "prefix_attention.h"
 #include "prefix_write.h"
@@ -126,6 +127,7 @@ PYBIND11_MODULE(_C, m) {
 
   bind_cpu<DiffusionNoiseParams>(m, "diffusion_noise_cpu",
                                  [] { return RAGVL_CPU_KERNEL(diffusion_noise); });
+  bind_cpu<Int8LinearParams>(m, "int8_linear_cpu", [] { return RAGVL_CPU_KERNEL(int8_linear); });
   bind_cpu<PrefixAttentionParams>(m, "prefix_attention_cpu",
                                   [] { return RAGVL_CPU_KERNEL(prefix_attention); });
   bind_cpu<PrefixWriteParams>(m, "prefix_write_cpu", [] { return RAGVL_CPU_KERNEL(prefix_write); });

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from ragvl.ops.backends import OPERATIONS, BackendUnavailableError, choose, compiled
+from ragvl.ops.int8_linear import exact_products_problem
 from ragvl.output import print_table
+from ragvl.runtime import multiplies_bfloat16
 
 # A purpose and the distributions that serve it, any one of which is enough.
 _PACKAGES = {
@@ -57,6 +59,7 @@ def machine() -> dict[str, str]:
         architectures = kernels.cuda_architectures
         facts["cuda kernels"] = f"for {architectures}" if architectures else "not compiled"
     facts["bfloat16 on the cpu"] = _cpu_bfloat16()
+    facts["int8 on the cpu"] = _cpu_int8()
     facts["cuda in torch"] = torch.version.cuda or "none (a CPU build of torch)"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts["gpu"] = ", ".join(gpus) or "none"
@@ -100,10 +103,15 @@ def _load() -> str:
 
 def _cpu_bfloat16() -> str:
     """Whether dtype="bfloat16" is faster here, or only half the memory."""
-    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "avx512_bf16" in lines or "amx_bf16" in lines:
+    if multiplies_bfloat16():
         return 'in hardware: dtype="bfloat16" is faster than float32'
     return "not in hardware: float32 is as fast"
+
+
+def _cpu_int8() -> str:
+    """Whether dtype="int8" can be used here."""
+    problem = exact_products_problem()
+    return 'in hardware: dtype="int8" is the fastest' if problem is None else problem
 
 
 def _cpu_name() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,13 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
     return resolved
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware, and so faster than float32."""
+    facts = Path("/proc/cpuinfo")
+    flags = facts.read_text() if facts.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -85,10 +85,10 @@ def check_settings(
 ) -> None:
     """What can be known at once, before data are read or models are looked for on the hub."""
     from ragvl.checkpoints import model_folder
-    from ragvl.mllm import resolve_date
-    from ragvl.runtime import resolve_device, resolve_dtype
+    from ragvl.mllm import resolve_date, resolve_model_dtype
+    from ragvl.runtime import resolve_device
 
-    resolve_dtype(dtype, resolve_device(device))
+    resolve_model_dtype(dtype, resolve_device(device))
     resolve_date(date)
     for path in models:
         if path is not None:

@@ -110,7 +110,7 @@ Questions = Annotated[
 Skip = Annotated[int, typer.Option(min=0, help="Leave out so many questions, the first ones.")]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 (on a CPU), fastest")]
 Model = Annotated[str, typer.Option(help="A hub id or a folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a model on the hub.")]
 Subfolder = Annotated[

@@ -16,6 +16,7 @@ from ragvl.mllm.inputs import (
     UnusableImageError,
     common_prefix_length,
 )
+from ragvl.mllm.int8 import resolve_model_dtype
 from ragvl.mllm.loading import check_reader
 from ragvl.mllm.mllm import MLLM
 from ragvl.mllm.processors import merge_settings
@@ -51,5 +52,6 @@ __all__ = [
     "encode_picture",
     "merge_settings",
     "resolve_date",
+    "resolve_model_dtype",
     "too_long",
 ]

@@ -29,6 +29,7 @@ from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, ReadStates, WriteKv
 from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
 from ragvl.mllm.inputs import Features, ImageInputs, Prompt, as_one, placed, probe_image
+from ragvl.mllm.int8 import INT8, is_rounded, resolve_model_dtype, round_products
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
     UnsupportedModelError,
@@ -45,7 +46,6 @@ from ragvl.runtime import (
     float32_precision,
     mapped_device,
     resolve_device,
-    resolve_dtype,
 )
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch
@@ -151,7 +151,10 @@ class MLLM:
                 "llava-hf/llava-onevision-qwen2-0.5b-ov-hf". A folder of adapters, such as a
                 checkpoint that training left, is merged into the model that it names.
             device: "auto" is CUDA where it is present, else the CPU.
-            dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
+            dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU "int8" rounds the
+                weights of products to 8 bits, and what they multiply row by row (see
+                `ragvl.ops.int8_linear`); all else is in float32. "fastest" is the one of the three
+                that the machine computes fastest with; the log says which, and what it costs.
             device_map: Hugging Face's way to say `device`, of one device: `{"": "cuda:1"}`, "cpu",
                 or "auto" where there is only one.
             revision: branch, tag or commit of a hub repository.
@@ -196,7 +199,7 @@ class MLLM:
                 has no `revision`, or `subfolder` leads elsewhere.
         """
         on = resolve_device(mapped_device(device, device_map))
-        resolved = resolve_dtype(dtype, on)
+        resolved, eight_bits = resolve_model_dtype(dtype, on)
         resolve_date(date)  # a slip in it shows before the model is loaded
         attention = attn_implementation or _best_attention(on, resolved)
         check_attention(attention)
@@ -229,6 +232,8 @@ class MLLM:
         mllm = object.__new__(cls)
         with naming(checkpoint.folder, "model or processor"):
             mllm._set_up(model, prompting, layers)
+            if eight_bits:
+                mllm._round_products()
         options = {
             "revision": revision,
             "subfolder": subfolder,
@@ -259,7 +264,8 @@ class MLLM:
                 "PrefixCache with a folder is shared by all that name the folder)"
             )
         path, options = self._source
-        options = {**options, "device": str(self.device), "dtype": self.dtype}
+        dtype = INT8 if is_rounded(self.model) else self.dtype
+        options = {**options, "device": str(self.device), "dtype": dtype}
         return _load_again, (path, options, self.fingerprint)
 
     # --- what it is -----------------------------------------------------------------------------
@@ -271,8 +277,18 @@ class MLLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of its weights."""
+        """The dtype that it computes in; of products see `dtype_name`."""
         return self.model.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """What `from_pretrained` calls its dtype: "float32", "bfloat16", "int8", ..."""
+        return INT8 if is_rounded(self.model) else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def rounding(self) -> float:
+        """The relative error of hidden states that are computed in another order."""
+        return rounding(torch.bfloat16 if is_rounded(self.model) else self.dtype)
 
     @property
     def head(self) -> LanguageHead:
@@ -496,7 +512,7 @@ class MLLM:
         pictures = [probe_image(), probe_image(96, 48, (30, 160, 90))]
         images = [self.prompting.encode_image(picture) for picture in pictures]
         first, second, both = map(self._features, (images[:1], images[1:], images))
-        join = learn_join(first, second, both, rounding(self.dtype))
+        join = learn_join(first, second, both, self.rounding)
         if join is None:
             raise UnsupportedModelError(
                 "what it makes of two pictures is not what it makes of each, one after the other"
@@ -629,6 +645,16 @@ class MLLM:
     def _text_prompt(self) -> Prompt:
         return self.prompting.encode_prompt(self.prompting.probe(picture=False))
 
+    @torch.no_grad()
+    def _round_products(self) -> None:
+        """Has products computed in 8 bits, and says in the log what that does."""
+        before = self._probed()
+        round_products(self.model)
+        self._look_again()
+        after = self._probed()
+        error = ((after - before).norm() / before.norm()).item()
+        logger.info("dtype=%r: hidden states of a probe differ by %.1f %%", INT8, 100 * error)
+
     def _probed(self) -> Tensor:
         return self.hidden_states([self.prompting.probe_prompt()])
 
@@ -646,7 +672,7 @@ class MLLM:
         for scale, softcap in product((self.head.scale, 1.0), (self.head.softcap, None)):
             self.head.scale, self.head.softcap = scale, softcap
             ours = self.head.logits(hidden, token_ids)
-            if same(ours, expected[list(token_ids)], rounding(self.dtype)):
+            if same(ours, expected[list(token_ids)], self.rounding):
                 return
         raise UnsupportedModelError(
             f"{type(self.model).__name__} computes its logits otherwise than as "

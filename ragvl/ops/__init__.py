@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ragvl.ops.backends import Backend, BackendUnavailableError
 from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
+from ragvl.ops.int8_linear import Int8Weight, int8_linear, int8_linear_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
 from ragvl.ops.prefix_write import prefix_write, prefix_write_reference
 from ragvl.ops.relevance_head import relevance_head, relevance_head_reference
@@ -19,9 +20,12 @@ from ragvl.ops.visual_weighted_cross_entropy import (
 __all__ = [
     "Backend",
     "BackendUnavailableError",
+    "Int8Weight",
     "PrefixBatch",
     "diffusion_noise",
     "diffusion_noise_reference",
+    "int8_linear",
+    "int8_linear_reference",
     "prefix_attention",
     "prefix_attention_reference",
     "prefix_write",

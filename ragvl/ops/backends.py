@@ -28,6 +28,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "residual_rms_norm": ("reference", "cpu", "triton"),
     "rotary_embedding": ("reference", "cpu", "triton"),
     "visual_weighted_cross_entropy": ("reference", "cpu", "triton"),
+    "int8_linear": ("reference", "cpu"),
 }
 
 # Their "cpu" backend is PyTorch's own products, a part at a time: there is nothing to compile.

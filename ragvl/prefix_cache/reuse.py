@@ -8,7 +8,7 @@ import torch
 
 from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError, UnsupportedModelError
-from ragvl.mllm.head import rounding, same
+from ragvl.mllm.head import same
 from ragvl.mllm.inputs import probe_image
 from ragvl.model_files import shown_list
 from ragvl.prefix_cache.pages import (
@@ -97,7 +97,7 @@ def features_problem(mllm: MLLM) -> str | None:
         if is_out_of_memory(error):
             raise
         return reason(error)
-    if same(given, expected, rounding(mllm.dtype)):
+    if same(given, expected, mllm.rounding):
         return None
     return "a prompt with visual tokens that were kept gives another result"
 
@@ -146,7 +146,7 @@ def _halves_agree(mllm: MLLM, prompt: Prompt, split: int) -> bool:
     else:
         positions = torch.arange(len(suffix), device=mllm.device) + start.next_position
         halves = mllm.decoder.extend(suffix, positions, last_rows, prefixes, states)
-    return same(halves[0], whole, rounding(mllm.dtype))
+    return same(halves[0], whole, mllm.rounding)
 
 
 def _image_end(mllm: MLLM, prompt: Prompt) -> int:

@@ -13,7 +13,7 @@ from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
 from ragvl.messages import shown
-from ragvl.mllm import check_reader, checked_caption_tokens
+from ragvl.mllm import check_reader, checked_caption_tokens, resolve_model_dtype
 from ragvl.reranker import Reranker, SavedThresholds, ThresholdError, saved_fusions
 from ragvl.retriever import (
     DocumentRetriever,
@@ -24,7 +24,7 @@ from ragvl.retriever import (
     check_index,
     open_index,
 )
-from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.runtime import resolve_device
 from ragvl.server.settings import TINY_RERANKER
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def load_stages(
     of_index = {"encoder": encoder, "text_encoder": text_encoder, "fusion": fusion}
     if index is None and (unused := [name for name, x in of_index.items() if x is not None]):
         raise ValueError(f"{' and '.join(unused)}: of no use without an index: give --index")
-    resolve_dtype(dtype, resolve_device(device))
+    resolve_model_dtype(dtype, resolve_device(device))
     checked_caption_tokens(caption_tokens)
     if index is not None:
         check_index(index, encoder=encoder, text_encoder=text_encoder, fusion=fusion)

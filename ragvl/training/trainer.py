@@ -28,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ragvl.files import follow_umask
 from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.mllm.int8 import is_rounded
 from ragvl.model_files import (
     ADAPTER_WEIGHTS,
     WEIGHTS,
@@ -310,6 +311,10 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
         raise UnsupportedModelError(
             "ZeRO stage 3 shares the head out among processes, and the loss reads it whole: use "
             "stage 2, or FSDP"
+        )
+    if is_rounded(mllm.model):
+        raise UnsupportedModelError(
+            "weights of 8 bits are not trained: load them in float32, or in bfloat16"
         )
     if mllm.model.dtype == torch.float16:
         raise UnsupportedModelError(
