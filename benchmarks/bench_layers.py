@@ -81,7 +81,7 @@ def measure_layers(
             }
             timed[state] = compare(time_in_turn(calls, rounds=rounds, device=device), BASELINE)
         shares = {
-            layers: _profile(partial(_score, reranker, questions[-1], documents), device)
+            layers: profile_call(partial(_score, reranker, questions[-1], documents), device)
             for layers, reranker in warm.items()
         }
     return {
@@ -104,7 +104,7 @@ def _score(reranker: Reranker, question: str, documents: Sequence[Document]) -> 
     return reranker.score([(question, document) for document in documents], progress=False)
 
 
-def _profile(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+def profile_call(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """Shares of the time that operators take, or kernels on a GPU, and how many a call has."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as run:
