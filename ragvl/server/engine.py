@@ -16,14 +16,13 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakSet
 
 from ragvl.data.document import Document
 from ragvl.data.query import Query
+from ragvl.server.backend import Backend, Scored
 from ragvl.server.errors import DeadlineExceeded, Overloaded, ShuttingDown, TooLarge
 from ragvl.server.estimates import Rates, late_jobs
 from ragvl.server.metrics import Metrics
@@ -32,7 +31,7 @@ from ragvl.server.queue import Job, Lane, Piece, Queue
 from ragvl.server.settings import EngineLimits
 
 if TYPE_CHECKING:
-    from ragvl.reranker import Reranker, ScoredPair
+    from ragvl.reranker import Reranker
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +39,9 @@ T = TypeVar("T")
 # A request may be let in whose work is expected to be done in so much of the time that it has: a
 # queue is shorter than its deadlines, for the model may become slower than it was
 _SHARE_OF_TIME = 0.75
-_accepted: ContextVar[bool] = ContextVar("accepted", default=False)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What became of a request's pairs.
-
-    Attributes:
-        pairs: for each, in order, its score, or what was wrong with it.
-        queued_ms: how long the request waited for its first pass.
-        scored_ms: from then until its last pass was over.
-    """
-
-    pairs: list[ScoredPair | Exception]
-    queued_ms: float
-    scored_ms: float
-
-    @property
-    def built(self) -> int:
-        """How many pairs' prefixes were computed now."""
-        scored = (pair for pair in self.pairs if not isinstance(pair, Exception))
-        return sum(not pair.num_cached for pair in scored)
-
-
-class Engine:
+class Engine(Backend):
     """Computes requests' work, in turn, in a thread of its own; see the head of this module.
 
     Args:
@@ -76,6 +53,7 @@ class Engine:
     def __init__(
         self, reranker: Reranker, limits: EngineLimits, metrics: Metrics | None = None
     ) -> None:
+        super().__init__()
         self._reranker = reranker
         self._limits = limits
         self._metrics = metrics or Metrics()
@@ -85,8 +63,7 @@ class Engine:
         self._scored: WeakSet[Document] = WeakSet()
         self._work = threading.Condition()  # guards all that follows, and the queue
         self._pass: tuple[float, float] | None = None  # when it began, and is expected to end
-        self._num_calls = 0
-        self._draining = self._closed = False
+        self._closed = False
         self._thread = threading.Thread(target=self._live, name="ragvl-model", daemon=True)
         self._publish()
 
@@ -144,44 +121,14 @@ class Engine:
         (result,) = job.results
         return result
 
+    async def is_warm(self, document: Document) -> bool:
+        """Whether a tier has its prefix, looked at in a thread: tiers have locks, and a disk."""
+        return await asyncio.to_thread(self._reranker.is_warm, document)
+
     def check_room(self, num_pairs: int = 1, deadline: float | None = None) -> None:
         """Raises what `score` would raise now, before more work is put into a request."""
         with self._work:
             self._check_room("score", "score", num_pairs, deadline)
-
-    @contextlib.contextmanager
-    def accept(self) -> Iterator[None]:
-        """Counts a request as accepted for the time of a block: all of its work will be done.
-
-        Raises:
-            ShuttingDown: nothing new is accepted.
-        """
-        with self._work:
-            if self._draining:
-                raise ShuttingDown
-            self._num_calls += 1
-        token = _accepted.set(True)
-        try:
-            yield
-        finally:
-            _accepted.reset(token)
-            with self._work:
-                self._num_calls -= 1
-
-    async def drain(self, seconds: float) -> bool:
-        """Accepts nothing new, and waits until all that was accepted is done.
-
-        Returns:
-            Whether it was done within so many seconds.
-        """
-        with self._work:
-            self._draining = True
-        until = time.monotonic() + seconds
-        while not self._is_idle:
-            if time.monotonic() >= until:
-                return False
-            await asyncio.sleep(0.01)
-        return True
 
     def close(self) -> None:
         """Ends the thread after its pass; what still waits fails with `ShuttingDown`."""
@@ -194,11 +141,6 @@ class Engine:
             job.tell_done()
         if self._thread.ident is not None:
             self._thread.join()
-
-    @property
-    def num_calls(self) -> int:
-        """How many accepted requests are being answered."""
-        return self._num_calls
 
     @property
     def is_alive(self) -> bool:
@@ -231,7 +173,7 @@ class Engine:
     @property
     def _is_idle(self) -> bool:
         with self._work:
-            return self._queue.is_idle and not self._num_calls
+            return self._queue.is_idle and super()._is_idle
 
     async def _done(
         self,
@@ -267,8 +209,9 @@ class Engine:
         return job
 
     def _check_room(self, kind: str, lane: Lane, count: int, deadline: float | None) -> None:
-        if self._closed or (self._draining and not _accepted.get()):
+        if self._closed:
             raise ShuttingDown
+        self._check_accepted()
         held, most = self._queue.num_items[lane], self._limits.max_pairs
         if count > most:
             raise TooLarge(f"the request has {count:,} pairs, and the queue has room for {most:,}")

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import uvicorn
 
 from ragvl.prefix_cache import PrefixCache
+from ragvl.retriever import DocumentRetriever
 from ragvl.server.access import ApiKeys
 from ragvl.server.app import create_app
+from ragvl.server.backend import Backend
 from ragvl.server.connections import Connection
 from ragvl.server.documents import DocumentStore
 from ragvl.server.engine import Engine
@@ -170,7 +173,7 @@ def make_prefix_cache(settings: ServerSettings) -> PrefixCache:
 def build_services(
     stages: Stages, settings: ServerSettings, *, model: str, keys: ApiKeys | None = None
 ) -> Services:
-    """What the routes work with.
+    """What the routes work with, over the models of this process.
 
     Args:
         stages: the models, and the index.
@@ -181,13 +184,49 @@ def build_services(
     Raises:
         OSError: the cache's folder cannot be used.
     """
-    name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
     metrics = Metrics()
-    retriever = stages.retriever
+    reranker = stages.reranker
+    metrics.watch_tiers(reranker.prefix_cache.statistics)
+    return services_over(
+        Engine(reranker, settings, metrics),
+        settings,
+        metrics,
+        model=model,
+        threshold=reranker.threshold,
+        thresholds=reranker.thresholds,
+        retriever=stages.retriever,
+        generator=stages.generator,
+        examples=stages.examples,
+        keys=keys,
+    )
+
+
+def services_over(
+    engine: Backend,
+    settings: ServerSettings,
+    metrics: Metrics,
+    *,
+    model: str,
+    retriever: DocumentRetriever | None = None,
+    **others: Any,
+) -> Services:
+    """What the routes work with, over whatever computes.
+
+    Args:
+        engine: computes.
+        settings: the limits.
+        metrics: the figures, those of `engine` among them.
+        model: the reranker's hub id or folder; a folder's name is what answers call it.
+        retriever: the index, whose documents are known by their ids.
+        others: further fields of `Services`.
+
+    Raises:
+        OSError: the cache's folder cannot be used.
+    """
+    name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
     services = Services(
         settings=settings,
-        reranker=stages.reranker,
-        engine=Engine(stages.reranker, settings, metrics),
+        engine=engine,
         documents=DocumentStore.by(settings, None if retriever is None else retriever.documents),
         fetcher=PictureFetcher(
             settings.allow_urls,
@@ -199,14 +238,11 @@ def build_services(
         model_name=settings.model_name or name,
         model_aliases=() if settings.model_name is None else (name,),
         retriever=retriever,
-        generator=stages.generator,
-        examples=stages.examples,
-        keys=keys,
         metrics=metrics,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="ragvl-bodies"),
         small_pictures=ThreadPoolExecutor(1, thread_name_prefix="ragvl-pictures"),
+        **others,
     )
-    metrics.watch_tiers(stages.reranker.prefix_cache.statistics)
     store = services.documents
     metrics.watch("documents", "Documents that clients put.", lambda: len(store))
     metrics.watch("documents_bytes", "Bytes of these documents.", lambda: store.num_bytes)

@@ -120,11 +120,11 @@ def threshold_of(request: Request, threshold: Threshold | None) -> float:
     Raises:
         Unprocessable: there is no threshold of that name.
     """
-    reranker = services_of(request).reranker
+    services = services_of(request)
     if threshold is None:
-        return reranker.threshold
+        return services.threshold
     try:
-        return resolve_threshold(threshold, reranker.thresholds)
+        return resolve_threshold(threshold, services.thresholds)
     except ValueError as error:
         raise Unprocessable(str(error), param="threshold") from None
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from ragvl.generator import Generator
-    from ragvl.reranker import Reranker
+    from ragvl.reranker import SavedThresholds
     from ragvl.retriever import DocumentRetriever
     from ragvl.server.access import ApiKeys
+    from ragvl.server.backend import Backend
     from ragvl.server.documents import DocumentStore
-    from ragvl.server.engine import Engine
     from ragvl.server.fetch import PictureFetcher
     from ragvl.server.metrics import Metrics
 
@@ -29,14 +29,15 @@ class Services:
 
     Attributes:
         settings: its limits.
-        reranker: the model; only the engine's thread calls it, but for what computes nothing.
-        engine: the model's thread and the queue before it.
+        engine: what computes: the model's thread and the queue before it, or other processes.
         documents: documents by id, those of the index too.
         fetcher: gets pictures behind URLs, of the hosts that are allowed.
         metrics: for `/metrics`.
         pool: threads that read and check bodies and pictures.
         small_pictures: one that makes pictures small to look at, so that no body waits for that.
         model_name: what answers call the model.
+        threshold: from what relevance a document is kept if a request says nothing of it.
+        thresholds: those that a request can name; None without any.
         model_aliases: other names that requests may call it by.
         retriever: the index; None without one.
         generator: None without one.
@@ -48,14 +49,15 @@ class Services:
     """
 
     settings: ServerSettings
-    reranker: Reranker
-    engine: Engine
+    engine: Backend
     documents: DocumentStore
     fetcher: PictureFetcher
     metrics: Metrics
     pool: ThreadPoolExecutor
     small_pictures: ThreadPoolExecutor
     model_name: str
+    threshold: float
+    thresholds: SavedThresholds | None = None
     model_aliases: tuple[str, ...] = ()
     retriever: DocumentRetriever | None = None
     generator: Generator | None = None

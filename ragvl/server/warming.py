@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from ragvl.data.document import Document
-from ragvl.server.engine import Engine
+from ragvl.server.backend import Backend
 from ragvl.server.errors import Overloaded, ShuttingDown
 from ragvl.server.services import Services
 
@@ -64,13 +64,13 @@ async def warm_index(services: Services) -> None:
         refused += sum(isinstance(outcome, Exception) for outcome in outcomes)
         services.warming = done, total
         oldest = oldest or _first_warm(some, outcomes)
-        if oldest is not None and not await _is_warm(services, oldest):
+        if oldest is not None and not await services.engine.is_warm(oldest):
             _log.warning("the cache is full: %d of the index's %d documents are warm", done, total)
             return
     _log.info("the index is warm: %d documents, of which %d cannot be used", total, refused)
 
 
-async def _give_way(engine: Engine) -> None:
+async def _give_way(engine: Backend) -> None:
     """Waits while requests are answered, but not for ever.
 
     Between two of its stages a request waits for nothing else, and would find the model's thread
@@ -81,7 +81,7 @@ async def _give_way(engine: Engine) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _warm(engine: Engine, documents: Sequence[Document]) -> Sequence[str | Exception]:
+async def _warm(engine: Backend, documents: Sequence[Document]) -> Sequence[str | Exception]:
     while True:
         try:
             return await engine.warm(documents)
@@ -94,9 +94,3 @@ def _first_warm(
 ) -> Document | None:
     pairs = zip(documents, outcomes, strict=True)
     return next((one for one, outcome in pairs if not isinstance(outcome, Exception)), None)
-
-
-async def _is_warm(services: Services, document: Document) -> bool:
-    """Whether a tier has its prefix, looked at in a thread: the tiers have locks, and a disk."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(services.pool, services.reranker.is_warm, document)

@@ -53,11 +53,12 @@ def test_the_whole_index_becomes_warm(
     documents = [Document(lost, id="lost"), *_pictures(demo, 9)]
     retriever = _retriever(demo, documents)
     lost.unlink()
-    services = make_services(reranker=_reranker("64MiB"), retriever=retriever)
+    reranker = _reranker("64MiB")
+    services = make_services(reranker=reranker, retriever=retriever)
     with caplog.at_level(logging.INFO):
         _warm(services)
     assert services.warming == (10, 10)
-    assert all(services.reranker.is_warm(document) for document in documents[1:])
+    assert all(reranker.is_warm(document) for document in documents[1:])
     assert "10 documents, of which 1 cannot be used" in caplog.text
 
 

@@ -165,10 +165,10 @@ async def get_document(request: Request, id: Id) -> Response:
     """What the server knows of a document; its pictures do not come back."""
     services = services_of(request)
 
-    def read() -> OneDocumentAnswer:
-        known = _known(request, id)
+    async def work(_: float) -> OneDocumentAnswer:
+        known = await asyncio.get_running_loop().run_in_executor(services.pool, _known, request, id)
         try:
-            is_warm = services.reranker.is_warm(known.document)
+            is_warm = await services.engine.is_warm(known.document)
         except DocumentError:  # which a query about it will name
             is_warm = False
         return OneDocumentAnswer(
@@ -179,7 +179,7 @@ async def get_document(request: Request, id: Id) -> Response:
             usage=usage_of([]),
         )
 
-    return json_answer(await _in_thread(request, read))
+    return json_answer(await call(request, work))
 
 
 @router.delete(

@@ -108,12 +108,11 @@ async def metrics(request: Request) -> Response:
 
 
 def _model(services: Services) -> Model:
-    reranker = services.reranker
-    saved = reranker.thresholds
+    saved = services.thresholds
     return Model(
         id=services.model_name,
         created=services.started,
-        threshold=reranker.threshold,
+        threshold=services.threshold,
         thresholds={"natural": NATURAL, **(saved.values if saved is not None else {})},
         has_index=services.retriever is not None,
         has_generator=services.generator is not None,
