@@ -46,6 +46,10 @@ class ServerError(Exception):
         self.param = param
         self.headers = dict(headers or {})
 
+    def __reduce__(self) -> Any:
+        """For another process: as it is, however its class makes it."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class BadRequest(ServerError):
     """The request is not one: no JSON, no known model."""

@@ -25,6 +25,8 @@ def cluster() -> Iterator[Any]:
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_worker_niceness", "0")  # 15 would wait for all else on busy cores
+        for check in ("READY", "HEALTH"):  # of Serve's proxy, which may wait for a core
+            environment.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "60")
         if "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:

@@ -1,0 +1,294 @@
+"""The Ray Serve application on a local Ray of two cores: it answers as a server of one process."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from ragvl import Reranker
+from ragvl.server.app import create_app
+from ragvl.server.run import build_services
+from ragvl.server.settings import TINY_RERANKER, ServerSettings
+from ragvl.server.stages import Stages, load_stages
+
+pytest.importorskip("ray.serve")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.yaml"
+LIMITS: dict[str, Any] = {"device_cache": "64MiB", "max_documents": 40, "max_pairs": 200}
+SECONDS = 120  # a bound for what Ray does on a busy machine, not a wait
+REFUSALS = {"owner_lost", "deadline_exceeded", "overloaded"}
+DIFFERING = ("id", "created", "timings")  # between any two answers
+
+
+class App:
+    """The application as its clients and its operator see it."""
+
+    def __init__(self, serve: Any, url: str) -> None:
+        self.client = httpx2.Client(base_url=url, timeout=SECONDS)
+        self._owners = serve.get_deployment_handle("Owner", "ragvl")
+
+    def owners(self) -> list[dict[str, Any]]:
+        """Figures of the replicas that live."""
+        found = self._owners.broadcast("figures").results(timeout_s=SECONDS)
+        return [one for one in found if isinstance(one, dict)]
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        """Figures once so many replicas live."""
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            try:
+                if len(found := self.owners()) == count:
+                    return found
+            except Exception:  # of one that has just ended
+                pass
+            time.sleep(0.2)
+        raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def app(cluster: Any) -> Iterator[App]:
+    """Two replicas of a core each, served on a free port."""
+    from ray import serve
+
+    from ragvl.distributed.app import AppSettings, build
+
+    assert cluster.is_initialized()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = AppSettings(replicas=2, dtype="float32", health_seconds=60, **LIMITS)
+        serve.run(build(settings), name="ragvl")
+        running = App(serve, f"http://127.0.0.1:{port}")
+        with running.client:
+            yield running
+    finally:
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[TestClient]:
+    """The same server in one process, with as many threads as a replica."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def load() -> Reranker:
+        return Reranker.from_pretrained(
+            TINY_RERANKER, device="cpu", dtype="float32", prefix_cache="64MiB"
+        )
+
+    stages = load_stages(load, thresholds=TINY_RERANKER)
+    services = build_services(
+        Stages(stages.reranker), ServerSettings(**LIMITS), model=str(TINY_RERANKER)
+    )
+    with TestClient(create_app(services)) as client:
+        yield client
+    torch.set_num_threads(threads)
+
+
+def plain(answer: Any) -> Any:
+    """An answer's status and body, without what differs between any two."""
+    return answer.status_code, _alike(answer.json())
+
+
+def _alike(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, list):
+        return [_alike(one, depth) for one in value]
+    if isinstance(value, dict):
+        differing = DIFFERING if depth == 0 else DIFFERING[1:]  # an id inside is a document's
+        return {key: _alike(one, depth + 1) for key, one in value.items() if key not in differing}
+    return value
+
+
+def test_answers_are_those_of_one_process(
+    app: App, alone: TestClient, pictures: list[Path]
+) -> None:
+    """Scores to the bit, tokens, and refusals in the same words."""
+    urls = [
+        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in pictures
+    ]
+    texts = [f"Barn {i} is red." for i in range(12)]
+    mixed = [{"image": url, "text": f"Barn {i}"} for i, url in enumerate(urls)]
+    broken = "data:image/png;base64," + base64.b64encode(pictures[0].read_bytes()[:60]).decode()
+    red = {"query": "Which barn is red?"}
+    posted: list[tuple[str, dict[str, Any]]] = [
+        ("/rerank", {**red, "documents": texts}),
+        ("/rerank", {**red, "documents": texts[::-1] + texts[:3], "top_n": 4}),
+        ("/v1/rerank", {**red, "documents": mixed + texts[:2], "return_documents": True}),
+        ("/rerank", {**red, "texts": texts[:3], "raw_scores": True}),
+        ("/score", {"text_1": "Which is white?", "text_2": texts}),
+        ("/score", {"queries": [f"Which is {i}?" for i in range(4)], "documents": texts[:4]}),
+        ("/v1/ranking", {"query": {"text": "Which?"}, "passages": [{"text": t} for t in texts]}),
+        ("/v1/search", {**red, "documents": mixed}),
+        ("/rerank", {**red, "documents": [{"id": "barn"}, {"id": "mill"}, texts[0]]}),
+        ("/v1/search", red),
+        ("/v1/answer", {**red, "documents": texts}),
+        ("/rerank", {**red, "documents": [{"id": "unknown"}]}),
+        ("/rerank", {**red, "documents": [texts[0], {"image": broken}]}),
+        ("/rerank", {**red, "documents": [texts[0], "long " * 20_000]}),
+        ("/rerank", {**red, "documents": []}),
+        ("/rerank", {**red, "documents": texts * 4}),
+        ("/rerank", {**red, "documents": texts, "model": "another"}),
+        ("/rerank", {**red, "documents": texts, "threshold": "unknown"}),
+        ("/rerank", {**red, "documents": texts, "temperature": 1}),
+    ]
+    kept = {
+        "documents": [{"id": "barn", "image": urls[0]}, {"id": "mill", "text": "A white mill."}]
+    }
+    for client in (app.client, alone):
+        assert client.put("/v1/documents", json=kept).status_code == 200
+    for path, body in posted:
+        ours, expected = app.client.post(path, json=body), alone.post(path, json=body)
+        assert plain(ours) == plain(expected), path
+    for path in ("/v1/documents", "/v1/documents/barn", "/v1/models", "/health", "/ready", "/no"):
+        assert plain(app.client.get(path)) == plain(alone.get(path)), path
+    picture = "/v1/documents/barn/picture"
+    assert app.client.get(picture).content == alone.get(picture).content
+    assert app.client.post("/rerank", content=b"{").status_code == 415
+    for client in (app.client, alone):
+        assert client.delete("/v1/documents/mill").status_code == 200
+    for header in ("0", "1e9", "soon"):
+        ours = app.client.post("/rerank", json=posted[0][1], headers={"X-Request-Timeout": header})
+        assert ours.status_code == 422
+
+
+def test_each_document_is_built_by_one_replica(app: App) -> None:
+    before = app.owners()
+    documents = [f"Tower {i} is high." for i in range(30)]
+    for question in ("Which is high?", "Which is low?", "Which is high?"):
+        answer = app.client.post("/rerank", json={"query": question, "documents": documents})
+        assert answer.status_code == 200
+    after = app.owners()
+    before_of = {one["process"]: one for one in before}
+    for figure in ("built", "documents"):
+        more = [one[figure] - before_of[one["process"]][figure] for one in after]
+        assert sum(more) == len(documents) and all(more), figure
+
+
+def test_an_owner_that_never_answers_is_named(app: App) -> None:
+    documents = [f"Lake {i} is deep." for i in range(20)]
+    stopped = app.wait_for(2)[0]["process"]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        answer = app.client.post(
+            "/rerank",
+            json={"query": "Which is deep?", "documents": documents},
+            headers={"X-Request-Timeout": "5"},
+        )
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert answer.status_code == 504, answer.text
+    assert "owner " in answer.json()["error"]["message"]
+    assert "did not answer" in answer.json()["error"]["message"]
+
+
+def test_a_killed_replica_costs_no_request_its_score(app: App, alone: TestClient) -> None:
+    _kill_under_load(app, alone, kills=2, pause=0.0)
+
+
+@pytest.mark.slow
+def test_replicas_killed_every_20_seconds(app: App, alone: TestClient) -> None:
+    _kill_under_load(app, alone, kills=6, pause=20.0)
+
+
+def _kill_under_load(app: App, alone: TestClient, *, kills: int, pause: float) -> None:
+    """Kills one replica after the other while three clients ask; each answer is whole, or named."""
+    documents = [f"Gate {i} is open." for i in range(12)]
+    bodies = [
+        {"query": f"Which gate is {i}?", "documents": documents[i % 4 :], "top_n": 3}
+        for i in range(8)
+    ]
+    expected = [plain_scores(alone.post("/rerank", json=body)) for body in bodies]
+    over = False
+    answers: list[tuple[int, Any]] = []
+
+    def ask(first: int) -> None:
+        number = first
+        while not over:
+            answers.append((number % 8, app.client.post("/rerank", json=bodies[number % 8])))
+            number += 1
+
+    with ThreadPoolExecutor(3) as clients:
+        asking = [clients.submit(ask, first) for first in range(3)]
+        try:
+            for number in range(kills):
+                time.sleep(pause)
+                living = app.wait_for(2)
+                _wait_for(answers, 6)
+                os.kill(living[number % 2]["process"], signal.SIGKILL)
+                _wait_for(answers, 12)
+        finally:
+            over = True
+        for one in asking:
+            one.result(timeout=SECONDS)
+    answered = [(number, one) for number, one in answers if one.status_code == 200]
+    refused = [one for _, one in answers if one.status_code != 200]
+    assert all(plain_scores(one) == expected[number] for number, one in answered)
+    assert all(one.json()["error"]["type"] in REFUSALS for one in refused), refused[0].text
+    assert len(answered) > len(refused)
+
+
+def plain_scores(answer: Any) -> list[tuple[int, float]]:
+    return [(one["index"], one["raw_score"]) for one in answer.json()["results"]]
+
+
+def _wait_for(answers: list[Any], more: int) -> None:
+    until, enough = time.monotonic() + SECONDS, len(answers) + more
+    while len(answers) < enough:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_example_is_of_rays_schema_and_builds() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from ragvl.distributed.app import AppSettings, build
+
+    (example,) = ServeDeploySchema(**yaml.safe_load(EXAMPLE.read_text())).applications
+    assert example.import_path == f"{build.__module__}:{build.__name__}"
+    settings = AppSettings(**example.args)
+    assert (settings.replicas, settings.cpus) == (2, 1)
+    build(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"replicas": "0"}, "replicas"),
+        ({"replica": "2"}, "replica"),
+        ({"port": "80"}, "Ray Serve listens"),
+        ({"device_cache": "64MiB", "held_documents": "much"}, "held_documents"),
+    ],
+)
+def test_arguments_that_are_none_are_refused(given: dict[str, str], said: str) -> None:
+    from ragvl.distributed.app import AppSettings
+
+    with pytest.raises(ValidationError, match=said):
+        AppSettings(**given)
+
+
+def test_without_ray_the_message_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "try: import ragvl.distributed.app\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == 'ray is not installed: pip install "ragvl[ray]"', done.stderr
