@@ -34,3 +34,14 @@ def check_characters(text: str) -> None:
             f"half a character (a lone surrogate) at position {error.start} of "
             f"{text[:80]!a}: clean the text with text.encode('utf-8', 'replace').decode()"
         ) from None
+
+
+def checked_image_tokens(share: float) -> float:
+    """The share of pictures' tokens whose keys and values a prefix keeps.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"image_tokens={share}: expected a share, more than 0 and at most 1")
+    return float(share)

@@ -6,7 +6,10 @@ that first step.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,3 +84,14 @@ def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
     """A picture of noise, another one for each seed."""
     noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     return Image.fromarray(noise)
+
+
+def with_wide_windows(folder: Path, copy: Path) -> Path:
+    """The checkpoint, or one whose layers with a window see long prompts."""
+    config = json.loads((folder / "config.json").read_text())
+    if not config["text_config"].get("sliding_window"):
+        return folder
+    config["text_config"]["sliding_window"] = 512
+    shutil.copytree(folder, copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy

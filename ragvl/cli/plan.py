@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ragvl.arguments import checked_image_tokens
 from ragvl.cli import options
 from ragvl.cli.common import command_work, import_models
 from ragvl.output import print_json, print_table, say
@@ -53,6 +54,9 @@ def plan(
     candidates: options.Candidates = 20,
     load: Annotated[float, typer.Option(help="Share of a replica's time that may be taken.")] = 0.7,
     dim: Annotated[int, typer.Option(min=1, help="Of the vectors in the index.")] = 512,
+    image_tokens: Annotated[
+        float, typer.Option(help="Share of pictures' tokens that prefixes keep; scores change.")
+    ] = 1.0,
     may_change_scores: Annotated[
         bool, typer.Option(help="Recommend int8, too, which changes scores a little.")
     ] = False,
@@ -80,6 +84,11 @@ def plan(
             sizes["int8"] = round(0.52 * sizes["kv"])
         if features_bytes is not None:
             sizes["features"] = parse_bytes(features_bytes)
+        share = checked_image_tokens(image_tokens)
+        sizes = {
+            kept: size if kept == "features" else round(share * size)
+            for kept, size in sizes.items()
+        }
         bandwidths: dict[Tier, float] = {}
         if host_bandwidth is not None:
             bandwidths["host"] = parse_bytes(host_bandwidth)

@@ -154,6 +154,10 @@ def warm(
         Literal["int8"] | None,
         typer.Option(help="int8 for keys and values; exact without."),
     ] = None,
+    image_tokens: Annotated[
+        float | None,
+        typer.Option(help="Share of pictures' tokens to keep; what the model was trained with."),
+    ] = None,
     disk: Annotated[str | None, typer.Option(help="The folder's budget, such as 100GiB.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a data set.")] = None,
     modality: options.Modality = None,
@@ -188,7 +192,12 @@ def warm(
 
         chosen.check()
         prefix_cache = PrefixCache(
-            "scratch", folder=cache, disk_bytes=disk, keep=keep, compression=compression
+            "scratch",
+            folder=cache,
+            disk_bytes=disk,
+            keep=keep,
+            compression=compression,
+            image_tokens=image_tokens,
         )
         reranker = chosen.load(
             template=template, prefix_cache=prefix_cache, caption_tokens=caption_tokens

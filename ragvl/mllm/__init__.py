@@ -6,7 +6,15 @@ from ragvl.mllm.answer_tokens import AnswerTokenError
 from ragvl.mllm.captions import CaptionLimit, checked_caption_tokens
 from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.convolutional import ConvolutionalVisionConfig, ConvolutionalVisionModel
-from ragvl.mllm.decoder import KvLayout, KvShape, Prefilled, ReadStates, WriteKv
+from ragvl.mllm.decoder import (
+    KvLayout,
+    KvShape,
+    LookAtAttention,
+    Prefilled,
+    ReadStates,
+    WriteKv,
+    looking_at_attention,
+)
 from ragvl.mllm.documents import encode_picture, too_long
 from ragvl.mllm.inputs import (
     Features,
@@ -18,7 +26,7 @@ from ragvl.mllm.inputs import (
 )
 from ragvl.mllm.int8 import resolve_model_dtype
 from ragvl.mllm.loading import check_reader
-from ragvl.mllm.mllm import MLLM
+from ragvl.mllm.mllm import IMAGE_TOKENS, MLLM
 from ragvl.mllm.processors import merge_settings
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.quantized import company_problem
@@ -26,6 +34,7 @@ from ragvl.mllm.states import LayerState, StateShape
 from ragvl.model_files import UnsupportedModelError
 
 __all__ = [
+    "IMAGE_TOKENS",
     "MLLM",
     "AnswerTokenError",
     "CaptionLimit",
@@ -36,6 +45,7 @@ __all__ = [
     "KvLayout",
     "KvShape",
     "LayerState",
+    "LookAtAttention",
     "Prefilled",
     "Prompt",
     "PromptTooLongError",
@@ -50,6 +60,7 @@ __all__ = [
     "common_prefix_length",
     "company_problem",
     "encode_picture",
+    "looking_at_attention",
     "merge_settings",
     "resolve_date",
     "resolve_model_dtype",

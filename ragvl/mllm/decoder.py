@@ -47,6 +47,9 @@ WriteKv = Callable[[int, Tensor, Tensor], None]
 ReadStates = Callable[[int, slice], LayerState]
 """Gives a layer's state, by its number, of some of the sequences that are packed."""
 
+LookAtAttention = Callable[[int, Tensor, Any], Any]
+"""Takes a layer's number, its keys (B, G, T, D) and the mask of its attention; gives its mask."""
+
 _PREFIX = "ragvl_"  # of the names of attention implementations
 _WRAPPED = "_ragvl_wrapped"  # marks a projection that is wrapped already
 
@@ -58,6 +61,7 @@ _UNSUPPORTED_TERMS = ("softcap", "s_aux", "position_bias")
 # the requested hidden states. Hooks get no argument of ours, and other threads may run the model.
 _pass: ContextVar[_Look | _Prefill | _Extend | None] = ContextVar("pass", default=None)
 _captured: ContextVar[list[Tensor] | None] = ContextVar("captured", default=None)
+_look: ContextVar[LookAtAttention | None] = ContextVar("look", default=None)
 
 
 class _Finished(Exception):
@@ -86,12 +90,14 @@ class KvLayout:
             layer that carries a state instead.
         states: of each such layer, the tensors of its state, whose size does not depend on how many
             tokens a prefix has.
+        window: how many tokens are seen by those of the layer that sees the fewest; None for all.
     """
 
     shapes: tuple[KvShape, ...]
     dtype: torch.dtype
     sources: tuple[int | None, ...]
     states: tuple[tuple[StateShape, ...], ...] = ()
+    window: int | None = None
 
     @classmethod
     def uniform(
@@ -167,6 +173,11 @@ class Decoder:
         wrap_image_features(model.base_model)
         wrap_experts(layers, lambda: isinstance(_pass.get(), _Extend))
 
+    @property
+    def attention(self) -> str:
+        """What computes the layers' attention in ordinary passes, as Hugging Face names it."""
+        return self._decoder.config._attn_implementation.removeprefix(_PREFIX)
+
     def hidden_states(
         self, batch: Mapping[str, Tensor], features: Features | None = None
     ) -> Tensor:
@@ -213,7 +224,8 @@ class Decoder:
             )
         shapes = tuple(KvShape(keys.shape[1], keys.shape[3]) for keys in run.keys)
         states = shapes_of(run.states)
-        return KvLayout(shapes, run.keys[0].dtype, tuple(run.sources), states)
+        window = min(run.windows, default=None)
+        return KvLayout(shapes, run.keys[0].dtype, tuple(run.sources), states, window)
 
     def prefill(
         self,
@@ -341,10 +353,13 @@ class _Look:
         self.keys: list[Tensor] = []  # different tensors, in order
         self.sources: list[int | None] = []
         self.states: list[LayerState] = []
+        self.windows: list[int] = []
 
     def attend(
-        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
+        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
     ) -> None:
+        if (window := options.get("sliding_window")) is not None:
+            self.windows.append(window)
         if module.layer_idx != len(self.sources):
             raise UnsupportedModelError("its layers do not attend once each, in order")
         if key.shape != value.shape:
@@ -495,6 +510,19 @@ def _groups(batch: PrefixBatch, num_rows: int) -> list[Group]:
 
 
 @contextlib.contextmanager
+def looking_at_attention(look: LookAtAttention) -> Iterator[None]:
+    """Shows `look` every attention of this thread's ordinary passes, whose masks it may change.
+
+    Of models that a `Decoder` was made of.
+    """
+    token = _look.set(look)
+    try:
+        yield
+    finally:
+        _look.reset(token)
+
+
+@contextlib.contextmanager
 def _passing(run: _Prefill | _Extend | _Look) -> Iterator[None]:
     """`run` is what this thread's pass is for."""
     token = _pass.set(run)
@@ -587,13 +615,15 @@ def _wrap_attention(config: Any) -> None:
     name = _PREFIX + usual
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         run = _pass.get()
         if run is not None:
             output = run.attend(module, query, key, value, options)
             if output is not None:
                 return output, None
+        elif (look := _look.get()) is not None:
+            mask = look(module.layer_idx, key, mask)
         # Each modelling file has an eager attention of its own, under this name
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(usual, eager)

@@ -52,6 +52,9 @@ from ragvl.weights import Watch
 
 logger = logging.getLogger(__name__)
 
+IMAGE_TOKENS = "ragvl_image_tokens"
+"""Where a configuration says which share of pictures' tokens a model was trained with."""
+
 _SMALL = 8  # numbers of a picture that are little to keep, such as its size
 _LENGTH_STEP = 32  # of the lengths that prefixes are filled up to
 
@@ -289,6 +292,11 @@ class MLLM:
     def rounding(self) -> float:
         """The relative error of hidden states that are computed in another order."""
         return rounding(torch.bfloat16 if is_rounded(self.model) else self.dtype)
+
+    @property
+    def image_tokens(self) -> float:
+        """The share of pictures' tokens that its training let prompts' ends see; 1 is all."""
+        return getattr(self.model.config, IMAGE_TOKENS, 1.0)
 
     @property
     def head(self) -> LanguageHead:

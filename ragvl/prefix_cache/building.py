@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ragvl.mllm import MLLM, Prefilled, Prompt, WriteKv
+from ragvl.mllm import MLLM, Features, Prefilled, Prompt, WriteKv
+from ragvl.prefix_cache.image_tokens import kept_tokens, num_dropped
 from ragvl.prefix_cache.pages import PagePool
 
 Shape = tuple[object, ...]
@@ -26,12 +27,17 @@ class PrefixBuilder:
         mllm: the model.
         pool: where keys and values go.
         exact: False computes together whatever has one shape, and compares nothing.
+        image_tokens: the share of each picture's tokens whose keys and values are kept; where it is
+            less than 1, prefixes with pictures are computed one by one.
     """
 
-    def __init__(self, mllm: MLLM, pool: PagePool, *, exact: bool) -> None:
+    def __init__(
+        self, mllm: MLLM, pool: PagePool, *, exact: bool, image_tokens: float = 1.0
+    ) -> None:
         self._mllm = mllm
         self._pool = pool
         self._exact = exact
+        self._image_tokens = image_tokens
         self._same: set[Shape] = set()  # shapes of batches that changed nothing
         self._together = True
 
@@ -43,7 +49,8 @@ class PrefixBuilder:
         done: dict[int, Prefilled] = {}
         for shape, places in by_shape.items():
             part = [prefixes[i] for i in places], [pages[i] for i in places]
-            if len(places) == 1 or not self._together:
+            selects = self._image_tokens < 1 and bool(prefixes[places[0]].images)
+            if len(places) == 1 or selects or not self._together:
                 results = self._one_by_one(*part)
             elif not self._exact or (len(places), *shape) in self._same:
                 results = self._at_once(*part)
@@ -51,6 +58,52 @@ class PrefixBuilder:
                 results = self._compared(*part)
             done |= zip(places, results, strict=True)
         return [done[i] for i in range(len(prefixes))]
+
+    def num_dropped(self, sizes: Sequence[int]) -> int:
+        """How many tokens of pictures of these sizes have no keys and values in the pages."""
+        return num_dropped(sizes, self._image_tokens)
+
+    def compute(
+        self,
+        prefix: Prompt,
+        pages: Sequence[int],
+        sizes: Sequence[int],
+        features: Features | None = None,
+    ) -> Prefilled:
+        """Computes one prefix into its pages.
+
+        Args:
+            prefix: the prefix.
+            pages: room for all of its tokens but those that are dropped.
+            sizes: how many tokens each of its pictures has.
+            features: see `MLLM.prefill`.
+        """
+        if self.num_dropped(sizes):
+            done = self._prefill_fewer(prefix, pages, sizes, features)
+        else:
+            write = self._pool.writer([pages], [len(prefix)])
+            (done,) = self._mllm.prefill([prefix], write, features)
+        return self._with_states([done], [pages])[0]
+
+    def _prefill_fewer(
+        self,
+        prefix: Prompt,
+        pages: Sequence[int],
+        sizes: Sequence[int],
+        features: Features | None,
+    ) -> Prefilled:
+        """Prefills the whole prefix, and writes what is kept once the last layer has been seen."""
+        held: list[tuple[Tensor, Tensor]] = []
+        token = self._mllm.prompting.image_token_id
+        (done,) = self._mllm.prefill(
+            [prefix], lambda _, keys, values: held.append((keys, values)), features
+        )
+        every = [keys[0] for keys, _ in held]
+        kept = kept_tokens(prefix.input_ids, token, sizes, every, self._image_tokens)
+        write = self._pool.writer([pages], [len(kept)])
+        for place, (keys, values) in enumerate(held):
+            write(place, keys.index_select(2, kept), values.index_select(2, kept))
+        return done
 
     def _shape(self, prefix: Prompt) -> Shape:
         tensors = [(name, x.shape) for image in prefix.images for name, x in image.tensors.items()]
@@ -69,9 +122,8 @@ class PrefixBuilder:
 
     def _one_by_one(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:
         return [
-            done
+            self.compute(prefix, own, [image.num_tokens for image in prefix.images])
             for prefix, own in zip(prefixes, pages, strict=True)
-            for done in self._at_once([prefix], [own])
         ]
 
     def _compared(self, prefixes: Sequence[Prompt], pages: Pages) -> list[Prefilled]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ragvl.arguments import checked_image_tokens
 from ragvl.forks import fork_safe
 from ragvl.mllm import MLLM, ImageInputs
 from ragvl.prefix_cache.device import DeviceTier
@@ -59,16 +60,22 @@ class PrefixCache:
             "auto", whichever measures faster to get back with this model in this tier.
         compression: "int8" keeps each key's and value's number in a byte. Scores change:
             `benchmarks/bench_prefix_cache.py` measures by how much. None is exact.
+        image_tokens: the share of each picture's tokens whose keys and values are kept, more than 0
+            and at most 1: those that are least like each other. The prefix is computed whole first,
+            so that its text has seen all of the picture. Scores change:
+            `benchmarks/bench_image_tokens.py` measures by how much. None is what the model was
+            trained with, or all.
         wait_seconds: how long a call waits for the device's memory that other calls hold, before it
             ends in `PrefixCacheBusyError`.
 
     Attributes:
         compression: as it was given.
+        image_tokens: as it was given.
         below: the host and disk tiers.
 
     Raises:
-        ValueError: a budget that is no size, an unknown `keep` or `compression`, `wait_seconds`
-            that is no time.
+        ValueError: a budget that is no size, an unknown `keep` or `compression`, `image_tokens`
+            that is no share, `wait_seconds` that is no time.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class PrefixCache:
         disk_bytes: Budget | None = None,
         keep: Literal["auto", "kv", "features"] = "auto",
         compression: Compression | None = None,
+        image_tokens: float | None = None,
         wait_seconds: float = 600.0,
     ) -> None:
         self._settings: dict[str, Any] = {
@@ -89,6 +97,7 @@ class PrefixCache:
             "disk_bytes": disk_bytes,
             "keep": keep,
             "compression": compression,
+            "image_tokens": image_tokens,
             "wait_seconds": wait_seconds,
         }
         if keep not in ("auto", "kv", "features"):
@@ -100,6 +109,7 @@ class PrefixCache:
         named = device_bytes in ("auto", "scratch")
         self._device_bytes = device_bytes if named else parse_bytes(device_bytes)
         self.compression: Compression | None = compression
+        self.image_tokens = None if image_tokens is None else checked_image_tokens(image_tokens)
         host_budget = parse_bytes(host_bytes)
         host: LruTier[PrefixRecord] | None = LruTier(host_budget) if host_budget else None
         limit = None if disk_bytes is None else parse_bytes(disk_bytes)
@@ -114,6 +124,10 @@ class PrefixCache:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets an empty cache with the same settings, and shares the folder."""
         return partial(type(self), **self._settings), ()
+
+    def image_tokens_of(self, mllm: MLLM) -> float:
+        """The share of pictures' tokens that `mllm`'s prefixes keep."""
+        return mllm.image_tokens if self.image_tokens is None else self.image_tokens
 
     def attach(self, mllm: MLLM) -> DeviceTier:
         """The pages for `mllm`'s prefixes; reserved the first time.

@@ -57,6 +57,8 @@ class CachedPrefix:
         next_position: the position of the token after it.
         pages: where its states, and its keys and values, are.
         ready: when they are, on a GPU that may still be at it; None once they are known to be.
+        dropped: how many of its tokens have no keys and values there: of its pictures, none of
+            them after the last picture's end.
         users: how many leases hold it; it is not evicted before they end.
     """
 
@@ -66,6 +68,7 @@ class CachedPrefix:
     next_position: int
     pages: list[int]
     ready: torch.cuda.Event | None = None
+    dropped: int = 0
     users: int = 0
 
     def wait(self) -> None:
@@ -206,7 +209,7 @@ class DeviceTier:
         return entry
 
     def check_fits(self, length: int) -> None:
-        """Refuses a prefix of so many tokens that has no place here even alone.
+        """Refuses a prefix that has no place here even alone, by how many tokens it keeps.
 
         Raises:
             PrefixTooLargeError: it is larger than the pool.

@@ -127,7 +127,8 @@ class PrefixSupply:
         self._cache = cache
         self._device = cache.attach(mllm)
         self.pool = self._device.pool
-        self._compute = PrefixBuilder(mllm, self.pool, exact=exact)
+        share = cache.image_tokens_of(mllm)
+        self._compute = PrefixBuilder(mllm, self.pool, exact=exact, image_tokens=share)
 
     def blocks(self, wanted: Iterable[W], refuse: Refuse[W]) -> Iterator[Block[W]]:
         """All that is wanted with its prefix, as many at once as the device has room for.
@@ -235,7 +236,7 @@ class PrefixSupply:
 
     def _check_fits(self, wanted: W, prompt: Prompt) -> None:
         try:
-            self._device.check_fits(len(prompt))
+            self._device.check_fits(len(prompt) - self._num_dropped(prompt))
         except PrefixTooLargeError as error:
             raise PrefixTooLargeError(f"{wanted.name}: {error}") from None
 
@@ -247,7 +248,9 @@ class PrefixSupply:
         count = len(call.lacking) if self._cache.below.hold_kv else 1
         keys = list(islice(call.lacking, count))
         prompts = [call.lacking[key][0] for key in keys]
-        pages = self._device.reserve(list(map(len, prompts)), lease)
+        dropped = list(map(self._num_dropped, prompts))
+        lengths = [len(prompt) - fewer for prompt, fewer in zip(prompts, dropped, strict=True)]
+        pages = self._device.reserve(lengths, lease)
         if len(pages) < count:
             # Batches of few sizes: a new one is computed twice, to see whether it changes a bit
             count = 1 << (len(pages).bit_length() - 1)
@@ -256,13 +259,20 @@ class PrefixSupply:
         keys, prompts, pages = keys[:count], prompts[:count], pages[:count]
         every = self._compute(prompts, pages)
         ready = record_event(self.pool.device)
-        for key, prompt, own, done in zip(keys, prompts, pages, every, strict=True):
+        for key, prompt, own, done, fewer in zip(
+            keys, prompts, pages, every, dropped[:count], strict=True
+        ):
             expansions = tuple(image.expansion for image in prompt.images)
-            prefix = CachedPrefix(key, prompt.input_ids, expansions, done.next_position, own, ready)
+            prefix = CachedPrefix(
+                key, prompt.input_ids, expansions, done.next_position, own, ready, fewer
+            )
             self._cache.below.keep(prefix, prompt, done, self.pool)
             prefix = self._device.insert(prefix, lease)
             _, waiting = call.lacking.pop(key)
             block += [Supplied(wanted, prefix, False) for wanted in waiting]
+
+    def _num_dropped(self, prompt: Prompt) -> int:
+        return self._compute.num_dropped([image.num_tokens for image in prompt.images])
 
     def _restore(self, key: str, record: PrefixRecord, lease: Lease) -> CachedPrefix:
         """The prefix that a record holds, on the device.
@@ -273,10 +283,12 @@ class PrefixSupply:
         input_ids, expansions, next_position = prefix_of(record)
         expanded = self._mllm.prompting.tokenize(expansions)
         image_token = self._mllm.prompting.image_token_id
-        if sum(ids.count(image_token) for ids in expanded) != input_ids.count(image_token):
+        sizes = [ids.count(image_token) for ids in expanded]
+        if sum(sizes) != input_ids.count(image_token):
             raise UnusableRecordError("its record has other visual tokens than it says")
+        dropped = self._compute.num_dropped(sizes)
         try:
-            (pages,) = self._device.reserve([len(input_ids)], lease)
+            (pages,) = self._device.reserve([len(input_ids) - dropped], lease)
         except PrefixTooLargeError:
             raise UnusableRecordError("it is larger than the device tier") from None
         try:
@@ -284,9 +296,7 @@ class PrefixSupply:
                 ready = self.pool.load(pages, record.tensors)
             else:
                 prompt, features = features_of(record, self._mllm.device)
-                write = self.pool.writer([pages], [len(prompt)])
-                (done,) = self._mllm.prefill([prompt], write, features)
-                self.pool.write_states(pages, done.states)
+                self._compute.compute(prompt, pages, sizes, features)
                 ready = record_event(self.pool.device)
         # Whatever a foreign record trips in a model
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -295,7 +305,7 @@ class PrefixSupply:
             self.pool.synchronize()  # before others write to these pages
             self._device.give_back(pages, lease)
             raise UnusableRecordError(f"its record does not fit ({reason(error)})") from error
-        prefix = CachedPrefix(key, input_ids, expansions, next_position, pages, ready)
+        prefix = CachedPrefix(key, input_ids, expansions, next_position, pages, ready, dropped)
         return self._device.insert(prefix, lease)
 
 

@@ -15,7 +15,7 @@ from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.identity import name_of
-from ragvl.mllm import MLLM, Prompt, Prompting, encode_picture, too_long
+from ragvl.mllm import MLLM, Prompt, Prompting, PromptTooLongError, encode_picture, too_long
 from ragvl.prefix_cache import (
     CachedPrefix,
     PictureSupply,
@@ -45,15 +45,22 @@ class DocumentPrefixes:
     Args:
         prompting: the model's.
         prompts: writes the prompts.
-        scope: what else a prefix depends on: the model's name, and how the cache compresses it.
+        scope: what else a prefix depends on: the model's name, how the cache compresses it, and how
+            much of pictures it keeps.
+        window: how long prompts may be because of it; None where it is no matter.
     """
 
     def __init__(
-        self, prompting: Prompting, prompts: Prompts, scope: tuple[str, str | None]
+        self,
+        prompting: Prompting,
+        prompts: Prompts,
+        scope: tuple[str, str | None, float],
+        window: int | None,
     ) -> None:
         self._prompting = prompting
         self._prompts = prompts
         self._scope = scope
+        self._window = window
         # Rendering a prompt's beginning and hashing it takes longer than a lookup: the last key of
         # each document, with the digests and the instruction that it was made of
         self._keys: WeakKeyDictionary[Document, tuple[object, str]] = WeakKeyDictionary()
@@ -81,9 +88,28 @@ class DocumentPrefixes:
         if _digests(document) != digests:
             raise ImageError(f"{document.name} was changed while it was read")
         prefix = self._prompts.prefix(document, images, instruction)
-        if (length := len(prefix) + 1) > (most := self._prompts.max_length):
-            raise too_long(most, length, [document], index=index)
+        self.check_length(len(prefix) + 1, document, index)
         return prefix
+
+    def check_length(
+        self, length: int, document: Document, index: int, query: Query | None = None
+    ) -> None:
+        """Refuses a prompt, or its beginning, of too many tokens.
+
+        Raises:
+            PromptTooLongError: the message names its document.
+        """
+        if length > (most := self._prompts.max_length):
+            raise too_long(most, length, [document], index=index, query=query)
+        if self._window is not None and length > self._window:
+            raise PromptTooLongError(
+                f"the prompt about {document.name} has {length} tokens, of which some layers see "
+                f"{self._window} at a time: without all tokens of pictures (image_tokens=1) they "
+                "would see others",
+                index=index,
+                length=length,
+                max_length=self._window,
+            )
 
 
 def _digests(document: Document) -> list[str]:
@@ -151,7 +177,13 @@ class CachedPrefixes:
         self._prompting = mllm.prompting
         self._prompts = prompts
         self._supply = PrefixSupply(mllm, cache, exact=deterministic)
-        self._prefixes = DocumentPrefixes(mllm.prompting, prompts, (model, cache.compression))
+        share = cache.image_tokens_of(mllm)
+        self._prefixes = DocumentPrefixes(
+            mllm.prompting,
+            prompts,
+            (model, cache.compression, share),
+            mllm.kv_layout.window if share < 1 else None,  # which counts kept tokens only
+        )
         self._run = ChunkRunner(mllm, head, self._supply.pool, deterministic=deterministic)
         self._mllm = mllm
         self._pictures = PictureSupply(mllm, cache, model=model)
@@ -307,10 +339,11 @@ class CachedPrefixes:
             ]
         )
         suffixes = []
-        most = self._prompts.max_length
         for (index, query, document, supplied, pictures), ids in zip(every, prompts, strict=True):
-            if len(ids) > most:
-                refuse([index], too_long(most, len(ids), [document], index=index, query=query))
+            try:
+                self._prefixes.check_length(len(ids), document, index, query)
+            except PromptTooLongError as error:
+                refuse([index], error)
                 continue
             prefix = supplied.prefix
             shared = shared_length(ids, prefix.input_ids)

@@ -102,7 +102,7 @@ class Chunk:
                 ],
             ),
             (chunk.last_rows, [end - 1 for end in ends]),
-            (chunk.prefix_lengths, [suffix.shared for suffix in suffixes]),
+            (chunk.prefix_lengths, [suffix.shared - suffix.prefix.dropped for suffix in suffixes]),
             (chunk.suffix_starts, [0, *ends[:-1]]),
             (chunk.suffix_lengths, lengths),
         ):

@@ -578,9 +578,10 @@ class Reranker(CrossEncoderDialect):
     @property
     def fingerprint(self) -> str:
         """Names all that its scores depend on, the pairs apart."""
-        mllm, compression = self.mllm, self.prefix_cache.compression
+        mllm, cache = self.mllm, self.prefix_cache
+        kept = cache.compression, cache.image_tokens_of(mllm)
         return name_of(
-            "reranker", mllm.fingerprint, mllm.environment_name, self.prompts_name, compression
+            "reranker", mllm.fingerprint, mllm.environment_name, self.prompts_name, *kept
         )
 
     @property
@@ -665,6 +666,11 @@ class Reranker(CrossEncoderDialect):
         if isinstance(self.head, AnswerTokens):
             self._check_share(self.head)
         if problem := self._no_reuse(head):
+            if (share := self.prefix_cache.image_tokens_of(self.mllm)) < 1:
+                raise ValueError(
+                    f"image_tokens={share} is about prefixes, and this reranker's cannot be "
+                    f"reused: {problem}. Give PrefixCache(image_tokens=1)"
+                )
             pictures = PictureSupply(self.mllm, self.prefix_cache, model=model)
             kept = "only visual tokens are cached"
             if pictures.problem is not None:
@@ -672,6 +678,13 @@ class Reranker(CrossEncoderDialect):
             logger.warning("prompts are scored whole, %s: %s", kept, problem)
             return WholePrompts(
                 self.mllm, self._prompts, head, pictures, deterministic=self._deterministic
+            )
+        trained, share = self.mllm.image_tokens, self.prefix_cache.image_tokens_of(self.mllm)
+        if share != trained < 1:
+            logger.warning(
+                "prefixes keep %g of pictures' tokens, and the reranker was trained with %g",
+                share,
+                trained,
             )
         return CachedPrefixes(
             self.mllm,

@@ -76,6 +76,12 @@ class ProcessSettings(_Settings):
     disk_cache: str | None = Field(
         None, description="Disk for prefixes in that folder, such as 1TiB; none: no limit."
     )
+    image_tokens: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of pictures' tokens that prefixes keep; none: the reranker's own.",
+    )
     warm: bool = Field(
         False, description="Compute the prefixes of the index's documents from the start."
     )

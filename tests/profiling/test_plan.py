@@ -151,6 +151,12 @@ def test_the_command() -> None:
     assert printed["keep"] in ("kv", "features")
     bytes_of_kv = printed["plans"][0]["total_bytes"]
     assert bytes_of_kv == pytest.approx(1e9 * 25_165_824 * (1 + measured()["page_overhead"]))
+    quarter = json.loads(run(*BASE, *GPU, *GIVEN, "--image-tokens", "0.25", "--json").stdout)
+    sizes = {one["kept"]: one["total_bytes"] for one in printed["plans"]}
+    fewer = {one["kept"]: one["total_bytes"] for one in quarter["plans"]}
+    assert fewer == pytest.approx(
+        {kept: size if kept == "features" else size / 4 for kept, size in sizes.items()}
+    )
     mid = json.loads(run(*BASE, "--model", "mid", "--device-memory", "8GiB", "--json").stdout)
     assert mid["plans"][0]["replicas"] > 1000
 
@@ -166,6 +172,7 @@ def test_the_command() -> None:
         (("--model", "x", "--device-memory", "1GiB"), "its bytes are not known"),
         ((*GPU[:2], "--device-memory", "many"), "many"),
         ((*GPU, *GIVEN, "--documents", "1.5"), "expected a whole number"),
+        ((*GPU, *GIVEN, "--image-tokens", "2"), "image_tokens=2.0: expected a share"),
     ],
 )
 def test_what_the_command_refuses(arguments: tuple[str, ...], message: str) -> None:
