@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
-from ragvl.arguments import checked_count
+from ragvl.arguments import checked_count, checked_image_tokens
 from ragvl.checkpoints import model_folder
 from ragvl.data.formats import open_questions, possible_splits
 from ragvl.data.questions import Modality, QuestionSet
@@ -110,6 +110,9 @@ class RankingSettings:
         template: caption, plain, retrieval, instruction-first or document; null is retrieval for a
             data set of captions, else caption for a picture with a caption, plain for one without,
             and document for texts and parts.
+        image_tokens: the share of each picture's tokens that a prefix keeps and that the rest of a
+            prompt sees; null is what the model was trained with, or all. The reranker's caches keep
+            as many.
     """
 
     ranking: Path
@@ -117,6 +120,11 @@ class RankingSettings:
     template: Literal["caption", "plain", "retrieval", "instruction-first", "document"] | None = (
         None
     )
+    image_tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_tokens is not None:
+            checked_image_tokens(self.image_tokens)
 
 
 def recipes() -> dict[str, str]:
@@ -203,6 +211,8 @@ def run(
         noise=planned.noise,
         lora=planned.lora,
         freeze_vision=settings.freeze_vision,
+        # A generator's prompts have no prefixes, whatever it starts from was trained with
+        image_tokens=1.0 if planned.ranking is None else planned.ranking.image_tokens,
         eval_examples=eval_examples,
         questions=questions,
     )

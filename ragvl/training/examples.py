@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,19 @@ from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.data.questions import QuestionSet, one_of_each_kind, question_name, refuse_pictures
 from ragvl.generator.prompt import generator_prompt
-from ragvl.mllm import MLLM, CaptionLimit, Prompt, Prompting, encode_picture, too_long
+from ragvl.mllm import (
+    MLLM,
+    CaptionLimit,
+    ImageInputs,
+    Prompt,
+    Prompting,
+    encode_picture,
+    too_long,
+)
 from ragvl.mllm.inputs import placed
-from ragvl.reranker.prompts import Prompts
+from ragvl.reranker.prompts import Prompts, shared_length
 from ragvl.reranker.templates import Template, pictures_in_order, resolve_template
+from ragvl.training.fewer_image_tokens import PICTURE_SIZES, PREFIX_LENGTHS
 
 if TYPE_CHECKING:
     from ragvl.training.ranking import RankingSample
@@ -40,12 +50,15 @@ class Example:
         documents: what it is about.
         answer: what is learned.
         pictures: in the order of the prompt; None for those of the documents.
+        prefix: makes, of the documents' pictures, what prompts with any question begin with; None
+            where that is not known.
     """
 
     prompt: str
     documents: Sequence[Document]
     answer: str
     pictures: Sequence[Picture] | None = None
+    prefix: Callable[[Sequence[ImageInputs]], Prompt] | None = field(default=None, compare=False)
 
 
 class RankingExamples(Dataset[Example]):
@@ -108,7 +121,8 @@ class RankingExamples(Dataset[Example]):
         document = self._source.document(sample.document)
         prompt = self._prompts.text(query, document)
         pictures = pictures_in_order(self._prompts.template, query, document)
-        return Example(prompt, [document], sample.answer, pictures)
+        prefix = partial(self._prompts.prefix, document)
+        return Example(prompt, [document], sample.answer, pictures, prefix)
 
     def question_name(self, index: int) -> str:
         """Names the question of an example; see `ragvl.data.questions.question_name`."""
@@ -202,11 +216,13 @@ class Collator:
 
     Args:
         mllm: the model to train; worker processes get all but its weights.
+        marks_prefixes: batches also say where prompts' prefixes end; see `fewer_image_tokens`.
     """
 
-    def __init__(self, mllm: MLLM) -> None:
+    def __init__(self, mllm: MLLM, *, marks_prefixes: bool = False) -> None:
         self._prompting = mllm.prompting.on_cpu()
         self._dtype = mllm.dtype
+        self._marks_prefixes = marks_prefixes
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """`Prompting.collate`'s batch, and `labels` (B, T) int64: answers' tokens, else `IGNORE`.
@@ -218,12 +234,18 @@ class Collator:
             PromptTooLongError: an example does not fit the model's context; the message names its
                 documents.
         """
-        prompts, labels = zip(*map(self._encode, range(len(examples)), examples), strict=True)
+        prompts, labels, prefixes = zip(
+            *map(self._encode, range(len(examples)), examples), strict=True
+        )
         batch = placed(self._prompting.collate(prompts), _CPU, self._dtype)
-        return {**batch, "labels": pad_sequence(list(labels), True, IGNORE)}
+        batch["labels"] = pad_sequence(list(labels), True, IGNORE)
+        if self._marks_prefixes:
+            batch[PREFIX_LENGTHS] = torch.tensor([length for length, _ in prefixes])
+            batch[PICTURE_SIZES] = pad_sequence([torch.tensor(own) for _, own in prefixes], True, 0)
+        return batch
 
-    def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor]:
-        """The prompt with its answer, and the labels of both."""
+    def _encode(self, index: int, example: Example) -> tuple[Prompt, Tensor, tuple[int, list[int]]]:
+        """The prompt with its answer, the labels of both, and what `_prefix` says of it."""
         prompting = self._prompting
         pictures = example.pictures
         if pictures is None:
@@ -238,4 +260,23 @@ class Collator:
             )
         labels = torch.full((length,), IGNORE)
         labels[len(prompt) :] = torch.tensor(answer)
-        return Prompt([*prompt.input_ids, *answer], prompt.images), labels
+        prefix = self._prefix(example, prompt) if self._marks_prefixes else (0, [0])
+        return Prompt([*prompt.input_ids, *answer], prompt.images), labels, prefix
+
+    def _prefix(self, example: Example, prompt: Prompt) -> tuple[int, list[int]]:
+        """Where a prompt's rest begins, and how many tokens its prefix's pictures have.
+
+        (0, [0]) where it cannot go on from a prefix with all of its pictures.
+        """
+        if example.prefix is None:
+            raise ValueError("image_tokens is about rerankers: only their prompts have prefixes")
+        known = {
+            id(picture): image
+            for picture, image in zip(example.pictures or (), prompt.images, strict=True)
+        }
+        images = [known[id(p)] for document in example.documents for p in document.pictures]
+        prefix = example.prefix(images).input_ids
+        shared = shared_length(prompt.input_ids, prefix)
+        if not images or self._prompting.image_token_id in prefix[shared:]:
+            return 0, [0]
+        return shared, [image.num_tokens for image in images]

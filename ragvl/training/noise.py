@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from ragvl.ops import (
 )
 from ragvl.ops.diffusion_noise import alphas_cumprod
 from ragvl.training.examples import IGNORE
+from ragvl.training.fewer_image_tokens import (
+    PICTURE_SIZES,
+    PREFIX_LENGTHS,
+    fewer_image_tokens,
+)
 from ragvl.training.token_weights import TokenWeights
 
 NoiseKind = Literal["diffusion", "scaled", "gaussian", "drop"]
@@ -111,7 +117,7 @@ ARMS = {
 }
 
 
-def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
+def install_loss(mllm: MLLM, noise: NoiseSettings, *, image_tokens: float = 1.0) -> TokenWeights:
     """Makes `mllm.model` return its training loss where it is given labels.
 
     The loss is computed inside the forward pass, so that whatever wraps the model (PEFT, DDP, FSDP,
@@ -122,6 +128,8 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
     Args:
         mllm: changed in place. `uninstall_loss` undoes it.
         noise: what is noised.
+        image_tokens: the share of pictures' tokens that prompts' ends see, of batches that mark
+            prefixes; see `fewer_image_tokens`.
 
     Returns:
         What gathers the weights of the answers' tokens, on this process; empty without a noised
@@ -148,7 +156,11 @@ def install_loss(mllm: MLLM, noise: NoiseSettings) -> TokenWeights:
         # As in Hugging Face, labels come at the position of their own token
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
         token_level = noise.token_level if model.training else "none"
-        with vision_pass() as vision:
+        lengths, sizes = (inputs.pop(name, None) for name in (PREFIX_LENGTHS, PICTURE_SIZES))
+        hiding: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if image_tokens < 1:
+            hiding = fewer_image_tokens(mllm, inputs, lengths, sizes, image_tokens)
+        with hiding, vision_pass() as vision:
             hidden = model.base_model(**inputs).last_hidden_state
         noisy = hidden.detach()  # no gap: every token weighs the same
         if token_level != "none" and "pixel_values" in inputs:

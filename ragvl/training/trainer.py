@@ -26,8 +26,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from ragvl.arguments import checked_image_tokens
 from ragvl.files import follow_umask
-from ragvl.mllm import MLLM, UnsupportedModelError
+from ragvl.mllm import IMAGE_TOKENS, MLLM, UnsupportedModelError
 from ragvl.mllm.int8 import is_rounded
 from ragvl.model_files import (
     ADAPTER_WEIGHTS,
@@ -38,6 +39,7 @@ from ragvl.model_files import (
 )
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
+from ragvl.training.fewer_image_tokens import check_trainable
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 from ragvl.training.run_record import RUN_FILE, note_run, noted_run
 from ragvl.training.token_weights import TokenWeights
@@ -67,6 +69,7 @@ def train(
     noise: NoiseSettings | None = None,
     lora: LoraSettings | None = None,
     freeze_vision: bool = True,
+    image_tokens: float | None = None,
     eval_examples: Dataset[Example] | None = None,
     questions: Collection[str] = (),
 ) -> dict[str, float]:
@@ -89,6 +92,9 @@ def train(
         noise: what is noised; None for nothing.
         lora: adapters; None trains the weights themselves.
         freeze_vision: vision tower and projector stay as they are.
+        image_tokens: the share of each picture's tokens that a prompt's end sees, as with
+            `PrefixCache(image_tokens=...)`; what is saved says so, and a `Reranker` heeds it. None
+            is what `mllm` was trained with. Less than 1 takes a forward pass more.
         eval_examples: as often as `arguments.eval_strategy` says: `eval_loss`, without noise, and
             `eval_accuracy`, the share of examples whose answer is the likeliest in every token,
             given those before it.
@@ -110,6 +116,8 @@ def train(
         ImageError, PromptTooLongError: of an example.
     """
     noise, lora = noise or NoiseSettings(), lora or LoraSettings()
+    if image_tokens is not None and checked_image_tokens(image_tokens) != mllm.image_tokens:
+        setattr(mllm.model.config, IMAGE_TOKENS, float(image_tokens))  # is saved with the weights
     _check(mllm, arguments, examples)
     if lora.rank:
         layers_to_adapt(mllm, lora, freeze_vision=freeze_vision)  # refuses what matches nothing
@@ -123,7 +131,7 @@ def train(
     mllm.release_weights()  # they move to Trainer's device
     with arguments.main_process_first():  # the others find the file, which is the same
         checkpoint = _claim_folder(arguments, run, questions)
-    token_weights = install_loss(mllm, noise)
+    token_weights = install_loss(mllm, noise, image_tokens=mllm.image_tokens)
     try:
         figures = _train(
             mllm,
@@ -163,7 +171,7 @@ def _train(
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
-        data_collator=Collator(mllm),
+        data_collator=Collator(mllm, marks_prefixes=mllm.image_tokens < 1),
         processing_class=mllm.prompting.processor,
         compute_metrics=_accuracy,
     )
@@ -320,8 +328,16 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
         raise UnsupportedModelError(
             "float16 weights underflow in training: load them in float32, or in bfloat16"
         )
+    if mllm.image_tokens < 1:
+        check_trainable(mllm, gradient_checkpointing=_checkpoints_activations(arguments))
     # A broken set shows here, before the folder is touched
-    Collator(mllm)([examples[0], examples[len(examples) - 1]])  # type: ignore[arg-type]
+    Collator(mllm, marks_prefixes=mllm.image_tokens < 1)([examples[0], examples[len(examples) - 1]])  # type: ignore[arg-type]
+
+
+def _checkpoints_activations(arguments: TrainingArguments) -> bool:
+    """Under the setting's older name, or the newer."""
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    return any(getattr(arguments, name, None) for name in names)
 
 
 def _claim_folder(
