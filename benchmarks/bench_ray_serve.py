@@ -108,10 +108,10 @@ def served(
     """The application on so many replicas of a core each, until the block ends."""
     from ray import serve
 
-    from ragvl.distributed.app import AppSettings, build
+    from ragvl.distributed.app import build
 
-    settings = AppSettings(model=str(model), replicas=replicas, dtype="float32")
-    serve.run(build(settings), name=_APP)
+    given = {"model": str(model), "replicas": replicas, "dtype": "float32"}
+    serve.run(build(given), name=_APP)
     try:
         yield Served(port, documents)
     finally:

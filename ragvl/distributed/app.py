@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ragvl.distributed.owner import Owner
 from ragvl.distributed.owners import Owners
 from ragvl.distributed.worker import versions
 from ragvl.extras import extra
+from ragvl.messages import validation_reason
 from ragvl.retriever import open_index
 from ragvl.server.access import ApiKeys
 from ragvl.server.app import create_app
@@ -143,13 +144,19 @@ class Ingress:
         return create_app(services)
 
 
-def build(args: AppSettings) -> serve.Application:
+def build(args: Mapping[str, Any]) -> serve.Application:
     """The application, for `serve run` and `serve deploy`.
 
     Args:
-        args: its arguments; Ray Serve makes them of texts.
+        args: by the names of `AppSettings`; also as texts, as `serve run` has them.
+
+    Raises:
+        ValueError: one of them is unknown or out of its range.
     """
-    settings = args
+    try:
+        settings = AppSettings(**args)
+    except ValidationError as error:
+        raise ValueError(validation_reason(error)) from None
     variables = {
         name: value for name, value in os.environ.items() if name.startswith(_OWN_VARIABLES)
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from data_files import write_picture
+from starlette.testclient import TestClient
 
 from ragvl import Document, Query, Reranker
 from ragvl.data.images import ImageError
@@ -25,6 +26,7 @@ from ragvl.distributed.owners import LostError, OwnerLost, Owners
 from ragvl.distributed.partition import document_key
 from ragvl.distributed.rendezvous import owner_of
 from ragvl.reranker import ScoredPair
+from ragvl.server.app import create_app
 from ragvl.server.errors import (
     DeadlineExceeded,
     Overloaded,
@@ -33,7 +35,10 @@ from ragvl.server.errors import (
     TooLarge,
     Unprocessable,
 )
+from ragvl.server.metrics import Metrics
+from ragvl.server.run import build_services, services_over
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
+from ragvl.server.stages import Stages
 
 WAIT = 60  # seconds; a bound, not a wait
 NAMES = ("first", "second", "third")
@@ -288,6 +293,31 @@ def test_an_owners_refusal_is_the_requests() -> None:
 
 def replace_settings(**changed: Any) -> ServerSettings:
     return SETTINGS.model_copy(update=changed)
+
+
+def test_an_index_is_searched_and_its_documents_are_scored_by_owners(
+    link: InProcess, demo: Stages
+) -> None:
+    described = asyncio.run(link.describe())
+    spread = services_over(
+        Owners(link),
+        SETTINGS,
+        Metrics(),
+        model=described.model_name,
+        threshold=described.threshold,
+        thresholds=described.thresholds,
+        retriever=demo.retriever,
+    )
+    alone = build_services(demo, SETTINGS, model=described.model_name)
+    answers = []
+    for services in (spread, alone):
+        with TestClient(create_app(services)) as client:
+            found = client.post("/v1/search", json={"query": demo.examples[0]})
+            assert found.status_code == 200, found.text
+            (known,) = client.get("/v1/documents?limit=1").json()["data"]
+            warm = client.get(f"/v1/documents/{known['id']}").json()["warm"]
+            answers.append((found.json()["results"], found.json()["threshold"], warm))
+    assert answers[0] == answers[1]
 
 
 def test_after_the_end_began_nothing_new_is_accepted(link: InProcess) -> None:
