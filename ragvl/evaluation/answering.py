@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from ragvl.data.images import DocumentError
+from ragvl.blocks import Done, MapBlocks
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.pace import Pace
 from ragvl.evaluation.ranking import Ranking
+from ragvl.evaluation.works import ANSWER, Asked
 from ragvl.generator import Generator
 from ragvl.identity import name_of
-from ragvl.mllm import PromptTooLongError
 
 # Selections of documents besides those kept at a threshold, which have its name
 RETRIEVED, GOLD, NOTHING = "retrieved", "gold", "none"
@@ -60,18 +60,24 @@ class Answers:
 
     Args:
         source: has the documents.
-        generator: answers.
+        generator: whose answers they are.
         folder: for the file.
         max_new_tokens: of an answer.
+        map_blocks: answers; see `evaluation_works`.
     """
 
     def __init__(
-        self, source: QuestionSet, generator: Generator, folder: Path, *, max_new_tokens: int
+        self,
+        source: QuestionSet,
+        generator: Generator,
+        folder: Path,
+        *,
+        max_new_tokens: int,
+        map_blocks: MapBlocks,
     ) -> None:
         self._source = source
         self._document_name = cache(source.document_name)  # needed for every question
-        self._generator = generator
-        self._max_new_tokens = max_new_tokens
+        self._map_blocks = map_blocks
         name = name_of("answers", generator.fingerprint, max_new_tokens)
         self._journal: Journal[str] = Journal(
             folder / f"answers-{name}.jsonl", is_value=lambda value: isinstance(value, str)
@@ -94,9 +100,14 @@ class Answers:
             DataError: a question cannot be answered, and the data set is strict.
         """
         by_key = {self._key(question, ids): (question, ids) for question, ids in wanted}
+
+        def answered(blocks: Iterable[list[str]]) -> Iterator[Done]:
+            asked = (self._asked([by_key[key] for key in keys]) for keys in blocks)
+            return self._map_blocks(ANSWER, asked)
+
         self._journal.fill(
             by_key,
-            lambda keys: self._answer([by_key[key] for key in keys]),
+            answered,
             pace=Pace(most=_ANSWERS_AT_ONCE),
             title="answer",
             progress=progress,
@@ -109,29 +120,17 @@ class Answers:
                 "picture broken",
             )
 
-    def _answer(self, wanted: Sequence[tuple[Question, Sequence[str]]]) -> list[str | None]:
+    def _asked(self, wanted: Sequence[tuple[Question, Sequence[str]]]) -> list[Asked]:
+        """What is to be answered."""
         ids = dict.fromkeys(id for _, evidence in wanted for id in evidence)
         documents = {document.id: document for document in self._source.documents(ids=ids)}
-        readable = [pair for pair in wanted if documents.keys() >= set(pair[1])]
-        if len(readable) < len(wanted):  # an answer from fewer documents would be another one
-            answers = iter(self._answer(readable))
-            return [next(answers) if pair in readable else None for pair in wanted]
-        if not wanted:
-            return []
-        try:
-            return list(
-                self._generator.answer_batch(
-                    [question.text for question, _ in wanted],
-                    [[documents[id] for id in ids] for _, ids in wanted],
-                    max_new_tokens=self._max_new_tokens,
-                    progress=False,
-                )
+        return [
+            (
+                question.text,
+                [documents[id] for id in ids] if documents.keys() >= set(ids) else None,
             )
-        except (PromptTooLongError, DocumentError):
-            if len(wanted) == 1:
-                return [None]
-            # One by one, so that only the culprit has no answer
-            return [answer for one in wanted for answer in self._answer([one])]
+            for question, ids in wanted
+        ]
 
     def _key(self, question: Question, document_ids: Sequence[str]) -> str:
         return name_of("asked", question.text, *map(self._document_name, document_ids))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ragvl.blocks import here
 from ragvl.data.questions import Pool, QuestionSet, question_name
 from ragvl.evaluation.estimation import ESTIMATED, Recalls, check_names, estimate_threshold
 from ragvl.evaluation.journal import work_folder
@@ -18,6 +19,7 @@ from ragvl.evaluation.ranking import (
 )
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.vectors import embed_documents
+from ragvl.evaluation.works import evaluation_works
 from ragvl.reranker import SavedThresholds, ThresholdError
 
 
@@ -61,8 +63,11 @@ def calibrate(
         raise ValueError(f"no question of {source.name} has a gold document to calibrate by")
     top_k = settings.top_k_of(source)
     check_prompts(source, questions, models.reranker)
+    map_blocks = here(evaluation_works(models))
     with work_folder(work) as folder:
-        vectors = embed_documents(source, models.encoders, folder, progress=progress)
+        vectors = embed_documents(
+            source, models.encoders, folder, map_blocks=map_blocks, progress=progress
+        )
         questions = answerable(source, questions, vectors)
         if weigh:
             fusion = estimate_fusion(source, pool, questions, vectors)
@@ -75,6 +80,7 @@ def calibrate(
             folder,
             pools=(pool,),
             num_candidates=settings.num_candidates,
+            map_blocks=map_blocks,
             progress=progress,
         )[pool]
     recalls = Recalls.of(rankings, top_k)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ragvl.blocks import MapBlocks, here
 from ragvl.data.questions import Pool, QuestionSet, refuse_pictures
 from ragvl.doctor import machine, versions
 from ragvl.evaluation.answering import Answers, Selection, answer_from, select_evidence
@@ -29,6 +30,7 @@ from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.summary import answer_figures, pool_result
 from ragvl.evaluation.thresholds import estimated_on, estimated_otherwise, resolve_thresholds
 from ragvl.evaluation.vectors import embed_documents
+from ragvl.evaluation.works import evaluation_works
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     *,
     work: Path | None = None,
+    map_blocks: MapBlocks | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Retrieves, reranks and answers the questions of `source`.
@@ -87,6 +90,7 @@ def evaluate(
         work: a folder that keeps vectors, relevance and answers as they are computed; an evaluation
             that was broken off goes on from it, and another one of the same models and data reuses
             what fits. None keeps nothing.
+        map_blocks: does `evaluation_works` of these models; in this process by default.
         progress: show progress bars.
 
     Raises:
@@ -108,8 +112,12 @@ def evaluate(
     check_prompts(source, questions, models.reranker)
     if models.generator is not None:
         refuse_pictures(questions)
+    max_new_tokens = settings.max_new_tokens
+    map_blocks = map_blocks or here(evaluation_works(models, max_new_tokens=max_new_tokens))
     with work_folder(work) as folder:
-        vectors = embed_documents(source, models.encoders, folder, progress=progress)
+        vectors = embed_documents(
+            source, models.encoders, folder, map_blocks=map_blocks, progress=progress
+        )
         questions = answerable(source, questions, vectors)
         rankings = rank_questions(
             source,
@@ -119,6 +127,7 @@ def evaluate(
             folder,
             pools=settings.pools,
             num_candidates=settings.num_candidates,
+            map_blocks=map_blocks,
             swapped=swapped,
             progress=progress,
         )
@@ -127,7 +136,13 @@ def evaluate(
             answers = answer_from(
                 evidence,
                 questions,
-                Answers(source, models.generator, folder, max_new_tokens=settings.max_new_tokens),
+                Answers(
+                    source,
+                    models.generator,
+                    folder,
+                    max_new_tokens=max_new_tokens,
+                    map_blocks=map_blocks,
+                ),
                 progress=progress,
             )
     seconds = time.perf_counter() - started

@@ -6,10 +6,12 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import tee
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
+from ragvl.blocks import Done
 from ragvl.evaluation.pace import Pace
 from ragvl.files import open_regular, whole_file
 from ragvl.identity import json_checksum
@@ -66,7 +68,7 @@ class Journal(Generic[Key]):
     def fill(
         self,
         keys: Iterable[Key],
-        compute: Callable[[list[Key]], Iterable[Any]],
+        compute: Callable[[Iterator[list[Key]]], Iterable[Done]],
         *,
         pace: Pace[Key],
         title: str,
@@ -80,7 +82,7 @@ class Journal(Generic[Key]):
 
         Args:
             keys: what is wanted; in this order.
-            compute: values of some keys.
+            compute: values of each block of keys, in order.
             pace: how many keys at a time.
             title: what the bar says.
             unit: what the bar counts.
@@ -90,8 +92,10 @@ class Journal(Generic[Key]):
         hidden = not progress or not missing
         bar = ProgressBar(total=len(missing), desc=title, unit=unit, disable=hidden)
         with self._path.open("a", encoding="utf-8") as file, bar:
-            for part in pace.blocks(missing):
-                for key, value in zip(part, compute(part), strict=True):
+            asked, kept = tee(pace.blocks(missing))
+            for part, done in zip(kept, compute(asked), strict=True):
+                pace.learn(done.seconds)
+                for key, value in zip(part, done.result, strict=True):
                     self._values[key] = value
                     if self._is_value(value):
                         file.write(_line(key, value))

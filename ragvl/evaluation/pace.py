@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -22,29 +21,22 @@ class Pace(Generic[Item]):
     Where a group costs so much and each item of it so much more (a document's prefix, and its
     pairs), a block takes at most twice `BLOCK_SECONDS`: it holds no more groups, and no more items,
     than would take one time that by the last block's seconds a group and an item. What takes longer
-    by itself is a block of one.
+    by itself is a block of one. Blocks may be taken ahead of those whose time is known.
 
     Args:
         group: what neighbours have in common; a group is divided only if it fills a block alone.
             By default each item is one.
         most: so many groups at a time at most.
-        clock: gives seconds.
     """
 
-    def __init__(
-        self,
-        group: Callable[[Item], object] | None = None,
-        *,
-        most: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, group: Callable[[Item], object] | None = None, *, most: int) -> None:
         self._group = group
         self._most = most
-        self._clock = clock
         self._num_items = self._num_groups = 1
+        self._taken: deque[tuple[int, int]] = deque()  # items and new groups of each block
 
     def blocks(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """All items in order; a block's time is until the next one is asked for."""
+        """All items in order."""
         group = self._group
         groups = deque(
             [[item] for item in items]
@@ -64,14 +56,15 @@ class Pace(Generic[Item]):
             ):
                 block += groups.popleft()
                 taken += 1
-            began = self._clock()
-            yield block
-            self._learn(self._clock() - began, len(block), taken - continued)
+            self._taken.append((len(block), taken - continued))
             continued = bool(rest)
             if rest:
                 groups.appendleft(rest)
+            yield block
 
-    def _learn(self, seconds: float, num_items: int, num_new_groups: int) -> None:
+    def learn(self, seconds: float) -> None:
+        """Says how long a block took: the first of those of which that was not said."""
+        num_items, num_new_groups = self._taken.popleft()
         self._num_items = _as_many(num_items, seconds)
         if num_new_groups:  # what is left of a group does not tell what a group costs
             self._num_groups = min(self._most, _as_many(num_new_groups, seconds))

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ragvl.blocks import Done, MapBlocks
 from ragvl.data.questions import Pool, Question, QuestionSet, one_of_each_kind
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.pace import Pace
 from ragvl.evaluation.vectors import DocumentVectors
+from ragvl.evaluation.works import SCORE, Pair
 from ragvl.identity import name_of
 from ragvl.reranker import Reranker
 from ragvl.reranker.heads import relevance
@@ -130,6 +132,7 @@ def rank_questions(
     *,
     pools: Sequence[Pool],
     num_candidates: int,
+    map_blocks: MapBlocks,
     swapped: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> dict[Pool, list[Ranking]]:
@@ -143,6 +146,7 @@ def rank_questions(
         work: a folder that keeps raw scores.
         pools: what is retrieved from.
         num_candidates: how many documents the retriever hands over.
+        map_blocks: scores; see `evaluation_works`.
         swapped: documents in whose place others are handed over; see `wrong_pictures`.
         progress: show progress bars.
 
@@ -159,7 +163,7 @@ def rank_questions(
         }
         for pool in pools
     }
-    scores = PairScores(source, models.reranker, work)
+    scores = PairScores(source, models.reranker, work, map_blocks)
     by_id = {question.id: question for question in questions}
     pairs = [
         (by_id[id], document)
@@ -272,14 +276,17 @@ class PairScores:
 
     Args:
         source: has the documents.
-        reranker: scores.
+        reranker: whose scores they are.
         folder: for the file.
+        map_blocks: scores; see `evaluation_works`.
     """
 
-    def __init__(self, source: QuestionSet, reranker: Reranker, folder: Path) -> None:
+    def __init__(
+        self, source: QuestionSet, reranker: Reranker, folder: Path, map_blocks: MapBlocks
+    ) -> None:
         self._source = source
         self._document_name = cache(source.document_name)  # needed for every pair
-        self._reranker = reranker
+        self._map_blocks = map_blocks
         self._journal: Journal[str] = Journal(
             folder / f"scores-{reranker.fingerprint}.jsonl", is_value=_is_score
         )
@@ -300,9 +307,14 @@ class PairScores:
         order = {id: place for place, id in enumerate(self._source.document_ids())}
         missing = [key for key in wanted if key not in self._journal]
         missing.sort(key=lambda key: order[wanted[key][1]])
+
+        def scored(blocks: Iterable[list[str]]) -> Iterator[Done]:
+            pairs = (self._pairs([wanted[key] for key in keys]) for keys in blocks)
+            return self._map_blocks(SCORE, pairs)
+
         self._journal.fill(
             missing,
-            lambda keys: self._score([wanted[key] for key in keys]),
+            scored,
             pace=Pace(lambda key: wanted[key][1], most=_DOCUMENTS_AT_ONCE),
             title="rerank",
             unit="pair",
@@ -316,14 +328,11 @@ class PairScores:
                     "picture of it broken, or its relevance NaN",
                 )
 
-    def _score(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
-        """Raw scores of pairs; NaN where a document cannot be read or scored."""
-        ids = dict.fromkeys(id for _, id in pairs)
+    def _pairs(self, wanted: Sequence[tuple[Question, str]]) -> list[Pair]:
+        """What is to be scored."""
+        ids = dict.fromkeys(id for _, id in wanted)
         documents = {document.id: document for document in self._source.documents(ids=ids)}
-        readable = [(q.query, documents[id]) for q, id in pairs if id in documents]
-        raw = self._reranker.score(readable, on_error="skip", progress=False, raw=True)
-        scores = iter(raw.tolist())
-        return [next(scores) if id in documents else math.nan for _, id in pairs]
+        return [(question.query, documents.get(id)) for question, id in wanted]
 
     def _key(self, question: Question, document_id: str) -> str:
         return name_of("pair", *question.content, self._document_name(document_id))

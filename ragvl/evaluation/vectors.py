@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ragvl.blocks import MapBlocks
 from ragvl.data.images import DECODING
 from ragvl.data.questions import QuestionSet
-from ragvl.evaluation.pace import Pace
 from ragvl.files import check_regular, whole_file
 from ragvl.identity import checksum, name_of
 from ragvl.messages import reason, shown
 from ragvl.progress import ProgressBar
-from ragvl.retriever import Encoder, MixedIndex, Order, VectorIndex, View, encode_documents
+from ragvl.retriever import (
+    DOCUMENTS_AT_ONCE,
+    Encoder,
+    MixedIndex,
+    Order,
+    VectorIndex,
+    View,
+    encode_blocks,
+)
 
 logger = logging.getLogger(__name__)
 
-_DOCUMENTS_AT_ONCE = 256  # in a file
+_ABOUT = "about"  # what the file's head says of it, as JSON
 _MAX_ID_BYTES = 2**16  # room for a document's id, in the file's head
 
 
@@ -64,7 +73,12 @@ class DocumentVectors:
 
 
 def embed_documents(
-    source: QuestionSet, encoders: Mapping[Order, Encoder], folder: Path, *, progress: bool = True
+    source: QuestionSet,
+    encoders: Mapping[Order, Encoder],
+    folder: Path,
+    *,
+    map_blocks: MapBlocks,
+    progress: bool = True,
 ) -> DocumentVectors:
     """Vectors of a data set's documents by every encoder.
 
@@ -77,6 +91,7 @@ def embed_documents(
         source: has the documents.
         encoders: by order.
         folder: keeps vectors.
+        map_blocks: does `encoding_works` of the encoders.
         progress: show progress bars.
 
     Raises:
@@ -88,7 +103,10 @@ def embed_documents(
     broken: set[str] = set()  # where nothing looks at pictures, reranking will show which are
     for order, encoder in encoders.items():
         wanted = pictured if encoder.reads_pictures and len(encoders) > 1 else ids
-        vectors[order] = _embedded(source, encoder, wanted, folder, progress=progress)
+        blocks = _Block.of(source, encoder, wanted, folder)
+        title = {"total": len(wanted), "desc": "embed", "unit": "document"}
+        with ProgressBar(**title, disable=not progress) as bar:
+            vectors[order] = _embedded(source, encoder, order, blocks, map_blocks, bar)
         missing = [id for id in wanted if id not in vectors[order]]
         if encoder.reads_pictures:
             broken.update(missing)
@@ -102,27 +120,59 @@ def embed_documents(
     return DocumentVectors(encoders, vectors, frozenset(ids) - broken, texts)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Documents that share a file.
+
+    Attributes:
+        path: the file.
+        ids: the documents.
+        known: what it holds.
+    """
+
+    path: Path
+    ids: Sequence[str]
+    known: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, source: QuestionSet, encoder: Encoder, ids: Sequence[str], folder: Path
+    ) -> Iterator[_Block]:
+        """The documents in blocks."""
+        for start in range(0, len(ids), DOCUMENTS_AT_ONCE):
+            wanted = ids[start : start + DOCUMENTS_AT_ONCE]
+            keys = [source.document_name(id) for id in wanted]
+            name = name_of(
+                "document vectors", encoder.fingerprint, encoder.dtype, DECODING, wanted, keys
+            )
+            path = folder / f"vectors-{name}.safetensors"
+            yield cls(path, wanted, _known_vectors(path, encoder.dim, wanted))
+
+    @property
+    def missing(self) -> list[str]:
+        """Documents without a vector; what could not be read another time is tried again."""
+        return [id for id in self.ids if id not in self.known]
+
+
 def _embedded(
-    source: QuestionSet, encoder: Encoder, ids: Sequence[str], folder: Path, *, progress: bool
+    source: QuestionSet,
+    encoder: Encoder,
+    order: Order,
+    blocks: Iterable[_Block],
+    map_blocks: MapBlocks,
+    bar: ProgressBar,
 ) -> dict[str, np.ndarray]:
     """Vectors (dim,) of documents by id; those that cannot be read are left out."""
     vectors: dict[str, np.ndarray] = {}
-    pace: Pace[str] = Pace(most=_DOCUMENTS_AT_ONCE)
-    with ProgressBar(total=len(ids), desc="embed", unit="document", disable=not progress) as bar:
-        for start in range(0, len(ids), _DOCUMENTS_AT_ONCE):
-            wanted = ids[start : start + _DOCUMENTS_AT_ONCE]
-            keys = [source.document_name(id) for id in wanted]
-            name = name_of("vectors", encoder.fingerprint, encoder.dtype, DECODING, wanted, keys)
-            path = folder / f"vectors-{name}.safetensors"
-            known = _known_vectors(path, encoder.dim, wanted)
-            bar.update(len(known))
-            # What could not be read another time is tried again
-            for part in pace.blocks(id for id in wanted if id not in known):
-                if encoded := encode_documents(source, encoder, part):
-                    known |= encoded
-                    save_vectors(path, known, encoder.dim)
-                bar.update(len(part))
-            vectors |= {id: known[id] for id in wanted if id in known}
+    asked, kept = tee(blocks)
+    encoded = encode_blocks(source, encoder, order, (one.missing for one in asked), map_blocks)
+    for block, new in zip(kept, encoded, strict=True):
+        found = {**block.known, **new}
+        found = {id: found[id] for id in block.ids if id in found}
+        if new:
+            save_vectors(block.path, found, encoder.dim)
+        vectors |= found
+        bar.update(len(block.ids))
     return vectors
 
 
@@ -142,8 +192,9 @@ def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], dim: int) -> Non
     for row, vector in zip(rows, vectors.values(), strict=True):
         row[:] = vector
     ids = json.dumps(list(vectors))
-    with whole_file(path) as draft:
-        save_file({"vectors": rows}, draft, {"ids": ids, "sha256": _checksum(ids, rows)})
+    about = json.dumps({"ids": ids, "sha256": _checksum(ids, rows)})
+    with whole_file(path) as draft:  # of several entries the order would be another each time
+        save_file({"vectors": rows}, draft, {_ABOUT: about})
 
 
 def load_vectors(path: Path, dim: int, expected: Sequence[str]) -> dict[str, np.ndarray]:
@@ -162,7 +213,7 @@ def load_vectors(path: Path, dim: int, expected: Sequence[str]) -> dict[str, np.
     check_regular(path, max_bytes=len(expected) * (4 * dim + _MAX_ID_BYTES) + 2**16)
     try:
         with safe_open(path, framework="np") as file:  # checks its head against its size
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {})[_ABOUT])
             rows = file.get_tensor("vectors")
         ids = json.loads(about["ids"])
         if about["sha256"] != _checksum(about["ids"], rows):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from ragvl.retriever.disk_store import DiskStore
-from ragvl.retriever.documents import Encoded, encode_documents, encode_each
+from ragvl.retriever.documents import (
+    DOCUMENTS_AT_ONCE,
+    Encoded,
+    encode_blocks,
+    encode_each,
+    encoding_works,
+)
 from ragvl.retriever.dual_encoder import DualEncoder, check_encoder
 from ragvl.retriever.encoding import Encoder, text_of
 from ragvl.retriever.faiss_store import FaissStore
@@ -51,6 +57,7 @@ from ragvl.retriever.views import (
 )
 
 __all__ = [
+    "DOCUMENTS_AT_ONCE",
     "FUSED",
     "ORDERS",
     "DiskStore",
@@ -87,8 +94,9 @@ __all__ = [
     "check_index",
     "check_place",
     "check_text_encoder",
-    "encode_documents",
+    "encode_blocks",
     "encode_each",
+    "encoding_works",
     "estimate_weight",
     "estimated_fusion",
     "fuse",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import tee
 
 import numpy as np
 
+from ragvl.blocks import MapBlocks, Works
 from ragvl.data.document import Document
 from ragvl.data.images import DocumentError, ImageError
 from ragvl.data.questions import QuestionSet
 from ragvl.retriever.encoding import Encoder, text_of
+from ragvl.retriever.fusion import Order
 
 Encoded = np.ndarray | DocumentError | FloatingPointError
 """A document's vector (dim,), or why it has none."""
+
+DOCUMENTS_AT_ONCE = 128
+"""Of a data set in a block: the batches, and with them vectors' last bits, are always the same."""
 
 
 def encode_each(
@@ -38,31 +45,57 @@ def encode_each(
     return [next(encoded) if problem is None else problem for problem in problems]
 
 
-def encode_documents(
-    source: QuestionSet, encoder: Encoder, ids: Sequence[str], *, batch_size: int = 32
-) -> dict[str, np.ndarray]:
-    """Vectors (dim,) by id; a document that cannot be read is a problem of `source`, and left out.
+def encoding_works(encoders: Mapping[Order, Encoder]) -> Works:
+    """By order `encode_each`, which `encode_blocks` has done."""
+    return {order: partial(encode_each, encoder) for order, encoder in encoders.items()}
 
-    So is, for an encoder that reads texts, one without any, which is no problem.
+
+def encode_blocks(
+    source: QuestionSet,
+    encoder: Encoder,
+    order: Order,
+    blocks: Iterable[Sequence[str]],
+    map_blocks: MapBlocks,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Of each block of ids the vectors (dim,) by id.
+
+    A document that cannot be read is a problem of `source`, and left out. So is, for an encoder
+    that reads texts, one without any, which is no problem.
 
     Args:
         source: has the documents.
         encoder: makes the vectors.
-        ids: which; their pictures are all in memory at once.
-        batch_size: pictures per forward pass.
+        order: the encoder's.
+        blocks: ids.
+        map_blocks: does `encoding_works` of this encoder.
 
     Raises:
         DataError: a document cannot be read, and the data set is strict.
     """
-    documents = list(source.documents(ids=ids))
-    if not encoder.reads_pictures:
-        documents = [document for document in documents if text_of(document)]
-    try:
-        vectors = encoder.encode_documents(documents, batch_size=batch_size, progress=False)
-    except ImageError:  # find out whose
-        documents = list(source.decodable(documents))
-        vectors = encoder.encode_documents(documents, batch_size=batch_size, progress=False)
-    return dict(zip([str(document.id) for document in documents], vectors, strict=True))
+    asked, kept = tee(_encodable(source, encoder, ids) for ids in blocks)
+    for done, documents in zip(map_blocks(order, asked), kept, strict=True):
+        yield _vectors(source, documents, done.result)
+
+
+def _encodable(source: QuestionSet, encoder: Encoder, ids: Iterable[str]) -> list[Document]:
+    """The documents of these ids that an encoder reads."""
+    documents = source.documents(ids=ids)
+    return [one for one in documents if encoder.reads_pictures or text_of(one)]
+
+
+def _vectors(
+    source: QuestionSet, documents: Sequence[Document], encoded: Sequence[Encoded]
+) -> dict[str, np.ndarray]:
+    """Vectors by id; a document without is a problem of `source`."""
+    vectors = {}
+    for document, one in zip(documents, encoded, strict=True):
+        if isinstance(one, ImageError):
+            source.problems.add("broken picture", str(one))
+        elif isinstance(one, Exception):
+            raise one
+        else:
+            vectors[str(document.id)] = one
+    return vectors
 
 
 def _problem(encoder: Encoder, document: Document) -> DocumentError | None:

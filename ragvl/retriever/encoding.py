@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import model_folder
@@ -32,6 +33,10 @@ class Encoder(Protocol):
     @property
     def dim(self) -> int:
         """Length of the vectors."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     @property
     def dtype(self) -> str:

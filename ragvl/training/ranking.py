@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ragvl.arguments import checked_count
+from ragvl.blocks import MapBlocks, here
 from ragvl.data.document import Document
 from ragvl.data.problems import Problems
 from ragvl.data.questions import Pool, QuestionSet
@@ -26,6 +27,7 @@ from ragvl.files import whole_file
 from ragvl.messages import validation_reason
 from ragvl.progress import ProgressBar
 from ragvl.retriever import (
+    DOCUMENTS_AT_ONCE,
     Encoder,
     Fusion,
     IndexMismatchError,
@@ -34,11 +36,11 @@ from ragvl.retriever import (
     ReciprocalRank,
     VectorIndex,
     View,
-    encode_documents,
+    encode_blocks,
+    encoding_works,
     search_fused,
 )
 
-_DOCUMENTS_AT_ONCE = 256
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -76,7 +78,7 @@ def index_documents(
     encoders: Mapping[Order, Encoder],
     *,
     pool: Pool = "full",
-    batch_size: int = 32,
+    map_blocks: MapBlocks | None = None,
     progress: bool = False,
 ) -> dict[Order, View]:
     """Vectors of a data set's documents by each encoder; few pictures are in memory at a time.
@@ -89,22 +91,24 @@ def index_documents(
         source: the data set.
         encoders: make the vectors, by order.
         pool: whether negatives can be any document, or only other questions' gold ones.
-        batch_size: pictures or texts per forward pass.
+        map_blocks: does `encoding_works` of the encoders; in this process by default.
         progress: show a progress bar.
 
     Raises:
         DataError: a picture cannot be read, and the data set is strict.
     """
+    map_blocks = map_blocks or here(encoding_works(encoders))
     texts = source.texts()
     views: dict[Order, View] = {}
     for order, encoder in encoders.items():
         index = VectorIndex(encoder.dim, encoder_fingerprint=encoder.fingerprint)
         only_pictures = encoder.reads_pictures and len(encoders) > 1
         ids = [id for id in source.document_ids(pool) if not only_pictures or id not in texts]
-        starts = range(0, len(ids), _DOCUMENTS_AT_ONCE)
-        for start in ProgressBar(starts, desc="index", unit="batch", disable=not progress):
-            part = ids[start : start + _DOCUMENTS_AT_ONCE]
-            vectors = encode_documents(source, encoder, part, batch_size=batch_size)
+        starts = range(0, len(ids), DOCUMENTS_AT_ONCE)
+        parts = (ids[start : start + DOCUMENTS_AT_ONCE] for start in starts)
+        encoded = encode_blocks(source, encoder, order, parts, map_blocks)
+        title = {"total": len(starts), "desc": "index", "unit": "batch"}
+        for vectors in ProgressBar(encoded, **title, disable=not progress):
             if vectors:
                 index.add(list(vectors), np.stack(list(vectors.values())))
         views[order] = View(encoder, MixedIndex(index, texts))

@@ -28,7 +28,7 @@ from ragvl.data.jsonl import JsonlQuestions
 from ragvl.data.picture import Picture
 from ragvl.data.problems import DataError
 from ragvl.data.query import Query
-from ragvl.data.questions import Question, question_name
+from ragvl.data.questions import Pool, Question, question_name
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.evaluation.answering import Answers
@@ -535,8 +535,25 @@ def test_a_picture_that_could_not_be_opened_once_is_tried_again(
     again = run()
     expected = evaluate(JsonlQuestions(own), models, QUICK, progress=False)
     assert again.result.problems == {}
-    assert again.rankings == expected.rankings
+    assert again.rankings == nearly(expected.rankings)
     assert again.answers == expected.answers
+
+
+def nearly(rankings: dict[Pool, list[Ranking]]) -> dict[Pool, list[Ranking]]:
+    """What equals these, but for a vector's last bits: they depend on its batch."""
+    return {
+        pool: [
+            replace(
+                ranking,
+                retrieved=[
+                    replace(one, score=pytest.approx(one.score, abs=1e-6))
+                    for one in ranking.retrieved
+                ],
+            )
+            for ranking in ranked
+        ]
+        for pool, ranked in rankings.items()
+    }
 
 
 def test_damaged_work_is_done_again(

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ragvl.blocks import Done
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.pace import Pace
 from ragvl.files import UnusableFileError
@@ -19,7 +21,12 @@ from ragvl.files import UnusableFileError
 
 def pace(number: int) -> Pace[Any]:
     """So many keys at a time, after a first one."""
-    return Pace(most=number, clock=lambda: 0.0)
+    return Pace(most=number)
+
+
+def each(compute: Callable[[list[Any]], Any]) -> Callable[[Iterator[list[Any]]], Iterator[Done]]:
+    """Computes block by block, in no time."""
+    return lambda blocks: (Done(compute(block), 0.0) for block in blocks)
 
 
 def test_values_come_back_and_only_missing_ones_are_computed(tmp_path: Path) -> None:
@@ -32,10 +39,10 @@ def test_values_come_back_and_only_missing_ones_are_computed(tmp_path: Path) -> 
 
     keys = [("ä", number) for number in range(5)]
     first: Journal[tuple[str, int]] = Journal(path)
-    first.fill([*keys, keys[0]], compute, pace=pace(2), title="", progress=False)
+    first.fill([*keys, keys[0]], each(compute), pace=pace(2), title="", progress=False)
     assert calls == [keys[:1], keys[1:3], keys[3:]]
     again: Journal[tuple[str, int]] = Journal(path)
-    again.fill([("b", 1), *keys], compute, pace=pace(2), title="", progress=False)
+    again.fill([("b", 1), *keys], each(compute), pace=pace(2), title="", progress=False)
     assert calls[3:] == [[("b", 1)]]
     assert again["ä", 4] == 4 / 7  # to the last bit
     assert math.isnan(again["ä", 3])
@@ -46,13 +53,13 @@ def test_a_line_that_was_broken_off_is_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal: Journal[tuple[str, tuple[str, ...]]] = Journal(path)
     keys = [("q", ()), ("q", ("a", "b"))]
-    journal.fill(keys, lambda keys: ["x"] * len(keys), pace=pace(9), title="", progress=False)
+    journal.fill(keys, each(lambda keys: ["x"] * len(keys)), pace=pace(9), title="", progress=False)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
     torn: Journal[tuple[str, tuple[str, ...]]] = Journal(path)
     assert keys[0] in torn
     assert keys[1] not in torn
-    torn.fill(keys, lambda keys: ["x"] * len(keys), pace=pace(9), title="", progress=False)
+    torn.fill(keys, each(lambda keys: ["x"] * len(keys)), pace=pace(9), title="", progress=False)
     assert path.read_bytes() == whole
 
 
@@ -60,7 +67,11 @@ def filled(path: Path, values: dict[str, float]) -> list[bytes]:
     """The lines of a journal with these values."""
     journal: Journal[str] = Journal(path)
     journal.fill(
-        values, lambda keys: [values[k] for k in keys], pace=pace(9), title="", progress=False
+        values,
+        each(lambda keys: [values[k] for k in keys]),
+        pace=pace(9),
+        title="",
+        progress=False,
     )
     return path.read_bytes().splitlines(keepends=True)
 
@@ -129,8 +140,8 @@ def test_what_could_not_be_computed_is_tried_again_another_time(tmp_path: Path) 
     computed = iter([[0.5], [math.nan], [0.25]])
     for expected in (math.nan, 0.25):
         journal: Journal[str] = Journal(path, is_value=is_share)
-        journal.fill("ab", lambda _: next(computed), pace=pace(9), title="", progress=False)
-        journal.fill("ab", lambda _: next(computed), pace=pace(9), title="", progress=False)
+        journal.fill("ab", each(lambda _: next(computed)), pace=pace(9), title="", progress=False)
+        journal.fill("ab", each(lambda _: next(computed)), pace=pace(9), title="", progress=False)
         assert journal["a"] == 0.5
         assert journal["b"] == pytest.approx(expected, nan_ok=True)
 
@@ -149,20 +160,22 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
 
     journal: Journal[str] = Journal(tmp_path / "j.jsonl")
     with pytest.raises(RuntimeError):
-        journal.fill("abcd", compute, pace=pace(2), title="", progress=False)
+        journal.fill("abcd", each(compute), pace=pace(2), title="", progress=False)
     assert set(Journal(tmp_path / "j.jsonl")) == {"a", "b", "c"}
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from ragvl.blocks import Done
 from ragvl.evaluation.journal import Journal
 from ragvl.evaluation.pace import Pace
 
-def compute(keys):
-    if "d" in keys:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [1] * len(keys)
+def compute(blocks):
+    for keys in blocks:
+        if "d" in keys:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Done([1] * len(keys), 0.0)
 
 Journal(Path(sys.argv[1])).fill("abcd", compute, pace=Pace(most=2), title="", progress=False)
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import pytest
 
@@ -16,25 +17,25 @@ class Worker:
     """Takes so long for a document that it has not just had, and for each pair."""
 
     def __init__(self, document: Callable[[int], float], pair: float) -> None:
-        self.now = 0.0
         self._document, self._pair = document, pair
         self._last: int | None = None
 
-    def clock(self) -> float:
-        return self.now
-
     def work(self, block: Sequence[Pair]) -> float:
         """Does it, and says how long it took."""
-        began = self.now
+        seconds = 0.0
         for document, _ in block:
-            self.now += self._pair + (document != self._last) * self._document(document)
+            seconds += self._pair + (document != self._last) * self._document(document)
             self._last = document
-        return self.now - began
+        return seconds
 
 
 def run(pairs: list[Pair], worker: Worker, most: int = 256) -> list[tuple[list[Pair], float]]:
-    pace: Pace[Pair] = Pace(lambda pair: pair[0], most=most, clock=worker.clock)
-    return [(block, worker.work(block)) for block in pace.blocks(pairs)]
+    pace: Pace[Pair] = Pace(lambda pair: pair[0], most=most)
+    blocks = []
+    for block in pace.blocks(pairs):
+        blocks.append((block, worker.work(block)))
+        pace.learn(blocks[-1][1])
+    return blocks
 
 
 def pairs_of(counts: Sequence[int]) -> list[Pair]:
@@ -90,3 +91,21 @@ def test_what_takes_longer_by_itself_is_done_alone() -> None:
 
 def test_there_may_be_nothing_to_do() -> None:
     assert list(Pace[str](most=3).blocks([])) == []
+
+
+def test_blocks_that_are_taken_ahead_are_cut_by_what_is_known() -> None:
+    """As where several processes work on them."""
+    pairs = pairs_of([1] * 400)
+    pace: Pace[Pair] = Pace(lambda pair: pair[0], most=256)
+    worker = Worker(lambda _: 0.5, 0.0)
+    at_work: deque[list[Pair]] = deque()
+    seconds, done = [], []
+    for block in pace.blocks(pairs):
+        at_work.append(block)
+        if len(at_work) == 4:
+            done += at_work[0]
+            seconds.append(worker.work(at_work.popleft()))
+            pace.learn(seconds[-1])
+    assert [one for one in (*done, *chain.from_iterable(at_work))] == pairs
+    assert max(seconds) <= 2 * BLOCK_SECONDS
+    assert min(seconds[20:]) > 0.7 * BLOCK_SECONDS

@@ -27,6 +27,10 @@ def test_vectors_come_back(path: Path) -> None:
     assert list(loaded) == list(VECTORS)
     assert all(np.array_equal(loaded[id], VECTORS[id]) for id in VECTORS)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    content = path.read_bytes()
+    for _ in range(9):
+        save_vectors(path, VECTORS, 3)
+        assert path.read_bytes() == content
     save_vectors(path, {}, 3)
     assert load_vectors(path, 3, "abc") == {}
 
@@ -57,9 +61,10 @@ def test_what_is_no_such_file(path: Path) -> None:
     save_vectors(path, {"b": np.full(3, np.nan, np.float32)}, 3)
     with pytest.raises(VectorsFileError, match="not finite"):
         load_vectors(path, 3, ["b"])
-    save_file({"vectors": np.zeros((1, 3), np.float32)}, path, {"ids": '{"b": 1}', "sha256": ""})
-    with pytest.raises(VectorsFileError):
-        load_vectors(path, 3, ["b"])
+    for about in ('{"ids": "{\\"b\\": 1}", "sha256": ""}', '["b"]', "{", "7"):
+        save_file({"vectors": np.zeros((1, 3), np.float32)}, path, {"about": about})
+        with pytest.raises(VectorsFileError):
+            load_vectors(path, 3, ["b"])
     with path.open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(UnusableFileError):
