@@ -33,6 +33,7 @@ with connected():
     scored = rows.map_batches(
         RerankPairs,
         fn_constructor_kwargs=settings,
+        batch_size=8,
         compute=ray.data.ActorPoolStrategy(size=2),
     )
     results = scored.take_all()

@@ -23,7 +23,7 @@ from ragvl.cli import (
     search,
     train,
 )
-from ragvl.cli.options import DeclaredLater, JsonMayNameAFile
+from ragvl.cli.options import DeclaredLater, JsonMayNameAFile, RayMayHaveAnAddress
 from ragvl.output import say
 
 __all__ = ["app"]
@@ -71,8 +71,9 @@ def _serve() -> None:
 
 
 _data = typer.Typer(no_args_is_help=True, help="Prepare data.")
-for _command in (data.check, data.draw, data.ranking):
+for _command in (data.check, data.draw):
     _data.command()(_command)
+_data.command(cls=RayMayHaveAnAddress)(data.ranking)
 
 _train = typer.Typer(no_args_is_help=True, help="Train a reranker or a generator.")
 _train.command("reranker", context_settings=train.OWN_FLAGS)(train.train_reranker)
@@ -88,14 +89,14 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=_
 app.callback()(ragvl)
 app.command(cls=JsonMayNameAFile)(demo.demo)
 app.command()(rerank.rerank)
-app.command()(rerank.warm)
+app.command(cls=RayMayHaveAnAddress)(rerank.warm)
 app.command()(index.index)
 app.command()(search.search)
 app.command()(search.ask)
 app.command("serve", cls=DeclaredLater)(_serve)
 app.command(cls=JsonMayNameAFile)(experiments.overhead)
 app.command()(plan.plan)
-app.command()(evaluate.evaluate)
+app.command(cls=RayMayHaveAnAddress)(evaluate.evaluate)
 app.command()(evaluate.calibrate)
 app.command()(experiments.ablate)
 app.command()(doctor.doctor)

@@ -19,6 +19,9 @@ from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.output import json_text, print_json, say
 
 if TYPE_CHECKING:
+    import torch
+
+    from ragvl.blocks import MapBlocks, Works
     from ragvl.data.problems import Problems
 
 
@@ -68,6 +71,31 @@ def check_writable(*paths: str | Path | None) -> None:
             raise ValueError(f"there is no folder {shown(folder)} to write into")
         if not os.access(path if os.path.exists(path) else folder, os.W_OK):
             raise ValueError(f"{shown(path)} cannot be written")
+
+
+@contextmanager
+def spread(works: Works, ray: str | None, device: torch.device) -> Iterator[MapBlocks]:
+    """Works in this process; or with --ray on the cluster that it names, by models on `device`."""
+    from ragvl.blocks import here
+
+    if ray is None:
+        yield here(works)
+        return
+    from ragvl.distributed.actors import actor_map
+    from ragvl.distributed.session import connected
+
+    with connected(ray or None), actor_map(works, device=device.type) as map_blocks:
+        yield map_blocks
+
+
+def check_ray(ray: str | None) -> None:
+    """Refuses --ray where Ray is not installed.
+
+    Raises:
+        ModuleNotFoundError: it is not; the message says what to install.
+    """
+    if ray is not None:
+        import ragvl.distributed.session  # noqa: F401
 
 
 def check_cache(folder: Path | None) -> None:

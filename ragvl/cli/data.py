@@ -11,11 +11,13 @@ import typer
 
 from ragvl.cli import options
 from ragvl.cli.common import (
+    check_ray,
     check_settings,
     check_writable,
     command_work,
     import_models,
     problem_figures,
+    spread,
 )
 from ragvl.cli.groups import RetrieverOptions, takes
 from ragvl.files import check_writable_folder
@@ -141,13 +143,19 @@ def ranking(
     ] = None,
     strict: options.Strict = False,
     device: options.Device = "auto",
+    ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a reranker's training samples: gold documents are Yes, near misses No."""
+    """Write a reranker's training samples: gold documents are Yes, near misses No.
+
+    With --ray many machines compute the vectors; each reads the data at the same path.
+    """
     with command_work("data ranking"):
         check_writable(out)
+        check_ray(ray)
         import_models()
         from ragvl.data.formats import open_questions
+        from ragvl.retriever import encoding_works
         from ragvl.training.ranking import index_documents, ranking_samples, write_ranking
 
         chosen.check_given()
@@ -155,13 +163,21 @@ def ranking(
         if index is not None:
             check_writable_folder(index)
         questions = open_questions(
-            source, split=split, purpose="train", modality=modality, strict=strict
+            options.everywhere(source, ray),
+            split=split,
+            purpose="train",
+            modality=modality,
+            strict=strict,
         )
         chosen.check()
         encoders = chosen.load(device=device)
         views = _saved_views(index, encoders, questions)
         if views is None:
-            views = index_documents(questions, encoders, pool=pool, progress=True)
+            computed_on = next(iter(encoders.values())).device
+            with spread(encoding_works(encoders), ray, computed_on) as map_blocks:
+                views = index_documents(
+                    questions, encoders, pool=pool, map_blocks=map_blocks, progress=True
+                )
             if index is not None:
                 for order, place in _places(index, encoders).items():
                     views[order].index.save(place)

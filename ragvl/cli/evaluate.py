@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragvl.cli import options
-from ragvl.cli.common import check_writable, command_work, import_models, parse_threshold
+from ragvl.cli.common import (
+    check_ray,
+    check_writable,
+    command_work,
+    import_models,
+    parse_threshold,
+    spread,
+)
 from ragvl.cli.groups import EvaluationOptions, takes
 from ragvl.files import check_writable_folder, write_text
 from ragvl.messages import shown
@@ -55,14 +62,17 @@ def evaluate(
         Path | None,
         typer.Option(help="Another evaluation's result.json: also show how far these differ."),
     ] = None,
+    ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Retrieve, rerank and answer a data set; write a report with figures, plots and wrong cases.
 
-    Stopped in the middle, it goes on where it was when it is run again.
+    Stopped in the middle, it goes on where it was when it is run again. With --ray many machines
+    compute vectors, relevance and answers; each reads the data and the models at the same paths.
     """
     with command_work("evaluate"):
         check_writable(submission)
+        check_ray(ray)
         import_models()
         from ragvl.data.webqa import write_submission
         from ragvl.evaluation.comparison import compare as compare_results
@@ -71,6 +81,7 @@ def evaluate(
         from ragvl.evaluation.result import read_evaluation, to_json
         from ragvl.evaluation.settings import distinct_pools
         from ragvl.evaluation.tables import print_figures
+        from ragvl.evaluation.works import evaluation_works
         from ragvl.reranker import SavedThresholds, resolve_threshold
 
         other = None if compare is None else read_evaluation(compare)
@@ -80,7 +91,7 @@ def evaluate(
             raise ValueError("--submission holds answers: name what gives them with --generator")
         names = [parse_threshold(name) for name in threshold or ()]
         out.mkdir(parents=True, exist_ok=True)
-        data_set = chosen.open_questions()
+        data_set = chosen.everywhere(ray).open_questions()
         template = chosen.prompt(data_set)
         saved = SavedThresholds.of_model(chosen.reranker, template.name, **chosen.location)
         names = names or ["natural", *(saved.values if saved else ())]
@@ -95,13 +106,17 @@ def evaluate(
             num_timed=timed,
             max_new_tokens=max_new_tokens,
         )
-        evaluation = run(
-            data_set,
-            chosen.load_models(template, generator),
-            settings,
-            work=out / "work",
-            progress=chosen.progress,
-        )
+        models = chosen.load_models(template, generator)
+        works = evaluation_works(models, max_new_tokens=max_new_tokens)
+        with spread(works, ray, models.reranker.mllm.device) as map_blocks:
+            evaluation = run(
+                data_set,
+                models,
+                settings,
+                work=out / "work",
+                map_blocks=map_blocks,
+                progress=chosen.progress,
+            )
         paths = {
             "data": str(chosen.source),
             **({"encoder": chosen.encoder} if chosen.encoder else {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -275,6 +275,14 @@ class EvaluationOptions(RetrieverOptions):
     def location(self) -> dict[str, str]:
         """See `_location`."""
         return _location(self)
+
+    def everywhere(self, ray: str | None) -> EvaluationOptions:
+        """The same, with data that other machines can read where --ray is given."""
+        return replace(
+            self,
+            source=options.everywhere(self.source, ray),
+            images=None if self.images is None else options.everywhere(self.images, ray),
+        )
 
     def open_questions(self) -> QuestionSet:
         """The data set."""

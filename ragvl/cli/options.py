@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -127,7 +128,21 @@ Preset = Annotated[
         "what its files say."
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Work by Ray: on the cluster of that address, HOST:PORT, or that of RAY_ADDRESS, or "
+        "else on this machine's cores.",
+    ),
+]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+def everywhere(path: Path, ray: str | None) -> Path:
+    """With --ray a path as it means the same to workers, whatever folder they run in."""
+    return path if ray is None else path.absolute()
 
 
 class DeclaredLater(TyperCommand):
@@ -148,14 +163,47 @@ class DeclaredLater(TyperCommand):
         return self.declared().make_context(info_name, args, parent, **extra)
 
 
-class JsonMayNameAFile(TyperCommand):
-    """A command whose `--json` stands alone or before a file's name."""
+class _MayStandAlone(TyperCommand):
+    """A command with an option that stands alone or before a value."""
+
+    option: ClassVar[str]
+    alone: ClassVar[str]  # its value where it stands alone
+
+    @staticmethod
+    def is_value(text: str) -> bool:
+        """Whether what follows the option is its value."""
+        raise NotImplementedError
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Completes a `--json` that no file's name follows."""
+        """Completes an option that no value follows."""
         complete = []
         for arg, follows in zip(args, [*args[1:], "--"], strict=False):
             complete.append(arg)
-            if arg == "--json" and follows.startswith("-") and follows != STDOUT:
-                complete.append(STDOUT)
+            if arg == self.option and not self.is_value(follows):
+                complete.append(self.alone)
         return super().parse_args(ctx, complete)
+
+
+class JsonMayNameAFile(_MayStandAlone):
+    """A command whose `--json` stands alone or before a file's name."""
+
+    option, alone = "--json", STDOUT
+
+    @staticmethod
+    def is_value(text: str) -> bool:
+        """Whether it is a file's name, or the one of standard output."""
+        return not text.startswith("-") or text == STDOUT
+
+
+_ADDRESS = r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):\d+"
+
+
+class RayMayHaveAnAddress(_MayStandAlone):
+    """A command whose `--ray` stands alone or before a cluster's address."""
+
+    option, alone = "--ray", ""
+
+    @staticmethod
+    def is_value(text: str) -> bool:
+        """Whether it is an address, which a path or an option is not."""
+        return text == "auto" or re.fullmatch(_ADDRESS, text) is not None

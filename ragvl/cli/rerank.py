@@ -11,10 +11,12 @@ import typer
 from ragvl.cli import options
 from ragvl.cli.common import (
     check_cache,
+    check_ray,
     command_work,
     import_models,
     parse_threshold,
     problem_figures,
+    spread,
 )
 from ragvl.cli.documents import CacheUse, content, say_captions, say_problems, table_name
 from ragvl.cli.groups import RerankerOptions, takes
@@ -164,23 +166,29 @@ def warm(
     captions: options.Captions = None,
     caption_tokens: options.CaptionTokens = None,
     strict: Annotated[bool, typer.Option(help="Stop at a document that cannot be used.")] = False,
+    ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compute documents' prefixes ahead of the queries, into a cache on disk.
 
     Where no prefix can be reused, as where the query comes first, pictures' visual tokens. Stopped
     in the middle, it goes on where it was when it is run again. A reranker uses the folder with
-    prefix_cache=PrefixCache(folder=...). What cannot be used is counted and named; exits with 1
-    where that is everything.
+    prefix_cache=PrefixCache(folder=...). With --ray many machines work, and share the folder. What
+    cannot be used is counted and named; exits with 1 where that is everything.
     """
     with command_work("warm"):
         from ragvl.data.caption_file import CaptionFile
         from ragvl.data.sources import Documents
 
         check_cache(cache)
+        check_ray(ray)
         caption_file = None if captions is None else CaptionFile(captions)
         documents = Documents(
-            source, split=split, modality=modality, captions=caption_file, strict=strict
+            options.everywhere(source, ray),
+            split=split,
+            modality=modality,
+            captions=caption_file,
+            strict=strict,
         )
         listed: Documents | list[Document] = documents
         if caption_file is not None:  # of files' paths, which are few bytes
@@ -204,7 +212,15 @@ def warm(
         )
         if caption_file is not None:
             say_captions(caption_file)
-        report = reranker.warm(listed, on_error="raise" if strict else "skip")
+        on_error: Literal["raise", "skip"] = "raise" if strict else "skip"
+        if ray is None:
+            report = reranker.warm(listed, on_error=on_error)
+        else:
+            from ragvl.distributed.warm import warm_documents, warming_works
+
+            with spread(warming_works(reranker), ray, reranker.mllm.device) as map_blocks:
+                report = warm_documents(reranker, listed, map_blocks, on_error=on_error)
+            prefix_cache = PrefixCache("scratch", folder=cache)  # which counts what is there now
     say_problems(documents)
     skipped = report.skipped + documents.num_unusable
     num_bytes = prefix_cache.statistics()["disk"].bytes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ragvl.blocks import Done, Works, timed
 from ragvl.identity import library_versions
 
 
@@ -46,6 +48,7 @@ def loading(expected: Mapping[str, str] | None) -> Iterator[None]:
     Raises:
         VersionMismatchError: versions differ.
         OSError: a model is not there; the message names the node.
+        ValueError: it is another, or of another kind; the message names the node.
     """
     if expected is not None:
         check_versions(expected)
@@ -53,6 +56,42 @@ def loading(expected: Mapping[str, str] | None) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"on node {_node_name()}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"on node {_node_name()}: {error}") from error
+
+
+class BlockWorker:
+    """Does blocks of work in an actor, with models that it loads once.
+
+    Args:
+        works: pickled; models in them are loaded by being read.
+        versions: the driver's.
+        num_threads: of torch, as many as the driver has, since bits may depend on it.
+    """
+
+    def __init__(self, works: bytes, versions: Mapping[str, str], num_threads: int) -> None:
+        self._pickled, self._versions, self._num_threads = works, versions, num_threads
+        self._works: Works | None = None
+
+    def ready(self) -> None:
+        """Loads.
+
+        Raises:
+            VersionMismatchError, OSError, ValueError: see `loading`.
+        """
+        self._loaded()
+
+    def do(self, work: str, block: Any) -> Done:
+        """What a work makes of a block."""
+        return timed(self._loaded()[work], block)
+
+    def _loaded(self) -> Works:
+        if self._works is None:  # at first use, so that an actor that is replaced does so again
+            with loading(self._versions):
+                self._works = pickle.loads(self._pickled)
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(self._num_threads)
+        return self._works
 
 
 def assigned_device(device: Any = "auto") -> Any:

@@ -53,6 +53,16 @@ class LowerTiers:
         """Whether all are known to hold keys and values, so that nothing else is needed of one."""
         return all(self._kinds.get(tier) == "kv" for tier in self._tiers)
 
+    @property
+    def kind(self) -> Kind | None:
+        """What all hold; None where that is not decided, or differs."""
+        kinds = {self._kinds.get(tier) for tier in self._tiers}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    def decide(self, kind: Kind) -> None:
+        """Has all hold this, as the cache of another process does."""
+        self._kinds = dict.fromkeys(self._tiers, kind)
+
     def statistics(self) -> dict[str, TierStatistics]:
         """Of each tier there is, the faster first."""
         named = {"host": self.host, "disk": self.disk}

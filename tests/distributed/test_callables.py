@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import base64
+import math
+import pickle
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_encoders import save_checkpoint, save_text_encoder
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.blocks import Done, MapBlocks, Works, timed
+from ragvl.data.images import DocumentError
+from ragvl.data.query import Query
 from ragvl.distributed import (
     EmbedDocuments,
     RerankPairs,
@@ -23,6 +33,9 @@ from ragvl.distributed import (
     versions,
 )
 from ragvl.distributed.batches import UnknownColumnError
+from ragvl.distributed.warm import warm_documents, warming_works
+from ragvl.distributed.worker import BlockWorker
+from ragvl.evaluation.works import score_pairs
 from ragvl.server.settings import TINY_RERANKER
 
 pd = pytest.importorskip("pandas")
@@ -207,6 +220,61 @@ def test_other_versions_than_the_drivers_are_refused_by_name() -> None:
 def test_a_model_that_is_not_there_is_named_with_the_node(callable: Any, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"on node .*{tmp_path.name}/gone"):
         callable(tmp_path / "gone")
+
+
+def test_a_worker_whose_model_is_gone_or_another_says_which_node_that_is(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    """What an actor does before it works."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_RERANKER, folder)
+    reranker = Reranker.from_pretrained(folder, device="cpu")
+    pickled = pickle.dumps({"score": partial(score_pairs, reranker)})
+    worker = BlockWorker(pickled, versions(), torch.get_num_threads())
+    pairs = [(Query(QUERIES[0]), Document(pictures[0])), (Query(QUERIES[0]), None)]
+    (score, missing), _ = worker.do("score", pairs)
+    assert score == reranker.score([pairs[0]], raw=True).item() and math.isnan(missing)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"on node .*{folder}.*was changed"):
+        BlockWorker(pickled, versions(), 1).ready()
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match=f"on node .*{folder}"):
+        BlockWorker(pickled, versions(), 1).ready()
+    with pytest.raises(VersionMismatchError, match="ragvl"):
+        BlockWorker(pickled, {**versions(), "ragvl": "0"}, 1).ready()
+
+
+def in_turn(*works: Works) -> MapBlocks:
+    """Several processes' works, a block each."""
+
+    def map_blocks(work: str, blocks: Iterable[Any]) -> Iterator[Done]:
+        turns = cycle(works)
+        return (timed(next(turns)[work], block) for block in blocks)
+
+    return map_blocks
+
+
+@pytest.mark.parametrize("first", ["kv", "features"])
+def test_what_the_first_prefix_decides_to_keep_all_processes_keep(
+    first: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each would measure something else."""
+    seconds = cycle([0.0, math.inf] if first == "kv" else [math.inf, 0.0])
+    monkeypatch.setattr("ragvl.prefix_cache.tiers._loading_seconds", lambda *_: next(seconds))
+    cache = PrefixCache("scratch", folder=tmp_path)
+    reranker = Reranker.from_pretrained(TINY_RERANKER, device="cpu", prefix_cache=cache)
+    works = [pickle.loads(pickle.dumps(warming_works(reranker))) for _ in range(2)]
+    documents = [Document(path, caption=f"{n}") for n in range(8) for path in pictures]
+    documents += [documents[3], Document("gone.png"), documents[0]]
+    report = warm_documents(reranker, documents, in_turn(*works), on_error="skip", progress=False)
+    assert (report.built, report.known, report.skipped) == (len(documents) - 3, 2, 1)
+    again = warm_documents(reranker, documents[:50], in_turn(*works), progress=False)
+    assert (again.built, again.known, again.skipped) == (0, 50, 0)
+    kinds = [one["warm"].args[0].prefix_cache.below.kind for one in works]
+    assert kinds == [first, first]
+    with pytest.raises(DocumentError, match=r"gone\.png"):
+        warm_documents(reranker, documents, in_turn(*works), progress=False)
 
 
 def test_without_ray_the_message_says_what_to_install() -> None:
