@@ -28,6 +28,7 @@ import bench_prefix_attention
 import bench_prefix_bookkeeping
 import bench_prefix_cache
 import bench_prefix_write
+import bench_ray
 import bench_ray_serve
 import bench_relevance_head
 import bench_residual_rms_norm
@@ -90,6 +91,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "serve": bench_serve.serve_table,
     "startup": bench_startup.startup_table,
     "vllm": bench_vllm.vllm_table,
+    "ray": bench_ray.speedup_table,
     "ray_serve": bench_ray_serve.ray_serve_table,
     "vectors": bench_vectors.compared_table,
     "vectors_on_disk": bench_vectors.disk_table,
