@@ -42,8 +42,10 @@ demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pict
 serve: $(VENV)/.serve ## Install, then serve the demo's world and its page on http://127.0.0.1:8000
 	$(BIN)/ragvl serve --demo
 
+# One process more than there are cores, since some tests wait; what they start is compiled once
 test: $(VENV)/.test ## Install, then run the test suite
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $$($(BIN)/python -c "import os; print(min(8, os.cpu_count() + 1))") \
+	    --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff, mypy on the package, clang-format, workflows
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ RECALLS = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20")
 
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
-    return run_demo(num_questions=24, progress=False)
+    return run_demo(num_questions=14, progress=False)
 
 
 def test_the_figures_have_the_promised_shape_and_add_up(evaluation: Evaluation) -> None:
@@ -56,7 +56,7 @@ def test_the_questions_shown_are_drawn_by_the_seed(evaluation: Evaluation) -> No
     assert len(set(ids(0))) == 3
     shown = {id for seed in range(40) for id in ids(seed)}
     assert shown == {question.question.id for question in evaluation.rankings["full"]}
-    assert len(draw_cases(evaluation, 1000, seed=0)) == 24
+    assert len(draw_cases(evaluation, 1000, seed=0)) == 14
 
 
 class _Page(HTMLParser):

@@ -298,19 +298,16 @@ def test_names_are_the_same_in_another_process(own: Path) -> None:
         "reranker = Reranker.from_pretrained(sys.argv[1], device='cpu', dtype='float32')\n"
         "print('names', reranker.fingerprint, reranker.weights, reranker.prompts_name)"
     )
-    result = [
-        subprocess.run(
-            [sys.executable, "-c", program, str(own)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.split()[-3:]
-        for seed in ("1", "2")
-    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(own)],
+        env={**os.environ, "PYTHONHASHSEED": "1"},  # that of this process is drawn
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     reranker = Reranker(load(own))
     here = [reranker.fingerprint, reranker.weights, reranker.prompts_name]
-    assert result == [here, here]
+    assert done.stdout.split()[-3:] == here
 
 
 # --- prompts ------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_a_thousand_malformed_bodies(client: httpx2.Client, known: Workload, que
 
 
 def test_nothing_is_left_of_requests(running: ServerProcess, known: Workload) -> None:
-    """bench_serve.py does the same with twenty times as many, and a smaller bound for memory."""
-    left = endurance(running, known, 1000)
+    """bench_serve.py does the same with forty times as many, and a smaller bound for memory."""
+    left = endurance(running, known, 500)
     assert left["memory_growth"] < 0.05
     assert left["threads_left"] <= 0 and left["files_left"] <= 0

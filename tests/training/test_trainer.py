@@ -640,6 +640,14 @@ def test_a_folder_with_a_model_is_never_overwritten(
 # --- several processes --------------------------------------------------------------------------
 
 
+ONE_RUN_AFTER_THE_OTHER = """
+import json, sys
+from ragvl.cli import app
+for flags in json.loads(sys.argv[1]):
+    app(flags, standalone_mode=False)
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
@@ -653,7 +661,7 @@ def test_two_processes_train_as_one_does(
     ]
     ranking.write_text("\n".join(map(json.dumps, lines)))
 
-    def train_with(processes: int, out: Path, *sharing: str) -> None:
+    def flags(processes: int, out: Path, *sharing: str) -> list[str]:
         settings = {
             "model": tiny_model("llava"), "data": small_world, "output_dir": out,
             "max_steps": 3, "save_steps": 3, "learning_rate": 1e-3, "logging_steps": 1,
@@ -661,27 +669,27 @@ def test_two_processes_train_as_one_does(
             "eval_ranking": ranking, "eval_strategy": "steps", "eval_steps": 3,
             "use_cpu": "true", "disable_tqdm": "true", "report_to": "none",
         }  # fmt: skip
-        flags = ["train", "reranker", *(f"--{k}={v}" for k, v in settings.items()), *sharing]
-        if processes == 1:
-            outcome = CliRunner().invoke(app, flags)
-            assert outcome.exit_code == 0, outcome.output
-            return
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        command = [sys.executable, *launcher, "--master_port", "29431", "-m", "ragvl.cli", *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        outcome = subprocess.run(command, capture_output=True, env=environment, text=True)
-        assert outcome.returncode == 0, outcome.stderr[-3000:]
+        return ["train", "reranker", *(f"--{k}={v}" for k, v in settings.items()), *sharing]
 
-    one = tmp_path / "one"
-    train_with(1, one)
+    one, two = tmp_path / "one", {name: tmp_path / name for name in ("ddp", "fsdp")}
+    outcome = CliRunner().invoke(app, flags(1, one))
+    assert outcome.exit_code == 0, outcome.output
+    runs = flags(2, two["ddp"]), flags(2, two["fsdp"], "--fsdp=true", "--fsdp_config=fsdp")
+    (program := tmp_path / "program.py").write_text(ONE_RUN_AFTER_THE_OTHER)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29431"]
+    launched = subprocess.run(
+        [sys.executable, *launcher, str(program), json.dumps(runs)],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert launched.returncode == 0, launched.stderr[-3000:]
     assert len(curve(one)) == 3
     (accuracy,) = accuracies(one)
-    for name, sharing in (("ddp", ()), ("fsdp", ("--fsdp=true", "--fsdp_config=fsdp"))):
-        two = tmp_path / name
-        train_with(2, two, *sharing)
-        assert curve(two) == pytest.approx(curve(one), rel=1e-4), name
-        assert accuracies(two) == [accuracy], name
-        assert MLLM.from_pretrained(two, device="cpu").architecture == "llava"
+    for name, folder in two.items():
+        assert curve(folder) == pytest.approx(curve(one), rel=1e-4), name
+        assert accuracies(folder) == [accuracy], name
+        assert MLLM.from_pretrained(folder, device="cpu").architecture == "llava"
 
 
 def accuracies(folder: Path) -> list[float]:
