@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,8 +19,12 @@ PREFIX_LENGTHS, PICTURE_SIZES = "prefix_lengths", "picture_sizes"
 _MASKS = ("sdpa", "eager")  # attention whose masks are tensors that can be added to
 
 
-def check_trainable(mllm: MLLM, *, gradient_checkpointing: bool) -> None:
-    """Refuses a model, or a way of training, in which tokens cannot be hidden.
+# What a block of `through_backward` ends
+_step: ContextVar[contextlib.ExitStack | None] = ContextVar("step", default=None)
+
+
+def check_trainable(mllm: MLLM) -> None:
+    """Refuses a model in which tokens cannot be hidden.
 
     Raises:
         UnsupportedModelError: the message says why.
@@ -30,11 +35,21 @@ def check_trainable(mllm: MLLM, *, gradient_checkpointing: bool) -> None:
             f"image_tokens hides tokens by a mask, which attn_implementation={attention!r} does "
             "not take: use 'sdpa' or 'eager'"
         )
-    if gradient_checkpointing:
-        raise UnsupportedModelError(
-            "image_tokens hides tokens in the forward pass, and gradient checkpointing would "
-            "compute it again without: leave gradient_checkpointing out"
-        )
+
+
+@contextlib.contextmanager
+def through_backward() -> Iterator[None]:
+    """A block around a forward and its backward pass, in which hidden tokens stay hidden.
+
+    Activation checkpointing computes layers again in the backward pass, which is kept in this
+    thread for it.
+    """
+    with contextlib.ExitStack() as stack, torch.autograd.set_multithreading_enabled(False):
+        token = _step.set(stack)
+        try:
+            yield
+        finally:
+            _step.reset(token)
 
 
 @contextlib.contextmanager
@@ -43,7 +58,8 @@ def fewer_image_tokens(
 ) -> Iterator[None]:
     """A block in which the rest of each prompt sees only the tokens that its prefix would keep.
 
-    They are chosen in a pass of their own, without dropout and gradients.
+    They are chosen in a pass of their own, without dropout and gradients. In a block of
+    `through_backward` they stay hidden until that ends.
 
     Args:
         mllm: the model.
@@ -53,7 +69,11 @@ def fewer_image_tokens(
         share: of each picture's tokens, those that are kept.
     """
     hidden = _hidden(mllm, inputs, lengths.tolist(), sizes.tolist(), share)
-    with contextlib.nullcontext() if hidden is None else looking_at_attention(_hiding(hidden)):
+    if hidden is None:
+        yield
+        return
+    with contextlib.ExitStack() as block:
+        (_step.get() or block).enter_context(looking_at_attention(_hiding(hidden)))
         yield
 
 

@@ -39,7 +39,7 @@ from ragvl.model_files import (
 )
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
-from ragvl.training.fewer_image_tokens import check_trainable
+from ragvl.training.fewer_image_tokens import check_trainable, through_backward
 from ragvl.training.noise import NoiseSettings, install_loss, uninstall_loss
 from ragvl.training.run_record import RUN_FILE, note_run, noted_run
 from ragvl.training.token_weights import TokenWeights
@@ -176,6 +176,7 @@ def _train(
         compute_metrics=_accuracy,
     )
     trainer.token_weights = token_weights
+    trainer.hides_tokens = mllm.image_tokens < 1
     # The loss is a mean over each batch, however many labels it has
     trainer.model_accepts_loss_kwargs = False
     stop = _StopAfterStep()
@@ -263,6 +264,7 @@ def _stopped(state: TrainerState, folder: Path) -> TrainingStoppedError:
 
 class _Trainer(Trainer):
     token_weights: TokenWeights
+    hides_tokens: bool
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -270,7 +272,8 @@ class _Trainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        with through_backward() if self.hides_tokens else nullcontext():
+            loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():  # before the optimizer's step; Trainer reads the loss as well
             raise TrainingDivergedError(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}: look at the "
@@ -329,15 +332,9 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
             "float16 weights underflow in training: load them in float32, or in bfloat16"
         )
     if mllm.image_tokens < 1:
-        check_trainable(mllm, gradient_checkpointing=_checkpoints_activations(arguments))
+        check_trainable(mllm)
     # A broken set shows here, before the folder is touched
     Collator(mllm, marks_prefixes=mllm.image_tokens < 1)([examples[0], examples[len(examples) - 1]])  # type: ignore[arg-type]
-
-
-def _checkpoints_activations(arguments: TrainingArguments) -> bool:
-    """Under the setting's older name, or the newer."""
-    names = ("gradient_checkpointing", "activation_checkpointing")
-    return any(getattr(arguments, name, None) for name in names)
 
 
 def _claim_folder(
