@@ -13,7 +13,7 @@ import torch
 
 from ragvl.blocks import Done, MapBlocks, Works
 from ragvl.distributed.session import ClusterError
-from ragvl.distributed.worker import BlockWorker, versions
+from ragvl.distributed.worker import BlockWorker, sent, versions
 from ragvl.extras import extra
 
 with extra("ray", "ray"):
@@ -49,8 +49,9 @@ def actor_map(works: Works, *, device: str, max_actors: int | None = None) -> It
     # Ends with this process, and never, however often a machine is taken away
     options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": _TRIES_MORE}
     worker = ray.remote(**options, **resources)(BlockWorker)
-    pickled = ray.put(ray.cloudpickle.dumps(dict(works)))
-    own = pickled, versions(), torch.get_num_threads()
+    # By reference: Ray makes a lost actor anew from its arguments, and keeps but small ones
+    read = partial(sent, ray.put(ray.cloudpickle.dumps(dict(works))))
+    own = read, versions(), torch.get_num_threads()
     actors = [worker.remote(*own) for _ in range(min(count, max_actors or count))]
     try:
         _wait_until_ready(actors)

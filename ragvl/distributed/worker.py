@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragvl.blocks import Done, Works, timed
 from ragvl.identity import library_versions
+
+if TYPE_CHECKING:
+    import ray
 
 
 class VersionMismatchError(ValueError):
@@ -64,13 +68,15 @@ class BlockWorker:
     """Does blocks of work in an actor, with models that it loads once.
 
     Args:
-        works: pickled; models in them are loaded by being read.
+        read: gives the works, pickled; models in them are loaded by being unpickled.
         versions: the driver's.
         num_threads: of torch, as many as the driver has, since bits may depend on it.
     """
 
-    def __init__(self, works: bytes, versions: Mapping[str, str], num_threads: int) -> None:
-        self._pickled, self._versions, self._num_threads = works, versions, num_threads
+    def __init__(
+        self, read: Callable[[], bytes], versions: Mapping[str, str], num_threads: int
+    ) -> None:
+        self._read, self._versions, self._num_threads = read, versions, num_threads
         self._works: Works | None = None
 
     def ready(self) -> None:
@@ -88,10 +94,20 @@ class BlockWorker:
     def _loaded(self) -> Works:
         if self._works is None:  # at first use, so that an actor that is replaced does so again
             with loading(self._versions):
-                self._works = pickle.loads(self._pickled)
+                self._works = pickle.loads(self._read())
             if torch := sys.modules.get("torch"):
                 torch.set_num_threads(self._num_threads)
         return self._works
+
+
+def sent(reference: ray.ObjectRef) -> bytes:
+    """In an actor, what the driver has put under a reference."""
+    import ray
+
+    # Before tqdm is imported: bars of a model that is loaded would come among the driver's
+    os.environ["TQDM_DISABLE"] = "1"
+    given: bytes = ray.get(reference)
+    return given
 
 
 def assigned_device(device: Any = "auto") -> Any:

@@ -230,19 +230,19 @@ def test_a_worker_whose_model_is_gone_or_another_says_which_node_that_is(
     shutil.copytree(TINY_RERANKER, folder)
     reranker = Reranker.from_pretrained(folder, device="cpu")
     pickled = pickle.dumps({"score": partial(score_pairs, reranker)})
-    worker = BlockWorker(pickled, versions(), torch.get_num_threads())
+    worker = BlockWorker(lambda: pickled, versions(), torch.get_num_threads())
     pairs = [(Query(QUERIES[0]), Document(pictures[0])), (Query(QUERIES[0]), None)]
     (score, missing), _ = worker.do("score", pairs)
     assert score == reranker.score([pairs[0]], raw=True).item() and math.isnan(missing)
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=rf"on node .*{folder}.*was changed"):
-        BlockWorker(pickled, versions(), 1).ready()
+        BlockWorker(lambda: pickled, versions(), 1).ready()
     shutil.rmtree(folder)
     with pytest.raises(OSError, match=f"on node .*{folder}"):
-        BlockWorker(pickled, versions(), 1).ready()
+        BlockWorker(lambda: pickled, versions(), 1).ready()
     with pytest.raises(VersionMismatchError, match="ragvl"):
-        BlockWorker(pickled, {**versions(), "ragvl": "0"}, 1).ready()
+        BlockWorker(lambda: pickled, {**versions(), "ragvl": "0"}, 1).ready()
 
 
 def in_turn(*works: Works) -> MapBlocks:
