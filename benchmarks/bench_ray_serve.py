@@ -44,6 +44,7 @@ from ragvl.server.settings import TINY_RERANKER
 MODEL, IMAGE_TOKENS = "half-internvl", 64
 CANDIDATES = 20
 CONNECTIONS = 6
+PATIENT = {"X-Request-Timeout": "600"}
 _QUESTION_WORDS = 8
 _APP = "ragvl"
 
@@ -73,7 +74,7 @@ class Served:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             body.encode(),
-            {"Content-Type": "application/json", "X-Request-Timeout": "600"},
+            {"Content-Type": "application/json", **PATIENT},
             method=method,
         )
         with urllib.request.urlopen(request, timeout=600) as answer:
@@ -84,7 +85,9 @@ class Served:
 def ray_of_two_cores() -> Iterator[int]:
     """A local Ray that ends with the block, and Serve's port on it."""
     # Its processes are as important as the one that measures them
-    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(
+        RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled"
+    )
     import ray
     from ray import serve
 
@@ -129,7 +132,7 @@ def throughput(app: Served, questions: Iterator[str], rounds: int, seconds: floa
     samples = []
     for round_ in range(rounds + 1):
         asked = [next(questions) for _ in range(int(seconds * 200) + 100)]
-        load = Load(app.port, "/rerank", bodies(asked), None, CONNECTIONS, seconds)
+        load = Load(app.port, "/rerank", bodies(asked), None, CONNECTIONS, seconds, headers=PATIENT)
         sent = run(load)
         if any(one.status != 200 for one in sent):
             raise RuntimeError(f"answers were {sorted({one.status for one in sent})}")

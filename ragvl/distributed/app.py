@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ragvl.distributed.owner import Owner
 from ragvl.distributed.owners import Owners
@@ -77,6 +77,14 @@ class AppSettings(ServerSettings):
                 f"{', '.join(sorted(idle))}: of no use here: Ray Serve listens (http_options)"
             )
         return self
+
+    @field_validator("model", "index", "encoder", "text_encoder", "cache", "api_key_file")
+    @classmethod
+    def _found_anywhere(cls, given: Any) -> Any:
+        """A path as others find it, whatever folder they run in."""
+        if isinstance(given, Path):
+            return given.absolute()
+        return os.path.abspath(given) if given is not None and os.path.exists(given) else given
 
     @property
     def load(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         owner: its name.
-        documents: names of documents by `document_name`; one may be there several times.
+        documents: names of documents by `owned_name`; one may be there several times.
         contents: those of them, by name, that the owner might not hold.
         queries: of the documents, where there are any.
         asked: for each document, the place of its query in `queries`.
@@ -75,7 +75,7 @@ class Description:
     thresholds: SavedThresholds | None
 
 
-def document_name(document: Document) -> str:
+def owned_name(document: Document) -> str:
     """Names all of a document that a score may depend on, or a refusal.
 
     Raises:
@@ -103,7 +103,7 @@ def portable(document: Document, name: str) -> Document:
     else:
         parts = [{"text": p} if isinstance(p, str) else {"image": _held(p)} for p in document.parts]
         held = Document(parts=parts, max_pixels=document.max_pixels)
-    if document_name(held) != name:
+    if owned_name(held) != name:
         raise DocumentError(f"the {document.name} has changed while it was read")
     return held
 

@@ -16,7 +16,7 @@ from ragvl.distributed.worker import assigned_device, loading
 from ragvl.reranker import Reranker
 from ragvl.server.engine import Engine
 from ragvl.server.errors import ServerError
-from ragvl.server.run import make_prefix_cache, ready
+from ragvl.server.run import make_prefix_cache, name_of_model, ready
 from ragvl.server.settings import ServerSettings
 from ragvl.server.stages import load_stages
 
@@ -51,7 +51,7 @@ class Owner:
         reranker = partial(Reranker.from_pretrained, model, **load)
         with loading(versions):
             self._reranker = ready(partial(load_stages, reranker, thresholds=model)).reranker
-        self._name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
+        self._model_name = name_of_model(str(model))
         self._engine = Engine(self._reranker, settings)
         self._documents = HeldDocuments(held_bytes)
         self._num_built = 0
@@ -59,7 +59,7 @@ class Owner:
 
     async def describe(self) -> Description:
         """What the owners' router needs to know of the model."""
-        return Description(str(self._name), self._reranker.threshold, self._reranker.thresholds)
+        return Description(self._model_name, self._reranker.threshold, self._reranker.thresholds)
 
     async def figures(self) -> dict[str, Any]:
         """For whoever watches: the process, prefixes that it built, documents that it holds."""

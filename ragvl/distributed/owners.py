@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from ragvl.data.document import Document
 from ragvl.data.images import DocumentError
 from ragvl.data.query import Query
-from ragvl.distributed.messages import Answer, Description, Task, document_name, portable
+from ragvl.distributed.messages import Answer, Description, Task, owned_name, portable
 from ragvl.distributed.partition import document_key
 from ragvl.distributed.rendezvous import owner_of
 from ragvl.server.backend import Backend, Scored
@@ -275,7 +275,7 @@ def _named(documents: Sequence[Document]) -> list[_Named | DocumentError]:
     named: list[_Named | DocumentError] = []
     for document in documents:
         try:
-            named.append(_Named(document, document_key(document), document_name(document)))
+            named.append(_Named(document, document_key(document), owned_name(document)))
         except DocumentError as error:
             named.append(error)
     return named

@@ -224,7 +224,7 @@ def services_over(
     Raises:
         OSError: the cache's folder cannot be used.
     """
-    name = os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
+    name = name_of_model(model)
     services = Services(
         settings=settings,
         engine=engine,
@@ -249,6 +249,11 @@ def services_over(
     metrics.watch("documents_bytes", "Bytes of these documents.", lambda: store.num_bytes)
     metrics.watch("draining", "1 once the server is about to end.", lambda: services.is_draining)
     return services
+
+
+def name_of_model(model: str) -> str:
+    """What answers call a model: its hub id, or its folder's name."""
+    return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
 
 
 def ready(load: Callable[[], Stages]) -> Stages:

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from ragvl import Document, Query, Reranker
 from ragvl.data.images import ImageError
 from ragvl.distributed import VersionMismatchError
-from ragvl.distributed.messages import Answer, Description, Task, document_name, portable
+from ragvl.distributed.messages import Answer, Description, Task, owned_name, portable
 from ragvl.distributed.owner import Owner
 from ragvl.distributed.owners import LostError, OwnerLost, Owners
 from ragvl.distributed.partition import document_key
@@ -149,7 +149,7 @@ def test_scores_are_those_of_one_process_and_each_document_is_one_owners(
             after = [await one.figures() for one in link.living.values()]
         assert raw(first.pairs) == expected(pairs)
         assert raw(again.pairs) == expected(pairs[::-1])
-        distinct = {document_name(document) for document in documents}
+        distinct = {owned_name(document) for document in documents}
         for figure in ("built", "documents"):
             assert sum(a[figure] - b[figure] for a, b in zip(after, before, strict=True)) == len(
                 distinct
@@ -354,9 +354,9 @@ def test_no_request_has_its_scores_placed_elsewhere(link: InProcess, expected: A
 def test_a_picture_is_sent_as_it_was_named_or_not_at_all(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png", "red")
     document = Document(path, "A barn", "its id", max_pixels=10_000).with_caption_first()
-    name = document_name(document)
+    name = owned_name(document)
     sent = pickle.loads(pickle.dumps(portable(document, name)))
-    assert document_name(sent) == name and sent.image == path.read_bytes()
+    assert owned_name(sent) == name and sent.image == path.read_bytes()
     assert [type(part) for part in sent.parts] == [type(part) for part in document.parts]
     write_picture(path, "blue")
     with pytest.raises(ValueError, match="has changed"):
@@ -376,9 +376,9 @@ def test_documents_that_a_score_may_tell_apart_have_names_of_their_own(tmp_path:
         Document(parts=[path]),
         Document(parts=[path, "A barn"]),
     ]
-    assert len({document_name(document) for document in documents}) == len(documents)
+    assert len({owned_name(document) for document in documents}) == len(documents)
     same = Document(path.read_bytes(), "A barn", "an id")
-    assert document_name(same) == document_name(documents[1])
+    assert owned_name(same) == owned_name(documents[1])
 
 
 @pytest.mark.parametrize(

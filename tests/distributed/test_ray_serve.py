@@ -222,7 +222,7 @@ def _kill_under_load(app: App, alone: TestClient, *, kills: int, pause: float) -
 
     def ask(first: int) -> None:
         number = first
-        while not over.wait(0.2):
+        while not over.wait(0.4):
             answers.append((number % 8, app.client.post("/rerank", json=bodies[number % 8])))
             number += 1
 
@@ -268,6 +268,19 @@ def test_the_example_is_of_rays_schema_and_builds() -> None:
     settings = AppSettings(**example.args)
     assert (settings.replicas, settings.cpus) == (2, 1)
     assert isinstance(build(example.args), serve.Application)
+
+
+def test_paths_are_those_of_the_folder_where_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragvl.distributed.app import AppSettings
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = AppSettings(model="model", cache="cache", index="http://milvus:19530#photos")
+    assert (settings.model, settings.cache) == (str(tmp_path / "model"), tmp_path / "cache")
+    assert settings.index == "http://milvus:19530#photos"
+    assert AppSettings(model="of/a-hub").model == "of/a-hub"
 
 
 @pytest.mark.parametrize(
