@@ -23,14 +23,20 @@ from ragvl.kernels.prefix_attention import _prefix_attention_fwd_kernel, launch_
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int8": "*i8"}
+from ragvl.compression import page_tokens
+
+_TYPES = {
+    **{"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"},
+    **{"int8": "*i8", "int4": "*u8"},
+}
+_SCALES = {"int8": "*fp32", "int4": "*fp16"}
 _REGISTERS = 1 << 16  # of a multiprocessor
 _SHARED = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB of a multiprocessor, by architecture
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What the kernel is compiled for; `pages` is `dtype` or "int8"."""
+    """What the kernel is compiled for; `pages` is `dtype`, "int8" or "int4"."""
 
     dtype: str
     pages: str
@@ -45,7 +51,8 @@ class Variant:
             getattr(torch, self.dtype),
             self.dim,
             last_only=self.last_only,
-            compressed=self.pages == "int8",
+            compressed=self.pages in _SCALES,
+            int4_page=page_tokens("int4") if self.pages == "int4" else None,
         )
 
 
@@ -65,14 +72,15 @@ def compiled(variant: Variant, sizes: dict[str, int] | None = None, architecture
         "KV_HEADS": 2,
         "GROUP": variant.group,
         "DIM": variant.dim,
-        "PAGE_SIZE": 16,
+        "PAGE_SIZE": page_tokens("int4" if variant.pages == "int4" else None),
         "LAST_ONLY": variant.last_only,
         "BLOCK_ROWS": sizes["BLOCK_ROWS"],
         "BLOCK_KEYS": sizes["BLOCK_KEYS"],
         "BLOCK_DIM": max(16, triton.next_power_of_2(variant.dim)),
     }
     for names, type_, present in (
-        (("key_scales", "value_scales"), "*fp32", variant.pages == "int8"),
+        (("key_scales", "value_scales"), _SCALES.get(variant.pages), variant.pages in _SCALES),
+        (("key_minima", "value_minima"), "*fp16", variant.pages == "int4"),
         (("sliding_window",), "i32", variant.sliding_window),
     ):
         signature |= dict.fromkeys(names, type_ if present else "constexpr")
@@ -104,21 +112,23 @@ def main(architecture: int = 90) -> None:
             *("spilled", "shared", "programs"),
         )
     )
-    for pages in ("bfloat16", "int8"):
+    for pages in ("bfloat16", "int8", "int4"):
         for dim in (64, 128, 256):
             for last_only in (False, True):
                 variant = Variant("bfloat16", pages, dim, last_only)
                 chosen = variant.sizes()
-                for sizes in _candidates(chosen):
+                for sizes in _candidates(chosen, page_tokens("int4") if pages == "int4" else 64):
                     print(columns.format(*_row(variant, sizes, chosen, architecture)), flush=True)
 
 
-def _candidates(chosen: dict[str, int]) -> list[dict[str, int]]:
+def _candidates(chosen: dict[str, int], most_keys: int) -> list[dict[str, int]]:
     """The sizes to compare: with and without the rows that wgmma needs, and the chosen ones."""
-    shapes = ((16, 64), (32, 64), (64, 32), (64, 64))
+    shapes = {
+        (rows, min(keys, most_keys)) for rows, keys in ((16, 64), (32, 64), (64, 32), (64, 64))
+    }
     candidates = [
         {"BLOCK_ROWS": rows, "BLOCK_KEYS": keys, "num_stages": 2, "num_warps": 4}
-        for rows, keys in shapes
+        for rows, keys in sorted(shapes)
     ]
     return [*(sizes for sizes in candidates if sizes != chosen), chosen]
 

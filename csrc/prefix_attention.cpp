@@ -243,6 +243,7 @@ class Worker {
         outs(rows.size() * padded_dim),
         keys(chunk_size * p.dim),
         values(chunk_size * padded_dim),
+        scales(packed ? 2 * p.dim : 0),
         ahead{std::vector<const void*>(2 * chunk_tiles * p.dim)} {}
 
   void run(int64_t pair) {
@@ -311,18 +312,23 @@ class Worker {
 
   // Where 16 keys of the prefix and their values lie.
   struct PageTile {
-    const Page* keys;    // [dim, 16], page_size from one coordinate to the next
-    const Page* values;  // [16, dim]
-    int64_t token;       // of the first, among the scales
+    const Page* keys;    // [columns(), 16], page_size from one column to the next
+    const Page* values;  // [16, columns()]
+    int64_t token;       // the first, among all heads' tokens
+    int64_t head;        // among those of all pages
   };
+
+  // Of a head in pages.
+  int64_t columns() const { return packed ? p.dim / 2 : p.dim; }
 
   PageTile page_tile(int64_t key) const {
     const int64_t page = p.page_table[candidate * p.table_width + key / p.page_size];
-    const int64_t first_token = (page * p.kv_heads + kv_head) * p.page_size;
+    const int64_t head = page * p.kv_heads + kv_head;
+    const int64_t first_token = head * p.page_size;
     const int64_t slot = key % p.page_size;
-    return {static_cast<const Page*>(p.key_pages) + first_token * p.dim + slot,
-            static_cast<const Page*>(p.value_pages) + (first_token + slot) * p.dim,
-            first_token + slot};
+    return {static_cast<const Page*>(p.key_pages) + first_token * columns() + slot,
+            static_cast<const Page*>(p.value_pages) + (first_token + slot) * columns(),
+            first_token + slot, head};
   }
 
   void look_ahead(int64_t first) {
@@ -330,9 +336,10 @@ class Worker {
     for (int64_t key = first; key < std::min(first + chunk_size, prefix_length); key += tile_size) {
       const PageTile tile = page_tile(key);
       const void** lines = ahead.lines.data() + ahead.end;
-      for (int64_t i = 0; i < p.dim; ++i) lines[i] = tile.keys + i * p.page_size;
-      for (int64_t i = 0; i < p.dim; ++i) lines[p.dim + i] = tile.values + i * tile_size;
-      ahead.end += 2 * p.dim;
+      const int64_t size = columns();
+      for (int64_t i = 0; i < size; ++i) lines[i] = tile.keys + i * p.page_size;
+      for (int64_t i = 0; i < size; ++i) lines[size + i] = tile.values + i * tile_size;
+      ahead.end += 2 * size;
     }
     ahead.share = ceil_div(ahead.end, num_blocks * (chunk_size + padded_dim) / panel_size);
   }
@@ -352,32 +359,77 @@ class Worker {
   }
 
   // Where the keys lie if the kernel can read them there, else a copy in float32.
-  const float* keys_of(const PageTile& tile, float* copy) const {
+  const float* keys_of(const PageTile& tile, float* copy) {
     if constexpr (in_place) {
       return tile.keys;
+    } else if constexpr (packed) {
+      unpack_keys(tile, copy);
     } else {
       for (int64_t i = 0; i < p.dim; ++i) {
         for (int64_t j = 0; j < tile_size; ++j) {
           float& to = copy[i * tile_size + j];
           to = to_float(tile.keys[i * p.page_size + j]);
-          if constexpr (compressed) to *= p.key_scales[tile.token + j];
+          if constexpr (compressed) to *= static_cast<const float*>(p.key_scales)[tile.token + j];
         }
       }
-      return copy;
     }
+    return copy;
   }
 
   const float* values_of(const PageTile& tile, float* copy) const {
     if constexpr (in_place) {
       if (p.dim == padded_dim) return tile.values;
     }
-    for (int64_t j = 0; j < tile_size; ++j) {
-      const float scale = compressed ? p.value_scales[tile.token + j] : 1.0f;
-      for (int64_t i = 0; i < p.dim; ++i) {
-        copy[j * padded_dim + i] = to_float(tile.values[j * p.dim + i]) * scale;
+    if constexpr (packed) {
+      unpack_values(tile, copy);
+    } else {
+      for (int64_t j = 0; j < tile_size; ++j) {
+        const float scale =
+            compressed ? static_cast<const float*>(p.value_scales)[tile.token + j] : 1.0f;
+        for (int64_t i = 0; i < p.dim; ++i) {
+          copy[j * padded_dim + i] = to_float(tile.values[j * p.dim + i]) * scale;
+        }
       }
     }
     return copy;
+  }
+
+  // Keys of int4: a channel has its scale and minimum.
+  void unpack_keys(const PageTile& tile, float* copy) {
+    const Float16* packed_scale = static_cast<const Float16*>(p.key_scales) + tile.head * p.dim;
+    const Float16* packed_minimum = static_cast<const Float16*>(p.key_minima) + tile.head * p.dim;
+    float* const scale = scales.data();
+    float* const minimum = scale + p.dim;
+    for (int64_t i = 0; i < p.dim; ++i) scale[i] = to_float(packed_scale[i]);
+    for (int64_t i = 0; i < p.dim; ++i) minimum[i] = to_float(packed_minimum[i]);
+    const int64_t half = p.dim / 2;
+    for (int64_t i = 0; i < half; ++i) {
+      const Page* pairs = tile.keys + i * p.page_size;
+      float* const lower = copy + i * tile_size;
+      float* const upper = lower + half * tile_size;
+#pragma omp simd
+      for (int64_t j = 0; j < tile_size; ++j) {
+        lower[j] = low(pairs[j]) * scale[i] + minimum[i];
+        upper[j] = high(pairs[j]) * scale[i + half] + minimum[i + half];
+      }
+    }
+  }
+
+  // Values of int4: a token has its scale and minimum.
+  void unpack_values(const PageTile& tile, float* copy) const {
+    const int64_t half = p.dim / 2;
+    for (int64_t j = 0; j < tile_size; ++j) {
+      const float scale = to_float(static_cast<const Float16*>(p.value_scales)[tile.token + j]);
+      const float minimum = to_float(static_cast<const Float16*>(p.value_minima)[tile.token + j]);
+      const Page* pairs = tile.values + j * half;
+      float* const lower = copy + j * padded_dim;
+      float* const upper = lower + half;
+#pragma omp simd
+      for (int64_t i = 0; i < half; ++i) {
+        lower[i] = low(pairs[i]) * scale + minimum;
+        upper[i] = high(pairs[i]) * scale + minimum;
+      }
+    }
   }
 
   Chunk suffix_chunk(int64_t first, int64_t size) {
@@ -401,7 +453,8 @@ class Worker {
   float* values_copy(int64_t tile) { return values.data() + tile * tile_size * padded_dim; }
 
   static constexpr bool in_place = std::is_same_v<Page, float>;
-  static constexpr bool compressed = sizeof(Page) == 1;
+  static constexpr bool packed = std::is_same_v<Page, Nibbles>;     // int4
+  static constexpr bool compressed = std::is_same_v<Page, int8_t>;  // int8
 
   const PrefixAttentionParams& p;
   const int64_t group;       // query heads that share a head of the keys
@@ -409,6 +462,7 @@ class Worker {
   std::vector<Row> rows;
   std::vector<float> queries, outs;  // of the blocks
   std::vector<float> keys, values;   // copies of a chunk's tiles
+  std::vector<float> scales;         // of a tile's channels, then minima
 
   Lookahead ahead;
 
@@ -436,7 +490,9 @@ namespace RAGVL_ISA {
 void prefix_attention(const PrefixAttentionParams& p, int threads) {
   dispatch(p.dtype, [&](auto zero) {
     using T = decltype(zero);
-    p.key_scales ? all_pairs<T, int8_t>(p, threads) : all_pairs<T, T>(p, threads);
+    p.key_minima   ? all_pairs<T, Nibbles>(p, threads)
+    : p.key_scales ? all_pairs<T, int8_t>(p, threads)
+                   : all_pairs<T, T>(p, threads);
   });
 }
 

@@ -11,14 +11,17 @@
 namespace ragvl {
 
 // The caller has checked everything (ragvl/ops/prefix_attention.py), the tables' values too.
+// Pages hold `dtype`; with scales int8; with scales and minima int4, two numbers in a byte.
 #define RAGVL_PREFIX_ATTENTION_FIELDS(F)                                                           \
   F(View<2>, q)               /* [rows, heads, dim], or [batch, heads, dim] with last_only */      \
   F(View<2>, k)               /* [rows, kv_heads, dim] */                                          \
   F(View<2>, v)               /* [rows, kv_heads, dim] */                                          \
-  F(const void*, key_pages)   /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
-  F(const void*, value_pages) /* [pages, kv_heads, page_size, dim] of the same */                  \
-  F(const float*, key_scales) /* [pages, kv_heads, page_size], or null */                          \
-  F(const float*, value_scales)     /* [pages, kv_heads, page_size], or null */                    \
+  F(const void*, key_pages)   /* [pages, kv_heads, dim, page_size]; int4: half of dim */           \
+  F(const void*, value_pages) /* [pages, kv_heads, page_size, dim]; int4: half of dim */           \
+  F(const void*, key_scales) /* float [pages, kv_heads, page_size]; int4: Float16 [.., .., dim] */ \
+  F(const void*, value_scales)      /* float, int4: Float16 [pages, kv_heads, page_size] */        \
+  F(const void*, key_minima)        /* int4: Float16 [pages, kv_heads, dim] */                     \
+  F(const void*, value_minima)      /* int4: Float16 [pages, kv_heads, page_size] */               \
   F(const int32_t*, page_table)     /* [batch, table_width] */                                     \
   F(const int32_t*, prefix_lengths) /* [batch] */                                                  \
   F(const int32_t*, suffix_starts)  /* [batch] */                                                  \

@@ -11,13 +11,16 @@
 namespace ragvl {
 
 // The caller has checked everything (ragvl/ops/prefix_write.py), the tables' values too.
+// Pages hold `dtype`; with scales int8; with scales and minima int4, two numbers in a byte.
 #define RAGVL_PREFIX_WRITE_FIELDS(F)                                                           \
-  F(View<3>, k)           /* [batch, kv_heads, tokens, dim] */                                 \
-  F(View<3>, v)           /* [batch, kv_heads, tokens, dim] */                                 \
-  F(void*, key_pages)     /* [pages, kv_heads, dim, page_size] of `dtype`; int8 with scales */ \
-  F(void*, value_pages)   /* [pages, kv_heads, page_size, dim] of the same */                  \
-  F(float*, key_scales)   /* [pages, kv_heads, page_size], or null */                          \
-  F(float*, value_scales) /* [pages, kv_heads, page_size], or null */                          \
+  F(View<3>, k)          /* [batch, kv_heads, tokens, dim] */                                  \
+  F(View<3>, v)          /* [batch, kv_heads, tokens, dim] */                                  \
+  F(void*, key_pages)    /* [pages, kv_heads, dim, page_size]; int4: half of dim */            \
+  F(void*, value_pages)  /* [pages, kv_heads, page_size, dim]; int4: half of dim */            \
+  F(void*, key_scales)   /* float [pages, kv_heads, page_size]; int4: Float16 [.., .., dim] */ \
+  F(void*, value_scales) /* float, int4: Float16 [pages, kv_heads, page_size] */               \
+  F(void*, key_minima)   /* int4: Float16 [pages, kv_heads, dim] */                            \
+  F(void*, value_minima) /* int4: Float16 [pages, kv_heads, page_size] */                      \
   F(const int32_t*, page_table)     /* [batch, table_width] */                                 \
   F(const int32_t*, prefix_lengths) /* [batch] */                                              \
   F(int64_t, batch)                                                                            \

@@ -61,6 +61,15 @@ RAGVL_HD inline float to_float(Float16 value) {
 
 RAGVL_HD inline float to_float(int8_t value) { return value; }
 
+// Two numbers from 0 to 15 in a byte: the first in its low half.
+struct Nibbles {
+  uint8_t bits;
+};
+
+RAGVL_HD inline float low(Nibbles pair) { return static_cast<float>(pair.bits & 15); }
+
+RAGVL_HD inline float high(Nibbles pair) { return static_cast<float>(pair.bits >> 4); }
+
 // from_float(value, to) rounds to the nearest, of two as near to the even one, as torch does.
 RAGVL_HD inline void from_float(float value, float* to) { *to = value; }
 

@@ -7,6 +7,7 @@ row's bits are the same in any batch. See ragvl/ops/prefix_attention.py.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,12 @@ def _attend(
     return new_maximum, total, out
 
 
+@triton.jit
+def _unpacked(bytes, shift, scales, minima):  # int4's numbers, of a scale and a minimum; float32
+    numbers = (bytes.to(tl.int32) >> shift) & 15
+    return numbers.to(tl.float32) * scales.to(tl.float32) + minima.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["table_width"])  # it differs from call to call: no recompilation
 def _prefix_attention_fwd_kernel(
     q,  # [S, H, D], or [B, H, D] with LAST_ONLY
@@ -56,10 +63,12 @@ def _prefix_attention_fwd_kernel(
     v,  # [S, G, D]
     v_row_stride,
     v_head_stride,
-    key_pages,  # [P, G, D, PAGE_SIZE]
-    value_pages,  # [P, G, PAGE_SIZE, D]
-    key_scales,  # [P, G, PAGE_SIZE] or None
+    key_pages,  # [P, G, D, PAGE_SIZE], in int4 half of D
+    value_pages,  # [P, G, PAGE_SIZE, D], in int4 half of D
+    key_scales,  # [P, G, PAGE_SIZE], in int4 [P, G, D], or None
     value_scales,  # [P, G, PAGE_SIZE] or None
+    key_minima,  # [P, G, D] in int4, else None
+    value_minima,  # [P, G, PAGE_SIZE] in int4, else None
     page_table,  # [B, table_width]
     table_width,
     prefix_lengths,  # [B]
@@ -74,7 +83,7 @@ def _prefix_attention_fwd_kernel(
     PAGE_SIZE: tl.constexpr,
     LAST_ONLY: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,  # in int4 a divisor of PAGE_SIZE
     BLOCK_DIM: tl.constexpr,  # a power of two, at least DIM
 ):
     candidate = tl.program_id(2)
@@ -119,13 +128,30 @@ def _prefix_attention_fwd_kernel(
         page = tl.load(page_table + candidate * table_width + key // PAGE_SIZE, on_page, other=0)
         first_key = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE_SIZE
         slot = key % PAGE_SIZE
-        k_at = (first_key * DIM + slot)[None, :] + (dim * PAGE_SIZE)[:, None]
-        v_at = ((first_key + slot) * DIM)[:, None] + dim[None, :]
-        k_block = tl.load(key_pages + k_at, in_dim[:, None] & on_page[None, :], other=0)
-        v_block = tl.load(value_pages + v_at, exists[:, None] & in_dim[None, :], other=0)
         k_scale = None
         v_scale = None
-        if key_scales is not None:
+        if key_minima is not None:
+            # Dimension i is half of byte i % HALF: lower ones the low half, upper ones the high
+            HALF: tl.constexpr = DIM // 2
+            byte = (dim % HALF).to(tl.int64)
+            shift = tl.where(dim < HALF, 0, 4)
+            k_at = (first_key * HALF + slot)[None, :] + (byte * PAGE_SIZE)[:, None]
+            v_at = ((first_key + slot) * HALF)[:, None] + byte[None, :]
+        else:
+            k_at = (first_key * DIM + slot)[None, :] + (dim * PAGE_SIZE)[:, None]
+            v_at = ((first_key + slot) * DIM)[:, None] + dim[None, :]
+        k_block = tl.load(key_pages + k_at, in_dim[:, None] & on_page[None, :], other=0)
+        v_block = tl.load(value_pages + v_at, exists[:, None] & in_dim[None, :], other=0)
+        if key_minima is not None:
+            first_page = tl.load(page_table + candidate * table_width + start // PAGE_SIZE)
+            channel = (first_page.to(tl.int64) * KV_HEADS + kv_head) * DIM + dim
+            k_scales = tl.load(key_scales + channel, in_dim, other=0.0)
+            k_minima = tl.load(key_minima + channel, in_dim, other=0.0)
+            k_block = _unpacked(k_block, shift[:, None], k_scales[:, None], k_minima[:, None])
+            v_scales = tl.load(value_scales + first_key + slot, exists, other=0.0)
+            v_minima = tl.load(value_minima + first_key + slot, exists, other=0.0)
+            v_block = _unpacked(v_block, shift[None, :], v_scales[:, None], v_minima[:, None])
+        elif key_scales is not None:
             k_scale = tl.load(key_scales + first_key + slot, exists, other=0.0)
             v_scale = tl.load(value_scales + first_key + slot, exists, other=0.0)
         seen = exists[None, :]
@@ -168,9 +194,16 @@ def _prefix_attention_fwd_kernel(
 
 
 def launch_sizes(
-    dtype: torch.dtype, dim: int, *, last_only: bool, compressed: bool
+    dtype: torch.dtype,
+    dim: int,
+    *,
+    last_only: bool,
+    compressed: bool,
+    int4_page: int | None = None,
 ) -> dict[str, int]:
     """How many rows and keys a program takes at once, with how many warps and stages of loads.
+
+    `int4_page` is how many tokens a page of int4 holds, `compressed` True of such pages, too.
 
     Nothing that differs from batch to batch counts here: a row's bits would differ, too. What each
     choice compiles to is shown by benchmarks/prefix_attention_code.py.
@@ -189,6 +222,8 @@ def launch_sizes(
         rows, keys, num_stages = 64, 64 if dim <= 64 else 32, 3
         if dim > 128:
             num_warps, num_stages = 8, 2  # three would not fit into a smaller GPU's shared memory
+    if int4_page is not None:  # a block of keys has one scale for each channel: that of its page
+        keys = gcd(keys, int4_page)
     # The third stage loads page numbers before the pages. Of int8 pages Triton 3.6 to 3.9 does not
     # compile three where there is no wgmma.
     return {
@@ -212,10 +247,11 @@ def prefix_attention_fwd(
 
     Elements within a head lie side by side, and the batch's tables are contiguous.
     """
-    (batch, table_width), (_, kv_heads, page_size, dim) = (
+    (batch, table_width), (_, kv_heads, page_size, _) = (
         prefix.page_table.shape,
         prefix.value_pages.shape,
     )
+    dim = q.shape[2]
     group = q.shape[1] // kv_heads
     max_rows = group * (1 if prefix.last_only else prefix.max_suffix_length)
     if batch == 0 or max_rows == 0:
@@ -229,7 +265,11 @@ def prefix_attention_fwd(
         out.copy_(in_float32)
         return
     sizes = launch_sizes(
-        q.dtype, dim, last_only=prefix.last_only, compressed=prefix.key_scales is not None
+        q.dtype,
+        dim,
+        last_only=prefix.last_only,
+        compressed=prefix.key_scales is not None,
+        int4_page=page_size if prefix.key_minima is not None else None,
     )
     grid = triton.cdiv(max_rows, sizes["BLOCK_ROWS"]), kv_heads, batch
     _prefix_attention_fwd_kernel[grid](
@@ -243,6 +283,8 @@ def prefix_attention_fwd(
         prefix.value_pages,
         prefix.key_scales,
         prefix.value_scales,
+        prefix.key_minima,
+        prefix.value_minima,
         prefix.page_table,
         table_width,
         prefix.prefix_lengths,

@@ -8,7 +8,7 @@ question's tokens, the suffix, attend to them where they lie, and to themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ragvl.ops.arguments import check_tensor, inference_only
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
 from ragvl.ops.compiled import run_compiled, view
+from ragvl.ops.pages import PAGE_TENSORS, check_pages, compression_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class PrefixBatch:
     """One decoder layer's pages, and which pages and which rows belong to which candidate.
 
     Attributes:
-        key_pages: (P, G, D, T) keys of T tokens and G heads a page; T is a multiple of 16. They are
-            transposed, so that one coordinate of neighbouring keys is one vector.
-        value_pages: (P, G, T, D).
+        key_pages: (P, G, D, S) keys of S tokens and G heads a page; S is a multiple of 16. They are
+            transposed, so that one coordinate of neighbouring keys is one vector. In int4 two
+            numbers are a byte: (P, G, D / 2, S) uint8, see `prefix_write`.
+        value_pages: (P, G, S, D), or in int4 (P, G, S, D / 2).
         page_table: (B, M) int32, the pages of each candidate's prefix, in order. What lies past its
             length is ignored.
         prefix_lengths: (B,) int32, how many tokens of the pages count: none, all, or any between.
@@ -36,8 +38,11 @@ class PrefixBatch:
         max_suffix_length: no suffix is longer. A number on the host: a kernel's launch depends on
             it and must not wait for a GPU.
         last_only: only each suffix's last token has a query.
-        key_scales: (P, G, T) float32 for int8 pages: key = page's number * scale.
-        value_scales: (P, G, T) float32, likewise.
+        key_scales: (P, G, S) float32 for int8 pages: key = page's number * scale. For int4 pages
+            (P, G, D) float16: key = number * scale + minimum.
+        value_scales: (P, G, S) float32 for int8 pages, float16 for int4 pages.
+        key_minima: (P, G, D) float16 for int4 pages.
+        value_minima: (P, G, S) float16, likewise.
     """
 
     key_pages: Tensor
@@ -50,6 +55,8 @@ class PrefixBatch:
     last_only: bool = False
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
+    key_minima: Tensor | None = None
+    value_minima: Tensor | None = None
 
 
 _BATCH = tuple(field.name for field in fields(PrefixBatch))
@@ -87,8 +94,8 @@ def prefix_attention(
             copy where elements within a head are not adjacent.
         k: (S, G, D) of q's dtype; H is a multiple of G.
         v: (S, G, D) of q's dtype.
-        prefix: the cached part. Its pages have q's dtype, or are int8 with scales;
-            they are contiguous (as `pool[layer]` is).
+        prefix: the cached part. Its pages have q's dtype, or are int8 with scales, or int4 (uint8)
+            with scales and minima, of an even D of at least 8; all are contiguous.
         scale: what scores are multiplied by, as a rule 1 / sqrt(D).
         sliding_window: how many keys a token sees, its own among them; None for all.
         backend: "auto" for the fastest that is present, or a name; see `ragvl.ops.backends`.
@@ -148,9 +155,9 @@ def prefix_attention_reference(
         suffix = slice(start, start + length)
         queried = slice(b, b + 1) if prefix.last_only else suffix
         # (G, D, tokens) and (G, tokens, D)
-        past_keys = _page_values(prefix.key_pages, prefix.key_scales, pages, -2, dtype)
+        past_keys = _page_values(prefix, "key", pages, -2, dtype)
         past_keys = past_keys.permute(1, 2, 0, 3).flatten(2)[..., :cached]
-        past_values = _page_values(prefix.value_pages, prefix.value_scales, pages, -1, dtype)
+        past_values = _page_values(prefix, "value", pages, -1, dtype)
         past_values = past_values.transpose(0, 1).flatten(1, 2)[:, :cached]
         keys = torch.cat([past_keys, k[suffix].to(dtype).permute(1, 2, 0)], dim=2)
         values = torch.cat([past_values, v[suffix].to(dtype).transpose(0, 1)], dim=1)
@@ -169,11 +176,27 @@ def prefix_attention_reference(
 
 
 def _page_values(
-    pages: Tensor, scales: Tensor | None, which: Tensor, head_dim: int, dtype: torch.dtype
+    prefix: PrefixBatch,
+    kind: Literal["key", "value"],
+    which: Tensor,
+    head_dim: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Some pages in `dtype`; `head_dim` is the dimension along which a scale is the same."""
-    values = pages[which].to(dtype)
-    return values if scales is None else values * scales[which].unsqueeze(head_dim).to(dtype)
+    """Keys or values of some pages in `dtype`; `head_dim` is where a head's columns lie."""
+    numbers, *others = (
+        None if x is None else x[which]
+        for x in (getattr(prefix, f"{kind}_{part}") for part in ("pages", "scales", "minima"))
+    )
+    assert numbers is not None
+    compression = compression_of(numbers.dtype)
+    if compression == "int4":
+        numbers = torch.cat([numbers & 15, numbers >> 4], head_dim)
+    # int4 has a scale for each column of a page's keys, all others one for each token
+    shared = -1 if (compression, kind) == ("int4", "key") else head_dim
+    scales, minima = (None if x is None else x.unsqueeze(shared).to(dtype) for x in others)
+    values = numbers.to(dtype)
+    values = values if scales is None else values * scales
+    return values if minima is None else values + minima
 
 
 def _check(
@@ -201,40 +224,8 @@ def _check(
     if q.shape[1] == 0 or q.shape[1] % kv_heads:
         raise ValueError(f"q's {q.shape[1]} heads must be a multiple of the {kv_heads} heads of k")
 
-    check_tensor(
-        "key_pages",
-        prefix.key_pages,
-        shape=("P", kv_heads, dim, "T"),
-        dtypes=(dtype, torch.int8),
-        device=device,
-    )
-    num_pages, page_size = prefix.key_pages.shape[0], prefix.key_pages.shape[3]
-    if page_size == 0 or page_size % 16:
-        raise ValueError(f"a page must hold a multiple of 16 tokens, key_pages' hold {page_size}")
-    check_tensor(
-        "value_pages",
-        prefix.value_pages,
-        shape=(num_pages, kv_heads, page_size, dim),
-        dtypes=(prefix.key_pages.dtype,),
-        device=device,
-    )
-    compressed = prefix.key_pages.dtype == torch.int8
-    for kind in ("key", "value"):
-        pages, scales = getattr(prefix, f"{kind}_pages"), getattr(prefix, f"{kind}_scales")
-        if not pages.is_contiguous():
-            raise ValueError(f"{kind}_pages must be contiguous, got strides {pages.stride()}")
-        if compressed != (scales is not None):
-            raise ValueError(f"{kind}_scales must be given with int8 pages, and only with them")
-        if scales is not None:
-            check_tensor(
-                f"{kind}_scales",
-                scales,
-                shape=(num_pages, kv_heads, page_size),
-                dtypes=(torch.float32,),
-                device=device,
-            )
-            if not scales.is_contiguous():
-                raise ValueError(f"{kind}_scales must be contiguous, got {scales.stride()}")
+    pages = {name: getattr(prefix, name) for name in PAGE_TENSORS}
+    check_pages(pages, dtype=dtype, kv_heads=kv_heads, dim=dim, device=device)
     if prefix.max_suffix_length < 0:
         raise ValueError(f"max_suffix_length must not be negative, got {prefix.max_suffix_length}")
     if not 0 < scale < float("inf"):
@@ -249,7 +240,8 @@ def _check(
     schema="(Tensor q, Tensor k, Tensor v, Tensor key_pages, Tensor value_pages, "
     "Tensor page_table, Tensor prefix_lengths, Tensor suffix_starts, Tensor suffix_lengths, "
     "SymInt max_suffix_length, bool last_only, Tensor? key_scales, Tensor? value_scales, "
-    "float scale, SymInt? sliding_window, str backend) -> Tensor",
+    "Tensor? key_minima, Tensor? value_minima, float scale, SymInt? sliding_window, str backend) "
+    "-> Tensor",
 )
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     """The operation as torch.compile sees it: one node, whatever backend runs it."""
@@ -333,7 +325,7 @@ def _compiled(
 ) -> Tensor:
     """csrc/prefix_attention.cpp."""
     out = q.new_zeros(q.shape)
-    (batch, table_width), (_, kv_heads, page_size, dim) = (
+    (batch, table_width), (_, kv_heads, page_size, _) = (
         prefix.page_table.shape,
         prefix.value_pages.shape,
     )
@@ -344,10 +336,7 @@ def _compiled(
         q=view(q),
         k=view(k),
         v=view(v),
-        key_pages=prefix.key_pages,
-        value_pages=prefix.value_pages,
-        key_scales=prefix.key_scales,
-        value_scales=prefix.value_scales,
+        **{name: getattr(prefix, name) for name in PAGE_TENSORS},
         page_table=prefix.page_table,
         prefix_lengths=prefix.prefix_lengths,
         suffix_starts=prefix.suffix_starts,
@@ -356,7 +345,7 @@ def _compiled(
         batch=batch,
         heads=q.shape[1],
         kv_heads=kv_heads,
-        dim=dim,
+        dim=q.shape[2],
         page_size=page_size,
         table_width=table_width,
         sliding_window=sliding_window or 1 << 62,

@@ -16,9 +16,10 @@ from torch import Tensor
 from ragvl.ops.arguments import check_tensor
 from ragvl.ops.backends import KERNEL_DTYPES, Backend, choose, on_device
 from ragvl.ops.compiled import run_compiled, view
+from ragvl.ops.pages import PAGE_TENSORS, check_pages, compression_of
 
-_LARGEST = 127  # of a compressed number
-_WRITTEN = "key_pages", "value_pages", "key_scales", "value_scales"
+_LARGEST = 127  # number of int8
+_STEPS = 15  # from the smallest number of int4 to the largest
 
 
 class Arguments(NamedTuple):
@@ -32,6 +33,8 @@ class Arguments(NamedTuple):
     prefix_lengths: Tensor
     key_scales: Tensor | None
     value_scales: Tensor | None
+    key_minima: Tensor | None
+    value_minima: Tensor | None
 
 
 def prefix_write(
@@ -44,6 +47,8 @@ def prefix_write(
     *,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    key_minima: Tensor | None = None,
+    value_minima: Tensor | None = None,
     backend: Backend = "auto",
 ) -> None:
     """key_pages[p, g, :, s] = k[b, g, t], and value_pages[p, g, s] = v[b, g, t].
@@ -53,11 +58,18 @@ def prefix_write(
     x    = k[b, g, t] if t < prefix_lengths[b] else 0     # to the end of the last page
     int8: scale  = max(abs(x)) / 127                      # of a token and head, in float32
           number = round(x / max(scale, tiny))            # half to even; tiny: the least normal
+    int4: group  = of keys a page's tokens in one channel, of values a token's channels in one head
+          minimum, scale = min(group), (max(group) - min(group)) / 15  # in float32, then float16
+          number = clamp(round((x - minimum) / max(scale, tiny)), 0, 15)
+          byte   = number of dimension i + 16 * number of dimension i + D / 2
     ```
 
     Equivalent to padding k and v to whole pages and assigning them to `key_pages[table].mT` and
     `value_pages[table]`. Every backend writes the same bits, whatever is written beside them; what
-    lies in other pages stays. Of a token that holds NaN or infinity, an int8 scale is not finite.
+    lies in other pages stays. A group of int4 is what of it is there: a token past the prefix's
+    length has no part in it. `number * scale + minimum` is within half a scale of x, beside what
+    float16 rounds: 2^-11 of the minimum and of the group's width. Of a token or group that holds
+    NaN or infinity, or in int4 what float16 does not hold, a scale or minimum is not finite.
     Nothing is differentiated.
 
     Args:
@@ -65,12 +77,15 @@ def prefix_write(
             kernels copy where the elements of a head are not adjacent.
         v: (B, G, T, D) of k's dtype.
         key_pages: (P, G, D, S), written to; contiguous, of k's dtype or int8, S a multiple of 16.
-        value_pages: (P, G, S, D) of the same dtype, likewise.
+            uint8 (P, G, D / 2, S) is int4, for an even D of at least 8.
+        value_pages: (P, G, S, D), or in int4 (P, G, S, D / 2), of the same dtype, likewise.
         page_table: (B, M) int32, each prefix's pages in order; no page comes twice. What lies past
             a prefix's length is ignored.
         prefix_lengths: (B,) int32, at most T.
-        key_scales: (P, G, S) float32, written to; given with int8 pages only.
-        value_scales: (P, G, S) float32, likewise.
+        key_scales: written to; of int8 (P, G, S) float32, of int4 (P, G, D) float16; else None.
+        value_scales: (P, G, S), likewise.
+        key_minima: written to; of int4 (P, G, D) float16; else None.
+        value_minima: (P, G, S), likewise.
         backend: "auto" for the fastest that is present, or a name; see `ragvl.ops.backends`.
 
     Raises:
@@ -91,7 +106,8 @@ def prefix_write(
                 [0., 0.]])
     """
     arguments = Arguments(
-        k, v, key_pages, value_pages, page_table, prefix_lengths, key_scales, value_scales
+        *(k, v, key_pages, value_pages, page_table, prefix_lengths),
+        *(key_scales, value_scales, key_minima, value_minima),
     )
     _check(arguments)
     _prefix_write(*arguments, backend)
@@ -107,30 +123,56 @@ def prefix_write_reference(
     *,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    key_minima: Tensor | None = None,
+    value_minima: Tensor | None = None,
 ) -> None:
     """`prefix_write` in plain PyTorch: what every other backend must equal."""
-    page_size = value_pages.shape[2]
+    page_size, compression = value_pages.shape[2], compression_of(key_pages.dtype)
     rows = zip(k, v, page_table, prefix_lengths.tolist(), strict=True)
     for keys, values, table, length in rows:
         pages = table[: -(-length // page_size)]
-        for x, target, scales, is_key in (
-            (keys, key_pages, key_scales, True),
-            (values, value_pages, value_scales, False),
+        there = torch.arange(len(pages) * page_size, device=k.device) < length
+        there = there.view(len(pages), 1, page_size, 1)
+        for x, target, scales, minima, is_key in (
+            (keys, key_pages, key_scales, key_minima, True),
+            (values, value_pages, value_scales, value_minima, False),
         ):
             paged = x.new_zeros(len(x), len(pages) * page_size, x.shape[-1])
             paged[:, :length] = x[:, :length]
             paged = paged.unflatten(1, (len(pages), page_size)).transpose(0, 1)
-            if scales is not None:
-                paged, scales[pages] = _compress(paged)
+            if compression == "int8":
+                assert scales is not None
+                paged, scales[pages] = _to_int8(paged)
+            if compression == "int4":
+                assert scales is not None and minima is not None
+                # A token that is not there has no part in a group of keys
+                paged = torch.where(there, paged, paged[:, :, :1]) if is_key else paged
+                numbers, scales[pages], minima[pages] = _to_int4(paged, -2 if is_key else -1)
+                paged = numbers.where(there, 0)
             target[pages] = paged.mT if is_key else paged
 
 
-def _compress(x: Tensor) -> tuple[Tensor, Tensor]:
+def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """(..., D) int8 numbers, and (...) float32 scales: x is about number * scale."""
     x = x.float()
     scales = x.abs().amax(-1) / _LARGEST
     divisor = scales.clamp_min(torch.finfo(torch.float32).tiny)
     return (x / divisor[..., None]).round().to(torch.int8), scales
+
+
+def _to_int4(x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers (..., D / 2) uint8, two in each, and the scales and minima of groups in float16.
+
+    x (..., D) is about number * scale + minimum; a group lies along dimension `group` of x.
+    """
+    x = x.float()
+    # + 0.0: of two zeros the one without a sign, whichever comes first
+    least, largest = x.amin(group, keepdim=True) + 0.0, x.amax(group, keepdim=True) + 0.0
+    scales, minima = ((largest - least) / _STEPS).half(), least.half()
+    divisor = scales.float().clamp_min(torch.finfo(torch.float32).tiny)
+    numbers = ((x - minima.float()) / divisor).clamp(0, _STEPS).round()
+    low, high = numbers.to(torch.uint8).chunk(2, dim=-1)
+    return low | high << 4, scales.squeeze(group), minima.squeeze(group)
 
 
 def _check(a: Arguments) -> None:
@@ -144,23 +186,8 @@ def _check(a: Arguments) -> None:
     check("page_table", a.page_table, shape=(batch, "M"), dtypes=(torch.int32,))
     check("prefix_lengths", a.prefix_lengths, shape=(batch,), dtypes=(torch.int32,))
 
-    dtypes = a.k.dtype, torch.int8
-    check("key_pages", a.key_pages, shape=("P", kv_heads, dim, "S"), dtypes=dtypes)
-    num_pages, _, _, page_size = a.key_pages.shape
-    if page_size == 0 or page_size % 16:
-        raise ValueError(f"a page must hold a multiple of 16 tokens, key_pages' hold {page_size}")
-    places = num_pages, kv_heads, page_size
-    check("value_pages", a.value_pages, shape=(*places, dim), dtypes=(a.key_pages.dtype,))
-    for name in ("key_scales", "value_scales"):
-        scales = getattr(a, name)
-        if (a.key_pages.dtype == torch.int8) != (scales is not None):
-            raise ValueError(f"{name} must be given with int8 pages, and only with them")
-        if scales is not None:
-            check(name, scales, shape=places, dtypes=(torch.float32,))
-    for name in _WRITTEN:
-        x = getattr(a, name)
-        if x is not None and not x.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {x.stride()}")
+    pages = {name: getattr(a, name) for name in PAGE_TENSORS}
+    check_pages(pages, dtype=a.k.dtype, kv_heads=kv_heads, dim=dim, device=a.k.device)
 
 
 def _run(*inputs: Any) -> None:
@@ -186,7 +213,8 @@ def _run(*inputs: Any) -> None:
 torch.library.define(
     "ragvl::prefix_write",
     "(Tensor k, Tensor v, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor page_table, "
-    "Tensor prefix_lengths, Tensor(c!)? key_scales, Tensor(d!)? value_scales, str backend) -> ()",
+    "Tensor prefix_lengths, Tensor(c!)? key_scales, Tensor(d!)? value_scales, "
+    "Tensor(e!)? key_minima, Tensor(f!)? value_minima, str backend) -> ()",
 )
 torch.library.impl("ragvl::prefix_write", "default", _run)
 torch.library.register_fake("ragvl::prefix_write", lambda *_: None)
@@ -213,8 +241,9 @@ def _check_values(a: Arguments) -> None:
 
 
 def _reference(a: Arguments) -> None:
-    *tensors, key_scales, value_scales = a
-    prefix_write_reference(*tensors, key_scales=key_scales, value_scales=value_scales)
+    given = a._asdict()
+    compressed = {name: given.pop(name) for name in PAGE_TENSORS[2:]}
+    prefix_write_reference(*given.values(), **compressed)
 
 
 def _compiled(a: Arguments) -> None:

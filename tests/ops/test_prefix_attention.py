@@ -16,12 +16,14 @@ from operations import BACKENDS, HALVES, KERNELS, TRITON_DEVICE
 from torch import Tensor
 
 from ragvl import _C
+from ragvl.compression import COMPRESSIONS, Compression
 from ragvl.ops import (
     BackendUnavailableError,
     PrefixBatch,
     prefix_attention,
     prefix_attention_reference,
 )
+from ragvl.ops.pages import page_tensors
 from ragvl.ops.prefix_attention import _prefix_attention
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -31,10 +33,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 class Candidate:
     """What attention is about: a candidate's own tensors, in order, wherever they may lie."""
 
-    prefix_keys: Tensor  # (cached, G, D), as pages hold them
+    prefix_keys: Tensor  # (cached, G, D), as pages hold them, in int4 a number each
     prefix_values: Tensor
-    key_scales: Tensor  # (cached, G)
-    value_scales: Tensor
+    key_steps: Tensor  # (2, cached, G, 1 or D): the scale and the minimum of each number
+    value_steps: Tensor
     q: Tensor  # (length, H, D)
     k: Tensor  # (length, G, D)
     v: Tensor
@@ -51,7 +53,7 @@ class Case:
     window: int | None = None
     last_only: bool = False
     dtype: torch.dtype = torch.float32
-    int8: bool = False  # pages
+    compression: Compression | None = None
 
     def candidates(self, seed: int = 0) -> list[Candidate]:
         rng = torch.Generator().manual_seed(seed)
@@ -61,20 +63,29 @@ class Case:
 
         def page_numbers(cached: int) -> Tensor:
             numbers = torch.randn((cached, self.kv_heads, self.dim), generator=rng)
-            if self.int8:
+            if self.compression == "int8":
                 return (50 * numbers).clamp(-127, 127).to(torch.int8)
+            if self.compression == "int4":
+                return (3 * numbers + 7.5).clamp(0, 15).to(torch.uint8)
             return numbers.to(self.dtype)
 
-        def scales(cached: int) -> Tensor:
-            numbers = 0.5 + torch.rand((cached, self.kv_heads), generator=rng)
-            return numbers / 50 if self.int8 else numbers
+        def steps(cached: int, *, of_keys: bool) -> Tensor:
+            columns = self.dim if of_keys and self.compression == "int4" else 1
+            scales, minima = torch.rand((2, cached, self.kv_heads, columns), generator=rng)
+            if of_keys and self.compression == "int4":  # a page's tokens have them in common
+                first = torch.arange(cached) // self.page_size * self.page_size
+                scales, minima = scales[first], minima[first]
+            scales = (0.5 + scales) / (50 if self.compression == "int8" else 3)
+            minima = (-2.5 + minima) * (self.compression == "int4")
+            both = torch.stack([scales, minima])
+            return both.half().float() if self.compression == "int4" else both
 
         return [
             Candidate(
                 page_numbers(cached),
                 page_numbers(cached),
-                scales(cached),
-                scales(cached),
+                steps(cached, of_keys=True),
+                steps(cached, of_keys=False),
                 2 * normal(length, self.heads, self.dim),
                 normal(length, self.kv_heads, self.dim),
                 normal(length, self.kv_heads, self.dim),
@@ -101,20 +112,32 @@ class Case:
         num_pages, width = sum(counts) + 2, max(counts, default=0) + 1
         ids = torch.randperm(num_pages, generator=rng)
         table = torch.full((len(candidates), width), -7, dtype=torch.int32)
-        dtype, filler = (torch.int8, 77) if self.int8 else (self.dtype, unread)
-        key_pages = torch.full((num_pages, heads, size, dim), filler).to(dtype)
-        value_pages, starts, rows = key_pages.clone(), [], 1
-        key_scales = torch.full((num_pages, heads, size), unread)
-        value_scales = key_scales.clone()
+        parts = page_tensors(self.compression, self.dtype, heads, dim, size)
+        filler = unread if self.compression is None else 77
+        pages = {
+            name: torch.full((num_pages, *part.shape), filler if "pages" in name else unread).to(
+                part.dtype
+            )
+            for name, part in parts.items()
+        }
+        starts, rows = [], 1
         for one, count in zip(candidates, counts, strict=True):
             b = len(starts)
             table[b, :count], ids = ids[:count], ids[count:]
             for n in range(len(one.prefix_keys)):
                 page, slot = table[b, n // size], n % size
-                key_pages[page, :, slot] = one.prefix_keys[n]
-                value_pages[page, :, slot] = one.prefix_values[n]
-                key_scales[page, :, slot] = one.key_scales[n]
-                value_scales[page, :, slot] = one.value_scales[n]
+                keys, values = one.prefix_keys[n], one.prefix_values[n]
+                if self.compression == "int4":
+                    keys, values = (
+                        x[:, : dim // 2] + 16 * x[:, dim // 2 :] for x in (keys, values)
+                    )
+                pages["key_pages"][page, :, :, slot] = keys
+                pages["value_pages"][page, :, slot] = values
+                for steps, part in enumerate(("scales", "minima")):
+                    if (of_keys := pages.get(f"key_{part}")) is not None:
+                        at = () if self.compression == "int4" else (slot,)
+                        of_keys[page, :, *at] = one.key_steps[steps, n].squeeze(-1)
+                        pages[f"value_{part}"][page, :, slot] = one.value_steps[steps, n, :, 0]
             starts.append(rows)
             rows += len(one.q) + int(torch.randint(0, 3, (), generator=rng))
         q = torch.full((rows, self.heads, dim), unread, dtype=self.dtype)
@@ -131,16 +154,13 @@ class Case:
 
         lengths = [len(one.q) for one in candidates]
         prefix = PrefixBatch(
-            key_pages.transpose(2, 3).contiguous().to(device),
-            value_pages.to(device),
-            table.to(device),
-            int32([len(one.prefix_keys) for one in candidates]),
-            int32(starts),
-            int32(lengths),
-            max(lengths, default=0),
-            self.last_only,
-            key_scales.to(device) if self.int8 else None,
-            value_scales.to(device) if self.int8 else None,
+            page_table=table.to(device),
+            prefix_lengths=int32([len(one.prefix_keys) for one in candidates]),
+            suffix_starts=int32(starts),
+            suffix_lengths=int32(lengths),
+            max_suffix_length=max(lengths, default=0),
+            last_only=self.last_only,
+            **{name: x.to(device) for name, x in pages.items()},
         )
         return {
             "q": q.to(device),
@@ -160,9 +180,11 @@ class Case:
             if length == 0:
                 continue
             keys, values = one.prefix_keys.to(dtype), one.prefix_values.to(dtype)
-            if self.int8:
-                keys = keys * one.key_scales.to(dtype)[..., None]
-                values = values * one.value_scales.to(dtype)[..., None]
+            if self.compression is not None:
+                keys, values = (
+                    x * steps[0].to(dtype) + steps[1].to(dtype)
+                    for x, steps in ((keys, one.key_steps), (values, one.value_steps))
+                )
             keys, values = torch.cat([keys, one.k.to(dtype)]), torch.cat([values, one.v.to(dtype)])
             group = self.heads // self.kv_heads
             keys, values = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (keys, values))
@@ -197,8 +219,12 @@ CASES = [
     Case((150, 10), (9, 30), 4, 2, window=1000),  # longer than anything
     Case((40, 0, 129, 7), (9, 5, 0, 1), 6, 2, last_only=True),
     Case((200, 10), (9, 30), 6, 2, 24, window=50, last_only=True),
-    Case((40, 70), (9, 5), 4, 2, 32, int8=True),
-    Case((40, 70), (9, 5), 4, 2, 24, 32, int8=True, window=60),
+    Case((40, 70), (9, 5), 4, 2, 32, compression="int8"),
+    Case((40, 70), (9, 5), 4, 2, 24, 32, compression="int8", window=60),
+    Case((40, 70, 0), (9, 5, 3), 4, 2, 64, 32, compression="int4"),
+    Case((40, 70), (9, 5), 4, 2, 24, compression="int4", window=60),
+    Case((100, 37), (9, 5), 6, 2, 8, 48, compression="int4", last_only=True),
+    Case((65,), (3,), 1, 1, 256, 32, compression="int4"),
 ]
 
 
@@ -219,7 +245,7 @@ def test_the_reference_in_float64_is_the_definition(case):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 1, 4, 9, 13, 16, 18, 19)], ids=str)
+@pytest.mark.parametrize("case", [CASES[i] for i in (0, 1, 4, 9, 13, 16, 18, 19, 20, 21)], ids=str)
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_half_precision_errs_at_most_twice_as_much_as_torch(backend, device, case, dtype):
     case = replace(case, dtype=dtype)
@@ -233,7 +259,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_torch(backend, device, cas
 @pytest.mark.parametrize("isa", _C.cpu_isas())
 def test_every_instruction_set(isa, dtype, monkeypatch):
     monkeypatch.setenv("RAGVL_CPU_ISA", isa)
-    for case in (CASES[1], CASES[4], CASES[6], CASES[13], CASES[18], CASES[19]):
+    for case in (CASES[i] for i in (1, 4, 6, 13, 18, 19, 20, 22)):
         case = replace(case, dtype=dtype)
         inputs = case.inputs()
         out = prefix_attention(**inputs, backend="cpu")
@@ -254,16 +280,18 @@ _lengths = st.integers(1, 4).flatmap(
 def _cases(draw) -> Case:
     prefixes, suffixes = draw(_lengths)
     kv_heads = draw(st.integers(1, 3))
+    compression = draw(st.sampled_from([None, None, *COMPRESSIONS]))
+    dims = [8, 10, 24, 64, 72] if compression == "int4" else [1, 8, 15, 32, 64, 72]
     return Case(
         prefixes,
         suffixes,
         heads=kv_heads * draw(st.integers(1, 4)),
         kv_heads=kv_heads,
-        dim=draw(st.sampled_from([1, 8, 15, 32, 64, 72])),
+        dim=draw(st.sampled_from(dims)),
         page_size=draw(st.sampled_from([16, 32, 48])),
         window=draw(st.sampled_from([None, 1, 5, 17, 33, 1000])),
         last_only=draw(st.booleans()),
-        int8=draw(st.sampled_from([False, False, True])),
+        compression=compression,
     )
 
 
@@ -406,7 +434,8 @@ BITWISE_CASES = [
     Case((60, 130, 17, 64, 0), (9, 30, 16, 3, 20), 2, 2, 64),
     Case((60, 130, 17, 64, 0), (9, 20, 16, 3, 5), 4, 1, 24, window=25),
     Case((60, 70, 17), (9, 10, 16), 4, 2, 32, dtype=torch.bfloat16),
-    Case((60, 70, 17), (9, 10, 16), 4, 2, 32, int8=True),
+    Case((60, 70, 17), (9, 10, 16), 4, 2, 32, compression="int8"),
+    Case((60, 70, 17), (9, 10, 16), 4, 2, 32, 32, compression="int4"),
 ]
 
 
@@ -441,8 +470,9 @@ def test_a_row_has_the_same_bits_in_any_batch(backend, device, case):
     if device == "cpu" or case.dtype == torch.float32:  # else in blocks of another size
         lasts = _rows_of_each(replace(case, last_only=True), mine, **where, seed=4)
         _assert_same_bits(lasts, [rows[-1:] for rows in together])
-    pages = replace(case, page_size=48)
-    _assert_same_bits(_rows_of_each(pages, mine, **where, seed=5), together)
+    if case.compression != "int4":  # whose scales are of pages
+        pages = replace(case, page_size=48)
+        _assert_same_bits(_rows_of_each(pages, mine, **where, seed=5), together)
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
@@ -520,6 +550,22 @@ def test_every_compressed_number_is_read_exactly(backend, device):
     torch.testing.assert_close(2 * out[0, 0], numbers.float(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_every_byte_of_int4_is_read_exactly(backend, device):
+    numbers = torch.arange(256, dtype=torch.uint8, device=device)
+    zeros = torch.zeros(1, 1, 512, device=device)
+    value_pages = numbers.expand(1, 1, 16, 256).contiguous()
+    key_pages = torch.zeros(1, 1, 256, 16, dtype=torch.uint8, device=device)
+    channels = torch.zeros(1, 1, 512, dtype=torch.float16, device=device)
+    scales, minima = (torch.full((1, 1, 16), x, device=device).half() for x in (2.0, -3.5))
+    none, one = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (0, 1))
+    batch = key_pages, value_pages, none[:, None], one, none, one, 1, False
+    prefix = PrefixBatch(*batch, channels, scales, channels, minima)
+    out = prefix_attention(zeros, zeros, zeros, prefix, scale=1.0, backend=backend)
+    expected = torch.cat([numbers % 16, numbers // 16]).float() * 2 - 3.5
+    torch.testing.assert_close(2 * out[0, 0], expected, rtol=0, atol=0)
+
+
 def _flat(inputs: dict) -> dict:
     """The arguments of the registered operator, which takes no dataclass."""
     prefix = inputs["prefix"]
@@ -531,7 +577,8 @@ def _flat(inputs: dict) -> dict:
     "case",
     [
         Case((20, 5), (3, 4), 4, 2),
-        Case((20, 5), (3, 4), 2, 1, 8, 16, 7, True, int8=True),
+        Case((20, 5), (3, 4), 2, 1, 8, 16, 7, True, compression="int8"),
+        Case((20, 5), (3, 4), 2, 1, 8, 16, compression="int4"),
     ],
     ids=str,
 )
@@ -596,7 +643,7 @@ _SCALES = torch.ones(6, 2, 16)
         ({"prefix_lengths": _int32(1)}, ValueError, r"prefix_lengths must have shape \(2,\)"),
         ({"suffix_starts": torch.zeros(2)}, TypeError, "suffix_starts must be int32"),
         ({"suffix_lengths": _int32(1, 1, 1)}, ValueError, r"suffix_lengths must have shape \(2,\)"),
-        ({"key_pages": torch.ones(6, 2, 16, 8)}, ValueError, r"key_pages must have .*2, 8, T\)"),
+        ({"key_pages": torch.ones(6, 2, 16, 8)}, ValueError, r"key_pages must have .*2, 8, S\)"),
         ({"key_pages": torch.ones(6, 2, 8, 24)}, ValueError, "multiple of 16.*hold 24"),
         ({"key_pages": torch.ones(6, 2, 8, 0)}, ValueError, "multiple of 16.*hold 0"),
         ({"key_pages": torch.ones(6, 2, 8, 16).half()}, TypeError, "key_pages must be float32 or"),
@@ -609,6 +656,20 @@ _SCALES = torch.ones(6, 2, 16)
         ),
         ({"key_scales": _SCALES}, ValueError, "key_scales must be given with int8 .* only with"),
         ({"value_scales": _SCALES}, ValueError, "value_scales must be given with int8"),
+        ({"key_minima": _SCALES.half()}, ValueError, "key_minima must be given with int4 .* only"),
+        ({"key_pages": torch.ones(6, 2, 8, 16).byte()}, ValueError, r"have .*2, 4, S\)"),
+        (
+            {
+                "key_pages": torch.ones(6, 2, 4, 16).byte(),
+                "value_pages": torch.ones(6, 2, 16, 4).byte(),
+                "key_scales": torch.ones(6, 2, 8).half(),
+                "value_scales": _SCALES.half(),
+                "key_minima": _SCALES.half(),
+                "value_minima": _SCALES.half(),
+            },
+            ValueError,
+            r"key_minima must have shape \(6, 2, 8\)",
+        ),
         (
             {
                 "key_pages": torch.ones(6, 2, 8, 16).char(),
@@ -704,7 +765,9 @@ from prefix_attention_code import Variant, compiled, multiplies_with
 wide = Variant("bfloat16", "bfloat16", 128)
 small = Variant("float16", "int8", 80, sliding_window=True)
 last = Variant("bfloat16", "bfloat16", 128, last_only=True)
-for variant, architecture in ((wide, 90), (small, 90), (last, 90), (small, 80)):
+int4 = Variant("bfloat16", "int4", 64)
+variants = (wide, 90), (small, 90), (last, 90), (small, 80), (int4, 90), (int4, 80)
+for variant, architecture in variants:
     print(multiplies_with(compiled(variant, architecture=architecture)))
 """
 
@@ -713,7 +776,7 @@ def test_the_triton_kernel_compiles_for_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     command = [sys.executable, "-c", _COMPILE_FOR_A_GPU]
     run = subprocess.run(command, check=True, cwd=BENCHMARKS, capture_output=True, text=True)
-    assert run.stdout.split() == ["wgmma", "wgmma", "mma.sync", "mma.sync"]
+    assert run.stdout.split() == [*["wgmma"] * 2, *["mma.sync"] * 2, "wgmma", "mma.sync"]
 
 
 @pytest.mark.gpu

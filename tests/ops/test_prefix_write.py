@@ -11,11 +11,15 @@ from operations import BACKENDS, KERNELS
 from torch import Tensor
 
 from ragvl import _C
+from ragvl.compression import COMPRESSIONS, Compression
 from ragvl.ops import BackendUnavailableError, prefix_write
+from ragvl.ops.pages import PAGE_TENSORS as PAGES
+from ragvl.ops.pages import page_tensors
 from ragvl.ops.prefix_write import _prefix_write
 
 UNTOUCHED = 77  # in pages that nobody may write to
-PAGES = "key_pages", "value_pages", "key_scales", "value_scales"
+FORMS = pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+COMPRESSED = pytest.mark.parametrize("compression", COMPRESSIONS)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Case:
     dim: int = 16
     page_size: int = 16
     dtype: torch.dtype = torch.float32
-    compressed: bool = False
+    compression: Compression | None = None
 
     def inputs(self, device: str = "cpu", seed: int = 0) -> dict:
         """Random arguments of `prefix_write`; pages in no order, the table wider than it must be.
@@ -48,20 +52,25 @@ class Case:
                 one[length:] = torch.nan
             return x.to(self.dtype).transpose(1, 2)  # as a projection leaves it
 
-        shape = num_pages, self.kv_heads
-        held = torch.int8 if self.compressed else self.dtype
+        sizes = self.kv_heads, self.dim, self.page_size
+        parts = page_tensors(self.compression, self.dtype, *sizes)
         inputs = {
             "k": normal().contiguous(),
             "v": normal(),
-            "key_pages": torch.full((*shape, self.dim, self.page_size), UNTOUCHED).to(held),
-            "value_pages": torch.full((*shape, self.page_size, self.dim), UNTOUCHED).to(held),
             "page_table": table,
             "prefix_lengths": torch.tensor(self.lengths, dtype=torch.int32),
+            **{
+                name: torch.full((num_pages, *part.shape), UNTOUCHED).to(part.dtype)
+                for name, part in parts.items()
+            },
         }
-        if self.compressed:
-            for name in ("key_scales", "value_scales"):
-                inputs[name] = torch.full((*shape, self.page_size), float(UNTOUCHED))
         return {name: x.to(device) for name, x in inputs.items()}
+
+    def compressed(self, compression: Compression | None) -> Case:
+        """The same, in heads that the compression has a place for."""
+        even = max(8, self.dim + self.dim % 2)
+        dim = even if compression == "int4" else self.dim
+        return replace(self, compression=compression, dim=dim)
 
 
 def written(inputs: dict, backend: str) -> list[Tensor]:
@@ -113,10 +122,9 @@ def test_every_bit_is_where_the_equation_puts_it(backend, device, case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_compression_errs_by_its_rounding(case, dtype):
+def test_int8_errs_by_its_rounding(case, dtype):
     case = replace(case, dtype=dtype)
-    compressed = replace(case, compressed=True).inputs()
-    *pages, key_scales, value_scales = written(compressed, "reference")
+    *pages, key_scales, value_scales = written(case.compressed("int8").inputs(), "reference")
     exact = plain(case.inputs())
     table = case.inputs()["page_table"]
     used = table[table >= 0].long()
@@ -134,24 +142,125 @@ def test_compression_errs_by_its_rounding(case, dtype):
         assert (numbers[others] == UNTOUCHED).all()
 
 
+def groups(case: Case, inputs: dict) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What `inputs` has written in int4, group by group, in float64.
+
+    Of each prefix, page, and of keys each head and channel, of values each head and token: the
+    numbers that were to be written, those that lie there, the scale and the minimum.
+    """
+    key_bytes, value_bytes, *others = written(inputs, "reference")
+    key_scales, value_scales, key_minima, value_minima = (x.double() for x in others)
+    key_numbers, value_numbers = (
+        torch.cat([x % 16, x // 16], dim).double() for x, dim in ((key_bytes, 2), (value_bytes, 3))
+    )
+    found = []
+    for b, length in enumerate(case.lengths):
+        for first in range(0, length, case.page_size):
+            page = inputs["page_table"][b, first // case.page_size]
+            keys, values = (inputs[n][b, :, first:length].double() for n in ("k", "v"))
+            here = min(case.page_size, length - first)
+            for head in range(case.kv_heads):
+                for i in range(case.dim):
+                    lie = key_numbers[page, head, i, :here]
+                    steps = key_scales[page, head, i], key_minima[page, head, i]
+                    found.append((keys[head, :here, i], lie, *steps))
+                for t in range(here):
+                    lie = value_numbers[page, head, t]
+                    steps = value_scales[page, head, t], value_minima[page, head, t]
+                    found.append((values[head, t], lie, *steps))
+            assert not key_numbers[page, :, :, here:].any()
+            assert not value_numbers[page, :, here:].any()
+    return found
+
+
+def assert_int4(case: Case, inputs: dict) -> None:
+    """Scales and minima are those of each group's own numbers, and errors half a step."""
+    for x, numbers, scale, minimum in groups(case, inputs):
+        # What float16 rounds: of a normal number 2^-11 of it, of others half of the least one
+        rounded = 2**-11 * torch.stack([x.min().abs(), (x.max() - x.min()) / 15]) + 2**-25
+        assert (minimum - x.min()).abs() <= rounded[0]
+        assert (scale - (x.max() - x.min()) / 15).abs() <= 1.0001 * rounded[1]
+        error = (numbers * scale + minimum - x).abs().max()
+        assert error <= 0.50001 * scale + rounded[0] + 15 * rounded[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if sum(case.lengths) < 100], ids=str)
+def test_int4_errs_by_its_rounding(case, dtype):
+    case = replace(case, dtype=dtype).compressed("int4")
+    assert_int4(case, case.inputs())
+
+
+@settings(max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=2).map(tuple),
+    kv_heads=st.integers(1, 2),
+    dim=st.sampled_from([8, 10, 16, 34]),
+    page_size=st.sampled_from([16, 32]),
+    scale=st.integers(-30, 11),
+    offset=st.floats(-2e4, 2e4, width=32),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_int4_errs_by_its_rounding_whatever_the_numbers(
+    lengths, kv_heads, dim, page_size, scale, offset, seed
+):
+    case = Case(lengths, 40, kv_heads, dim, page_size, compression="int4")
+    inputs = case.inputs(seed=seed)
+    for name in ("k", "v"):
+        inputs[name] = inputs[name] * 2.0**scale + offset
+    assert_int4(case, inputs)
+
+
+@pytest.mark.parametrize("number", [0.0, -0.0, 1.0, -3.140625, 60000.0, 2.0**-24])
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_int4_of_equal_numbers_is_exact(backend, device, number):
+    inputs = Case((20,), 20, 1, 8, compression="int4").inputs(device)
+    for name in ("k", "v"):
+        inputs[name] = torch.full_like(inputs[name], number)
+    *_, key_scales, value_scales, key_minima, value_minima = written(inputs, backend)
+    first = inputs["page_table"][0, 0]
+    assert (key_scales[first] == 0).all() and (value_scales[first] == 0).all()
+    assert (key_minima[first] == number).all() and (value_minima[first] == number).all()
+    assert not key_minima[first].signbit().logical_xor(torch.tensor(number < 0)).any()
+
+
+@pytest.mark.parametrize("large", [66000.0, -66000.0, 1e30, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_what_float16_does_not_hold_shows_in_its_own_group(backend, device, large):
+    inputs = Case((20,), 20, compression="int4").inputs(device)
+    inputs["k"][0, 1, 17, 5] = large
+    inputs["v"][0, 0, 3, 9] = large
+    *_, key_scales, value_scales, key_minima, value_minima = written(inputs, backend)
+    pages = inputs["page_table"][0, :2].long().cpu()
+    keys, values = (
+        scales[pages].isfinite() & minima[pages].isfinite()
+        for scales, minima in ((key_scales, key_minima), (value_scales, value_minima))
+    )
+    # 66000 above some number is beyond 15 steps of it, but no step is beyond float16: it is held
+    held = [] if large == 66000.0 else [[1, 1, 5]]
+    assert torch.nonzero(~keys).tolist() == held
+    assert torch.nonzero(~values).tolist() == ([] if large == 66000.0 else [[0, 0, 3]])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
+@COMPRESSED
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
-def test_kernels_compress_to_the_references_bits(backend, device, case, dtype):
-    inputs = replace(case, dtype=dtype, compressed=True).inputs()
+def test_kernels_compress_to_the_references_bits(backend, device, compression, case, dtype):
+    inputs = replace(case, dtype=dtype).compressed(compression).inputs()
     on_device = {name: x.to(device) for name, x in inputs.items()}
     assert_same_bits(written(on_device, backend), written(inputs, "reference"))
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_compression_of_extreme_numbers(backend, device):
+def test_int8_of_extreme_numbers(backend, device):
     rows = [
         [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, -127.0],  # ties go to the even number
         [0.0, -0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         [3e38, -3e38, 1e30, 0.0, 0.0, 0.0, 0.0, 0.0],
         [1e-42, -1e-42, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # its scale is no normal number
     ]
-    inputs = Case((4,), 4, 1, 8, compressed=True).inputs()
+    inputs = Case((4,), 4, 1, 8, compression="int8").inputs()
     inputs["v"] = torch.tensor(rows)[None, None]
     _, values, _, scales = written({n: x.to(device) for n, x in inputs.items()}, backend)
     page = inputs["page_table"][0, 0]
@@ -168,18 +277,18 @@ def test_compression_of_extreme_numbers(backend, device):
 @pytest.mark.parametrize("place", [0, 5, 15])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_what_is_not_finite_shows_in_its_own_scale(backend, device, number, place):
-    inputs = Case((20,), 20, compressed=True).inputs(device)
+    inputs = Case((20,), 20, compression="int8").inputs(device)
     inputs["k"][0, 1, 17, place] = number
     scales = written(inputs, backend)[2][inputs["page_table"][0, :2].long().cpu()]
     assert torch.nonzero(~scales.isfinite()).tolist() == [[1, 1, 1]]
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@FORMS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", _C.cpu_isas())
-def test_every_instruction_set(isa, dtype, compressed, monkeypatch):
+def test_every_instruction_set(isa, dtype, compression, monkeypatch):
     monkeypatch.setenv("RAGVL_CPU_ISA", isa)
-    inputs = Case((70, 33), 70, 2, 40, dtype=dtype, compressed=compressed).inputs()
+    inputs = Case((70, 33), 70, 2, 40, dtype=dtype, compression=compression).inputs()
     assert_same_bits(written(inputs, "cpu"), written(inputs, "reference"))
 
 
@@ -209,10 +318,10 @@ def test_memory_layouts(backend, device, change):
     assert_same_bits(written(inputs, backend), plain(inputs))
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@FORMS
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
-def test_a_prefix_has_the_same_bits_in_any_batch(backend, device, compressed):
-    inputs = Case((40, 7, 64), 64, compressed=compressed).inputs(device)
+def test_a_prefix_has_the_same_bits_in_any_batch(backend, device, compression):
+    inputs = Case((40, 7, 64), 64, compression=compression).inputs(device)
     together = written(inputs, backend)
     for b, length in enumerate(inputs["prefix_lengths"].tolist()):
         one = dict(inputs)
@@ -233,24 +342,27 @@ _cases = st.integers(0, 90).flatmap(
         dim=st.integers(1, 40),
         page_size=st.sampled_from([16, 32]),
         dtype=st.sampled_from(DTYPES),
-        compressed=st.booleans(),
     )
 )
 
 
 @settings(max_examples=60)
-@given(case=_cases, seed=st.integers(0, 2**32 - 1))
-def test_any_case_on_the_cpu(case, seed):
-    inputs = case.inputs(seed=seed)
+@given(
+    case=_cases,
+    compression=st.sampled_from([None, *COMPRESSIONS]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_case_on_the_cpu(case, compression, seed):
+    inputs = case.compressed(compression).inputs(seed=seed)
     assert_same_bits(written(inputs, "cpu"), written(inputs, "reference"))
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@FORMS
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_opcheck(backend, device, compressed):
-    inputs = Case((20, 5), 20, compressed=compressed).inputs(device)
+def test_opcheck(backend, device, compression):
+    inputs = Case((20, 5), 20, compression=compression).inputs(device)
     inputs |= {name: inputs[name].nan_to_num() for name in ("k", "v")}
-    arguments = {"key_scales": None, "value_scales": None, **inputs, "backend": backend}
+    arguments = {**dict.fromkeys(PAGES), **inputs, "backend": backend}
     torch.library.opcheck(_prefix_write, (), arguments)
 
 
@@ -314,10 +426,26 @@ def test_bad_arguments(changes, error, message):
         prefix_write(**inputs | changes)
 
 
-def test_int8_pages_need_scales():
-    inputs = Case((9,), 9, compressed=True).inputs()
-    del inputs["value_scales"]
-    with pytest.raises(ValueError, match="value_scales must be given with int8 pages"):
+@pytest.mark.parametrize(
+    ("compression", "missing", "message"),
+    [
+        ("int8", "value_scales", "value_scales must be given with int8 or int4 pages"),
+        ("int4", "key_scales", "key_scales must be given with int8 or int4 pages"),
+        ("int4", "key_minima", "key_minima must be given with int4 pages"),
+    ],
+)
+def test_compressed_pages_need_scales_and_minima(compression, missing, message):
+    inputs = Case((9,), 9, compression=compression).inputs()
+    del inputs[missing]
+    with pytest.raises(ValueError, match=message):
+        prefix_write(**inputs)
+
+
+@pytest.mark.parametrize("dim", [1, 6, 9])
+def test_int4_refuses_heads_that_it_has_no_place_for(dim):
+    inputs = Case((9,), 9, dim=8, compression="int4").inputs()
+    inputs |= {name: torch.ones(1, 2, 9, dim) for name in ("k", "v")}
+    with pytest.raises(ValueError, match=f"even number of columns, at least 8: these have {dim}"):
         prefix_write(**inputs)
 
 
@@ -328,18 +456,23 @@ def test_kernels_refuse_float64():
         prefix_write(**inputs, backend="cpu")
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_the_triton_kernel_compiles_for_a_gpu(compressed):
+@FORMS
+def test_the_triton_kernel_compiles_for_a_gpu(compression):
     strides = "k_head_stride k_token_stride v_head_stride v_token_stride"
     types = {
         "k v": "*bf16",
-        "key_pages value_pages": "*i8" if compressed else "*bf16",
+        "key_pages value_pages": {None: "*bf16", "int8": "*i8", "int4": "*u8"}[compression],
         "k_batch_stride v_batch_stride": "i64",
         f"table_width {strides}": "i32",
         "page_table prefix_lengths": "*i32",
     }
     sizes = {"KV_HEADS": 2, "DIM": 80, "PAGE_SIZE": 48, "BLOCK_TOKENS": 16, "BLOCK_DIM": 128}
-    if compressed:
+    if compression == "int4":
+        types["key_scales value_scales key_minima value_minima"] = "*fp16"
+        sizes = {"KV_HEADS": 2, "HALF": 40, "PAGE_SIZE": 48, "BLOCK_TOKENS": 16, "BLOCK_HALF": 64}
+        compile_for_a_gpu("prefix_write", types, sizes, "_prefix_write_int4_fwd_kernel")
+        return
+    if compression == "int8":
         types["key_scales value_scales"] = "*fp32"
     else:
         sizes |= {"key_scales": None, "value_scales": None}
@@ -347,9 +480,9 @@ def test_the_triton_kernel_compiles_for_a_gpu(compressed):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compressed", [False, True])
-def test_cuda_graph(compressed):
-    case = Case((40, 7), 41, dtype=torch.bfloat16, compressed=compressed)
+@FORMS
+def test_cuda_graph(compression):
+    case = Case((40, 7), 41, dtype=torch.bfloat16, compression=compression)
     inputs = case.inputs("cuda")
     prefix_write(**inputs, backend="triton")  # compiles and loads the kernel
     graph = torch.cuda.CUDAGraph()
