@@ -11,8 +11,9 @@ from typing import Any
 from shapes import SHAPES
 from tables import Results, table
 
+from ragvl.compression import COMPRESSIONS, page_tokens
 from ragvl.profiling import plan as planning
-from ragvl.profiling.plan import Demand, Plan, Rooms, Times, plan, sizes_of, times_of
+from ragvl.profiling.plan import KEPT, Demand, Plan, Rooms, Times, plan, sizes_of, times_of
 
 DOCUMENTS = (10**6, 10**8, 10**9)
 _MODEL = "mid"  # whose times were measured
@@ -38,19 +39,23 @@ def measured(results: Results) -> dict[str, Any]:
     }
     # Visual tokens were measured from host memory; on the device they are no slower
     features = {tier: cold / speeds[f"{tier}, features"] for tier in ("host", "disk")}
-    by_kept = {"kv": kv, "int8": kv, "features": {"device": features["host"], **features}}
-    exact, int8, *_ = cached["compression"]
+    # What is compressed is read where it lies, in about the time of what is not
+    compressed = dict.fromkeys(COMPRESSIONS, kv)
+    by_kept = {"kv": kv, **compressed, "features": {"device": features["host"], **features}}
     features_bytes = cached["model"]["image_tokens"] * SHAPES[_MODEL].decoder.hidden_size * 4
     models = {
-        one["model"]: {kept: one[kept] for kept in ("kv", "int8", "features")}
+        one["model"]: {kept: one[kept] for kept in KEPT if kept in one}
         for one in results["prefix_cache_bytes"]["models"]
     }
     overhead = cached["memory"]["overhead"]
+    held = {row["compression"]: row["bytes_per_document"] for row in cached["compression"]}
     models[_MODEL] = {
-        "kv": round(exact["bytes_per_document"] / (1 + overhead)),
-        "int8": round(int8["bytes_per_document"] / (1 + overhead)),
-        "features": features_bytes,
-    }
+        compression or "kv": round(
+            held[str(compression)] / (1 + overhead * page_tokens(compression) / page_tokens(None))
+        )
+        for compression in (None, *COMPRESSIONS)
+        if str(compression) in held
+    } | {"features": features_bytes}
     return {
         "models": models,
         "page_overhead": overhead,
@@ -72,10 +77,11 @@ def plan_bytes_table(results: Results) -> str:
             rows.append(
                 [
                     *(one["model"], f"{count:.0e}".replace("e+0", "e")),
-                    *(_size(count * sizes[kept]) for kept in ("kv", "int8", "features")),
+                    *(_size(count * size) for size in sizes.values()),
                 ]
             )
-    header = ["model", "pictures", "keys and values", "in int8", "visual tokens"]
+    names = {"kv": "keys and values", "features": "visual tokens"}
+    header = ["model", "pictures", *(names.get(kept, f"in {kept}") for kept in sizes)]
     return table(header, rows, "Bytes in bfloat16, as they were counted for one picture.")
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
+import torch
+
+from ragvl.compression import Compression, page_tokens
+from ragvl.ops.pages import page_tensors
+
 Family = Literal["llava", "internvl", "qwen2_5_vl", "qwen3_vl"]
 
 
@@ -70,14 +75,12 @@ class Shape:
         patch_size = 16 if self.family == "qwen3_vl" else 14
         return patch_size * isqrt(self.patches_per_token)
 
-    def kv_bytes_per_token(self, compressed: bool = False) -> int:
-        """Keys and values of all layers, bfloat16; compressed to bytes with a float32 scale each.
-
-        Scales are per token, layer and head.
-        """
-        decoder = self.decoder
-        head_bytes = decoder.head_dim + 4 if compressed else 2 * decoder.head_dim
-        return 2 * decoder.num_layers * decoder.num_kv_heads * head_bytes
+    def kv_bytes_per_token(self, compression: Compression | None = None) -> float:
+        """Keys and values of all layers, bfloat16 or compressed, in whole pages."""
+        decoder, tokens = self.decoder, page_tokens(compression)
+        sizes = decoder.num_kv_heads, decoder.head_dim, tokens
+        parts = page_tensors(compression, torch.bfloat16, *sizes)
+        return decoder.num_layers * sum(part.nbytes for part in parts.values()) / tokens
 
     @property
     def feature_bytes_per_token(self) -> int:

@@ -384,6 +384,24 @@ def test_warm_fills_a_cache_that_rerank_uses(
     assert "in the cache" not in outcomes[0].stderr
 
 
+def test_compressed_prefixes_are_of_use_to_the_same_compression(
+    tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_model("llava")), "--device", "cpu"]
+    cache = ["--cache", str(tmp_path / "cache")]
+    folder = str(Path(pictures[0]).parent)
+    warm = ["warm", folder, *model, *cache, "--keep", "kv"]
+    assert CliRunner().invoke(app, [*warm, "--compression", "int4"]).exit_code == 0
+    rerank = ["rerank", "Is it red?", *pictures, *model]
+    for extra, known in ((["--compression", "int4"], 2), (["--compression", "int8"], 0), ([], 0)):
+        outcome = CliRunner().invoke(app, [*rerank, *cache, *extra])
+        assert f"{known} of 2 prefixes were in the cache" in outcome.stderr
+    unknown = CliRunner().invoke(app, [*warm, "--compression", "int2"])
+    assert "int8" in unknown.stderr and "int4" in unknown.stderr
+    nowhere = CliRunner().invoke(app, [*rerank, "--compression", "int4"])
+    assert "--compression int4 is of a folder of prefixes: name --cache" in nowhere.stderr
+
+
 def test_warm_counts_and_names_what_it_cannot_read(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragvl.cli.options import STDOUT
+from ragvl.compression import Compression
 from ragvl.files import check_writable_folder
 from ragvl.messages import MAX_ERROR, reason, shown
 from ragvl.output import json_text, print_json, say
@@ -98,14 +99,17 @@ def check_ray(ray: str | None) -> None:
         import ragvl.distributed.session  # noqa: F401
 
 
-def check_cache(folder: Path | None) -> None:
+def check_cache(folder: Path | None, compression: Compression | None) -> None:
     """Refuses a folder of prefixes that could not be read and written, before any model is loaded.
 
     Raises:
         OSError: it, or what it would lie in, is no folder, or not one to write into.
+        ValueError: there is a compression, and no folder.
     """
     if folder is not None:
         check_writable_folder(folder)
+    elif compression is not None:
+        raise ValueError(f"--compression {compression} is of a folder of prefixes: name --cache")
 
 
 def check_settings(

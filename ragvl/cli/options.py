@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import typer
 from typer.core import TyperCommand
 
+from ragvl.compression import Compression
+
 STDOUT = "-"  # as the name of a file
 
 Source = Annotated[
@@ -95,6 +97,11 @@ Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.
 Template = Annotated[
     str | None,
     typer.Option(help="The reranker's prompt; by default its preset's, or else the data set's."),
+]
+
+Compressed = Annotated[
+    Compression | None,
+    typer.Option(help="For keys and values, which changes scores a little; exact without."),
 ]
 
 Candidates = Annotated[int, typer.Option(min=1, help="How many documents are reranked.")]

@@ -58,7 +58,7 @@ def plan(
         float, typer.Option(help="Share of pictures' tokens that prefixes keep; scores change.")
     ] = 1.0,
     may_change_scores: Annotated[
-        bool, typer.Option(help="Recommend int8, too, which changes scores a little.")
+        bool, typer.Option(help="Recommend int8 and int4, too, which change scores a little.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -80,8 +80,9 @@ def plan(
         sizes: dict[Kept, int] = {} if kv_bytes is not None else sizes_of(str(model))
         if kv_bytes is not None:
             sizes["kv"] = parse_bytes(kv_bytes)
-            # A byte for each number of two, and what scales take
+            # A byte or half of one for each number of two, and what scales and minima take
             sizes["int8"] = round(0.52 * sizes["kv"])
+            sizes["int4"] = round(0.29 * sizes["kv"])
         if features_bytes is not None:
             sizes["features"] = parse_bytes(features_bytes)
         share = checked_image_tokens(image_tokens)

@@ -59,6 +59,7 @@ def rerank(
     cache: Annotated[
         Path | None, typer.Option(help="A folder that `ragvl warm` filled, or to fill.")
     ] = None,
+    compression: options.Compressed = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Order pictures, texts and documents of both by their relevance to a question."""
@@ -69,7 +70,7 @@ def rerank(
         from ragvl.data.query import Query
 
         # All that can be seen without a model, before the seconds that loading one takes
-        check_cache(cache)
+        check_cache(cache, compression)
         asked = Query(query or None, query_image, instruction=instruction)
         for picture in asked.pictures:
             picture.check_header()
@@ -97,7 +98,9 @@ def rerank(
         reranker = chosen.load(
             template=template,
             threshold=limit,
-            prefix_cache=None if cache is None else PrefixCache("scratch", folder=cache),
+            prefix_cache=None
+            if cache is None
+            else PrefixCache("scratch", folder=cache, compression=compression),
         )
         use = None
         if cache is not None:
@@ -152,10 +155,7 @@ def warm(
         Literal["auto", "kv", "features"],
         typer.Option(help="kv, features, or auto: what measures faster to load."),
     ] = "auto",
-    compression: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="int8 for keys and values; exact without."),
-    ] = None,
+    compression: options.Compressed = None,
     image_tokens: Annotated[
         float | None,
         typer.Option(help="Share of pictures' tokens to keep; what the model was trained with."),
@@ -180,7 +180,7 @@ def warm(
         from ragvl.data.caption_file import CaptionFile
         from ragvl.data.sources import Documents
 
-        check_cache(cache)
+        check_cache(cache, compression)
         check_ray(ray)
         caption_file = None if captions is None else CaptionFile(captions)
         documents = Documents(

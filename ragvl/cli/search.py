@@ -69,6 +69,7 @@ class SearchOptions:
     cache: Annotated[
         Path | None, typer.Option(help="A folder of prefixes that `ragvl warm` filled, or to fill.")
     ] = None
+    compression: options.Compressed = None
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with what was found, and its pictures.")
     ] = None
@@ -84,7 +85,7 @@ class SearchOptions:
     def check(self, index: str) -> None:
         """Refuses at once what needs no look into the index, before anything heavy is imported."""
         check_writable(self.html)
-        check_cache(self.cache)
+        check_cache(self.cache, self.compression)
         if "://" not in index and "#" not in index and not Path(index).exists():
             raise FileNotFoundError(f"there is no index {shown(index)}: `ragvl index` makes one")
 
@@ -255,7 +256,9 @@ def _find(
         template=how.template,
         threshold=limit,
         caption_tokens=how.caption_tokens,
-        prefix_cache=None if how.cache is None else PrefixCache("scratch", folder=how.cache),
+        prefix_cache=None
+        if how.cache is None
+        else PrefixCache("scratch", folder=how.cache, compression=how.compression),
     )
     documents = [one.document for one in retrieved]
     use = None

@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ragvl.arguments import checked_image_tokens
+from ragvl.compression import COMPRESSIONS, Compression, page_tokens
 from ragvl.forks import fork_safe
 from ragvl.mllm import MLLM, ImageInputs
 from ragvl.prefix_cache.device import DeviceTier
 from ragvl.prefix_cache.disk import DiskTier
 from ragvl.prefix_cache.lru import LruTier
 from ragvl.prefix_cache.memory import Budget, device_budget, reservations
-from ragvl.prefix_cache.pages import (
-    PAGE_TOKENS,
-    Compression,
-    PagePool,
-    num_state_pages,
-    page_bytes,
-)
+from ragvl.prefix_cache.pages import PagePool, num_state_pages, page_bytes
 from ragvl.prefix_cache.record import PrefixRecord
 from ragvl.prefix_cache.sizes import format_bytes, parse_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
@@ -58,8 +53,8 @@ class PrefixCache:
         keep: what the host and disk tiers hold: "kv", keys and values; "features", the picture's
             visual tokens, from which the decoder computes those again (a hundredth of the size);
             "auto", whichever measures faster to get back with this model in this tier.
-        compression: "int8" keeps each key's and value's number in a byte. Scores change:
-            `benchmarks/bench_prefix_cache.py` measures by how much. None is exact.
+        compression: "int8" keeps each number of keys and values in a byte, "int4" in half a byte.
+            Scores change: `benchmarks/bench_prefix_cache.py` measures by how much. None is exact.
         image_tokens: the share of each picture's tokens whose keys and values are kept, more than 0
             and at most 1: those that are least like each other. The prefix is computed whole first,
             so that its text has seen all of the picture. Scores change:
@@ -102,8 +97,9 @@ class PrefixCache:
         }
         if keep not in ("auto", "kv", "features"):
             raise ValueError(f"keep={keep!r}: expected 'auto', 'kv' or 'features'")
-        if compression not in (None, "int8"):
-            raise ValueError(f"compression={compression!r}: expected 'int8' or None")
+        if compression not in (None, *COMPRESSIONS):
+            known = ", ".join(map(repr, COMPRESSIONS))
+            raise ValueError(f"compression={compression!r}: expected {known} or None")
         if not 0 < wait_seconds < math.inf:
             raise ValueError(f"wait_seconds={wait_seconds}: expected more than 0, and an end")
         named = device_bytes in ("auto", "scratch")
@@ -133,8 +129,8 @@ class PrefixCache:
         """The pages for `mllm`'s prefixes; reserved the first time.
 
         Raises:
-            ValueError: it is attached to another model, the model was moved or cast since, or the
-                budget is less than a page.
+            ValueError: it is attached to another model, the model was moved or cast since, the
+                budget is less than a page, or the compression has no place for the model's heads.
         """
         with self._lock:
             self._belong_to(mllm)
@@ -234,11 +230,14 @@ class PrefixCache:
     def _reserve(self, mllm: MLLM) -> DeviceTier:
         bytes_per_page = page_bytes(mllm.kv_layout, self.compression)
         state_pages = num_state_pages(mllm.kv_layout, self.compression)
-        budget = device_budget(self._device_bytes, mllm.device, bytes_per_page, state_pages)
+        budget = device_budget(
+            *(self._device_bytes, mllm.device, bytes_per_page, state_pages, self.compression)
+        )
         if budget < bytes_per_page:
             raise ValueError(
                 f"a prefix cache of {format_bytes(budget)} holds nothing: this model takes "
-                f"{format_bytes(bytes_per_page)} for {PAGE_TOKENS} tokens{self._why_so_little()}"
+                f"{format_bytes(bytes_per_page)} for {page_tokens(self.compression)} tokens"
+                f"{self._why_so_little()}"
             )
         pool = PagePool(mllm.kv_layout, budget // bytes_per_page, mllm.device, self.compression)
         return DeviceTier(

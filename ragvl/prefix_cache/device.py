@@ -24,7 +24,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from ragvl.forks import fork_safe, renew_in_children
-from ragvl.prefix_cache.pages import PagePool, num_pages
+from ragvl.prefix_cache.pages import PagePool
 from ragvl.prefix_cache.sizes import format_bytes
 from ragvl.prefix_cache.statistics import TierStatistics
 
@@ -214,7 +214,7 @@ class DeviceTier:
         Raises:
             PrefixTooLargeError: it is larger than the pool.
         """
-        if (count := num_pages(length, self.pool.state_pages)) > self.pool.size:
+        if (count := self.pool.num_pages(length)) > self.pool.size:
             raise PrefixTooLargeError(
                 f"its prefix of {length} tokens takes {format_bytes(count * self.page_bytes)} and "
                 f"the prefix cache has {format_bytes(self.pool.size * self.page_bytes)}: give it "
@@ -232,7 +232,7 @@ class DeviceTier:
             PrefixCacheBusyError: other leases left no room for too long.
         """
         self.check_fits(max(lengths))
-        counts = [num_pages(length, self.pool.state_pages) for length in lengths]
+        counts = [self.pool.num_pages(length) for length in lengths]
         start = time.monotonic()
         while True:
             bell = threading.Lock()

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from ragvl.compression import Compression
 from ragvl.forks import fork_safe
 from ragvl.prefix_cache.pages import num_pages
 
@@ -41,7 +42,11 @@ _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def device_budget(
-    budget: Budget, device: torch.device, page_bytes: int, state_pages: int = 0
+    budget: Budget,
+    device: torch.device,
+    page_bytes: int,
+    state_pages: int = 0,
+    compression: Compression | None = None,
 ) -> int:
     """The bytes of a prefix cache on `device`: a number, or what "auto" or "scratch" means now.
 
@@ -50,6 +55,7 @@ def device_budget(
         device: the model's.
         page_bytes: bytes of a page.
         state_pages: pages that a prefix's states take.
+        compression: of the pages.
     """
     if isinstance(budget, int):
         return budget
@@ -57,7 +63,8 @@ def device_budget(
         share = int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
     else:
         share = int(available_bytes() * _CPU_SHARE)
-    scratch = page_bytes * _SCRATCH_PREFIXES * num_pages(_SCRATCH_TOKENS, state_pages)
+    pages = num_pages(_SCRATCH_TOKENS, state_pages, compression)
+    scratch = page_bytes * _SCRATCH_PREFIXES * pages
     return min(share, scratch) if budget == "scratch" else share
 
 

@@ -6,63 +6,79 @@ not depend on how many tokens a prefix has, its bytes lie in the prefix's first 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ragvl.compression import Compression, page_tokens
 from ragvl.mllm import KvLayout, KvShape, LayerState, WriteKv
 from ragvl.ops import PrefixBatch, prefix_write
+from ragvl.ops.pages import PageTensor, page_tensors
 from ragvl.prefix_cache.states import StateBytes
 from ragvl.prefix_cache.transfer import Transfer
 from ragvl.runtime import to_device
 
-# Few enough that half an unused page is little, and one AVX-512 vector of keys
-PAGE_TOKENS = 16
-"""Tokens of a page."""
-
-Compression = Literal["int8"]
+PAGE_TOKENS = page_tokens(None)
+"""Tokens of a page that is not compressed."""
 
 
 def page_bytes(layout: KvLayout, compression: Compression | None = None) -> int:
-    """Bytes of one page: keys and values of all layers, with their scales where compressed."""
-    if compression is None:
-        return PAGE_TOKENS * layout.bytes_per_token()
-    # of each head bytes, and a scale
-    return 2 * PAGE_TOKENS * sum(heads * (head_dim + 4) for heads, head_dim in layout.shapes)
+    """Bytes of one page: keys and values of all layers, with what their compression needs.
+
+    Raises:
+        ValueError: `compression` has no place for the model's heads.
+    """
+    return sum(
+        part.nbytes
+        for shape in layout.shapes
+        for part in _parts(layout, shape, compression).values()
+    )
 
 
-def num_pages(num_tokens: int, state_pages: int = 0) -> int:
+def num_pages(num_tokens: int, state_pages: int = 0, compression: Compression | None = None) -> int:
     """How many pages a prefix of that many tokens takes, with those of its states."""
-    return state_pages + -(-num_tokens // PAGE_TOKENS)
+    return state_pages + -(-num_tokens // page_tokens(compression))
 
 
 def num_state_pages(layout: KvLayout, compression: Compression | None = None) -> int:
     """How many pages the states of one prefix take; they are never compressed."""
-    (heads, dim), places = next(iter(_by_shape(layout.shapes).items()))
-    itemsize = layout.dtype.itemsize if compression is None else 1
-    room = 2 * len(places) * heads * dim * PAGE_TOKENS * itemsize
+    shape, places = next(iter(_by_shape(layout.shapes).items()))
+    numbers = _parts(layout, shape, compression)["key_pages"]
+    room = 2 * len(places) * numbers.nbytes
     return -(-StateBytes(layout.states).size // room)
 
 
-def pages_in_turn(lengths: Sequence[int], state_pages: int = 0) -> list[list[int]]:
+def pages_in_turn(
+    lengths: Sequence[int], state_pages: int = 0, compression: Compression | None = None
+) -> list[list[int]]:
     """Pages for prefixes of so many tokens, one after the other from page 0 on."""
-    counts = [num_pages(length, state_pages) for length in lengths]
+    counts = [num_pages(length, state_pages, compression) for length in lengths]
     return [
         list(range(end - count, end)) for count, end in zip(counts, accumulate(counts), strict=True)
     ]
 
 
+def _parts(
+    layout: KvLayout, shape: KvShape, compression: Compression | None
+) -> Mapping[str, PageTensor]:
+    """What the pages of a layer consist of."""
+    return page_tensors(compression, layout.dtype, *shape, page_tokens(compression))
+
+
 class _Layer(NamedTuple):
     """One layer's pages, as `prefix_write` and `prefix_attention` take them."""
 
-    keys: Tensor
-    values: Tensor
+    key_pages: Tensor
+    value_pages: Tensor
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
+    key_minima: Tensor | None = None
+    value_minima: Tensor | None = None
 
 
 class PagePool:
@@ -76,11 +92,14 @@ class PagePool:
         size: how many pages; they are reserved at once. On a CPU the system lends the memory only
             as it is first written to.
         device: where.
-        compression: "int8" keeps each number in one byte, with a float32 scale for each
-            token, head and layer; None keeps the decoder's own dtype. States are kept as they are.
+        compression: "int8" keeps each number in a byte, "int4" in half a byte, with what they are
+            of; see `prefix_write`. None keeps the decoder's own dtype. States are kept as they are.
 
     Attributes:
         state_pages: how many of a prefix's pages hold its states.
+
+    Raises:
+        ValueError: `compression` has no place for the model's heads.
     """
 
     def __init__(
@@ -94,25 +113,26 @@ class PagePool:
         self.size = size
         self.compression = compression
         self.state_pages = num_state_pages(layout, compression)
-        dtype = layout.dtype if compression is None else torch.int8
         self._tensors: dict[str, Tensor] = {}
         layers: dict[int, _Layer] = {}
         for group, (shape, places) in enumerate(_by_shape(layout.shapes).items()):
-            heads, dim = shape
-            pages = len(places), size, heads
+            parts = dict(_parts(layout, shape, compression))
+            numbers = parts.pop("key_pages"), parts.pop("value_pages")
             memory = torch.empty(
-                2, len(places), size, heads * dim * PAGE_TOKENS, dtype=dtype, device=device
+                *(2, len(places), size, math.prod(numbers[0].shape)),
+                dtype=numbers[0].dtype,
+                device=device,
             )
             if not group:
                 # (2 L, P, bytes): what a page has of each layer's keys, then of its values
                 self._bytes = memory.view(torch.uint8).flatten(0, 1)
             tensors = {
-                "keys": memory[0].view(*pages, dim, PAGE_TOKENS),
-                "values": memory[1].view(*pages, PAGE_TOKENS, dim),
+                name: part.view(len(places), size, *of_a_page.shape)
+                for name, part, of_a_page in zip(("keys", "values"), memory, numbers, strict=True)
             }
-            if compression is not None:
-                for name in ("key_scales", "value_scales"):
-                    tensors[name] = torch.empty(*pages, PAGE_TOKENS, device=device)
+            for name, part in parts.items():
+                shape_of_all = len(places), size, *part.shape
+                tensors[name] = torch.empty(shape_of_all, dtype=part.dtype, device=device)
             for place, *held in zip(places, *tensors.values(), strict=True):
                 layers[place] = _Layer(*held)
             suffix = f"/{group}" if group else ""
@@ -121,6 +141,10 @@ class PagePool:
         self._states = StateBytes(layout.states)
         self.device = device
         self._transfer = Transfer(device)
+
+    def num_pages(self, num_tokens: int) -> int:
+        """How many pages a prefix of that many tokens takes, with those of its states."""
+        return num_pages(num_tokens, self.state_pages, self.compression)
 
     def writer(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> WriteKv:
         """What a prefill calls to put each layer's keys and values into its prefixes' pages.
@@ -138,17 +162,8 @@ class PagePool:
         table, prefix_lengths = numbers[: table.numel()].view(table.shape), numbers[table.numel() :]
 
         def write(place: int, keys: Tensor, values: Tensor) -> None:
-            held = self._layers[place]
-            prefix_write(
-                keys,
-                values,
-                held.keys,
-                held.values,
-                table,
-                prefix_lengths,
-                key_scales=held.key_scales,
-                value_scales=held.value_scales,
-            )
+            held = self._layers[place]._asdict()
+            prefix_write(keys, values, page_table=table, prefix_lengths=prefix_lengths, **held)
 
         return write
 
@@ -236,15 +251,12 @@ class PagePool:
             page_table = page_table[:, self.state_pages :].contiguous()
         batches = [
             PrefixBatch(
-                held.keys,
-                held.values,
-                page_table,
-                prefix_lengths,
-                suffix_starts,
-                suffix_lengths,
-                max_suffix_length,
-                key_scales=held.key_scales,
-                value_scales=held.value_scales,
+                page_table=page_table,
+                prefix_lengths=prefix_lengths,
+                suffix_starts=suffix_starts,
+                suffix_lengths=suffix_lengths,
+                max_suffix_length=max_suffix_length,
+                **held._asdict(),
             )
             for held in self._layers
         ]

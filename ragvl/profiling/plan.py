@@ -20,10 +20,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
+from ragvl.compression import COMPRESSIONS, Compression, page_tokens
 from ragvl.messages import quoted, shown
 from ragvl.retriever.index import num_subvectors
 
-Kept = Literal["kv", "int8", "features", "nothing"]
+Kept = Literal["kv", Compression, "features", "nothing"]
 Tier = Literal["device", "host", "disk"]
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -62,7 +63,7 @@ class Times:
             sizes: bytes of a document.
             bandwidths: bytes a second from each tier to the device.
         """
-        known: dict[Kept, float] = {"kv": hit, "int8": hit}
+        known: dict[Kept, float] = {"kv": hit, **dict.fromkeys(COMPRESSIONS, hit)}
         if features is not None:
             known["features"] = features
         return cls(
@@ -194,9 +195,9 @@ class Plans:
         """The one with the fewest replicas, of several the one with the fewest bytes.
 
         Args:
-            may_change_scores: take "int8" too.
+            may_change_scores: take what is compressed, too.
         """
-        allowed = [one for one in self.every if may_change_scores or one.kept != "int8"]
+        allowed = [one for one in self.every if may_change_scores or one.kept not in COMPRESSIONS]
         return min(allowed, key=lambda one: (one.replicas or math.inf, one.total_bytes))
 
 
@@ -233,7 +234,7 @@ def plan(demand: Demand, rooms: Rooms, sizes: Mapping[Kept, int], times: Times) 
 
 
 def _planned(demand: Demand, rooms: Rooms, kept: Kept, size: int, times: Times) -> Plan:
-    document_bytes = size * (1 + measured()["page_overhead"] * (kept in ("kv", "int8")))
+    document_bytes = size * (1 + _page_overhead(kept))
     total = demand.documents * document_bytes
 
     def at(replicas: int) -> tuple[dict[Tier, float], float]:
@@ -266,6 +267,14 @@ def _planned(demand: Demand, rooms: Rooms, kept: Kept, size: int, times: Times) 
     return Plan(kept, document_bytes, total, used, share, replicas, query_ms)
 
 
+def _page_overhead(kept: Kept) -> float:
+    """What the ends of last pages take, of the bytes that are used."""
+    in_pages: dict[Kept, Compression | None] = {"kv": None, **{name: name for name in COMPRESSIONS}}
+    if kept not in in_pages:
+        return 0.0
+    return measured()["page_overhead"] * page_tokens(in_pages[kept]) / page_tokens(None)
+
+
 @cache
 def measured() -> dict[str, Any]:
     """What was measured: `models`, with bytes of a picture; `page_overhead`; `times` by model."""
@@ -285,7 +294,7 @@ def sizes_of(model: str) -> dict[Kept, int]:
             f"{quoted(model)}: its bytes are not known (known are {shown(', '.join(models))}); "
             "give --kv-bytes and --features-bytes"
         )
-    return {kept: models[model][kept] for kept in ("kv", "int8", "features")}
+    return {kept: models[model][kept] for kept in KEPT if kept in models[model]}
 
 
 def times_of(model: str) -> Times | None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ragvl.arguments import checked_count
 from ragvl.checkpoints import LOCATION, Checkpoint, find_checkpoint
+from ragvl.compression import Compression
 from ragvl.data.document import Document, DocumentLike
 from ragvl.data.images import DocumentError
 from ragvl.data.query import Query, QueryLike
@@ -442,7 +443,8 @@ class Reranker(CrossEncoderDialect):
                 keep(scored)
                 for i in scored.raw.isnan().nonzero()[:, 0].tolist():
                     place = scored.indices[i]
-                    refuse([place], _nan_error(pairs[place][1]))
+                    error = _nan_error(pairs[place][1], self.prefix_cache.compression)
+                    refuse([place], error)
 
     def _usable(self, pairs: Sequence[tuple[Query, Document]], refuse: Refuse) -> list[int]:
         """The places of the pairs that the template can write; the others are refused."""
@@ -752,8 +754,11 @@ def _named(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _nan_error(document: Document) -> FloatingPointError:
+def _nan_error(document: Document, compression: Compression | None) -> FloatingPointError:
+    beyond = ""
+    if compression == "int4":
+        beyond = ", or keys or values are beyond 65504, the most that compression='int4' holds"
     return FloatingPointError(
         f"the relevance of {document.name} is NaN: the weights hold NaN, or activations overflow "
-        "in this dtype (try dtype='bfloat16' or 'float32')"
+        f"in this dtype (try dtype='bfloat16' or 'float32'){beyond}"
     )

@@ -167,6 +167,7 @@ def make_prefix_cache(settings: ServerSettings) -> PrefixCache:
         host_bytes=settings.host_cache,
         folder=None if folder is None else folder / "prefixes",
         disk_bytes=settings.disk_cache,
+        compression=settings.compression,
         image_tokens=settings.image_tokens,
     )
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ragvl.compression import Compression
+
 TINY_RERANKER = Path(__file__).parents[1] / "assets" / "tiny-reranker"  # where no model is named
 
 
@@ -75,6 +77,9 @@ class ProcessSettings(_Settings):
     host_cache: str = Field("0", description="Host memory for prefixes, such as 32GiB.")
     disk_cache: str | None = Field(
         None, description="Disk for prefixes in that folder, such as 1TiB; none: no limit."
+    )
+    compression: Compression | None = Field(
+        None, description="For keys and values, int8 or int4, which changes scores; none: exact."
     )
     image_tokens: float | None = Field(
         None,

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from ragvl import Document, PrefixCache, Reranker
 from ragvl.cli import app
+from ragvl.compression import COMPRESSIONS
 from ragvl.mllm import MLLM, Prompting
 from ragvl.prefix_cache.disk import DiskTier
 
@@ -194,11 +195,23 @@ def test_records_of_another_pool_are_not_used(
     """Compressed and exact prefixes have different keys, so that neither takes the other's."""
     mllm = tiny_mllm("llava")
     expected = Reranker(mllm, prefix_cache=None).score(pairs())
-    for compression in ("int8", None):
+    for compression in (*COMPRESSIONS, None):
         cache = PrefixCache("64MiB", folder=tmp_path, keep="kv", compression=compression)
         scores = Reranker(mllm, prefix_cache=cache).score(pairs())
         assert torch.equal(scores, expected) == (compression is None)
         assert cache.statistics()["disk"].hits == 0
+
+
+def test_what_int4_cannot_hold_is_an_error(tiny_model: Callable[[str], Path]) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype="float32")
+    for name, weight in mllm.model.named_parameters():
+        if name.endswith("v_proj.weight"):
+            with torch.no_grad():
+                weight *= 1e7
+    exact = Reranker(mllm).score(pairs(2))
+    assert exact.isfinite().all()
+    with pytest.raises(FloatingPointError, match=r"beyond 65504.*compression='int4'"):
+        Reranker(mllm, prefix_cache=PrefixCache("64MiB", compression="int4")).score(pairs(2))
 
 
 def test_the_pool_holds_little_more_than_the_keys_and_values(
@@ -221,7 +234,7 @@ def test_the_pool_holds_little_more_than_the_keys_and_values(
         ({"device_bytes": "8 bananas"}, "8 bananas"),
         ({"device_bytes": -1}, "-1"),
         ({"keep": "everything"}, "keep='everything'"),
-        ({"compression": "int4"}, "compression='int4'"),
+        ({"compression": "int2"}, "compression='int2': expected 'int8', 'int4' or None"),
         ({"host_bytes": "1 GigaByte"}, "GigaByte"),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from ragvl.compression import COMPRESSIONS, Compression, page_tokens
 from ragvl.mllm import KvLayout, KvShape
 from ragvl.ops import prefix_attention
 from ragvl.prefix_cache import CachedPrefix
@@ -96,25 +97,60 @@ def test_pages_in_turn() -> None:
     assert pages_in_turn([1, PAGE_TOKENS, PAGE_TOKENS + 1]) == [[0], [1], [2, 3]]
 
 
-@pytest.mark.parametrize("compression", [None, "int8"])
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_read_and_load_are_bit_for_bit(compression: str | None, dtype: torch.dtype) -> None:
+def test_read_and_load_are_bit_for_bit(compression: Compression | None, dtype: torch.dtype) -> None:
     layout = replace(LAYOUT, dtype=dtype)
     pool = PagePool(layout, 8, CPU, compression)
-    (pages,) = pages_in_turn([37])
+    (pages,) = pages_in_turn([37], compression=compression)
     write = pool.writer([pages], [37])
     for layer, (keys, values) in enumerate(random_kv(37)):
         write(layer, keys.to(dtype), values.to(dtype))
     copies = pool.read(pages)
     other = PagePool(layout, 5, CPU, compression)
-    _, target = pages_in_turn([16, 37])
+    _, target = pages_in_turn([16, 37], compression=compression)
     other.load(target, copies)
     again = other.read(target)
     assert copies.keys() == again.keys()
     for name, copy in copies.items():
         assert torch.equal(copy.view(torch.uint8), again[name].view(torch.uint8))
         assert copy.dtype == again[name].dtype
-    assert sum(x.nbytes for x in copies.values()) == 3 * page_bytes(layout, compression)
+    taken = len(pages) * page_bytes(layout, compression)
+    assert sum(x.nbytes for x in copies.values()) == taken
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=4))
+@settings(max_examples=20)
+def test_int4_of_several_prefixes_is_near_what_was_written(lengths: list[int]) -> None:
+    every = pages_in_turn(lengths, compression="int4")
+    pool = PagePool(LAYOUT, sum(map(len, every)), CPU, "int4")
+    for seed, (pages, tokens) in enumerate(zip(every, lengths, strict=True)):
+        assert pool.num_pages(tokens) == len(pages) == -(-tokens // 32)
+        fill(pool, pages, tokens, seed)
+    for seed, (pages, tokens) in enumerate(zip(every, lengths, strict=True)):
+        for layer, source in enumerate(LAYOUT.sources):
+            values = random_kv(tokens, seed)[source][1][0]
+            mean = values.sum(1) / (tokens + 1)
+            step = (values.amax(-1) - values.amin(-1)).amax() / 15
+            seen = values_seen(pool, pages, tokens, layer)
+            torch.testing.assert_close(seen, mean, atol=0.51 * step.item(), rtol=0)
+
+
+@pytest.mark.parametrize("dim", [2, 6, 17])
+def test_int4_refuses_heads_that_it_has_no_place_for(dim: int) -> None:
+    layout = KvLayout((KvShape(2, 16), KvShape(2, dim)), torch.float32, (0, 1))
+    with pytest.raises(ValueError, match=f"even number of columns, at least 8: these have {dim}"):
+        PagePool(layout, 4, CPU, "int4")
+
+
+def test_bytes_of_a_page() -> None:
+    # Of 32 tokens, 2 x 64 columns: half a byte each, a scale and a minimum of two bytes for every
+    # channel and every token
+    layout = KvLayout.uniform(3, 2, 64, torch.bfloat16)
+    numbers = 2 * 32 * 2 * 64 // 2
+    assert page_bytes(layout, "int4") == 3 * (numbers + 2 * 64 * 4 + 2 * 32 * 4)
+    assert page_bytes(layout, "int8") == 3 * 2 * 16 * 2 * (64 + 4)
+    assert page_bytes(layout) == 3 * 2 * 16 * 2 * 64 * 2
 
 
 def test_load_refuses_what_another_pool_held() -> None:
@@ -124,6 +160,7 @@ def test_load_refuses_what_another_pool_held() -> None:
     copies = source.read(pages)
     for other in (
         PagePool(LAYOUT, 4, CPU, "int8"),
+        PagePool(LAYOUT, 4, CPU, "int4"),
         PagePool(KvLayout.uniform(2, 3, 16, torch.float32), 4, CPU),
         PagePool(replace(LAYOUT, dtype=torch.bfloat16), 4, CPU),
     ):
@@ -131,27 +168,32 @@ def test_load_refuses_what_another_pool_held() -> None:
             other.load(pages, copies)
 
 
-@pytest.mark.parametrize("compression", [None, "int8"])
-def test_pieces_make_up_the_whole(compression: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+def test_pieces_make_up_the_whole(
+    compression: Compression | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool, other = PagePool(LAYOUT, 8, CPU, compression), PagePool(LAYOUT, 8, CPU, compression)
-    fill(pool, [5, 0, 3], 37)
-    whole = pool.read([5, 0, 3])
+    pages, others = [5, 0, 3], [1, 7, 2]
+    tokens = 3 * page_tokens(compression) - 11
+    fill(pool, pages, tokens)
+    whole = pool.read(pages)
     monkeypatch.setattr("ragvl.prefix_cache.transfer._PIECE_BYTES", 1)  # a layer at a time
-    other.load([1, 7, 2], pool.read([5, 0, 3]))
-    again = other.read([1, 7, 2])
+    other.load(others, pool.read(pages))
+    again = other.read(others)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compression", [None, "int8"])
-def test_on_a_gpu_streams_wait_for_each_other(compression: str | None) -> None:
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+def test_on_a_gpu_streams_wait_for_each_other(compression: Compression | None) -> None:
     gpu = torch.device("cuda")
     on_cpu, pool = PagePool(LAYOUT, 8, CPU, compression), PagePool(LAYOUT, 8, gpu, compression)
     pages = [5, 0, 3]
-    write = pool.writer([pages], [37])
-    fill(on_cpu, pages, 37)
+    tokens = 3 * page_tokens(compression) - 11
+    write = pool.writer([pages], [tokens])
+    fill(on_cpu, pages, tokens)
     expected = on_cpu.read(pages)
-    layers = [(keys.to(gpu), values.to(gpu)) for keys, values in random_kv(37)]
+    layers = [(keys.to(gpu), values.to(gpu)) for keys, values in random_kv(tokens)]
     torch.cuda.synchronize()
     torch.cuda._sleep(50_000_000)  # what is read must come after what is queued
     for layer, (keys, values) in enumerate(layers):

@@ -11,6 +11,7 @@ from plain import picture
 from tiny_models import HYBRIDS
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.compression import COMPRESSIONS, Compression
 from ragvl.mllm import MLLM, KvLayout, KvShape, LayerState, StateShape
 from ragvl.prefix_cache import PagePool, PrefixTooLargeError, page_table, pages_in_turn
 from ragvl.prefix_cache.pages import num_pages, num_state_pages, page_bytes
@@ -31,7 +32,7 @@ STATES = (
     ),
 )
 EACH = pytest.mark.parametrize("architecture", HYBRIDS)
-POOLS = pytest.mark.parametrize("compression", [None, "int8"])
+POOLS = pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
 
 
 def layout(dtype: torch.dtype = torch.bfloat16) -> KvLayout:
@@ -49,7 +50,7 @@ def random_states(seed: int) -> list[LayerState]:
 
 def filled(pool: PagePool, lengths: list[int]) -> list[list[int]]:
     """Prefixes in the pool, keys and values of random numbers; their pages."""
-    every = pages_in_turn(lengths, pool.state_pages)
+    every = pages_in_turn(lengths, pool.state_pages, pool.compression)
     for seed, (pages, length) in enumerate(zip(every, lengths, strict=True)):
         pool.write_states(pages, random_states(seed))
         write = pool.writer([pages], [length])
@@ -69,7 +70,7 @@ def same(one: LayerState, other: LayerState) -> bool:
 @POOLS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_states_of_several_prefixes_come_back_layer_by_layer(
-    dtype: torch.dtype, compression: str | None
+    dtype: torch.dtype, compression: Compression | None
 ) -> None:
     pool = PagePool(layout(dtype), 200, CPU, compression)
     assert pool.state_pages == num_state_pages(layout(dtype), compression) > 1
@@ -83,7 +84,7 @@ def test_states_of_several_prefixes_come_back_layer_by_layer(
 
 
 @POOLS
-def test_read_and_load_are_bit_for_bit(compression: str | None) -> None:
+def test_read_and_load_are_bit_for_bit(compression: Compression | None) -> None:
     pool = PagePool(layout(), 200, CPU, compression)
     every = filled(pool, [20, 40])
     copies = pool.read(every[1])
@@ -153,16 +154,23 @@ def test_every_tier_gives_back_the_same_bits(
     assert warm.prefix_cache.statistics()[tier].hits == 3
 
 
+@pytest.mark.parametrize(("compression", "error"), [("int8", 0.02), ("int4", 0.2)])
 @EACH
 def test_states_stay_exact_where_keys_and_values_are_compressed(
-    architecture: str, tiny_mllm: Callable[[str], MLLM], tmp_path: Path
+    architecture: str,
+    compression: Compression,
+    error: float,
+    tiny_mllm: Callable[[str], MLLM],
+    tmp_path: Path,
 ) -> None:
     mllm = tiny_mllm(architecture)
     pairs = ragged_pairs()
     exact = Reranker(mllm).score(pairs)
-    caches = [PrefixCache("64MiB", folder=tmp_path, keep="kv", compression="int8") for _ in "12"]
+    caches = [
+        PrefixCache("64MiB", folder=tmp_path, keep="kv", compression=compression) for _ in "12"
+    ]
     first, again = (Reranker(mllm, prefix_cache=cache).score(pairs) for cache in caches)
-    assert 0 < (first - exact).abs().max() < 0.02
+    assert 0 < (first - exact).abs().max() < error
     assert torch.equal(first, again)
     assert caches[1].statistics()["disk"].hits == 3
 

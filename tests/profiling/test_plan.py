@@ -66,6 +66,7 @@ def test_more_replicas_have_more_room() -> None:
 
 def test_fewest_replicas_then_fewest_bytes() -> None:
     times = Times(100.0, {kept: {"device": 10.0} for kept in ("kv", "int8")})
+    assert "int4" not in {one.kept for one in plan(Demand(1, 1, 1), Rooms(GIB), SIZES, times).every}
     demand = Demand(100, queries_per_second=1, hit_rate=1.0)
     plans = plan(demand, Rooms(GIB), SIZES, times)
     assert plans.best().kept == "kv" and plans.best(may_change_scores=True).kept == "int8"
@@ -147,7 +148,9 @@ def test_the_command() -> None:
     assert outcome.exit_code == 0, outcome.output
     assert "keys and values" in outcome.output and "replicas" in outcome.output
     printed = json.loads(run(*BASE, *GPU, *GIVEN, "--json").stdout)
-    assert [one["kept"] for one in printed["plans"]] == ["kv", "int8", "features", "nothing"]
+    assert [one["kept"] for one in printed["plans"]] == [
+        *("kv", "int8", "int4", "features", "nothing")
+    ]
     assert printed["keep"] in ("kv", "features")
     bytes_of_kv = printed["plans"][0]["total_bytes"]
     assert bytes_of_kv == pytest.approx(1e9 * 25_165_824 * (1 + measured()["page_overhead"]))
