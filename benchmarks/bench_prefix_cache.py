@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, unseen, write_documents
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.compression import COMPRESSIONS
 from ragvl.mllm import MLLM
 from ragvl.ops import prefix_attention
 from ragvl.prefix_cache import (
@@ -44,7 +45,6 @@ IMAGE_TOKENS = (64, 144, 256, 400, 576)
 SUFFIX_TOKENS = (30, 40, 55, 80)
 QUERIES = (1, 2, 5, 10)
 NUM_QUESTIONS = 40  # enough for every round to ask another
-COMPRESSIONS = (None, "int8")
 
 Spread = dict[str, float]
 Pairs = list[tuple[str, Document]]
@@ -95,8 +95,12 @@ def published_bytes() -> list[dict[str, Any]]:
         {
             "model": name,
             "image_tokens": shape.image_tokens,
-            "kv": shape.image_tokens * shape.kv_bytes_per_token(),
-            "int8": shape.image_tokens * shape.kv_bytes_per_token(compressed=True),
+            **{
+                compression or "kv": round(
+                    shape.image_tokens * shape.kv_bytes_per_token(compression)
+                )
+                for compression in (None, *COMPRESSIONS)
+            },
             "features": shape.image_tokens * shape.feature_bytes_per_token,
         }
         for name, shape in PUBLISHED.items()
@@ -357,7 +361,7 @@ def _compression(
 ) -> list[dict[str, Any]]:
     rerankers = {
         str(compression): Reranker(mllm, prefix_cache=PrefixCache(compression=compression))
-        for compression in COMPRESSIONS
+        for compression in (None, *COMPRESSIONS)
     }
     compared = _compare_warm(rerankers, documents, questions, rounds)
     return [
@@ -525,7 +529,8 @@ def costs_table(results: Results) -> str:
 
 def bytes_table(results: Results) -> str:
     """What a picture takes in published models; computed, not measured."""
-    kinds = {"kv": "keys and values", "int8": "in int8", "features": "visual tokens"}
+    compressed = {compression: f"in {compression}" for compression in COMPRESSIONS}
+    kinds = {"kv": "keys and values", **compressed, "features": "visual tokens"}
     rows = [
         [
             row["model"],
@@ -590,33 +595,33 @@ def tiers_table(results: Results) -> str:
 
 
 def compression_table(results: Results) -> str:
-    """Speed, size and error of keys and values in a byte each, and of a model in bfloat16."""
+    """Speed, size and error of compressed keys and values, and of a model in bfloat16."""
     header = ["", "bytes of a document", "speed", "largest difference of a score", "mean"]
     rows, notes = [], []
     for device, result in _by_device(results).items():
         if result is None:
             rows.append([device, *[NOT_MEASURED] * (len(header) - 1)])
             continue
-        measured = [
-            (row["compression"].replace("None", "exact"), row, row["bytes_per_document"])
-            for row in result["compression"]
-        ]
-        exact = measured[0][2]
+        by_name = {row["compression"]: row for row in result["compression"]}
+        exact = by_name["None"]["bytes_per_document"]
+        measured = [("exact", by_name["None"])]
+        measured += [(name, by_name.get(name)) for name in COMPRESSIONS]
         if result["bfloat16"] is not None:
-            measured.append(("the whole model in bfloat16", result["bfloat16"], exact / 2))
-        rows += [
-            [
-                f"{device}: {name}",
-                f"{100 * size / exact:.0f} %",
-                f"{row['speed']['median']:.2f}x",
-                f"{row['max_score_difference']:.1e}",
-                f"{row['mean_score_difference']:.1e}",
-            ]
-            for name, row, size in measured
-        ]
+            half = {**result["bfloat16"], "bytes_per_document": exact / 2}
+            measured.append(("the whole model in bfloat16", half))
+        for name, row in measured:
+            cells = [NOT_MEASURED] * (len(header) - 1)
+            if row is not None:
+                cells = [
+                    f"{100 * row['bytes_per_document'] / exact:.0f} %",
+                    f"{row['speed']['median']:.2f}x",
+                    f"{row['max_score_difference']:.1e}",
+                    f"{row['mean_score_difference']:.1e}",
+                ]
+            rows.append([f"{device}: {name}", *cells])
         first, other = result["templates"]["caption"], result["templates"]["instruction-first"]
         notes.append(
-            f"{result['machine']['device']}, {measured[1][1]['pairs']} pairs, random weights in "
+            f"{result['machine']['device']}, {by_name['None']['pairs']} pairs, random weights in "
             f"{result['model']['dtype']}. The template `instruction-first`: "
             f"{other['suffix_tokens']} suffix tokens instead of {first['suffix_tokens']}, "
             f"{other['speed']['median']:.2f}x as fast."

@@ -19,19 +19,20 @@ from shapes import SHAPES
 from tables import Results
 from torch import Tensor
 
+from ragvl.compression import COMPRESSIONS, Compression, page_tokens
 from ragvl.ops import prefix_write
+from ragvl.ops.pages import page_tensors
 
 OPERATION = "prefix_write"
 BASELINE = "eager"
-BATCH, PAGE_TOKENS = 8, 16
+BATCH = 8
 CASES = [("mid", 272), ("internvl2-1b", 272), ("llava-1.5-7b", 592)]  # (heads, prefix tokens)
-COMPRESSIONS = (None, "int8")
 
 
 def methods(
     model: str,
     tokens: int,
-    compression: str | None,
+    compression: Compression | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Method]:
@@ -42,47 +43,60 @@ def methods(
     # As rotary embeddings leave keys, and a projection values
     k = torch.randn(shape, generator=rng, device=device, dtype=dtype).transpose(1, 2).contiguous()
     v = torch.randn(shape, generator=rng, device=device, dtype=dtype).transpose(1, 2)
-    width = -(-tokens // PAGE_TOKENS)
+    page = page_tokens(compression)
+    width = -(-tokens // page)
     table = torch.randperm(BATCH * width, generator=rng, device=device).view(BATCH, width).int()
     lengths = torch.full((BATCH,), tokens, dtype=torch.int32, device=device)
-    held = dtype if compression is None else torch.int8
-    pages = BATCH * width, decoder.num_kv_heads
-    key_pages = torch.empty(*pages, decoder.head_dim, PAGE_TOKENS, dtype=held, device=device)
-    value_pages = torch.empty(*pages, PAGE_TOKENS, decoder.head_dim, dtype=held, device=device)
-    scales: dict[str, Tensor] = {}
-    if compression is not None:
-        for name in ("key_scales", "value_scales"):
-            scales[name] = torch.empty(*pages, PAGE_TOKENS, device=device)
+    parts = page_tensors(compression, dtype, decoder.num_kv_heads, decoder.head_dim, page)
+    pages = {
+        name: torch.empty(BATCH * width, *part.shape, dtype=part.dtype, device=device)
+        for name, part in parts.items()
+    }
     targets = table.flatten().long()
+    there = (torch.arange(width * page, device=device) < tokens).view(width, 1, page, 1)
+    there = there.repeat(BATCH, 1, 1, 1)
 
     def eager() -> Tensor:
-        for name, x, target in (("key", k, key_pages), ("value", v, value_pages)):
-            padded = F.pad(x, (0, 0, 0, width * PAGE_TOKENS - tokens))
-            paged = padded.unflatten(2, (width, PAGE_TOKENS)).transpose(1, 2).flatten(0, 1)
-            if compression is not None:
-                scale = paged.float().abs().amax(-1) / 127
-                paged = (paged.float() / scale.clamp_min(1e-38)[..., None]).round().to(torch.int8)
-                scales[f"{name}_scales"].index_copy_(0, targets, scale)
-            target.index_copy_(0, targets, paged.mT if name == "key" else paged)
-        return key_pages
+        for name, x in (("key", k), ("value", v)):
+            padded = F.pad(x, (0, 0, 0, width * page - tokens))
+            paged = padded.unflatten(2, (width, page)).transpose(1, 2).flatten(0, 1)
+            made: dict[str, Tensor] = {}
+            if compression == "int8":
+                scale = paged.float().abs().amax(-1, keepdim=True) / 127
+                made["scales"] = scale.squeeze(-1)
+                paged = (paged.float() / scale.clamp_min(1e-38)).round().to(torch.int8)
+            if compression == "int4":
+                group = -2 if name == "key" else -1
+                paged = paged.float()
+                minimum = paged.amin(group, keepdim=True)
+                scale = ((paged.amax(group, keepdim=True) - minimum) / 15).half()
+                minimum = minimum.half()
+                made = {"scales": scale.squeeze(group), "minima": minimum.squeeze(group)}
+                numbers = (paged - minimum.float()) / scale.float().clamp_min(1e-38)
+                low, high = numbers.clamp(0, 15).round().to(torch.uint8).chunk(2, -1)
+                paged = (low | high << 4) * there
+            made["pages"] = paged.mT if name == "key" else paged
+            for part, numbers in made.items():
+                pages[f"{name}_{part}"].index_copy_(0, targets, numbers)
+        return pages["key_pages"]
 
     calls: dict[str, Method] = {BASELINE: eager}
     for backend in backends_to_measure(OPERATION, device, dtype):
 
         def fused(backend: str = backend) -> Tensor:
-            prefix_write(k, v, key_pages, value_pages, table, lengths, **scales, backend=backend)
-            return key_pages
+            prefix_write(k, v, page_table=table, prefix_lengths=lengths, **pages, backend=backend)
+            return pages["key_pages"]
 
         calls[backend] = fused
     return calls
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", (None, *COMPRESSIONS))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("method", methods("tiny", 16, None, torch.float32, DEVICE))
 def test_prefix_write(
-    benchmark, method: str, case: tuple[str, int], dtype: str, compression: str | None
+    benchmark, method: str, case: tuple[str, int], dtype: str, compression: Compression | None
 ) -> None:
     everyone = methods(*case, compression, DTYPES[dtype], DEVICE)
     result = benchmark(everyone[method]).clone()
@@ -112,7 +126,7 @@ def main(
     """Measure, print a table and write benchmarks/results/prefix_write_cpu.json."""
     cases = [
         {"model": model, "prefix": tokens, "dtype": dtype, "compression": compression}
-        for (model, tokens), dtype, compression in product(CASES, DTYPES, COMPRESSIONS)
+        for (model, tokens), dtype, compression in product(CASES, DTYPES, (None, *COMPRESSIONS))
     ]
     with torch.inference_mode():
         measure_operation(

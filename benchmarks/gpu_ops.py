@@ -129,10 +129,10 @@ def _prefix_write_cases(device: torch.device, small: bool) -> Iterator[Case]:
     bench = bench_prefix_write
     sizes = [("tiny", 16)] if small else [("internvl2-2b", 272), ("llava-1.5-7b", 592)]
     dtype = torch.float32 if small else torch.bfloat16
-    for (model, tokens), compression in product(sizes, bench.COMPRESSIONS):
+    for (model, tokens), compression in product(sizes, (None, *bench.COMPRESSIONS)):
         decoder = SHAPES[model].decoder
         numbers = 2 * bench.BATCH * tokens * decoder.num_kv_heads * decoder.head_dim
-        held = dtype.itemsize if compression is None else 1
+        held = {None: dtype.itemsize, "int8": 1, "int4": 0.5}[compression]
         yield Case(
             bench.OPERATION,
             f"{bench.BATCH} prefixes of {tokens} tokens, {model}, {compression or _name(dtype)}",

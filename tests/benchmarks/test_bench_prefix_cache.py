@@ -7,9 +7,11 @@ import bench_prefix_cache
 import pytest
 import torch
 from bench_prefix_bookkeeping import measure as measure_bookkeeping
-from bench_prefix_cache import COMPRESSIONS, measure, published_bytes
+from bench_prefix_cache import measure, published_bytes
 from plots import PLOTS
 from work_clock import work_clock
+
+from ragvl.compression import COMPRESSIONS
 
 # Two points each are a slope
 CANDIDATES, IMAGE_TOKENS, SUFFIX_TOKENS, QUERIES = (1, 4), (16, 36), (30, 55), (1, 2)
@@ -54,11 +56,12 @@ def test_every_tier_serves_what_it_has(result: dict[str, Any]) -> None:
 
 def test_compression_is_smaller_and_not_exact(result: dict[str, Any]) -> None:
     exact, *compressed = result["compression"]
-    assert [row["compression"] for row in result["compression"]] == list(map(str, COMPRESSIONS))
+    names = [row["compression"] for row in result["compression"]]
+    assert names == ["None", *COMPRESSIONS]
     assert exact["max_score_difference"] == 0
     for row in compressed:
         assert row["bytes_per_document"] < exact["bytes_per_document"]
-        assert 0 < row["mean_score_difference"] <= row["max_score_difference"] < 0.2
+        assert 0 < row["mean_score_difference"] <= row["max_score_difference"] < 0.3
 
 
 def test_bfloat16_templates_and_memory(result: dict[str, Any]) -> None:
@@ -92,5 +95,9 @@ def test_published_bytes_are_those_of_the_papers() -> None:
     assert llava["features"] == 576 * 5120 * 2
     assert by_name["internvl2-1b"]["kv"] == 256 * 2 * 24 * 2 * 64 * 2
     assert by_name["internvl2-1b"]["int8"] == 256 * 2 * 24 * 2 * (64 + 4)
+    # Of 32 tokens: half a byte a number; a scale and a minimum of two bytes each for every channel
+    # of keys and every token of values
+    page = 2 * 32 * 64 // 2 + 4 * (64 + 32)
+    assert by_name["internvl2-1b"]["int4"] == 256 // 32 * 24 * 2 * page
     # DeepStack gives three more sets of visual tokens
     assert by_name["qwen3-vl-2b"]["features"] == 4 * 1296 * 2048 * 2
