@@ -32,7 +32,10 @@ def resolve_model_dtype(dtype: str | torch.dtype, device: torch.device) -> tuple
     if dtype == FASTEST:
         dtype = _fastest(device)
     if dtype != INT8:
-        return resolve_dtype(dtype, device), False
+        try:
+            return resolve_dtype(dtype, device), False
+        except ValueError as error:
+            raise ValueError(f"{error}, or of a model {INT8!r} or {FASTEST!r}") from None
     if device.type != "cpu":
         raise ValueError(
             f"dtype={INT8!r} is for a CPU: on {device} load a checkpoint whose weights are "
