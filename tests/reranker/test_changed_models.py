@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ragvl import Document, PrefixCache, Reranker
+from ragvl.compression import COMPRESSIONS
 from ragvl.mllm import MLLM, UnsupportedModelError
 from ragvl.reranker import PromptTemplate, SavedThresholds, ThresholdError
 
@@ -326,9 +327,12 @@ def test_prompts_are_known_by_what_they_say(tiny_mllm: Callable[[str], MLLM]) ->
     ]
     assert len({reranker.prompts_name for reranker in rerankers}) == len(rerankers)
     assert len({reranker.fingerprint for reranker in rerankers}) == len(rerankers)
-    compressed = Reranker(mllm, template=mine, prefix_cache=PrefixCache("8MiB", compression="int8"))
-    assert compressed.prompts_name == rerankers[0].prompts_name
-    assert compressed.fingerprint != rerankers[0].fingerprint
+    compressed = [
+        Reranker(mllm, template=mine, prefix_cache=PrefixCache("8MiB", compression=compression))
+        for compression in COMPRESSIONS
+    ]
+    assert {one.prompts_name for one in compressed} == {rerankers[0].prompts_name}
+    assert len({one.fingerprint for one in [rerankers[0], *compressed]}) == 1 + len(COMPRESSIONS)
     own = SavedThresholds(
         model=rerankers[0].weights,
         template="mine",

@@ -9,9 +9,15 @@ from pydantic import ValidationError
 from typer.main import get_command
 
 from ragvl.cli import app
+from ragvl.server.run import make_prefix_cache
 from ragvl.server.settings import ServerSettings
 
 FIELDS = ServerSettings.model_fields
+
+
+def test_prefixes_are_compressed_as_the_settings_say() -> None:
+    assert make_prefix_cache(ServerSettings()).compression is None
+    assert make_prefix_cache(ServerSettings(compression="int4")).compression == "int4"
 
 
 def test_sizes_are_numbers_or_texts() -> None:
@@ -32,6 +38,7 @@ def test_sizes_are_numbers_or_texts() -> None:
         {"timeout": 20.0, "max_timeout": 10.0},
         {"port": -1},
         {"log_format": "xml"},
+        {"compression": "int2"},
         {"allow_urls": ["http://example.org/"]},
         {"no_such_limit": 1},
     ],
