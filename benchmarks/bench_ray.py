@@ -8,7 +8,6 @@ An actor's start is left out, which takes as long as to import torch, whatever t
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -103,8 +102,6 @@ def main(
 
     if torch.get_num_threads() != 1:
         raise typer.BadParameter("set OMP_NUM_THREADS=1: an actor has as many cores as threads")
-    # Else workers, which Ray makes nicer, would wait for all else on the machine
-    os.environ.setdefault("RAY_worker_niceness", "0")
     with connected():
         result = measure(documents, rounds, model)
     result |= {"documents": documents, "rounds": rounds}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,13 +13,15 @@ import torch
 
 from ragvl.blocks import Done, MapBlocks, Works
 from ragvl.distributed.session import ClusterError
-from ragvl.distributed.worker import BlockWorker, sent, versions
+from ragvl.distributed.worker import BlockWorker, load_works, sent, versions
 from ragvl.extras import extra
 
 with extra("ray", "ray"):
     import ray
 
 logger = logging.getLogger(__name__)
+
+Load = Callable[[], Works]
 
 _BLOCKS_EACH = 2  # of an actor: one that it works on, and the next
 _BLOCKS_KEPT = 4  # for each actor, of which results wait for an earlier one's
@@ -46,24 +48,23 @@ def actor_map(works: Works, *, device: str, max_actors: int | None = None) -> It
         OSError, ValueError: a model is not there, or another; the message names the node.
     """
     count, resources = _room(device)
-    # Ends with this process, and never, however often a machine is taken away
+    # Made anew however often a machine is taken away
     options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": _TRIES_MORE}
     worker = ray.remote(**options, **resources)(BlockWorker)
-    # By reference: Ray makes a lost actor anew from its arguments, and keeps but small ones
     read = partial(sent, ray.put(ray.cloudpickle.dumps(dict(works))))
-    own = read, versions(), torch.get_num_threads()
-    actors = [worker.remote(*own) for _ in range(min(count, max_actors or count))]
+    load = partial(load_works, read, versions(), torch.get_num_threads())
+    actors = [worker.remote() for _ in range(min(count, max_actors or count))]
     try:
-        _wait_until_ready(actors)
-        yield partial(_map_blocks, actors)
+        _wait_until_ready(actors, load)
+        yield partial(_map_blocks, actors, load)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _wait_until_ready(actors: Sequence[Any]) -> None:
+def _wait_until_ready(actors: Sequence[Any], load: Load) -> None:
     """Has all load their models, so that what cannot be used is refused before the work."""
-    loading = [actor.ready.remote() for actor in actors]
+    loading = [actor.ready.remote(load) for actor in actors]
     _, waiting = ray.wait(loading, num_returns=len(loading), timeout=_PATIENCE_SECONDS)
     if waiting:
         logger.warning(
@@ -95,7 +96,7 @@ def _room(device: str) -> tuple[int, dict[str, int]]:
     )
 
 
-def _map_blocks(actors: list[Any], work: str, blocks: Iterable[Any]) -> Iterator[Done]:
+def _map_blocks(actors: list[Any], load: Load, work: str, blocks: Iterable[Any]) -> Iterator[Done]:
     """See `MapBlocks`."""
     free = deque(actors * _BLOCKS_EACH)
     at_work: dict[Any, Any] = {}  # actors by what they will return
@@ -107,7 +108,7 @@ def _map_blocks(actors: list[Any], work: str, blocks: Iterable[Any]) -> Iterator
 
     for block in blocks:
         actor = free.popleft()
-        order.append(actor.do.remote(work, block))
+        order.append(actor.do.remote(load, work, block))
         at_work[order[-1]] = actor
         if not free:
             wait(list(at_work))

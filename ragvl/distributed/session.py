@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,7 @@ with extra("ray", "ray"):
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _OWN_VARIABLES = "RAGVL_"  # which workers get, too
+_REACHABLE_SECONDS = 20.0
 
 
 class ClusterError(OSError):
@@ -41,21 +44,37 @@ def connected(address: str | None = None) -> Iterator[None]:
             yield
             return
         own = {name: value for name, value in os.environ.items() if name.startswith(_OWN_VARIABLES)}
+        where = address or os.environ.get("RAY_ADDRESS", "")
+        if not where:  # Ray's 15 would have workers wait for all else on this machine
+            os.environ.setdefault("RAY_worker_niceness", "0")
         try:
+            _check_reachable(where)
             ray.init(
                 address,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 runtime_env={"env_vars": own} if own else None,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = quoted(address or os.environ.get("RAY_ADDRESS", "this machine"))
-            raise ClusterError(f"no work on the cluster {where}: {reason(error)}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            named = quoted(where) if where else "of this machine"
+            raise ClusterError(f"no work on the cluster {named}: {reason(error)}") from error
         try:
             check_nodes()
             yield
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        OSError: it is one.
+    """
+    if found := re.fullmatch(r"(?:ray://)?(?:\[(.+)\]|([^:]+)):(\d+)", address):
+        host = found[1] or found[2]
+        with socket.create_connection((host, int(found[3])), timeout=_REACHABLE_SECONDS):
+            pass
 
 
 def check_nodes() -> None:

@@ -64,39 +64,44 @@ def loading(expected: Mapping[str, str] | None) -> Iterator[None]:
         raise ValueError(f"on node {_node_name()}: {error}") from error
 
 
-class BlockWorker:
-    """Does blocks of work in an actor, with models that it loads once.
+def load_works(read: Callable[[], bytes], versions: Mapping[str, str], num_threads: int) -> Works:
+    """What a process is to do with blocks.
 
     Args:
         read: gives the works, pickled; models in them are loaded by being unpickled.
         versions: the driver's.
         num_threads: of torch, as many as the driver has, since bits may depend on it.
+
+    Raises:
+        VersionMismatchError, OSError, ValueError: see `loading`.
+    """
+    with loading(versions):
+        works: Works = pickle.loads(read())
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(num_threads)
+    return works
+
+
+class BlockWorker:
+    """Does blocks of work in an actor, with models that it loads once.
+
+    It is made of nothing, so that Ray can make a lost one anew, which then loads them again.
     """
 
-    def __init__(
-        self, read: Callable[[], bytes], versions: Mapping[str, str], num_threads: int
-    ) -> None:
-        self._read, self._versions, self._num_threads = read, versions, num_threads
+    def __init__(self) -> None:
         self._works: Works | None = None
 
-    def ready(self) -> None:
-        """Loads.
+    def ready(self, load: Callable[[], Works]) -> None:
+        """Loads what it has not loaded; errors are those of `load`."""
+        self._loaded(load)
 
-        Raises:
-            VersionMismatchError, OSError, ValueError: see `loading`.
-        """
-        self._loaded()
-
-    def do(self, work: str, block: Any) -> Done:
+    def do(self, load: Callable[[], Works], work: str, block: Any) -> Done:
         """What a work makes of a block."""
-        return timed(self._loaded()[work], block)
+        return timed(self._loaded(load)[work], block)
 
-    def _loaded(self) -> Works:
-        if self._works is None:  # at first use, so that an actor that is replaced does so again
-            with loading(self._versions):
-                self._works = pickle.loads(self._read())
-            if torch := sys.modules.get("torch"):
-                torch.set_num_threads(self._num_threads)
+    def _loaded(self, load: Callable[[], Works]) -> Works:
+        if self._works is None:
+            self._works = load()
         return self._works
 
 
@@ -104,8 +109,8 @@ def sent(reference: ray.ObjectRef) -> bytes:
     """In an actor, what the driver has put under a reference."""
     import ray
 
-    # Before tqdm is imported: bars of a model that is loaded would come among the driver's
-    os.environ["TQDM_DISABLE"] = "1"
+    # Before transformers is imported, whose bars would come among the driver's
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     given: bytes = ray.get(reference)
     return given
 

@@ -6,6 +6,7 @@ import base64
 import math
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ from ragvl.distributed import (
 )
 from ragvl.distributed.batches import UnknownColumnError
 from ragvl.distributed.warm import warm_documents, warming_works
-from ragvl.distributed.worker import BlockWorker
+from ragvl.distributed.worker import BlockWorker, load_works
 from ragvl.evaluation.works import score_pairs
 from ragvl.server.settings import TINY_RERANKER
 
@@ -230,19 +231,22 @@ def test_a_worker_whose_model_is_gone_or_another_says_which_node_that_is(
     shutil.copytree(TINY_RERANKER, folder)
     reranker = Reranker.from_pretrained(folder, device="cpu")
     pickled = pickle.dumps({"score": partial(score_pairs, reranker)})
-    worker = BlockWorker(lambda: pickled, versions(), torch.get_num_threads())
+
+    def load(versions: dict[str, str]) -> Works:
+        return load_works(lambda: pickled, versions, torch.get_num_threads())
+
     pairs = [(Query(QUERIES[0]), Document(pictures[0])), (Query(QUERIES[0]), None)]
-    (score, missing), _ = worker.do("score", pairs)
+    (score, missing), _ = BlockWorker().do(partial(load, versions()), "score", pairs)
     assert score == reranker.score([pairs[0]], raw=True).item() and math.isnan(missing)
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=rf"on node .*{folder}.*was changed"):
-        BlockWorker(lambda: pickled, versions(), 1).ready()
+        load(versions())
     shutil.rmtree(folder)
     with pytest.raises(OSError, match=f"on node .*{folder}"):
-        BlockWorker(lambda: pickled, versions(), 1).ready()
+        load(versions())
     with pytest.raises(VersionMismatchError, match="ragvl"):
-        BlockWorker(lambda: pickled, {**versions(), "ragvl": "0"}, 1).ready()
+        load({**versions(), "ragvl": "0"})
 
 
 def in_turn(*works: Works) -> MapBlocks:
@@ -287,3 +291,15 @@ def test_without_ray_the_message_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == 'ray is not installed: pip install "ragvl[ray]"', done.stderr
+
+
+def test_an_address_where_nobody_listens_is_refused() -> None:
+    """In a process of its own, which is connected to no cluster."""
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        program = f"from ragvl.distributed import connected\nwith connected({address!r}): pass"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1]
+    assert f"ClusterError: no work on the cluster '{address}': " in said and "refused" in said
