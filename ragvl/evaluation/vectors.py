@@ -84,7 +84,7 @@ def embed_documents(
 
     One encoder alone gets all documents, of two each what is for it: pictures, or captions and
     texts. A document that cannot be read has no vector. Vectors are kept in `folder` as they are
-    computed, a file for some hundred documents, and not computed again while the documents stay as
+    computed, a file for a few dozen documents, and not computed again while the documents stay as
     they are. A file that is damaged is computed again, with a warning.
 
     Args:

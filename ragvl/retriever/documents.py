@@ -18,8 +18,9 @@ from ragvl.retriever.fusion import Order
 Encoded = np.ndarray | DocumentError | FloatingPointError
 """A document's vector (dim,), or why it has none."""
 
-DOCUMENTS_AT_ONCE = 128
-"""Of a data set in a block: the batches, and with them vectors' last bits, are always the same."""
+DOCUMENTS_AT_ONCE = 32
+"""Of a data set in a block, which is a batch: vectors' last bits depend on what is in it, so it
+must always be the same. More would be lost at a stop."""
 
 
 def encode_each(
