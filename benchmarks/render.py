@@ -22,6 +22,7 @@ import bench_diffusion_noise
 import bench_dtypes
 import bench_evaluate
 import bench_fast_rerank
+import bench_image_tokens
 import bench_int8_linear
 import bench_layers
 import bench_prefix_attention
@@ -70,6 +71,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prefix_cache_bytes": bench_prefix_cache.bytes_table,
     "prefix_cache_tiers": bench_prefix_cache.tiers_table,
     "prefix_cache_compression": bench_prefix_cache.compression_table,
+    "image_tokens": bench_image_tokens.image_tokens_table,
     "prefix_attention": bench_prefix_attention.table,
     "prefix_write": bench_prefix_write.table,
     "int8_linear": bench_int8_linear.table,
