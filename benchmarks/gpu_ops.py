@@ -373,7 +373,8 @@ def speed_table(results: Results) -> str:
     for case in result["cases"]:
         methods = case["methods"]
         ours = [name for name in ("triton", "cuda", "cpu") if name in methods]
-        others = [n for n in methods if n not in (*ours, "reference", case["baseline"])]
+        known = (*ours, "reference", case["baseline"])
+        others = [n for n in methods if n not in known and n.split(", ")[0] not in ours]
         other = min(others, key=lambda n: methods[n]["us"]["median"], default=None)
         share = max((methods[name]["share_of_limit"] for name in ours), default=0.0)
         rows.append(

@@ -42,7 +42,7 @@ def test_the_model_cannot_be_loaded(model: Path) -> None:
     [
         ({"device": "banana"}, "device='banana' is unknown"),
         ({"device": "meta"}, "device='meta' cannot be used"),
-        ({"dtype": "int8"}, "dtype='int8' is not a floating-point dtype"),
+        ({"dtype": "int9"}, "dtype='int9' is not a floating-point dtype"),
         ({"dtype": "float33"}, "dtype='float33' is not a floating-point dtype"),
         ({"preset": "qwen"}, "unknown preset 'qwen'"),
         ({"template": "captoin"}, "unknown template 'captoin'"),
@@ -112,7 +112,7 @@ _COMMANDS = [
     ("overhead {model} --data {picture}s", "{picture}s"),
     (f"{_EVALUATE} --generator {{folder}}/modle", "did you mean {folder}/model?"),
     (f"{_EVALUATE} --threshold adaptive", "'adaptive' is not known"),
-    (f"{_EVALUATE} --dtype int8", "'int8' is not a floating-point dtype"),
+    (f"{_EVALUATE} --dtype int9", "'int9' is not a floating-point dtype"),
     (f"{_EVALUATE} --template x", "unknown template 'x'"),
     (_EVALUATE.replace("{encoder}", "{folder}/encodre"), "did you mean {folder}/encoder?"),
     (_EVALUATE.replace("{out}", "{picture}"), "{picture} is no folder"),

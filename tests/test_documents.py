@@ -43,7 +43,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 # Theirs are their options; tests/server asks a server as curl does in the documents
-OTHER_PROGRAMS = {"torchrun", "accelerate", "curl", "docker"}
+OTHER_PROGRAMS = {"torchrun", "accelerate", "curl", "docker", "serve"}
 OTHER_OPTIONS = {
     "--nproc_per_node",  # torchrun's
     "--filter",  # the release's of RagVL

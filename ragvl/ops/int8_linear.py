@@ -121,9 +121,9 @@ def int8_linear(
     column); oneDNN, "Quantization".
 
     Examples:
-        >>> weight = Int8Weight.of(torch.tensor([[127.0, -127.0], [0.0, 1.0]]))
-        >>> int8_linear(torch.tensor([[127.0, 1.0]]), weight)
-        tensor([[16002.,     1.]])
+        >>> weight = Int8Weight.of(torch.tensor([[1.27, -1.27], [0.0, 1.0]]))
+        >>> int8_linear(torch.tensor([[1.27, 0.01]]), weight)
+        tensor([[1.6002, 0.0100]])
     """
     _check(x, weight, bias)
     name, _ = choose("int8_linear", backend, x.device, x.dtype)

@@ -14,6 +14,7 @@ from ragvl.ops.backends import OPERATIONS
 
 CPU = torch.device("cpu")
 PEAKS = Peaks(1e11, 1e10)
+ON_GPUS = {name for name, backends in OPERATIONS.items() if "triton" in backends}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def result() -> dict[str, Any]:
 
 
 def test_every_operation_is_timed_against_torch(result: dict[str, Any]) -> None:
-    assert {case["operation"] for case in result["cases"]} == set(OPERATIONS)
+    assert {case["operation"] for case in result["cases"]} == ON_GPUS
     for case in result["cases"]:
         methods = case["methods"]
         assert methods[case["baseline"]]["speedup"]["median"] == 1
@@ -53,8 +54,8 @@ def test_its_table_has_a_row_for_each_case(result: dict[str, Any]) -> None:
 
 
 def test_operations_take_turns() -> None:
-    first = [case.operation for case in gpu_ops.cases(CPU, small=True)][: len(OPERATIONS)]
-    assert set(first) == set(OPERATIONS)
+    first = [case.operation for case in gpu_ops.cases(CPU, small=True)][: len(ON_GPUS)]
+    assert set(first) == ON_GPUS
 
 
 def test_nothing_is_begun_when_the_time_is_up() -> None:

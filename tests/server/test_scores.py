@@ -299,14 +299,16 @@ def test_limits_are_those_of_the_settings(
     post(small, "/rerank", {"query": "q", "documents": ["a", {"image": uri(ONE)}]})
 
 
-def test_an_error_about_a_known_document_names_no_file(make_services: Any, tmp_path: Path) -> None:
+def test_an_error_about_a_known_document_names_no_file(
+    make_services: Any, tiny_reranker: Reranker, tmp_path: Path
+) -> None:
     services = make_services(cache=tmp_path)
     with TestClient(create_app(services)) as client:
         kept = client.put("/v1/documents/tower", json={"image": uri(picture(7)), "text": "Tower"})
         assert kept.status_code == 200, kept.text
         body = {"query": QUERY, "documents": ["a", {"id": "tower"}]}
         (known,) = [one for one in post(client, "/rerank", body)["results"] if one["index"] == 1]
-        expected = services.reranker.score([(QUERY, Document(picture(7), "Tower"))], raw=True)
+        expected = tiny_reranker.score([(QUERY, Document(picture(7), "Tower"))], raw=True)
         assert known["id"] == "tower" and known["raw_score"] == expected.item()
         for file in (tmp_path / "documents").rglob("*"):
             if file.is_file() and file.stat().st_size == len(picture(7)):
