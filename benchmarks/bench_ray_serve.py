@@ -1,6 +1,6 @@
 """The Ray Serve application: two replicas against one, and what its router costs.
 
-    python benchmarks/bench_ray_serve.py             # about ten minutes on two CPU cores
+    python benchmarks/bench_ray_serve.py             # about five minutes on two CPU cores
     python benchmarks/bench_ray_serve.py --quick     # a look; writes into build
 
 On a local Ray of two cores, of which a replica gets one. A request's candidates are documents that
@@ -131,7 +131,7 @@ def throughput(app: Served, questions: Iterator[str], rounds: int, seconds: floa
     """Pairs a second of each round, of several clients at a time."""
     samples = []
     for round_ in range(rounds + 1):
-        asked = [next(questions) for _ in range(int(seconds * 200) + 100)]
+        asked = [next(questions) for _ in range(int(seconds * 100) + 100)]
         load = Load(app.port, "/rerank", bodies(asked), None, CONNECTIONS, seconds, headers=PATIENT)
         sent = run(load)
         if any(one.status != 200 for one in sent):
@@ -272,7 +272,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Measure little, into build.")] = False,
 ) -> None:
     """Measure, print the goals and write benchmarks/results/ray_serve_cpu.json."""
-    result = measure(*((2, 5.0, 20) if quick else (7, 20.0, 200)))
+    result = measure(*((2, 5.0, 20) if quick else (5, 12.0, 200)))
     print(json.dumps({key: result[key] for key in ("ratio", "overhead_ms")}, indent=2))
     print_goals(result["goals"], Console())
     folder = BUILD if quick else None
