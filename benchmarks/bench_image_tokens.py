@@ -386,7 +386,7 @@ def train(
             f"--ranking={ranking}",
             f"--output_dir={work / f'trained_{share:g}'}",
             "--config=tiny-reranker",
-            "--learning_rate=2e-4",
+            "--learning_rate=5e-5",
             f"--max_steps={steps}",
             f"--image_tokens={share}",
             "--eval_strategy=no",
