@@ -5,6 +5,7 @@ retriever finds, and how far scores differ from those of whole prefixes. `unlike
 (`PrefixCache(image_tokens=...)`); what it is compared with is here alone.
 
     python benchmarks/bench_image_tokens.py train --work runs/image_tokens
+    python benchmarks/bench_image_tokens.py train --work runs/image_tokens --share 1  # the control
     python benchmarks/bench_image_tokens.py measure --work runs/image_tokens
 """
 
@@ -332,8 +333,8 @@ def _noting_queries(queries: list[tuple[Tensor, float]]) -> Iterator[None]:
         yield
 
 
-def measured(pairs: Pairs, trained: str) -> dict[str, Any]:
-    """Every choice, and what was trained in a folder."""
+def measured(pairs: Pairs, trained: str, control: str) -> dict[str, Any]:
+    """Every choice, what was trained for fewer tokens, and what was trained as long with all."""
     common: list[dict[str, Any]] = [
         {"share": share, "compression": compression}
         for share in (1.0, TRAINED)
@@ -342,6 +343,7 @@ def measured(pairs: Pairs, trained: str) -> dict[str, Any]:
     own = Cases(pairs, trained, "trained")
     of_trained = [own.row(**settings) for settings in common]
     del own  # its prefixes take a gigabyte
+    of_trained.append(Cases(pairs, control, "control").row(1.0, compression=None))
     shipped = Cases(pairs, SHIPPED, "shipped")
     rows = [shipped.row(**settings) for settings in common]
     rows += [
@@ -407,7 +409,8 @@ def measure(
     pairs = Pairs.drawn(work / "test", questions)
     trained = work / f"trained_{TRAINED:g}"
     state = json.loads((trained / "trainer_state.json").read_text())
-    result = {**measured(pairs, str(trained)), "training_steps": state["global_step"]}
+    result = measured(pairs, str(trained), str(work / "trained_1"))
+    result["training_steps"] = state["global_step"]
     typer.echo(f"wrote {save('image_tokens', result, torch.device('cpu'))}")
 
 
@@ -445,7 +448,7 @@ def image_tokens_table(results: Results) -> str:
         "each, pictures of 36 tokens, pages of 16 (in int4 32). Differences are from the same "
         f"reranker's whole prefixes. The first recall@1 lies within {low:.1f} and {high:.1f} % "
         f"(95 %). `trained` is the shipped one after {result['training_steps']} steps of 64 "
-        "prompts with 1/4 of the tokens.",
+        "prompts with 1/4 of the tokens, `control` after as many with all.",
     )
 
 

@@ -17,13 +17,13 @@ SHARES = (0.25,)  # of three, one shows the rest
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("world")
     with patch.object(bench_image_tokens, "SHARES", SHARES):
-        return measured(Pairs.drawn(folder, 3, num_places=6), bench_image_tokens.SHIPPED)
+        return measured(Pairs.drawn(folder, 3, num_places=6), *[bench_image_tokens.SHIPPED] * 2)
 
 
 def test_every_choice_is_compared_with_whole_prefixes(result: dict[str, Any]) -> None:
     rows = result["rows"]
     whole = [row for row in rows if row["share"] == 1 and row["compression"] is None]
-    assert [row["reranker"] for row in whole] == ["shipped", "trained"]
+    assert [row["reranker"] for row in whole] == ["shipped", "trained", "control"]
     for row in rows:
         assert (row["max_score_difference"] > 0) == (row not in whole)
         assert row["mean_score_difference"] <= row["max_score_difference"]
