@@ -262,7 +262,7 @@ def ray_serve_table(results: Results) -> str:
     share = added["router_added_p50"] / added["replica"]["median"]
     return "\n\n".join(
         [
-            table(header, [[names[0], times(result["ratio"])], [names[1], f"{share:.0%}"]]),
+            table(header, [[names[0], times(result["ratio"])], [names[1], f"{100 * share:.0f} %"]]),
             goals([result]),
         ]
     )
