@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -170,16 +171,16 @@ class DeclaredLater(TyperCommand):
         return self.declared().make_context(info_name, args, parent, **extra)
 
 
-class _MayStandAlone(TyperCommand):
+class _MayStandAlone(TyperCommand, ABC):
     """A command with an option that stands alone or before a value."""
 
     option: ClassVar[str]
     alone: ClassVar[str]  # its value where it stands alone
 
     @staticmethod
+    @abstractmethod
     def is_value(text: str) -> bool:
         """Whether what follows the option is its value."""
-        raise NotImplementedError
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Completes an option that no value follows."""
