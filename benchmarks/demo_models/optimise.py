@@ -16,6 +16,7 @@ from torch.optim import AdamW
 from transformers import get_cosine_schedule_with_warmup
 
 from ragvl.files import whole_file
+from ragvl.runtime import multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def optimise(
     name: str,
     checkpoint: Path,
     learning_rate: float = 1e-3,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     report: Callable[[], None] | None = None,
 ) -> None:
     """AdamW with warm-up and cosine decay; weights stay in float32.
@@ -51,7 +52,8 @@ def optimise(
         name: in the log.
         checkpoint: a file that is there while training is under way.
         learning_rate: the largest.
-        dtype: of products.
+        dtype: of products; None for bfloat16 where the device has it in hardware: elsewhere it is
+            many times slower than float32.
         report: called every 250 steps, with the model in eval mode.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -66,6 +68,9 @@ def optimise(
     started = saved = time.perf_counter()
     running = math.nan
     device = next(model.parameters()).device.type
+    if dtype is None:
+        in_hardware = device != "cpu" or multiplies_bfloat16()
+        dtype = torch.bfloat16 if in_hardware else torch.float32
     for step in range(done + 1, steps + 1):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = loss_of_step(np.random.default_rng([seed, step]))
