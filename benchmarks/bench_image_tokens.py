@@ -7,12 +7,17 @@ retriever finds, and how far scores differ from those of whole prefixes. `unlike
     python benchmarks/bench_image_tokens.py train --work runs/image_tokens
     python benchmarks/bench_image_tokens.py train --work runs/image_tokens --share 1  # the control
     python benchmarks/bench_image_tokens.py measure --work runs/image_tokens
+
+What it saves is measured on a larger model of random weights, of pictures of 576 tokens:
+
+    python benchmarks/bench_image_tokens.py speed  # about ten minutes on two CPU cores
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,10 +27,15 @@ from unittest.mock import patch
 
 import torch
 import typer
+from bench_prefix_cache import bytes_held, compare_warm
 from common import save
-from tables import NOT_MEASURED, Results
+from gpu import goal
+from models import write_model
+from shapes import SHAPES
+from tables import Results, goals, times, unmeasured
 from tables import table as markdown
 from torch import Tensor
+from workload import fitting_questions, write_documents
 
 from ragvl import PrefixCache, Reranker
 from ragvl.data.document import Document
@@ -51,6 +61,9 @@ TRAINED = 0.25
 ASSETS = files("ragvl") / "assets"
 SHIPPED = str(ASSETS / "tiny-reranker")
 FIGURES = ("recall@1", "recall@2", "f1")
+# Of a picture's tokens, and how numbers are kept; the smallest last
+SETTINGS = tuple((share, numbers) for share in (1.0, TRAINED) for numbers in (None, "int8", "int4"))
+_SUFFIX_TOKENS = 30
 _TRAINING_PLACES = 800
 _CANDIDATES = 20
 app = typer.Typer(no_args_is_help=True)
@@ -336,9 +349,7 @@ def _noting_queries(queries: list[tuple[Tensor, float]]) -> Iterator[None]:
 def measured(pairs: Pairs, trained: str, control: str) -> dict[str, Any]:
     """Every choice, what was trained for fewer tokens, and what was trained as long with all."""
     common: list[dict[str, Any]] = [
-        {"share": share, "compression": compression}
-        for share in (1.0, TRAINED)
-        for compression in (None, "int8", "int4")
+        {"share": share, "compression": compression} for share, compression in SETTINGS
     ]
     own = Cases(pairs, trained, "trained")
     of_trained = [own.row(**settings) for settings in common]
@@ -414,7 +425,79 @@ def measure(
     typer.echo(f"wrote {save('image_tokens', result, torch.device('cpu'))}")
 
 
-# --- the table ----------------------------------------------------------------------------------
+# --- speed --------------------------------------------------------------------------------------
+
+
+def measured_speed(model: str, image_tokens: int, *, documents: int, rounds: int) -> dict[str, Any]:
+    """Bytes of a document and the speed of a warm call, all tokens and a quarter of them.
+
+    Args:
+        model: a name in `SHAPES`.
+        image_tokens: what a picture becomes, a square number.
+        documents: candidates of a query.
+        rounds: samples of each setting, a question each.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parameters = write_model(folder / "model", SHAPES[model], image_tokens=image_tokens)
+        mllm = MLLM.from_pretrained(folder / "model", device="cpu", dtype="float32")
+        candidates = write_documents(folder, documents)
+        plain = Reranker(mllm, prefix_cache=None)
+        questions = fitting_questions(plain, candidates[0], rounds + 3, _SUFFIX_TOKENS)
+        rerankers = {
+            f"{share:g} {compression or 'exact'}": Reranker(
+                mllm, prefix_cache=PrefixCache(image_tokens=share, compression=compression)
+            )
+            for share, compression in SETTINGS
+        }
+        compared = compare_warm(rerankers, candidates, questions, rounds)
+        prefix, suffix = plain.split_prompt(questions[0], candidates[0])
+        in_bfloat16 = len(prefix) * mllm.kv_layout.bytes_per_token() / 2  # of float32
+        rows = [
+            {
+                "share": share,
+                "compression": compression,
+                "smaller_than_bfloat16": in_bfloat16 * documents / bytes_held(reranker),
+                "speed": compared[name]["speed"],
+            }
+            for (share, compression), (name, reranker) in zip(
+                SETTINGS, rerankers.items(), strict=True
+            )
+        ]
+    smallest = rows[-1]
+    return {
+        "model": model,
+        "parameters": parameters,
+        "image_tokens": image_tokens,
+        "candidates": documents,
+        "suffix_tokens": len(suffix),
+        "rounds": rounds,
+        "rows": rows,
+        "goals": [
+            goal(
+                "1/4, int4", "smaller than bfloat16", smallest["smaller_than_bfloat16"], at_least=14
+            ),
+            goal("1/4, int4", "speed, warm", smallest["speed"]["median"], at_least=1.3),
+        ],
+    }
+
+
+@app.command()
+def speed(
+    model: Annotated[str, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = "mid",
+    image_tokens: Annotated[int, typer.Option(help="What a picture becomes, a square.")] = 576,
+    documents: Annotated[int, typer.Option(help="Candidates of a query.")] = 20,
+    rounds: Annotated[int, typer.Option(min=2, max=15)] = 9,
+    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; results/.")] = None,
+) -> None:
+    """Measures bytes and warm calls at 576 image tokens; writes image_tokens_speed_cpu.json."""
+    result = measured_speed(model, image_tokens, documents=documents, rounds=rounds)
+    for row in result["rows"]:
+        typer.echo(str(row))
+    typer.echo(f"wrote {save('image_tokens_speed_cpu', result, torch.device('cpu'), out)}")
+
+
+# --- tables -------------------------------------------------------------------------------------
 
 
 def image_tokens_table(results: Results) -> str:
@@ -422,7 +505,7 @@ def image_tokens_table(results: Results) -> str:
     result = results["image_tokens"]
     rows = result["rows"]
     whole = {row["reranker"]: row for row in rows if row["share"] == 1 and not row["compression"]}
-    header = ["reranker", "tokens", "chosen", "numbers", "bytes of a document", "warm time"]
+    header = ["reranker", "tokens", "chosen", "numbers", "bytes of a document"]
     header += ["mean difference of a score", "largest", "recall@1", "recall@2", "F1"]
     cells = []
     for row in rows:
@@ -430,11 +513,10 @@ def image_tokens_table(results: Results) -> str:
         cells.append(
             [
                 row["reranker"],
-                "all" if row["share"] == 1 else f"1/{1 / row['share']:g}",
+                _share(row["share"]),
                 "" if row["share"] == 1 else row["choice"],
                 row["compression"] or "exact",
                 f"{100 * size:.0f} %",
-                NOT_MEASURED,
                 f"{row['mean_score_difference']:.1e}",
                 f"{row['max_score_difference']:.1e}",
                 *(f"{100 * row[name]['value']:.1f} %" for name in FIGURES),
@@ -450,6 +532,34 @@ def image_tokens_table(results: Results) -> str:
         f"(95 %). `trained` is the shipped one after {result['training_steps']} steps of 64 "
         "prompts with 1/4 of the tokens, `control` after as many with all.",
     )
+
+
+def speed_table(results: Results) -> str:
+    """How much smaller and faster fewer tokens and compression make known documents."""
+    header = ["tokens", "numbers", "smaller than bfloat16", "speed, warm"]
+    result = results.get("image_tokens_speed_cpu")
+    if result is None:
+        return unmeasured(header, 2)
+    rows = [
+        [
+            _share(row["share"]),
+            row["compression"] or "exact",
+            f"{row['smaller_than_bfloat16']:.1f}x",
+            times(row["speed"]),
+        ]
+        for row in result["rows"]
+    ]
+    note = (
+        f"{result['machine']['device']}: a LLaVA of {result['parameters'] / 1e6:.0f} M random "
+        f"weights in float32, {result['candidates']} candidates of {result['image_tokens']} image "
+        f"tokens, {result['suffix_tokens']} tokens after the prefix; pages included. Speed is over "
+        f"all tokens, exact: median (lowest to highest) of {result['rounds']} rounds in one run."
+    )
+    return "\n\n".join([markdown(header, rows, note), goals([result])])
+
+
+def _share(share: float) -> str:
+    return "all" if share == 1 else f"1/{1 / share:g}"
 
 
 if __name__ == "__main__":

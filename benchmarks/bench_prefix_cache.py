@@ -363,11 +363,11 @@ def _compression(
         str(compression): Reranker(mllm, prefix_cache=PrefixCache(compression=compression))
         for compression in (None, *COMPRESSIONS)
     }
-    compared = _compare_warm(rerankers, documents, questions, rounds)
+    compared = compare_warm(rerankers, documents, questions, rounds)
     return [
         {
             "compression": name,
-            "bytes_per_document": _bytes_held(reranker) / len(documents),
+            "bytes_per_document": bytes_held(reranker) / len(documents),
             **compared[name],
         }
         for name, reranker in rerankers.items()
@@ -386,7 +386,7 @@ def _bfloat16(
         return None
     half = Reranker.from_pretrained(checkpoint, device=mllm.device, dtype="bfloat16")
     rerankers = {"float32": Reranker(mllm), "bfloat16": half}
-    return _compare_warm(rerankers, documents, questions, rounds)["bfloat16"]
+    return compare_warm(rerankers, documents, questions, rounds)["bfloat16"]
 
 
 def _templates(
@@ -394,7 +394,7 @@ def _templates(
 ) -> dict[str, Any]:
     """The suffix of another template is shorter; its scores are other scores."""
     rerankers = {name: Reranker(mllm, template=name) for name in ("caption", "instruction-first")}
-    compared = _compare_warm(rerankers, documents, questions, rounds)
+    compared = compare_warm(rerankers, documents, questions, rounds)
     return {
         name: {
             "suffix_tokens": len(reranker.split_prompt(questions[0], documents[0])[1]),
@@ -404,13 +404,20 @@ def _templates(
     }
 
 
-def _compare_warm(
+def compare_warm(
     rerankers: dict[str, Reranker],
     documents: Sequence[Document],
     questions: Sequence[str],
     rounds: int,
 ) -> dict[str, dict[str, Any]]:
-    """Speed and scores of each against the first's, about known documents."""
+    """Speed and scores of each against the first's, about known documents.
+
+    Args:
+        rerankers: by name, each with a cache; what is not known yet is computed first.
+        documents: of one query.
+        questions: one a call, in turn.
+        rounds: samples of each.
+    """
     pairs = [(question, document) for question in questions for document in documents]
     scores = {name: r.score(pairs, progress=False) for name, r in rerankers.items()}
 
@@ -442,7 +449,7 @@ def _memory(mllm: MLLM, documents: Sequence[Document]) -> dict[str, float | None
     reranker.score([("?", documents[0])])  # the model is tried out at first
     tokens = sum(len(reranker.split_prompt("?", document)[0]) for document in documents)
     peak = peak_mib(lambda: reranker.warm(documents, progress=False), mllm.device)
-    needed, held = tokens * mllm.kv_layout.bytes_per_token(), _bytes_held(reranker)
+    needed, held = tokens * mllm.kv_layout.bytes_per_token(), bytes_held(reranker)
     return {
         "kv_bytes": needed,
         "held_bytes": held,
@@ -473,7 +480,8 @@ def _warmed(mllm: MLLM, cache: PrefixCache, documents: Sequence[Document]) -> Re
     return reranker
 
 
-def _bytes_held(reranker: Reranker) -> int:
+def bytes_held(reranker: Reranker) -> int:
+    """Bytes of the prefixes on the device."""
     return reranker.prefix_cache.statistics()["device"].bytes
 
 

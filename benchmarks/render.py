@@ -72,6 +72,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prefix_cache_tiers": bench_prefix_cache.tiers_table,
     "prefix_cache_compression": bench_prefix_cache.compression_table,
     "image_tokens": bench_image_tokens.image_tokens_table,
+    "image_tokens_speed": bench_image_tokens.speed_table,
     "prefix_attention": bench_prefix_attention.table,
     "prefix_write": bench_prefix_write.table,
     "int8_linear": bench_int8_linear.table,

@@ -45,6 +45,21 @@ def test_the_table_has_a_line_for_each(result: dict[str, Any]) -> None:
     assert "| shipped | all |  | int8 |" in text
 
 
+def test_the_speed_has_a_row_for_each_setting() -> None:
+    assert "not measured" in bench_image_tokens.speed_table({})
+    measured = bench_image_tokens.measured_speed("tiny", 64, documents=2, rounds=2)
+    whole, *_, smallest = measured["rows"]
+    assert (whole["share"], whole["compression"]) == (1, None)
+    assert (smallest["share"], smallest["compression"]) == (0.25, "int4")
+    sizes = [row["smaller_than_bfloat16"] for row in measured["rows"]]
+    assert 0.4 < sizes[0] <= 0.5, "float32, and what is left of the last page"
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[5]
+    result = {"image_tokens_speed_cpu": {**measured, "machine": {"device": "a CPU"}}}
+    text = bench_image_tokens.speed_table(result)
+    assert "| all | exact |" in text and "| 1/4 | int4 |" in text
+    assert "at least 14" in text
+
+
 @pytest.mark.parametrize("choice", [name for name, choose in CHOICES.items() if choose is not None])
 def test_choices_are_of_different_tokens(choice: str) -> None:
     generator = torch.Generator().manual_seed(0)
