@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ragvl.ablation.grid import UNTRAINED, AblationSettings, Problems, Run
 from ragvl.data.formats import Purpose, open_questions
 from ragvl.data.images import ImageError
+from ragvl.data.picture import Picture
 from ragvl.data.questions import Modality, QuestionSet
-from ragvl.identity import file_bytes_name, file_version_name, name_of
+from ragvl.identity import file_bytes_name, name_of
 from ragvl.training.command import Plan, RunSettings
 
 # Settings of a run that its result does not depend on
 NO_INGREDIENTS = ("config", "output_dir", "resume_from_checkpoint", "report_to", "disable_tqdm")
 
-_READ_WHOLE = {".json", ".jsonl", ".gz", ".yaml", ".yml", ".csv", ".txt"}
-_READ_WHOLE_BYTES = 2**30
+# Where a run finds what it is made from: this is named by what it holds, wherever it lies
+_PLACES = ("model", "data", "ranking", "eval_ranking")
+_SETTINGS_FILES = ("deepspeed", "fsdp_config")
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,9 @@ def plan_jobs(settings: AblationSettings, test_name: str, work: Path) -> list[Jo
 
 
 def data_name(path: Path, source: QuestionSet) -> str:
-    """Names the content of a data set.
+    """Names the content of a data set, the same wherever it lies.
 
-    Its annotations are read; of its pictures, and of files as large as imgs.tsv, what
-    `identity.file_version_name` takes.
+    All files of the folder are read, and its pictures; each once in a process.
 
     Args:
         path: what `source` was opened from.
@@ -86,13 +89,14 @@ def data_name(path: Path, source: QuestionSet) -> str:
     Raises:
         OSError: a file is gone.
     """
-    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-    names = [(file.name, _file_name(file)) for file in [*sorted(files), *_picture_files(source)]]
-    return name_of("data", names)
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    names = [(file.name, file_bytes_name(file)) for file in files]
+    return name_of("data", names, [_picture_name(picture) for picture in _pictures(source)])
 
 
-def _picture_files(source: QuestionSet) -> Iterator[Path]:
-    yield from (question.image for question in source.questions if question.image is not None)
+def _pictures(source: QuestionSet) -> Iterator[Picture]:
+    for question in source.questions:
+        yield from question.pictures
     for id in source.document_ids():
         try:
             pictures = source.document(id).pictures
@@ -101,13 +105,14 @@ def _picture_files(source: QuestionSet) -> Iterator[Path]:
         for picture in pictures:
             if picture.path is None:
                 return  # they are rows of one file, which lies beside the annotations
-            yield Path(picture.path)
+            yield picture
 
 
-def _file_name(file: Path) -> str:
-    size = file.stat().st_size
-    is_read = file.suffix in _READ_WHOLE and size <= _READ_WHOLE_BYTES
-    return file_bytes_name(file) if is_read else file_version_name(file)
+def _picture_name(picture: Picture) -> str | None:
+    try:
+        return picture.digest()
+    except ImageError:  # those that cannot be read are alike
+        return None
 
 
 class _Ingredients:
@@ -124,7 +129,7 @@ class _Ingredients:
         names = [self._data(run.data, split, "train", run.modality) for split in splits]
         if plan.ranking is not None:
             files = (plan.ranking.ranking, plan.ranking.eval_ranking)
-            names += [_file_name(file) for file in files if file is not None]
+            names += [file_bytes_name(file) for file in files if file is not None]
         return names
 
     @staticmethod
@@ -141,5 +146,14 @@ class _Ingredients:
 
 
 def _values(plan: Plan) -> str:
-    kept = {key: value for key, value in plan.values.items() if key not in NO_INGREDIENTS}
+    """Every setting that counts; of one that names a file of settings what the file holds."""
+    kept = {
+        key: _content(value) if key in _SETTINGS_FILES else value
+        for key, value in plan.values.items()
+        if key not in (*NO_INGREDIENTS, *_PLACES)
+    }
     return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _content(value: Any) -> Any:
+    return file_bytes_name(value) if isinstance(value, str) and os.path.isfile(value) else value

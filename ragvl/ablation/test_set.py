@@ -88,9 +88,9 @@ class TestSet:
                 shown += found
         name = name_of(
             "test",
-            test.model_dump_json(),
+            test.model_dump_json(exclude={"data", "encoder", "reranker"}),
             data_name(test.data, source),
-            fingerprints,
+            None if encoder is None else encoder.fingerprint,
             words,
             dict(TEST_NOISE),
             [asdict(condition) for condition in shown],

@@ -161,7 +161,9 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
     assert ablate(AblationSettings.model_validate(settings), tmp_path / "runs") == result
     assert done(tmp_path / "runs") == runs
     lines = ranking.read_text().splitlines(keepends=True)
-    ranking.write_text("".join(lines[1:]))
+    options["ranking"] = str(ranking.rename(tmp_path / "moved.jsonl"))
+    assert again(settings, tmp_path / "runs") == 0
+    (tmp_path / "moved.jsonl").write_text("".join(lines[1:]))
     ablate(AblationSettings.model_validate(settings), tmp_path / "runs")
     assert len(done(tmp_path / "runs")) == 3 + 2, "not the untrained model's"
 
@@ -247,6 +249,35 @@ def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path)
     assert again(settings, work) == 0
 
 
+def test_kept_results_go_on_on_another_machine(world: Path, tmp_path: Path) -> None:
+    """Nothing but them is taken along, to other folders with the same models and data."""
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    def settings(folder: Path) -> dict[str, object]:
+        names = {"model": "tiny-base", "encoder": "tiny-retriever", "reranker": "tiny-reranker"}
+        for name in names.values():
+            shutil.copytree(ASSETS / name, folder / name)
+        shutil.copytree(world, folder / "world", copy_function=shutil.copyfile)
+        made = one_arm(folder / "world", keep_models=True)
+        options, test = made["settings"], made["test"]
+        assert isinstance(options, dict) and isinstance(test, dict)
+        options["model"] = str(folder / "tiny-base")
+        test |= {name: str(folder / names[name]) for name in ("encoder", "reranker")}
+        test |= {"noise_ratios": [0.5], "num_candidates": 4}
+        return made
+
+    assert again(settings(here), here / "runs") == 2
+    (there / "runs").mkdir(parents=True)
+    for path in (here / "runs").glob("run-*.json"):
+        shutil.copyfile(path, there / "runs" / path.name)
+    shutil.move(here, tmp_path / "out of reach")
+    moved = settings(there)
+    assert again(moved, there / "runs") == 0
+    assert not list((there / "runs").glob("model-*")), "nothing was trained"
+    moved["seeds"] = [0, 1]
+    assert again(moved, there / "runs") == 1
+
+
 def test_another_test_takes_the_models_that_are_kept(world: Path, tmp_path: Path) -> None:
     settings = one_arm(world, keep_models=True)
     assert again(settings, tmp_path) == 2
@@ -286,7 +317,8 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
 
     first = name()
     lines.touch()
-    assert name() == first, "annotations are named by what they say"
+    picture.write_bytes(picture.read_bytes())
+    assert name() == first, "files are named by what they hold"
     Image.new("RGB", (9, 9)).save(picture)
     second = name()
     lines.write_text(lines.read_text().replace('"q"', '"why"'))
@@ -299,8 +331,14 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
     lines.write_text(json.dumps({**one, "images": [], **more}) + "\n")
     fourth = name()
     assert fourth == name()
+    shutil.copytree(tmp_path, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    copied = tmp_path / "elsewhere" / lines.name
+    assert data_name(copied, open_questions(copied)) == fourth
     Image.new("RGB", (9, 9)).save(picture.with_name("c.png"))
-    assert name() != fourth, "the last picture of a document that follows a text"
+    fifth = name()
+    assert fifth != fourth, "the last picture of a document that follows a text"
+    picture.with_name("c.png").unlink()
+    assert name() not in (fourth, fifth)
 
 
 # --- runs that fail, and runs that are killed ---------------------------------------------------
