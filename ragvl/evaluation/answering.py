@@ -145,8 +145,10 @@ def answer_from(
 ) -> dict[Selection, list[str]]:
     """Each question's answer, by selection; a question is answered once from the same documents."""
     pairs = {
-        selection: list(zip(questions, by_question, strict=True))
-        for selection, by_question in evidence.items()
+        selection: list(zip(questions, documents, strict=True))
+        for selection, documents in evidence.items()
     }
-    answers.compute([pair for row in pairs.values() for pair in row], progress=progress)
+    # Question by question, since what is selected for one has pictures in common
+    by_question = zip(*pairs.values(), strict=True)
+    answers.compute([pair for row in by_question for pair in row], progress=progress)
     return {selection: [answers(*pair) for pair in row] for selection, row in pairs.items()}

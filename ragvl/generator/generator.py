@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from ragvl.arguments import checked_count
 from ragvl.data.document import Document, DocumentLike
+from ragvl.data.picture import Picture
 from ragvl.data.query import Query
 from ragvl.generator.prompt import generator_prompt
 from ragvl.identity import config_content, name_of
@@ -29,7 +30,7 @@ from ragvl.progress import ProgressBar
 from ragvl.reranker.arguments import as_documents, checked_query, refuse_one_document
 from ragvl.reranker.prompts import check_caption
 from ragvl.torch_context import default_torch_context
-from ragvl.workers import Workers, ahead
+from ragvl.workers import Pending, Workers, ahead
 
 _PICTURES_AHEAD = 16  # are decoded while the model writes
 
@@ -134,17 +135,16 @@ class Generator:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"queries[{i}]: {error}") from None
         evidence = [_checked_documents(group) for group in documents]
-        flat = list(itertools.chain.from_iterable(evidence))
-        deque(self._captions.watched(flat), maxlen=0)
-        starts = range(0, len(queries), batch_size)
-        answers: list[str] = []
+        deque(self._captions.watched(itertools.chain(*evidence)), maxlen=0)
+        # Prompts of like length together: a batch is as long as its longest
+        order = sorted(range(len(queries)), key=lambda i: _size(queries[i], evidence[i]))
+        starts = range(0, len(order), batch_size)
+        answers = [""] * len(queries)
         hidden = not progress or len(starts) < 2
         with Workers() as workers:
-            encode = partial(encode_picture, self.mllm.prompting)
-            pictures = (picture for one in flat for picture in one.pictures)
-            encoded = (workers.submit(partial(encode, picture)) for picture in pictures)
-            images = ahead(encoded, _PICTURES_AHEAD)
+            images = ahead(self._prepared(workers, [evidence[i] for i in order]), _PICTURES_AHEAD)
             for start in ProgressBar(starts, desc="generate", unit="batch", disable=hidden):
+                batch = order[start : start + batch_size]
                 prompts = [
                     self._encode(
                         index,
@@ -156,10 +156,27 @@ class Generator:
                             for _ in document.pictures
                         ],
                     )
-                    for index in range(start, min(start + batch_size, len(queries)))
+                    for index in batch
                 ]
-                answers += self.mllm.generate(prompts, max_new_tokens=max_new_tokens)
+                texts = self.mllm.generate(prompts, max_new_tokens=max_new_tokens)
+                for index, text in zip(batch, texts, strict=True):
+                    answers[index] = text
         return answers
+
+    def _prepared(
+        self, workers: Workers, evidence: Sequence[Sequence[Document]]
+    ) -> Iterator[Pending[ImageInputs]]:
+        """The pictures of documents, in order; one that comes again is prepared once."""
+        pictures = [p for group in evidence for document in group for p in document.pictures]
+        left = Counter(pictures)
+        pending: dict[Picture, Pending[ImageInputs]] = {}
+        for picture in pictures:
+            left[picture] -= 1
+            if picture not in pending:
+                pending[picture] = workers.submit(
+                    partial(encode_picture, self.mllm.prompting, picture)
+                )
+            yield pending[picture] if left[picture] else pending.pop(picture)
 
     def _encode(
         self,
@@ -184,3 +201,9 @@ def _checked_documents(group: Sequence[DocumentLike]) -> list[Document]:
     for document in documents:
         check_caption(document)
     return documents
+
+
+def _size(query: str, documents: Sequence[Document]) -> tuple[int, int]:
+    """About how long a prompt becomes: its pictures, and then the characters of its texts."""
+    texts = [part for document in documents for part in document.parts if isinstance(part, str)]
+    return sum(len(document.pictures) for document in documents), sum(map(len, [query, *texts]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tiny_models import ARCHITECTURES
 from ragvl import Document, Generator
 from ragvl.data.images import ImageError
 from ragvl.generator import generator_prompt
-from ragvl.mllm import CaptionLimit, PromptTooLongError
+from ragvl.mllm import CaptionLimit, PromptTooLongError, encode_picture
 
 
 def picture(seed: int, width: int = 50, height: int = 50) -> Image.Image:
@@ -53,6 +54,28 @@ def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> N
     assert batched == expected
     assert generator.answer_batch(QUERIES, EVIDENCE, max_new_tokens=6, batch_size=2) == expected
     assert generator.answer(QUERIES[0], EVIDENCE[0], max_new_tokens=6) == expected[0]
+
+
+def test_answers_keep_their_places_and_a_picture_is_prepared_once(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are decoded in the order of their lengths, in batches that share pictures."""
+    generator = Generator.from_pretrained(tiny_model("qwen2_vl"), device="cpu", dtype="float32")
+    shared, *others = (Document(picture(i), caption=f"Barn {i}") for i in range(4))
+    evidence = [[shared, *others], [], [shared], [others[0], shared], [shared], [others[2]]]
+    queries = ["Why?", "When was it built?", "How many?", "Who?", "What color is it?", "Where?"]
+    pairs = zip(queries, evidence, strict=True)
+    alone = [generator.answer(*pair, max_new_tokens=6) for pair in pairs]
+    assert len(set(alone)) > 3, "the inputs must give different answers to prove anything"
+    prepared = []
+    monkeypatch.setattr(
+        "ragvl.generator.generator.encode_picture",
+        lambda prompting, one: prepared.append(one) or encode_picture(prompting, one),
+    )
+    for batch_size in (2, 16):
+        answers = generator.answer_batch(queries, evidence, max_new_tokens=6, batch_size=batch_size)
+        assert answers == alone
+    assert Counter(prepared) == {one.pictures[0]: 2 for one in [shared, *others]}
 
 
 def test_the_prompt_puts_documents_first_and_works_without_any() -> None:
