@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ TEST_NOISE: Mapping[str, str | int] = {"kind": "diffusion", "place": "pixels", "
 """Of the noised pictures; a result says so, since robustness depends on it."""
 
 _SEED = int(TEST_NOISE["seed"])
+_ANSWERS_AT_ONCE = 256  # whose pictures are held
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,21 @@ class Condition:
     documents: Sequence[Sequence[str]]
     timestep: int | None = None
 
-    def evidence(self, source: QuestionSet, number: int) -> list[Document]:
-        """The documents that the question of that number is answered from."""
-        documents = [source.document(id) for id in self.documents[number]]
+    def evidence(self, document: Callable[[str], Document], number: int) -> list[Document]:
+        """The documents that the question of that number is answered from.
+
+        Args:
+            document: gives the one of an id.
+            number: of the question.
+        """
+        documents = [document(id) for id in self.documents[number]]
         if self.timestep is None:
             return documents
         return [noised(document, number, self.timestep) for document in documents]
+
+    def asked(self, number: int) -> tuple[int, tuple[str, ...], int | None]:
+        """What is the same where the question of that number is asked in the same way."""
+        return number, tuple(self.documents[number]), self.timestep
 
     def noise_ratio(self, questions: Sequence[Question]) -> float:
         """The share of all documents shown that are not gold."""
@@ -93,27 +104,41 @@ def accuracy(
     generator: Generator,
     source: QuestionSet,
     questions: Sequence[Question],
-    condition: Condition,
+    conditions: Sequence[Condition],
     *,
     max_new_tokens: int = 32,
-) -> list[float]:
-    """How right the answer to each question is under a condition.
+) -> dict[str, list[float]]:
+    """How right the answer to each question is under each condition, by the condition's name.
 
     Args:
         generator: answers.
         source: has the documents.
-        questions: with answers; those of the condition.
-        condition: what they are answered from.
+        questions: with answers; those of the conditions.
+        conditions: what they are answered from.
         max_new_tokens: of an answer.
     """
     measure = next(iter(answer_metrics(source).values()))
-    answers = generator.answer_batch(
-        [question.text for question in questions],
-        [condition.evidence(source, number) for number in range(len(questions))],
-        max_new_tokens=max_new_tokens,
-        progress=False,
-    )
-    return [measure(*pair) for pair in zip(answers, questions, strict=True)]
+    judged: dict[str, list[float]] = {condition.name: [] for condition in conditions}
+    # All conditions of some questions together: they share pictures, and prompts of one length
+    count = max(1, _ANSWERS_AT_ONCE // max(1, len(conditions)))
+    for start in range(0, len(questions), count):
+        document = cache(source.document)
+        numbers = range(start, min(start + count, len(questions)))
+        asked = {
+            condition.asked(number): (questions[number].text, condition.evidence(document, number))
+            for number in numbers
+            for condition in conditions
+        }
+        texts, evidence = zip(*asked.values(), strict=True)
+        answers = generator.answer_batch(
+            texts, evidence, max_new_tokens=max_new_tokens, progress=False
+        )
+        answered = dict(zip(asked, answers, strict=True))
+        for condition in conditions:
+            judged[condition.name] += [
+                measure(answered[condition.asked(number)], questions[number]) for number in numbers
+            ]
+    return judged
 
 
 def noised(document: Document, seed: int, timestep: int) -> Document:

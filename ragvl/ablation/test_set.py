@@ -104,20 +104,14 @@ class TestSet:
         return self._measure_reranker(mllm, self.encoder, work)
 
     def _measure_generator(self, mllm: MLLM) -> tuple[dict[str, float], int]:
-        max_new_tokens = self.settings.test.max_new_tokens
-        generator = Generator(mllm)
-        measures = {
-            condition.name: statistics.fmean(
-                accuracy(
-                    generator,
-                    self.source,
-                    self.questions,
-                    condition,
-                    max_new_tokens=max_new_tokens,
-                )
-            )
-            for condition in self.conditions
-        }
+        judged = accuracy(
+            Generator(mllm),
+            self.source,
+            self.questions,
+            self.conditions,
+            max_new_tokens=self.settings.test.max_new_tokens,
+        )
+        measures = {name: statistics.fmean(values) for name, values in judged.items()}
         return measures, len(self.questions)
 
     def _measure_reranker(

@@ -82,8 +82,8 @@ def test_noised_pictures_are_the_same_for_every_model(
     source: WebQA, by_name: dict[str, Condition]
 ) -> None:
     for number in range(3):
-        clean = by_name["gold"].evidence(source, number)
-        noisy, again = (by_name["noised 500"].evidence(source, number) for _ in range(2))
+        clean = by_name["gold"].evidence(source.document, number)
+        noisy, again = (by_name["noised 500"].evidence(source.document, number) for _ in range(2))
         for one, other, same in zip(clean, noisy, again, strict=True):
             pixels = [np.asarray(document.load()) / 127.5 - 1.0 for document in (one, other)]
             # x_t = 0.863 x + 0.505 eps, cut off at the ends of the range
@@ -94,15 +94,22 @@ def test_noised_pictures_are_the_same_for_every_model(
 
 
 def test_answers_are_judged_question_by_question(
-    source: WebQA, by_name: dict[str, Condition]
+    source: WebQA, by_name: dict[str, Condition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However many are asked at once, and where two conditions show the same."""
+    monkeypatch.setattr("ragvl.ablation.robustness._ANSWERS_AT_ONCE", 20)
     generator = Generator.from_pretrained(ASSETS / "tiny-generator", device="cpu")
-    condition = by_name["hard 1"]
-    judged = accuracy(generator, source, source.questions, condition, max_new_tokens=6)
-    for number, question in enumerate(source.questions):
-        shown = condition.evidence(source, number)
-        answer = generator.answer(question.text, shown, max_new_tokens=6)
-        assert judged[number] == webqa_accuracy(answer, question.answers, question.category)
+    chosen = [*by_name.values(), Condition("gold again", by_name["gold"].documents)]
+    judged = accuracy(generator, source, source.questions, chosen, max_new_tokens=6)
+    assert list(judged) == [*by_name, "gold again"]
+    assert judged["gold again"] == judged["gold"]
+    assert len(set(map(tuple, judged.values()))) > 1, "or nothing is proved"
+    for condition in chosen:
+        for number, question in enumerate(source.questions):
+            shown = condition.evidence(source.document, number)
+            answer = generator.answer(question.text, shown, max_new_tokens=6)
+            right = webqa_accuracy(answer, question.answers, question.category)
+            assert judged[condition.name][number] == right
 
 
 @pytest.mark.parametrize("timestep", [300, 500])
