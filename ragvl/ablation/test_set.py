@@ -20,6 +20,7 @@ from ragvl.generator import Generator
 from ragvl.identity import name_of
 from ragvl.mllm import MLLM
 from ragvl.reranker import Reranker
+from ragvl.reranker.presets import TRAINED_TEMPLATE
 from ragvl.retriever import DualEncoder
 
 _RERANKER_MEASURES = ("recall@1", "f1")
@@ -117,9 +118,10 @@ class TestSet:
     def _measure_reranker(
         self, mllm: MLLM, encoder: DualEncoder, work: Path
     ) -> tuple[dict[str, float], int]:
+        trained_with = getattr(mllm.model.config, TRAINED_TEMPLATE, None)
         result = evaluate(
             self.source,
-            Models(encoder, Reranker(mllm, template=self.source.template)),
+            Models(encoder, Reranker(mllm, template=trained_with or self.source.template)),
             EvaluationSettings(
                 pools=("full",),
                 num_candidates=self.settings.test.num_candidates,

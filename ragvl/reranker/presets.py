@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ragvl.messages import quoted
-from ragvl.model_files import CONFIG, read_json
+from ragvl.messages import quoted, shown
+from ragvl.model_files import CONFIG, UnsupportedModelError, read_json
 from ragvl.reranker.answers import Answers
 from ragvl.reranker.lengths import NO_LIMITS, Lengths
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
-from ragvl.reranker.templates import PromptTemplate, Template
+from ragvl.reranker.templates import TEMPLATES, PromptTemplate, Template
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ def _pixels(least: int, most: int) -> dict[str, Any]:
     """Limits of a picture in a Qwen-VL, in pixels, whatever the names of the keys suggest."""
     return {"size": {"shortest_edge": least, "longest_edge": most}}
 
+
+# Of a checkpoint's configuration: the name of the template that it was trained with
+TRAINED_TEMPLATE = "ragvl_template"
 
 RAGVL = Preset("ragvl", source="https://arxiv.org/abs/2407.21439")
 
@@ -167,3 +170,23 @@ def preset_of_architecture(folder: Path) -> Preset | None:
     names = read_json(folder / CONFIG).get("architectures")
     known = [preset for preset in PRESETS.values() if preset.architecture is not None]
     return next((x for x in known if isinstance(names, list) and x.architecture in names), None)
+
+
+def preset_of_training(folder: Path) -> Preset | None:
+    """The paper's preset with the template that `ragvl train reranker` put prompts in.
+
+    Raises:
+        OSError: the configuration cannot be read.
+        UnsupportedModelError: it holds no JSON object, or names a template that is not known.
+    """
+    if not (folder / CONFIG).exists():
+        return None
+    name = read_json(folder / CONFIG).get(TRAINED_TEMPLATE)
+    if name is None:
+        return None
+    if name not in TEMPLATES:
+        raise UnsupportedModelError(
+            f"{shown(folder / CONFIG)}: {TRAINED_TEMPLATE}={quoted(name)} is none of "
+            f"{', '.join(TEMPLATES)}: a newer ragvl trained it; give template="
+        )
+    return replace(RAGVL, template=name)

@@ -63,7 +63,13 @@ from ragvl.reranker.cross_encoder import (
 )
 from ragvl.reranker.heads import Head, ScoreNetwork, relevance
 from ragvl.reranker.lengths import NO_LIMITS, Lengths
-from ragvl.reranker.presets import RAGVL, Preset, preset_of_architecture, resolve_preset
+from ragvl.reranker.presets import (
+    RAGVL,
+    Preset,
+    preset_of_architecture,
+    preset_of_training,
+    resolve_preset,
+)
 from ragvl.reranker.prompts import Prompts, split_prompt
 from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport
 from ragvl.reranker.score_weights import ScoreWeights
@@ -198,7 +204,8 @@ class Reranker(CrossEncoderDialect):
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
             preset: what the checkpoint was trained on: a `Preset`, the name of one of `PRESETS`, or
                 "auto": the one of its architecture, or what its files say in sentence-transformers'
-                format, and the paper's prompts ("ragvl") where they say nothing.
+                format, or the template that `ragvl train` put in its configuration, and the paper's
+                prompts ("ragvl") where they say nothing.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
             thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
@@ -740,8 +747,12 @@ def preset_of_checkpoint(
     if preset != "auto":
         return resolve_preset(preset)
     checkpoint = find_checkpoint(path, **location)
-    known = preset_of_architecture(checkpoint.folder)
-    return known or preset_of_folder(checkpoint.modules_folder) or RAGVL
+    return (
+        preset_of_architecture(checkpoint.folder)
+        or preset_of_folder(checkpoint.modules_folder)
+        or preset_of_training(checkpoint.folder)
+        or RAGVL
+    )
 
 
 def _checkpoint(path: str | Path, load: Mapping[str, Any]) -> Checkpoint:

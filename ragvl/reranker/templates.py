@@ -303,17 +303,21 @@ class PromptTemplate:
         return self.separator.join(places)
 
 
+@dataclass(frozen=True)
 class _ByContent(PromptTemplate):
-    """`caption` for a picture with a caption, `plain` for one without, `document` for all else."""
+    """One of three: for a picture with a caption, for one without, and for all else."""
+
+    kinds: tuple[PromptTemplate, ...] = ()
 
     @property
     def variants(self) -> tuple[PromptTemplate, ...]:
-        return (CAPTION, PLAIN, DOCUMENT)
+        return self.kinds
 
     def of(self, document: Document) -> PromptTemplate:
+        captioned, plain, mixed = self.kinds
         if not _is_picture(document):
-            return DOCUMENT.of(document)
-        return PLAIN if document.caption is None else CAPTION
+            return mixed.of(document)
+        return plain if document.caption is None else captioned
 
 
 def _is_picture(document: Document) -> bool:
@@ -342,14 +346,30 @@ DOCUMENT = PromptTemplate(
     "{document}\nQuestion: {query}\nIs this document relevant to the question? "
     "Answer 'Yes' or 'No'.",
 )
-INSTRUCTION_FIRST = PromptTemplate(
-    "instruction-first",
+AUTO = _ByContent("auto", CAPTION.text, kinds=(CAPTION, PLAIN, DOCUMENT))
+# The same questions with the query last: what is computed for a known document is little more
+_CAPTION_LAST = (
     "<image>\nImage Caption: {caption}\n"
     "Based on the image and its caption, is the image relevant to the question? "
-    "Answer 'Yes' or 'No'.\nQuestion: {query}",
+    "Answer 'Yes' or 'No'.\nQuestion: {query}"
 )
-
-AUTO = _ByContent("auto", CAPTION.text)
+INSTRUCTION_FIRST = _ByContent(
+    "instruction-first",
+    _CAPTION_LAST,
+    kinds=(
+        PromptTemplate("caption, instruction first", _CAPTION_LAST),
+        PromptTemplate(
+            "plain, instruction first",
+            "<image>\nIs this image relevant to the question? Answer 'Yes' or 'No'.\n"
+            "Question: {query}",
+        ),
+        PromptTemplate(
+            "document, instruction first",
+            "{document}\nIs this document relevant to the question? Answer 'Yes' or 'No'.\n"
+            "Question: {query}",
+        ),
+    ),
+)
 
 TEMPLATES = {
     template.name: template

@@ -107,9 +107,9 @@ class RankingSettings:
     Args:
         ranking: samples that `ragvl data ranking` wrote.
         eval_ranking: those of eval_split.
-        template: caption, plain, retrieval, instruction-first or document; null is retrieval for a
-            data set of captions, else caption for a picture with a caption, plain for one without,
-            and document for texts and parts.
+        template: caption, plain, retrieval, instruction-first, document or auto; null is retrieval
+            for a data set of captions, else auto: caption for a picture with a caption, plain for
+            one without, and document for texts and parts. Rerankers of what is saved use it.
         image_tokens: the share of each picture's tokens that a prefix keeps and that the rest of a
             prompt sees; null is what the model was trained with, or all. The reranker's caches keep
             as many.
@@ -117,9 +117,9 @@ class RankingSettings:
 
     ranking: Path
     eval_ranking: Path | None = None
-    template: Literal["caption", "plain", "retrieval", "instruction-first", "document"] | None = (
-        None
-    )
+    template: (
+        Literal["auto", "caption", "plain", "retrieval", "instruction-first", "document"] | None
+    ) = None
     image_tokens: float | None = None
 
     def __post_init__(self) -> None:
@@ -193,8 +193,12 @@ def run(
         layers_to_adapt(mllm, planned.lora, freeze_vision=settings.freeze_vision)
     if settings.caption_tokens is not None:
         logger.warning("caption_tokens=%d: longer captions are cut", settings.caption_tokens)
+    examples: Dataset[Example]
+    eval_examples: Dataset[Example] | None
+    template = None
     if planned.ranking is not None:
-        examples, eval_examples = _ranking_examples(mllm.prompting, settings, planned.ranking)
+        ranked, eval_examples = _ranking_examples(mllm.prompting, settings, planned.ranking)
+        examples, template = ranked, ranked.template_name
     else:
         seed = planned.arguments.seed
         examples, eval_examples = _answer_examples(mllm.prompting, settings, planned.noise, seed)
@@ -213,6 +217,7 @@ def run(
         freeze_vision=settings.freeze_vision,
         # A generator's prompts have no prefixes, whatever it starts from was trained with
         image_tokens=1.0 if planned.ranking is None else planned.ranking.image_tokens,
+        template=template,
         eval_examples=eval_examples,
         questions=questions,
     )
@@ -239,8 +244,6 @@ def _evaluation(planned: Plan) -> str:
     models += [] if planned.ranking else ["--generator", out]
     flags = ["ragvl", "evaluate", data, "--encoder", "ENCODER", *models]
     flags += ["--out", str(Path(out) / "evaluation")]
-    if planned.ranking is not None and planned.ranking.template is not None:
-        flags += ["--template", planned.ranking.template]
     for name, value in (
         ("--modality", settings.modality),
         ("--caption-tokens", settings.caption_tokens),
@@ -382,7 +385,7 @@ def _take(kind: type[T], values: Mapping[str, Any]) -> T:
 
 def _ranking_examples(
     prompting: Prompting, settings: RunSettings, ranking: RankingSettings
-) -> tuple[Dataset[Example], Dataset[Example] | None]:
+) -> tuple[RankingExamples, RankingExamples | None]:
     template = None if ranking.template is None else TEMPLATES[ranking.template]
 
     def examples(path: Path, split: str | None) -> RankingExamples:

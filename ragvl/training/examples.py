@@ -112,6 +112,11 @@ class RankingExamples(Dataset[Example]):
         for sample in islice(pictured, 1):
             self._prompts.check(self._query(sample), source.document(sample.document))
 
+    @property
+    def template_name(self) -> str:
+        """What the template of their prompts is called."""
+        return self._prompts.template.name
+
     def __len__(self) -> int:
         return len(self._samples)
 

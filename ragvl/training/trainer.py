@@ -37,6 +37,7 @@ from ragvl.model_files import (
     check_weights,
     weight_files,
 )
+from ragvl.reranker.presets import TRAINED_TEMPLATE
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.fewer_image_tokens import check_trainable, through_backward
@@ -70,6 +71,7 @@ def train(
     lora: LoraSettings | None = None,
     freeze_vision: bool = True,
     image_tokens: float | None = None,
+    template: str | None = None,
     eval_examples: Dataset[Example] | None = None,
     questions: Collection[str] = (),
 ) -> dict[str, float]:
@@ -95,6 +97,8 @@ def train(
         image_tokens: the share of each picture's tokens that a prompt's end sees, as with
             `PrefixCache(image_tokens=...)`; what is saved says so, and a `Reranker` heeds it. None
             is what `mllm` was trained with. Less than 1 takes a forward pass more.
+        template: the name of the template that the examples' prompts are in, which is that of a
+            `Reranker` of what is saved, too; None for a generator.
         eval_examples: as often as `arguments.eval_strategy` says: `eval_loss`, without noise, and
             `eval_accuracy`, the share of examples whose answer is the likeliest in every token,
             given those before it.
@@ -118,6 +122,8 @@ def train(
     noise, lora = noise or NoiseSettings(), lora or LoraSettings()
     if image_tokens is not None and checked_image_tokens(image_tokens) != mllm.image_tokens:
         setattr(mllm.model.config, IMAGE_TOKENS, float(image_tokens))  # is saved with the weights
+    if template != getattr(mllm.model.config, TRAINED_TEMPLATE, None):
+        setattr(mllm.model.config, TRAINED_TEMPLATE, template)
     _check(mllm, arguments, examples)
     if lora.rank:
         layers_to_adapt(mllm, lora, freeze_vision=freeze_vision)  # refuses what matches nothing

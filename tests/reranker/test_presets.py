@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from plain import plain_scores
 
 from ragvl import Document, Reranker
 from ragvl.mllm import MLLM
+from ragvl.model_files import UnsupportedModelError
 from ragvl.reranker import PRESETS, Answers, Preset, PromptTemplate
+from ragvl.reranker.presets import TRAINED_TEMPLATE
 
 QUERY = "What color is the roof?"
 ARCHITECTURE = {
@@ -89,6 +93,17 @@ def test_limits_reach_the_processor(tiny_model: Callable[[str], Path]) -> None:
     reranker = reranker_of(limited, folder)
     assert reranker.mllm.prompting.encode_image(wide).num_tokens < free
     assert reranker.mllm.fingerprint != reranker_of("monoqwen2-vl", folder).mllm.fingerprint
+
+
+def test_a_template_of_a_newer_training_is_refused_by_name(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "trained")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, TRAINED_TEMPLATE: "newest"}))
+    with pytest.raises(UnsupportedModelError, match="'newest' is none of auto, caption"):
+        Reranker.from_pretrained(folder, device="cpu")
+    assert reranker_of("ragvl", folder).template_name == "auto"
 
 
 def test_a_preset_of_ones_own(tiny_model: Callable[[str], Path]) -> None:

@@ -26,8 +26,22 @@ def test_the_papers_templates_word_for_word() -> None:
     )
 
 
-def test_instruction_first_ends_with_the_query() -> None:
-    assert TEMPLATES["instruction-first"].text.endswith("Question: {query}")
+@pytest.mark.parametrize(
+    "document",
+    [
+        Document(picture(0), caption="A lake.", id="captioned"),
+        Document(picture(0), id="plain"),
+        Document(text="A lake.", id="text"),
+        Document(parts=[picture(0), "A lake.", picture(1)], id="mixed"),
+    ],
+    ids=lambda document: document.id,
+)
+def test_instruction_first_asks_what_auto_asks_with_the_query_last(document: Document) -> None:
+    usual = TEMPLATES["auto"].of(document).text
+    other = TEMPLATES["instruction-first"].of(document).text
+    question = "\nQuestion: {query}"
+    head, asked = usual.split(question)
+    assert other == head + "\n" + asked.strip() + question
 
 
 @pytest.mark.parametrize(

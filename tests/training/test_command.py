@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ragvl.cli import app
 from ragvl.data.questions import question_name
 from ragvl.data.webqa import WebQA
-from ragvl.mllm import MLLM
+from ragvl.reranker import Reranker, preset_of_checkpoint
 from ragvl.training import command
 from ragvl.training.command import RunSettings, _drawn
 from ragvl.training.noise import ARMS
@@ -244,7 +244,16 @@ def test_ranking_data_then_a_reranker(
     flags = ["--questions", "1", "--timed", "0", "--no-progress", "--device", "cpu"]
     evaluated = CliRunner().invoke(app, [*written[1:], *flags])
     assert evaluated.exit_code == 0, evaluated.output
-    assert MLLM.from_pretrained(out, device="cpu").architecture == "llava"
+    assert "--template" not in written
+    assert Reranker.from_pretrained(out, device="cpu").template_name == "plain"
+    assert Reranker.from_pretrained(out, template="auto", device="cpu").template_name == "auto"
+    # Trained on with another, it is another's
+    again = ["--data", str(small_world), "--ranking", str(ranking), *BASE, "--num_examples", "2"]
+    for template, chosen in (("instruction-first", ["--template=instruction-first"]), ("auto", [])):
+        retrained = tmp_path / template
+        given = ["--model", str(out), "--output_dir", str(retrained), *again, *chosen]
+        command.run("reranker", given)
+        assert preset_of_checkpoint(retrained).template == template
 
 
 def test_a_generator_with_evaluation(
