@@ -533,6 +533,8 @@ def _read(path: Path, dim: int, *, mapped: bool = True) -> Any:
         raise IndexFileError(f"{shown(path)} cannot be read: {reason(error)}") from error
     if not isinstance(index, faiss.IndexIVFPQ) or index.d != dim:
         raise IndexFileError(f"{shown(path)} is no index of this kind; build it again")
+    if mapped:  # by default each part starts 32 threads that read ahead, with 8 MiB of stack each
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
     return index
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,21 @@ def test_what_brute_force_finds(built: Path, vectors: np.ndarray) -> None:
     assert {id for id, _ in everything} == {name(i) for i in every}
     scores = [score for _, score in everything]
     np.testing.assert_allclose(scores, np.sort(vectors @ queries[0])[::-1], atol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_parts_have_no_threads_of_their_own(built: Path, vectors: np.ndarray) -> None:
+    """Each may start 32 that read ahead, whose stacks stay reserved: gigabytes for many parts."""
+
+    def reserved_kib() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmData:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    DiskStore.open(built).search(vectors[:1], 5)  # starts what all searches share
+    store = DiskStore.open(built)
+    before = reserved_kib()
+    store.search(vectors[:1], 5)
+    assert reserved_kib() - before < 32 << 10
 
 
 def test_kinds_and_conditions(built: Path, vectors: np.ndarray, texts: dict[str, Document]) -> None:
