@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -14,17 +15,46 @@ from ragvl.cli import app
 from ragvl.demo import run_demo
 from ragvl.evaluation.cases import NUM_CASES, draw_cases
 from ragvl.evaluation.evaluate import Evaluation
-from ragvl.evaluation.report import write_report
 from ragvl.evaluation.result import to_json
 
 RECALLS = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20")
 
 
+class Shown(NamedTuple):
+    """What the command printed and wrote, and what it measured."""
+
+    printed: str
+    figures: Path
+    page: Path
+    evaluation: Evaluation
+
+
 @pytest.fixture(scope="module")
-def evaluation() -> Evaluation:
-    return run_demo(num_questions=14, progress=False)
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """Of 14 questions."""
+    folder = tmp_path_factory.mktemp("demo")
+    figures, page = folder / "demo.json", folder / "demo.html"
+    measured: list[Evaluation] = []
+
+    def noted(**settings: Any) -> Evaluation:
+        measured.append(run_demo(**settings))
+        return measured[-1]
+
+    command = ["demo", "--questions", "14", "--no-progress"]
+    command += ["--json", str(figures), "--html", str(page)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ragvl.demo.run_demo", noted)
+        outcome = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
+    assert outcome.exit_code == 0, outcome.output
+    return Shown(outcome.output, figures, page, *measured)
 
 
+@pytest.fixture(scope="module")
+def evaluation(shown: Shown) -> Evaluation:
+    return shown.evaluation
+
+
+@pytest.mark.slow
 def test_the_figures_have_the_promised_shape_and_add_up(evaluation: Evaluation) -> None:
     figures = json.loads(json.dumps(to_json(evaluation.result)))
     assert set(figures["pools"]) == {"full", "gold"}
@@ -43,11 +73,13 @@ def test_the_figures_have_the_promised_shape_and_add_up(evaluation: Evaluation) 
     assert figures["pools"]["gold"]["num_documents"] < 600
 
 
+@pytest.mark.slow
 def test_reranking_lifts_recall_at_2_by_twenty_points(evaluation: Evaluation) -> None:
     full = evaluation.result.pools["full"]
     assert full.reranked["recall@2"].value - full.retrieved["recall@2"].value >= 0.2
 
 
+@pytest.mark.slow
 def test_the_questions_shown_are_drawn_by_the_seed(evaluation: Evaluation) -> None:
     def ids(seed: int) -> list[str]:
         return [case.question.id for case in draw_cases(evaluation, 3, seed=seed)]
@@ -74,12 +106,9 @@ class _Page(HTMLParser):
         self.links += [values[key] or "" for key in ("href", "src") if key in values]
 
 
-def test_the_page_is_self_contained_and_shows_a_dozen_questions(
-    evaluation: Evaluation, tmp_path: Path
-) -> None:
-    path = tmp_path / "demo.html"
-    write_report(evaluation, path, cases="mixed")
-    text = path.read_text(encoding="utf-8")
+@pytest.mark.slow
+def test_the_page_is_self_contained_and_shows_a_dozen_questions(shown: Shown) -> None:
+    text = shown.page.read_text(encoding="utf-8")
     page = _Page()
     page.feed(text)
     assert page.articles == NUM_CASES == 12
@@ -87,27 +116,16 @@ def test_the_page_is_self_contained_and_shows_a_dozen_questions(
     assert all(image.startswith("data:image/png;base64,") for image in page.images)
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert not re.search(r"url\((?!#)|@import|<script", text)
-    assert f"{evaluation.rankings['full'][0].reranked[0].relevance:.3f}" in text
+    assert f"{shown.evaluation.rankings['full'][0].reranked[0].relevance:.3f}" in text
 
 
-def test_the_command_prints_and_writes(tmp_path: Path) -> None:
-    files = [tmp_path / "demo.json", tmp_path / "demo.html"]
-    command = [
-        "demo",
-        "--questions",
-        "4",
-        "--no-progress",
-        "--json",
-        str(files[0]),
-        "--html",
-        str(files[1]),
-    ]
-    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
-    assert outcome.exit_code == 0, outcome.output
+@pytest.mark.slow
+def test_the_command_prints_and_writes(shown: Shown) -> None:
     for word in ("R@2", "prec.", "F1", "retrieved", "reranked", "gold", "threshold", "answer"):
-        assert word in outcome.output
-    assert json.loads(files[0].read_text())["num_questions"] == 4
-    assert files[1].stat().st_size > 10_000
+        assert word in shown.printed
+    figures = json.loads(shown.figures.read_text())
+    assert figures == json.loads(json.dumps(to_json(shown.evaluation.result)))
+    assert figures["num_questions"] == 14
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:

@@ -30,10 +30,14 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
     Raises:
         ValueError: `num_questions` is below 1.
     """
-    source = _drawn_world()
     with as_file(files("ragvl") / "assets") as assets:
         thresholds = SavedThresholds.load(assets / "tiny-reranker" / THRESHOLDS_FILE)
         assert thresholds is not None  # they come along
+        settings = EvaluationSettings(
+            thresholds=("natural", *thresholds.values),
+            num_questions=num_questions,
+            max_new_tokens=8,
+        )
         reranker = Reranker.from_pretrained(
             assets / "tiny-reranker",
             dtype="float32",  # that of its thresholds
@@ -44,12 +48,7 @@ def run_demo(*, num_questions: int | None = None, progress: bool = True) -> Eval
             reranker,
             Generator.from_pretrained(assets / "tiny-generator"),
         )
-        settings = EvaluationSettings(
-            thresholds=("natural", *thresholds.values),
-            num_questions=num_questions,
-            max_new_tokens=8,
-        )
-        return evaluate(source, models, settings, progress=progress)
+        return evaluate(_drawn_world(), models, settings, progress=progress)
 
 
 def _drawn_world() -> WebQA:
