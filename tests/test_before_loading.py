@@ -22,14 +22,29 @@ from ragvl.mllm import MLLM
 from ragvl.retriever import DualEncoder
 
 
-@pytest.fixture
-def model(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
-    """Its files are whole, and its weights are too few."""
-    folder = shutil.copytree(tiny_model("llava"), tmp_path / "model")
-    settings = json.loads((folder / "config.json").read_text())
+@pytest.fixture(scope="module")
+def folder(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that commands are given; do not write into it."""
+    folder = tmp_path_factory.mktemp("given")
+    model = shutil.copytree(tiny_model("llava"), folder / "model")
+    settings = json.loads((model / "config.json").read_text())
     settings["text_config"]["num_hidden_layers"] += 1
-    (folder / "config.json").write_text(json.dumps(settings))
+    (model / "config.json").write_text(json.dumps(settings))
+    save_checkpoint(folder / "encoder", "clip")
+    write_world(folder / "world", Places(), counts={"val": 2}, seed=0)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "a.png")
+    (folder / "pictures").mkdir()
+    shutil.copy(folder / "a.png", folder / "pictures")
+    (folder / "captions.csv").write_text("image,caption\nother.png,Another\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "list.json").write_text("[1]")
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    """Its files are whole, and its weights are too few."""
+    return folder / "model"
 
 
 def test_the_model_cannot_be_loaded(model: Path) -> None:
@@ -77,11 +92,6 @@ def test_arguments(arguments: dict, message: str, model: Path) -> None:
 def test_fast_rerank(query, documents, options, message, model: Path) -> None:
     with pytest.raises(ValueError, match=message):
         fast_rerank(query, documents, model=model, **options)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    return write_world(tmp_path / "world", Places(), counts={"val": 2}, seed=0)
 
 
 # Of each command its arguments, and what is in the place of one of them
@@ -157,39 +167,33 @@ _COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "message"), _COMMANDS)
-def test_commands(command: str, message: str, model: Path, world: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-    save_checkpoint(tmp_path / "encoder", "clip")
+def test_commands(command: str, message: str, folder: Path, tmp_path: Path) -> None:
     places = {
-        "model": model,
-        "world": world,
-        "folder": tmp_path,
-        "encoder": tmp_path / "encoder",
+        "folder": folder,
+        "model": folder / "model",
+        "encoder": folder / "encoder",
+        "models": f"--encoder {folder / 'encoder'} --reranker {folder / 'model'}",
+        "world": folder / "world",
+        "picture": folder / "a.png",
+        "pictures": folder / "pictures",
+        "captions": folder / "captions.csv",
+        "pipe": folder / "pipe",
+        "list": folder / "list.json",
+        "missing": folder / "missing",
         "out": tmp_path / "out",
-        "picture": tmp_path / "a.png",
-        "models": f"--encoder {tmp_path / 'encoder'} --reranker {model}",
-        "missing": tmp_path / "missing",
-        "pipe": tmp_path / "pipe",
-        "list": tmp_path / "list.json",
-        "captions": tmp_path / "captions.csv",
-        "pictures": tmp_path / "pictures",
     }
-    places["pictures"].mkdir()
-    shutil.copy(places["picture"], places["pictures"])
-    places["captions"].write_text("image,caption\nother.png,Another\n")
-    os.mkfifo(places["pipe"])
-    (tmp_path / "list.json").write_text("[1]")
+    before = sorted(folder.rglob("*"))
     outcome = CliRunner().invoke(app, shlex.split(command.format(**places)))
     assert (outcome.exit_code, outcome.stdout) == (1, "")
     (line,) = outcome.stderr.splitlines()
     assert line.startswith("ragvl ")
     assert message.format(**places) in line
+    assert sorted(folder.rglob("*")) == before
 
 
-def test_commands_do_load_the_model(model: Path, world: Path, tmp_path: Path) -> None:
+def test_commands_do_load_the_model(folder: Path, tmp_path: Path) -> None:
     """Where nothing else is wrong."""
-    save_checkpoint(tmp_path / "encoder", "clip")
-    places = {"model": model, "world": world, "encoder": tmp_path / "encoder", "out": tmp_path}
+    places = {name: folder / name for name in ("model", "world", "encoder")} | {"out": tmp_path}
     for command in (_EVALUATE, _CALIBRATE):
         outcome = CliRunner().invoke(app, command.format(**places).split())
         assert "lacks 9 weights" in outcome.output
