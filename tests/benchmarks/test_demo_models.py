@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -270,10 +271,16 @@ def test_the_ablations_base_sees_no_distractor(data: TrainingSet) -> None:
     assert distracted(GOLD_ANSWER) == 0 < distracted(ANSWER)
 
 
+@pytest.mark.slow
 def test_every_stage_runs_once_and_its_folders_load(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps a stage: the command writes Hugging Face folders, and goes on from what is done."""
+    tasks = {"DESCRIBE": DESCRIBE, "RELEVANCE": RELEVANCE, "ANSWER": ANSWER}
+    for name, task in (tasks | {"GOLD_ANSWER": GOLD_ANSWER}).items():
+        monkeypatch.setattr(f"demo_models.__main__.{name}", replace(task, batch_size=2))
+    for module in ("tower", "retriever"):
+        monkeypatch.setattr(f"demo_models.{module}._BATCH_SIZE", 8)
 
     def run(stage: list[str] | None = None) -> None:
         main(
