@@ -6,10 +6,9 @@ import configparser
 import itertools
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import yaml
 from data_files import write_picture
 from server.live import live
 from shell_lines import shell_lines
+from typer.testing import CliRunner
 
 from ragvl import Document, Reranker
 from ragvl.ablation.grid import AblationSettings
@@ -176,6 +176,7 @@ GRIDS = [block for block in blocks("yaml") if "apiVersion" not in block.text]
 MANIFESTS = [block for block in blocks("yaml") if block not in GRIDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", marked(GRIDS))
 def test_a_grid_can_be_planned(block: Block, place: Path) -> None:
     # With a GPU or without, whatever precision it asks for
@@ -231,9 +232,15 @@ def commands(text: str) -> Iterator[list[str]]:
             yield [re.sub(r"\$(\w+)", lambda match: values[match[1]], word) for word in words]
 
 
+@cache
+def ragvl_command() -> Any:
+    """`ragvl`, with all commands."""
+    return typer.main.get_command(app)
+
+
 def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that words after `ragvl` name, and its arguments."""
-    command: Any = typer.main.get_command(app)
+    command = ragvl_command()
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"there is no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
@@ -274,10 +281,10 @@ def test_commands_can_be_called_like_that(block: Block) -> None:
         check(words)
 
 
-def options() -> set[str]:
+@cache
+def options() -> frozenset[str]:
     """Every option of every command, and every setting of training."""
-    every: Any = typer.main.get_command(app)
-    waiting, options = [every], set(OTHER_OPTIONS)
+    waiting, options = [ragvl_command()], set(OTHER_OPTIONS)
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()
@@ -288,7 +295,7 @@ def options() -> set[str]:
     for stage in ("reranker", "generator"):
         flags = [*needed, *(["--ranking", "r"] if stage == "reranker" else [])]
         options |= {f"--{name}" for name in plan(stage, flags).values}  # type: ignore[arg-type]
-    return options
+    return frozenset(options)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -306,15 +313,15 @@ def test_commands_and_options_in_prose_are_there(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_minutes_training_runs(tmp_path: Path) -> None:
+def test_the_minutes_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/training.md's commands on the demo's world, as they stand."""
     (text,) = (b.text for b in blocks("bash", of=ROOT / "docs" / "training.md") if "draw" in b.text)
     (tmp_path / "ragvl").symlink_to(ROOT / "ragvl")
+    monkeypatch.chdir(tmp_path)
     for words in commands(text):
         assert words[0] == "ragvl"
-        command = [sys.executable, "-P", "-m", "ragvl.cli", *words[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, done.output
     assert (tmp_path / "runs" / "try" / "model.safetensors").exists()
 
 
