@@ -6,14 +6,13 @@ import json
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from processes import Process
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
@@ -92,6 +91,7 @@ def again(settings: dict[str, object], work: Path) -> int:
     return len(after) - len(before)
 
 
+@pytest.mark.slow
 def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(grid(world)))
@@ -129,6 +129,7 @@ def test_a_generators_grid_is_trained_once_and_gathered(world: Path, tmp_path: P
     assert 0.123 in [v for arm in again.arms.values() for v in arm.measures["gold"].values]
 
 
+@pytest.mark.slow
 def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -> None:
     ranking = tmp_path / "ranking.jsonl"
     encoder = str(ASSETS / "tiny-retriever")
@@ -204,6 +205,7 @@ def test_intervals_are_students() -> None:
 # --- what a result depends on, and says of itself ------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_result_says_what_measured_it(world: Path, begun: Path, tmp_path: Path) -> None:
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     result = ablate(AblationSettings.model_validate(one_arm(world)), tmp_path)
@@ -222,6 +224,7 @@ def test_the_result_says_what_measured_it(world: Path, begun: Path, tmp_path: Pa
     assert result.arms["untrained"].training is None
 
 
+@pytest.mark.slow
 def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path) -> None:
     base, data, work = tmp_path / "base", tmp_path / "data", tmp_path / "runs"
     shutil.copytree(ASSETS / "tiny-base", base)
@@ -249,6 +252,7 @@ def test_another_model_or_other_data_is_another_run(world: Path, tmp_path: Path)
     assert again(settings, work) == 0
 
 
+@pytest.mark.slow
 def test_kept_results_go_on_on_another_machine(world: Path, tmp_path: Path) -> None:
     """Nothing but them is taken along, to other folders with the same models and data."""
     here, there = tmp_path / "here", tmp_path / "there"
@@ -278,6 +282,7 @@ def test_kept_results_go_on_on_another_machine(world: Path, tmp_path: Path) -> N
     assert again(moved, there / "runs") == 1
 
 
+@pytest.mark.slow
 def test_another_test_takes_the_models_that_are_kept(world: Path, tmp_path: Path) -> None:
     settings = one_arm(world, keep_models=True)
     assert again(settings, tmp_path) == 2
@@ -293,6 +298,7 @@ def test_another_test_takes_the_models_that_are_kept(world: Path, tmp_path: Path
     assert sorted("hard 2" in run["measures"] for run in runs) == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_changed_makes_another_run(world: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 1e-4\nuse_cpu: true\n")
@@ -344,6 +350,7 @@ def test_pictures_in_files_of_their_own_are_part_of_the_data(tmp_path: Path) -> 
 # --- runs that fail, and runs that are killed ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_does_not_end_the_others(
     world: Path, begun: Path, tmp_path: Path
 ) -> None:
@@ -421,8 +428,8 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     (folder / "grid.yaml").write_text(yaml.safe_dump(one_arm(world)))
     flags = ["ablate", str(folder / "grid.yaml"), "--out", str(folder)]
-    outcome = subprocess.run([sys.executable, "-c", DYING, *flags], capture_output=True)
-    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    code, printed = Process(DYING, *flags).ended()
+    assert code == -signal.SIGKILL, printed
     return folder
 
 
@@ -442,6 +449,7 @@ def lose_the_note(folder: Path) -> None:
     (folder / "ragvl_run.json").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("also", [lambda _: None, cut_weights, lose_the_note])
 def test_a_run_killed_while_it_saves_its_model_is_done_again(
     also: Callable[[Path], None], killed: Path, unbroken: dict[str, MeasureSummary], tmp_path: Path
@@ -456,6 +464,7 @@ def test_a_run_killed_while_it_saves_its_model_is_done_again(
     assert result.arms["plain"].measures == unbroken
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_and_not_evaluated_is_not_trained_again(
     world: Path, tmp_path: Path
 ) -> None:
@@ -490,6 +499,7 @@ def test_what_is_missing_is_named_before_anything_is_trained(world: Path, tmp_pa
 # --- the table ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_tells_arms_apart_by_their_settings(
     world: Path, begun: Path, tmp_path: Path
 ) -> None:

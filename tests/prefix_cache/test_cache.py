@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from plain import picture
 from prefix_cache.tools import kept_keys
+from processes import Process
 from tiny_models import ARCHITECTURES
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -238,8 +236,9 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
 
 # `ragvl warm` in a process that dies while it writes its sixth file
 DYING = """
-import os, signal
+import os, signal, torch
 from ragvl.prefix_cache import disk
+torch.set_num_threads(1)
 written, replace = 0, os.replace
 def die(source, target):
     global written
@@ -263,10 +262,8 @@ def test_a_killed_warm_goes_on_where_it_was(
     (folder / "broken.png").write_bytes(b"no picture")
     command = ["warm", str(folder), "--device", "cpu"]
     command += ["--model", str(tiny_model("llava")), "--cache", str(cache), "--keep", "kv"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    dying = [sys.executable, "-c", DYING, *command]
-    killed = subprocess.run(dying, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    code, printed = Process(DYING, *command).ended()
+    assert code == -signal.SIGKILL, printed
     assert len(list(cache.glob("??/*.safetensors"))) == 5
     done = CliRunner().invoke(app, command)
     assert f"{total - 5} built, 5 there already, 1 skipped" in done.stdout, done.output

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Process
 from tiny_models import ARCHITECTURES
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainingArguments, trainer
@@ -366,9 +365,8 @@ def test_a_killed_run_goes_on_with_the_same_loss_curve(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = partial(generator_flags, tiny_model("llava"), small_world, max_steps=12)
     run("generator", flags(whole))
-    command = [sys.executable, "-c", DYING_AT_STEP_7, "train", "generator", *flags(broken)]
-    killed = subprocess.run(command, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    code, printed = Process(DYING_AT_STEP_7, "train", "generator", *flags(broken)).ended()
+    assert code == -signal.SIGKILL, printed
     assert (broken / "checkpoint-5" / "trainer_state.json").exists()
     run("generator", flags(broken, resume_from_checkpoint="last"))
     assert len(curve(whole)) == 12
@@ -488,9 +486,8 @@ def test_a_run_killed_while_it_saves_is_done_again(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = {"max_steps": 2, "save_strategy": "no", "resume_from_checkpoint": "last"}
     flags = partial(generator_flags, tiny_model("llava"), small_world, **settings)
-    command = [sys.executable, "-c", DYING, "train", "generator", *flags(killed)]
-    outcome = subprocess.run(command, capture_output=True)
-    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    code, printed = Process(DYING, "train", "generator", *flags(killed)).ended()
+    assert code == -signal.SIGKILL, printed
     assert (killed / "config.json").exists(), "the test's premise"
     assert not (killed / "processor_config.json").exists()
     run("generator", flags(whole))
@@ -641,8 +638,9 @@ def test_a_folder_with_a_model_is_never_overwritten(
 
 
 ONE_RUN_AFTER_THE_OTHER = """
-import json, sys
+import json, sys, torch
 from ragvl.cli import app
+torch.set_num_threads(1)
 for flags in json.loads(sys.argv[1]):
     app(flags, standalone_mode=False)
 """
@@ -675,15 +673,16 @@ def test_two_processes_train_as_one_does(
     outcome = CliRunner().invoke(app, flags(1, one))
     assert outcome.exit_code == 0, outcome.output
     runs = flags(2, two["ddp"]), flags(2, two["fsdp"], "--fsdp=true", "--fsdp_config=fsdp")
-    (program := tmp_path / "program.py").write_text(ONE_RUN_AFTER_THE_OTHER)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29431"]
-    launched = subprocess.run(
-        [sys.executable, *launcher, str(program), json.dumps(runs)],
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert launched.returncode == 0, launched.stderr[-3000:]
+    # What torchrun tells each of two processes
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29431"}
+    launched = [
+        Process(ONE_RUN_AFTER_THE_OTHER, json.dumps(runs), RANK=rank, LOCAL_RANK=rank, **together)
+        for rank in "01"
+    ]
+    for process in launched:
+        code, printed = process.ended()
+        assert code == 0, printed[-3000:]
     assert len(curve(one)) == 3
     (accuracy,) = accuracies(one)
     for name, folder in two.items():

@@ -94,15 +94,15 @@ def test_every_data_set_is_pickled(questions: WebQA, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def spawn() -> Iterator[None]:
-    """Processes are begun anew, as where there is no fork."""
+def forkserver() -> Iterator[None]:
+    """Processes are no forks of this one, as where there is no fork."""
     usual = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.set_start_method("forkserver", force=True)
     yield
     multiprocessing.set_start_method(usual, force=True)
 
 
-@pytest.mark.usefixtures("spawn")
+@pytest.mark.usefixtures("forkserver")
 def test_the_command_trains_with_workers(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
