@@ -25,7 +25,10 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `gpu` where there is none."""
+    """Puts files with slow tests first, and skips tests marked `gpu` where there is none."""
+    # A process runs a file: one of the long ones, begun last, would keep all others waiting
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
     if torch.cuda.is_available():
         return
     for item in items:

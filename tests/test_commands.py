@@ -121,6 +121,7 @@ _NOT_FOR_RERANKING = {
 }
 
 
+@pytest.mark.slow
 def test_rerank_imports_what_it_needs_and_prints_its_table_alone(tmp_path: Path) -> None:
     picture = str(tmp_path / "a.png")
     Image.new("RGB", (48, 48), "red").save(picture)

@@ -35,6 +35,7 @@ def test_own_pictures_are_ordered_by_relevance(
     ]
 
 
+@pytest.mark.slow
 def test_a_reranker_is_trained_on_questions_of_ones_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_papers_method_and_the_releases_are_arms(tmp_path: Path) -> None:
     assert {plan.arguments.seed for _, plan in planned} == {3}
 
 
+@pytest.mark.slow
 def test_the_grids_of_the_benchmarks_can_be_read() -> None:
     shipped = list((Path(__file__).parents[2] / "benchmarks" / "ablations").glob("*.yaml"))
     assert len(shipped) >= 2

@@ -12,6 +12,7 @@ from baselines import SerialGenerate
 from work_clock import work_clock
 
 
+@pytest.mark.slow
 def test_it_writes_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(bench_evaluate, "NUM_PLACES", 4)

@@ -25,6 +25,7 @@ def cases() -> list[dict[str, Any]]:
     return json.loads(json.dumps(measured))
 
 
+@pytest.mark.slow
 def test_measures_every_method_and_their_agreement(cases: list[dict[str, Any]]) -> None:
     assert len(cases) == len(SUFFIX_TOKENS)
     for case in cases:

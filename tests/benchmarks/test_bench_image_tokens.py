@@ -20,6 +20,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return measured(Pairs.drawn(folder, 3, num_places=6), *[bench_image_tokens.SHIPPED] * 2)
 
 
+@pytest.mark.slow
 def test_every_choice_is_compared_with_whole_prefixes(result: dict[str, Any]) -> None:
     rows = result["rows"]
     whole = [row for row in rows if row["share"] == 1 and row["compression"] is None]
@@ -36,6 +37,7 @@ def test_every_choice_is_compared_with_whole_prefixes(result: dict[str, Any]) ->
         assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each(result: dict[str, Any]) -> None:
     measured = {**result, "training_steps": 7}
     text = bench_image_tokens.image_tokens_table({"image_tokens": measured})

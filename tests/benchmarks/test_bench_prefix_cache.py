@@ -28,6 +28,7 @@ def result() -> dict[str, Any]:
     return json.loads(json.dumps(measured))
 
 
+@pytest.mark.slow
 def test_scaling_has_every_point_and_a_slope(result: dict[str, Any]) -> None:
     counts = {what: [p["x"] for p in line["points"]] for what, line in result["scaling"].items()}
     assert counts["candidates"] == list(CANDIDATES)
@@ -45,6 +46,7 @@ def test_scaling_has_every_point_and_a_slope(result: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_tier_serves_what_it_has(result: dict[str, Any]) -> None:
     tiers = {row["tier"]: row for row in result["tiers"]}
     assert set(tiers) == {"device", "host, kv", "host, features", "disk, kv", "disk, features"}
@@ -54,6 +56,7 @@ def test_every_tier_serves_what_it_has(result: dict[str, Any]) -> None:
     assert tiers["device"]["hit"]["median"] > 1
 
 
+@pytest.mark.slow
 def test_compression_is_smaller_and_not_exact(result: dict[str, Any]) -> None:
     exact, *compressed = result["compression"]
     names = [row["compression"] for row in result["compression"]]
@@ -64,6 +67,7 @@ def test_compression_is_smaller_and_not_exact(result: dict[str, Any]) -> None:
         assert 0 < row["mean_score_difference"] <= row["max_score_difference"] < 0.3
 
 
+@pytest.mark.slow
 def test_bfloat16_templates_and_memory(result: dict[str, Any]) -> None:
     assert 0 < result["bfloat16"]["max_score_difference"] < 0.1
     templates = result["templates"]
@@ -73,6 +77,7 @@ def test_bfloat16_templates_and_memory(result: dict[str, Any]) -> None:
     assert memory["overhead"] < 0.5, "a tiny prefix leaves much of its last page empty, not half"
 
 
+@pytest.mark.slow
 def test_plot_is_the_same_each_time(result: dict[str, Any]) -> None:
     draw = PLOTS["prefix-cache-cost"]
     drawn = draw({"prefix_cache_cpu": result})

@@ -6,6 +6,7 @@ import bench_startup
 import pytest
 
 
+@pytest.mark.slow
 def test_processes_are_measured_against_torch() -> None:
     measured = bench_startup.measure(2, ["python", bench_startup.HELP])
     assert list(measured) == ["python", bench_startup.TORCH, bench_startup.HELP]
