@@ -6,12 +6,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 from tiny_models import build_tiny
+from transformers import PreTrainedConfig
 
 from ragvl import Reranker
 from ragvl.mllm import MLLM
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import Stages, load_demo
+
+# Each call of a command would declare all of them anew
+typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined]
+# Checks of a configuration's types would write it as JSON, for messages that nobody sees
+PreTrainedConfig.__repr__ = object.__repr__
 
 
 def pytest_collection_finish() -> None:
