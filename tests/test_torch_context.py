@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ DOCUMENTS = [
     Document(Image.new("RGB", (64, 48), (40 * i, 10, 10)), caption=f"roof {i}") for i in range(3)
 ]
 PAIRS = [("Red?", document) for document in DOCUMENTS]
+Models = tuple[Reranker, Generator, DualEncoder]
 
 
 @contextmanager
@@ -55,10 +57,10 @@ CONTEXTS = {
 @pytest.fixture(scope="module")
 def load(
     tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Reranker, Generator, DualEncoder]]:
+) -> Callable[[str], Models]:
     encoder = save_checkpoint(tmp_path_factory.mktemp("encoder"), "clip")
 
-    def models(architecture: str) -> tuple[Reranker, Generator, DualEncoder]:
+    def models(architecture: str) -> Models:
         folder = tiny_model(architecture)
         return (
             Reranker.from_pretrained(folder, device="cpu", prefix_cache="64MiB"),
@@ -69,7 +71,19 @@ def load(
     return models
 
 
-def results(models: tuple[Reranker, Generator, DualEncoder]) -> list[Any]:
+@pytest.fixture(scope="module")
+def untouched(load: Callable[[str], Models]) -> Callable[[str], tuple[Models, list[Any]]]:
+    """Models of an architecture, and their results where nothing is set."""
+
+    @cache
+    def of(architecture: str) -> tuple[Models, list[Any]]:
+        models = load(architecture)
+        return models, results(models)
+
+    return of
+
+
+def results(models: Models) -> list[Any]:
     reranker, generator, encoder = models
     if reuse_problem(reranker.mllm) is None:
         reranker.warm(DOCUMENTS[:1], progress=False)
@@ -84,11 +98,13 @@ def results(models: tuple[Reranker, Generator, DualEncoder]) -> list[Any]:
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "paligemma"])
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_bits_do_not_depend_on_what_the_caller_set(
-    name: str, architecture: str, load: Callable[[str], tuple[Reranker, Generator, DualEncoder]]
+    name: str,
+    architecture: str,
+    load: Callable[[str], Models],
+    untouched: Callable[[str], tuple[Models, list[Any]]],
 ) -> None:
     context: Callable[[], AbstractContextManager[Any]] = CONTEXTS[name]
-    models = load(architecture)
-    expected = results(models)
+    models, expected = untouched(architecture)
     with context():
         loaded = load(architecture)
         inside = [results(models), results(loaded)]
@@ -98,7 +114,7 @@ def test_bits_do_not_depend_on_what_the_caller_set(
 
 
 def test_weights_loaded_in_inference_mode_can_train(
-    load: Callable[[str], tuple[Reranker, Generator, DualEncoder]],
+    load: Callable[[str], Models],
 ) -> None:
     with torch.inference_mode():
         reranker, *_ = load("qwen2_vl")
