@@ -48,4 +48,10 @@ def asked(demo: Stages) -> Asked:
 def run_example(demo: Stages, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """`run_example(name)` runs it on the demo that is loaded, and gives what it defines."""
     monkeypatch.setattr(stages, "load_demo", lambda **_: demo)
-    return lambda name: runpy.run_path(str(EXAMPLES / name))
+
+    def run(name: str) -> dict[str, Any]:
+        framework = name.removeprefix("with_").removesuffix(".py")
+        pytest.importorskip(f"ragvl.integrations.{framework}")
+        return runpy.run_path(str(EXAMPLES / name))
+
+    return run

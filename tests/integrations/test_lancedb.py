@@ -7,17 +7,15 @@ from typing import Any
 import pytest
 from data_files import write_picture
 from integrations.conftest import Asked
+from later import Later
 
 from ragvl import Document as Ours
 from ragvl.server.stages import Stages
 
-pytest.importorskip("lancedb")
-
-import lancedb
-import pyarrow as pa
-from lancedb.index import FTS
-
-from ragvl.integrations.lancedb import RagVLReranker
+pa = Later("pyarrow")
+lancedb = Later("lancedb")
+index = Later("lancedb.index")
+integration = Later("ragvl.integrations.lancedb")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def table(
         for one, vector in zip(asked.documents, vectors, strict=True)
     ]
     table = lancedb.connect(tmp_path_factory.mktemp("lance")).create_table("pictures", rows)
-    table.create_index("text", config=FTS())
+    table.create_index("text", config=index.FTS())
     return table
 
 
@@ -48,13 +46,13 @@ def test_orders_what_a_vector_search_found(
     asked: Asked, demo: Stages, table: lancedb.table.Table, vector: Any
 ) -> None:
     search = table.search(vector, query_type="vector").limit(8)
-    found = search.rerank(RagVLReranker(demo.reranker), asked.question).to_arrow()
+    found = search.rerank(integration.RagVLReranker(demo.reranker), asked.question).to_arrow()
     assert scores(found) == asked.scores
     given = {row["id"]: row for row in table.to_arrow().to_pylist()}
     for row in found.to_pylist():
         assert row.keys() - given[row["id"]].keys() == {"_relevance_score"}
         assert row.items() >= given[row["id"]].items()
-    reranker = RagVLReranker(demo.reranker, return_score="all")
+    reranker = integration.RagVLReranker(demo.reranker, return_score="all")
     found = table.search(vector, query_type="vector").rerank(reranker, asked.question).to_arrow()
     assert scores(found) == asked.scores and "_distance" in found.column_names
 
@@ -64,7 +62,7 @@ def test_orders_what_a_full_text_search_found(
 ) -> None:
     search = table.search(asked.question, query_type="fts").limit(8)
     expected = {row["id"] for row in search.to_list()}
-    found = search.rerank(RagVLReranker(demo.reranker)).to_arrow()
+    found = search.rerank(integration.RagVLReranker(demo.reranker)).to_arrow()
     assert scores(found) == [(id, score) for id, score in asked.scores if id in expected]
     assert 0 < len(found) < 8
 
@@ -74,14 +72,14 @@ def test_orders_what_a_hybrid_search_found_each_once(
     asked: Asked, demo: Stages, table: lancedb.table.Table, vector: Any, return_score: Any
 ) -> None:
     search = table.search(query_type="hybrid").vector(vector).text(asked.question).limit(8)
-    reranker = RagVLReranker(demo.reranker, return_score=return_score)
+    reranker = integration.RagVLReranker(demo.reranker, return_score=return_score)
     found = search.rerank(reranker).to_arrow()
     assert scores(found) == asked.scores
     assert ("_score" in found.column_names) == (return_score == "all")
 
 
 def test_finds_nothing(asked: Asked, demo: Stages, table: lancedb.table.Table, vector: Any) -> None:
-    reranker = RagVLReranker(demo.reranker)
+    reranker = integration.RagVLReranker(demo.reranker)
     search = table.search(vector, query_type="vector").where("id = 'none'")
     assert scores(search.rerank(reranker, asked.question).to_arrow()) == []
     search = table.search("nothingofthesort", query_type="fts")
@@ -96,7 +94,7 @@ def test_finds_nothing(asked: Asked, demo: Stages, table: lancedb.table.Table, v
 def test_pictures_in_any_form_and_texts(asked: Asked, demo: Stages, tmp_path: Path) -> None:
     path = write_picture(tmp_path / "a.png", "red")
     data = path.read_bytes()
-    reranker = RagVLReranker(demo.reranker, column="caption", image_column="page")
+    reranker = integration.RagVLReranker(demo.reranker, column="caption", image_column="page")
     cells = [[data, None], [str(path), None], [{"bytes": data, "path": None}, None]]
     pairs = [(asked.question, Ours(data, "a caption")), (asked.question, Ours(text="a text"))]
     expected = demo.reranker.score(pairs).tolist()
@@ -104,14 +102,14 @@ def test_pictures_in_any_form_and_texts(asked: Asked, demo: Stages, tmp_path: Pa
         rows = pa.table({"id": ["p", "t"], "caption": ["a caption", "a text"], "page": pages})
         found = reranker.rerank_vector(asked.question, rows)
         assert dict(scores(found)) == dict(zip(["p", "t"], expected, strict=True))
-    pictures = RagVLReranker(demo.reranker, column=None, image_column="page")
+    pictures = integration.RagVLReranker(demo.reranker, column=None, image_column="page")
     (score,) = demo.reranker.score([(asked.question, Ours(data))]).tolist()
     found = pictures.rerank_fts(asked.question, pa.table({"id": ["p"], "page": [data]}))
     assert scores(found) == [("p", score)]
 
 
 def test_refuses_by_name(asked: Asked, demo: Stages) -> None:
-    reranker = RagVLReranker(demo.reranker)
+    reranker = integration.RagVLReranker(demo.reranker)
     rows = pa.table({"text": ["a caption", "another"]})
     with pytest.raises(ValueError, match=r"no column 'image'.*they have text"):
         reranker.rerank_vector(asked.question, rows)
@@ -123,9 +121,9 @@ def test_refuses_by_name(asked: Asked, demo: Stages) -> None:
     with pytest.raises(ValueError, match=r"documents\[1\] has neither"):
         reranker.rerank_fts(asked.question, empty)
     with pytest.raises(ValueError, match="nothing to rank by"):
-        RagVLReranker(demo.reranker, None, None)
+        integration.RagVLReranker(demo.reranker, None, None)
     with pytest.raises(ValueError, match="relevance"):
-        RagVLReranker(demo.reranker, return_score="some")  # type: ignore[arg-type]
+        integration.RagVLReranker(demo.reranker, return_score="some")  # type: ignore[arg-type]
 
 
 def test_retrieves_reranks_and_answers(

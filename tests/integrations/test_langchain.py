@@ -7,36 +7,36 @@ from typing import Any
 
 import pytest
 from integrations.conftest import Asked
+from later import Later
 from pydantic import ValidationError
 
 from ragvl import Document as Ours
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import Stages
 
-pytest.importorskip("langchain_core")
-
-from langchain_core.documents import Document
-
-from ragvl.integrations.langchain import RagVLReranker
+langchain = Later("langchain_core.documents")
+integration = Later("ragvl.integrations.langchain")
 
 
 @pytest.fixture
-def documents(asked: Asked) -> list[Document]:
+def documents(asked: Asked) -> list[langchain.Document]:
     return [
-        Document(one.caption, metadata={"image": one.image, "place": i}, id=one.id)
+        langchain.Document(one.caption, metadata={"image": one.image, "place": i}, id=one.id)
         for i, one in enumerate(asked.documents)
     ]
 
 
-def scores(documents: list[Document]) -> list[tuple[str | None, float]]:
+def scores(documents: list[langchain.Document]) -> list[tuple[str | None, float]]:
     return [(one.id, one.metadata["relevance_score"]) for one in documents]
 
 
 def test_orders_copies_by_ragvls_own_scores(
-    asked: Asked, documents: list[Document], demo: Stages
+    asked: Asked, documents: list[langchain.Document], demo: Stages
 ) -> None:
     before = copy.deepcopy(documents)
-    found = RagVLReranker(model=demo.reranker).compress_documents(documents, asked.question)
+    found = integration.RagVLReranker(model=demo.reranker).compress_documents(
+        documents, asked.question
+    )
     assert scores(found) == asked.scores
     assert documents == before
     for one in found:
@@ -48,17 +48,21 @@ def test_orders_copies_by_ragvls_own_scores(
         assert one.page_content == given.page_content
 
 
-def test_top_n_and_threshold(asked: Asked, documents: list[Document], demo: Stages) -> None:
-    reranker = RagVLReranker(model=demo.reranker, top_n=5)
+def test_top_n_and_threshold(
+    asked: Asked, documents: list[langchain.Document], demo: Stages
+) -> None:
+    reranker = integration.RagVLReranker(model=demo.reranker, top_n=5)
     assert scores(reranker.compress_documents(documents, asked.question)) == asked.scores[:5]
-    relevant = RagVLReranker(model=demo.reranker, threshold="natural")
+    relevant = integration.RagVLReranker(model=demo.reranker, threshold="natural")
     kept = [(id, score) for id, score in asked.scores if score >= 0.5]
     assert scores(relevant.compress_documents(documents, asked.question)) == kept
     assert 0 < len(kept) < len(documents)
 
 
-def test_async_leaves_the_loop_free(asked: Asked, documents: list[Document], demo: Stages) -> None:
-    reranker = RagVLReranker(model=demo.reranker)
+def test_async_leaves_the_loop_free(
+    asked: Asked, documents: list[langchain.Document], demo: Stages
+) -> None:
+    reranker = integration.RagVLReranker(model=demo.reranker)
     turns = 0
 
     async def count() -> None:
@@ -80,8 +84,11 @@ def test_async_leaves_the_loop_free(asked: Asked, documents: list[Document], dem
 
 def test_texts_and_another_key(asked: Asked, demo: Stages) -> None:
     picture = asked.documents[0].image
-    documents = [Document("Velmora has a red tower."), Document("", metadata={"page": picture})]
-    found = RagVLReranker(model=demo.reranker, image_key="page").compress_documents(
+    documents = [
+        langchain.Document("Velmora has a red tower."),
+        langchain.Document("", metadata={"page": picture}),
+    ]
+    found = integration.RagVLReranker(model=demo.reranker, image_key="page").compress_documents(
         documents, asked.question
     )
     pairs = [
@@ -92,23 +99,25 @@ def test_texts_and_another_key(asked: Asked, demo: Stages) -> None:
     assert sorted(one.metadata["relevance_score"] for one in found) == sorted(expected)
 
 
-def test_a_folder_and_settings(asked: Asked, documents: list[Document]) -> None:
+def test_a_folder_and_settings(asked: Asked, documents: list[langchain.Document]) -> None:
     settings = {"device": "cpu", "dtype": "float32", "prefix_cache": "16MiB"}
-    reranker = RagVLReranker(model=str(TINY_RERANKER), top_n=1, model_kwargs=settings)
+    reranker = integration.RagVLReranker(model=str(TINY_RERANKER), top_n=1, model_kwargs=settings)
     assert scores(reranker.compress_documents(documents, asked.question)) == asked.scores[:1]
     assert reranker.compress_documents([], asked.question) == []
 
 
-def test_refuses_by_name(asked: Asked, documents: list[Document], demo: Stages) -> None:
-    reranker = RagVLReranker(model=demo.reranker)
-    url = Document("a caption", metadata={"image": "https://example.org/a.png"}, id="mine")
+def test_refuses_by_name(asked: Asked, documents: list[langchain.Document], demo: Stages) -> None:
+    reranker = integration.RagVLReranker(model=demo.reranker)
+    url = langchain.Document(
+        "a caption", metadata={"image": "https://example.org/a.png"}, id="mine"
+    )
     with pytest.raises(ValueError, match=r"mine.*URLs are not fetched"):
         reranker.compress_documents([*documents, url], asked.question)
     with pytest.raises(ValueError, match="query is empty"):
         reranker.compress_documents(documents, " ")
     for wrong in ({"top_n": 0}, {"topn": 3}, {"threshold": 2.0}):
         with pytest.raises((ValidationError, ValueError), match=next(iter(wrong))):
-            RagVLReranker(model=demo.reranker, **wrong)
+            integration.RagVLReranker(model=demo.reranker, **wrong)
 
 
 def test_retrieves_reranks_and_answers(

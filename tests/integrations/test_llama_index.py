@@ -9,45 +9,37 @@ from typing import Any
 import pytest
 from data_files import write_picture
 from integrations.conftest import Asked
+from later import Later
 
 from ragvl import Document as Ours
 from ragvl.server.stages import Stages
 
-pytest.importorskip("llama_index.core")
-
-from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.schema import (
-    Document,
-    ImageDocument,
-    ImageNode,
-    MediaResource,
-    MetadataMode,
-    NodeWithScore,
-    TextNode,
-)
-
-from ragvl.integrations.llama_index import RagVLRerank
+callbacks = Later("llama_index.core.callbacks")
+schema = Later("llama_index.core.schema")
+integration = Later("ragvl.integrations.llama_index")
 
 
 @pytest.fixture
-def nodes(asked: Asked) -> list[NodeWithScore]:
+def nodes(asked: Asked) -> list[schema.NodeWithScore]:
     return [
-        NodeWithScore(
-            node=ImageNode(id_=one.id, text=one.caption, image=b64encode(one.image).decode()),
+        schema.NodeWithScore(
+            node=schema.ImageNode(
+                id_=one.id, text=one.caption, image=b64encode(one.image).decode()
+            ),
             score=0.5,
         )
         for one in asked.documents
     ]
 
 
-def scores(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:
+def scores(nodes: list[schema.NodeWithScore]) -> list[tuple[str, float | None]]:
     return [(one.node_id, one.score) for one in nodes]
 
 
 def test_orders_image_nodes_by_ragvls_own_scores(
-    asked: Asked, nodes: list[NodeWithScore], demo: Stages
+    asked: Asked, nodes: list[schema.NodeWithScore], demo: Stages
 ) -> None:
-    reranker = RagVLRerank(model=demo.reranker)
+    reranker = integration.RagVLRerank(model=demo.reranker)
     found = reranker.postprocess_nodes(nodes, query_str=asked.question)
     assert scores(found) == asked.scores
     assert {one.score for one in nodes} == {0.5}
@@ -58,15 +50,18 @@ def test_orders_image_nodes_by_ragvls_own_scores(
 
 
 def test_top_n_threshold_and_what_callbacks_are_told(
-    asked: Asked, nodes: list[NodeWithScore], demo: Stages
+    asked: Asked, nodes: list[schema.NodeWithScore], demo: Stages
 ) -> None:
-    told = LlamaDebugHandler(print_trace_on_end=False)
-    reranker = RagVLRerank(
-        model=demo.reranker, top_n=3, threshold=0.5, callback_manager=CallbackManager([told])
+    told = callbacks.LlamaDebugHandler(print_trace_on_end=False)
+    reranker = integration.RagVLRerank(
+        model=demo.reranker,
+        top_n=3,
+        threshold=0.5,
+        callback_manager=callbacks.CallbackManager([told]),
     )
     found = reranker.postprocess_nodes(nodes, query_str=asked.question)
     assert scores(found) == [(id, score) for id, score in asked.scores[:3] if score >= 0.5]
-    ((start, end),) = told.get_event_pairs(CBEventType.RERANKING)
+    ((start, end),) = told.get_event_pairs(callbacks.CBEventType.RERANKING)
     assert start.payload["query_str"] == asked.question
     assert end.payload["nodes"] == found
 
@@ -75,40 +70,51 @@ def test_pictures_wherever_a_node_has_them(asked: Asked, demo: Stages, tmp_path:
     path = write_picture(tmp_path / "a.png", "red")
     data = path.read_bytes()
     nodes = [
-        ImageNode(text="a caption", image_path=str(path)),
-        ImageNode(text="a caption", image_url=path.as_uri()),
-        ImageNode(text="a caption", image=f"data:image/png;base64,{b64encode(data).decode()}"),
-        ImageDocument(text="a caption", image_path=str(path)),
-        Document(text="a caption", image_resource=MediaResource(data=data)),
-        TextNode(text="a caption", metadata={"image": data}),
+        schema.ImageNode(text="a caption", image_path=str(path)),
+        schema.ImageNode(text="a caption", image_url=path.as_uri()),
+        schema.ImageNode(
+            text="a caption", image=f"data:image/png;base64,{b64encode(data).decode()}"
+        ),
+        schema.ImageDocument(text="a caption", image_path=str(path)),
+        schema.Document(text="a caption", image_resource=schema.MediaResource(data=data)),
+        schema.TextNode(text="a caption", metadata={"image": data}),
     ]
-    reranker = RagVLRerank(model=demo.reranker)
-    given = [NodeWithScore(node=node) for node in nodes]
+    reranker = integration.RagVLRerank(model=demo.reranker)
+    given = [schema.NodeWithScore(node=node) for node in nodes]
     found = reranker.postprocess_nodes(given, query_str=asked.question)
     (expected,) = demo.reranker.score([(asked.question, Ours(data, "a caption"))]).tolist()
     assert [one.score for one in found] == [expected] * len(nodes)
 
 
 def test_texts_and_their_metadata(asked: Asked, demo: Stages) -> None:
-    node = TextNode(text="A red tower.", metadata={"town": "Velmora"})
+    node = schema.TextNode(text="A red tower.", metadata={"town": "Velmora"})
     ours = [Ours(text="A red tower."), Ours(text="town: Velmora\n\nA red tower.")]
     expected = demo.reranker.score([(asked.question, one) for one in ours]).tolist()
-    for mode, score in zip((MetadataMode.NONE, MetadataMode.ALL), expected, strict=True):
-        reranker = RagVLRerank(model=demo.reranker, metadata_mode=mode)
-        (found,) = reranker.postprocess_nodes([NodeWithScore(node=node)], query_str=asked.question)
+    for mode, score in zip(
+        (schema.MetadataMode.NONE, schema.MetadataMode.ALL), expected, strict=True
+    ):
+        reranker = integration.RagVLRerank(model=demo.reranker, metadata_mode=mode)
+        (found,) = reranker.postprocess_nodes(
+            [schema.NodeWithScore(node=node)], query_str=asked.question
+        )
         assert found.score == score
     assert expected[0] != expected[1]
 
 
-def test_refuses_by_name(asked: Asked, nodes: list[NodeWithScore], demo: Stages) -> None:
-    reranker = RagVLRerank(model=demo.reranker)
+def test_refuses_by_name(asked: Asked, nodes: list[schema.NodeWithScore], demo: Stages) -> None:
+    reranker = integration.RagVLRerank(model=demo.reranker)
     for node, reason in (
-        (ImageNode(id_="mine", image_url="https://example.org/a.png"), "URLs are not fetched"),
-        (ImageNode(id_="mine", image="not base64!"), "not base64"),
-        (TextNode(id_="mine", text=""), "neither a text nor a picture"),
+        (
+            schema.ImageNode(id_="mine", image_url="https://example.org/a.png"),
+            "URLs are not fetched",
+        ),
+        (schema.ImageNode(id_="mine", image="not base64!"), "not base64"),
+        (schema.TextNode(id_="mine", text=""), "neither a text nor a picture"),
     ):
         with pytest.raises(ValueError, match=f"mine.*{reason}"):
-            reranker.postprocess_nodes([*nodes, NodeWithScore(node=node)], query_str=asked.question)
+            reranker.postprocess_nodes(
+                [*nodes, schema.NodeWithScore(node=node)], query_str=asked.question
+            )
     with pytest.raises(ValueError, match="no query"):
         reranker.postprocess_nodes(nodes)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from integrations.conftest import Asked
+from later import Later
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -14,12 +15,9 @@ from ragvl import Document, Query, Reranker
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import Stages
 
-pytest.importorskip("mteb")
-
-from mteb.models import CrossEncoderProtocol
-from mteb.models.search_wrappers import SearchCrossEncoderWrapper
-
-from ragvl.integrations.mteb import RagVLCrossEncoder
+models = Later("mteb.models")
+wrappers = Later("mteb.models.search_wrappers")
+integration = Later("ragvl.integrations.mteb")
 
 OF_A_TASK: dict[str, Any] = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
 
@@ -44,8 +42,8 @@ def test_a_picture_that_comes_again_is_known(asked: Asked, demo: Stages) -> None
     questions = [asked.question, *demo.examples[1:3]]
     pairs = [(question, document) for question in questions for document in documents]
     cached = Reranker(demo.reranker.mllm, prefix_cache="16MiB")
-    model = RagVLCrossEncoder(cached)
-    assert isinstance(model, CrossEncoderProtocol)
+    model = integration.RagVLCrossEncoder(cached)
+    assert isinstance(model, models.CrossEncoderProtocol)
     scores = model.predict(
         loader([{"text": question} for question, _ in pairs]),
         loader([{"id": d.id, "text": d.caption, "image": opened(d)} for _, d in pairs]),
@@ -61,7 +59,7 @@ def test_a_picture_that_comes_again_is_known(asked: Asked, demo: Stages) -> None
 
 
 def test_texts_and_queries_with_pictures(asked: Asked, demo: Stages) -> None:
-    model = RagVLCrossEncoder(demo.reranker)
+    model = integration.RagVLCrossEncoder(demo.reranker)
     texts = ["Velmora has a red tower.", "Ashby has a blue mill."]
     scores = model.predict(
         loader([{"text": asked.question}] * 2),
@@ -80,7 +78,7 @@ def test_texts_and_queries_with_pictures(asked: Asked, demo: Stages) -> None:
 
 
 def test_what_cannot_be_scored(asked: Asked, demo: Stages) -> None:
-    model = RagVLCrossEncoder(demo.reranker)
+    model = integration.RagVLCrossEncoder(demo.reranker)
     query = {"text": asked.question}
     with pytest.raises(ValueError, match="cannot score audio"):
         model.predict(loader([query]), loader([{"audio": b"", "text": "a"}]), **OF_A_TASK)
@@ -90,16 +88,18 @@ def test_what_cannot_be_scored(asked: Asked, demo: Stages) -> None:
     with pytest.raises(ValueError):  # more queries than documents
         model.predict(loader([query] * 2), loader([{"text": "a"}]), **OF_A_TASK)
     with pytest.raises(ValueError, match="device cannot be set"):
-        RagVLCrossEncoder(demo.reranker, device="cpu")
+        integration.RagVLCrossEncoder(demo.reranker, device="cpu")
 
 
 def test_results_are_kept_by_what_they_depend_on(demo: Stages) -> None:
-    meta = RagVLCrossEncoder(str(TINY_RERANKER), device="cpu", dtype="float32").mteb_model_meta
+    meta = integration.RagVLCrossEncoder(
+        str(TINY_RERANKER), device="cpu", dtype="float32"
+    ).mteb_model_meta
     assert meta.name == "ragvl/tiny-reranker"
     assert meta.is_cross_encoder and set(meta.modalities) == {"text", "image"}
-    assert meta.revision == RagVLCrossEncoder(demo.reranker).mteb_model_meta.revision
+    assert meta.revision == integration.RagVLCrossEncoder(demo.reranker).mteb_model_meta.revision
     shorter = Reranker(demo.reranker.mllm, template="plain")
-    assert meta.revision != RagVLCrossEncoder(shorter).mteb_model_meta.revision
+    assert meta.revision != integration.RagVLCrossEncoder(shorter).mteb_model_meta.revision
 
 
 def test_evaluates_what_a_retriever_found(
@@ -113,7 +113,7 @@ def test_evaluates_what_a_retriever_found(
     # The same way that mteb goes, for two of the questions
     split = example["reranking"].dataset["default"]["test"]
     queries = split["queries"].select(range(2))
-    searched = SearchCrossEncoderWrapper(example["reranker"])
+    searched = wrappers.SearchCrossEncoderWrapper(example["reranker"])
     of_a_task = {**OF_A_TASK, "task_metadata": example["task"].metadata}
     kwargs: dict[str, Any] = {"encode_kwargs": {"show_progress_bar": False}, **of_a_task}
     searched.index(split["corpus"], **kwargs)

@@ -9,23 +9,20 @@ from typing import Any
 import pytest
 from data_files import write_picture
 from integrations.conftest import Asked
+from later import Later
 
 from ragvl import Document as Ours
 from ragvl.server.settings import TINY_RERANKER
 from ragvl.server.stages import Stages
 
-pytest.importorskip("rerankers")
-
-import rerankers
-from rerankers import Document
-
-from ragvl.integrations.rerankers import RagVLRanker
+rerankers = Later("rerankers")
+integration = Later("ragvl.integrations.rerankers")
 
 
 @pytest.fixture
 def documents(asked: Asked) -> list[Any]:
     return [
-        Document(
+        rerankers.Document(
             text=one.caption,
             doc_id=one.id,
             document_type="image",
@@ -43,7 +40,7 @@ def scores(ranking: Any) -> list[tuple[Any, float]]:
 def test_orders_pictures_by_ragvls_own_scores(
     asked: Asked, documents: list[Any], demo: Stages
 ) -> None:
-    ranker = RagVLRanker(demo.reranker)
+    ranker = integration.RagVLRanker(demo.reranker)
     ranking = ranker.rank(asked.question, documents)
     assert scores(ranking) == asked.scores
     assert [one.rank for one in ranking] == list(range(1, len(documents) + 1))
@@ -63,7 +60,7 @@ def test_orders_pictures_by_ragvls_own_scores(
 def test_ids_and_metadata_leave_what_was_given_as_it_is(
     asked: Asked, documents: list[Any], demo: Stages
 ) -> None:
-    ranker = RagVLRanker(demo.reranker)
+    ranker = integration.RagVLRanker(demo.reranker)
     names = [f"new {i}" for i in range(len(documents))]
     ranking = ranker.rank(asked.question, documents, names, [{"name": name} for name in names])
     assert {one.doc_id for one in ranking} == {one.name for one in ranking} == set(names)
@@ -78,7 +75,7 @@ def test_texts_and_files_by_its_own_factory(asked: Asked, tmp_path: Path) -> Non
         str(TINY_RERANKER), model_type="RagVLRanker", verbose=0, device="cpu", dtype="float32"
     )
     path = write_picture(tmp_path / "a.png", "red")
-    page = Document(document_type="image", image_path=str(path))
+    page = rerankers.Document(document_type="image", image_path=str(path))
     ranking = ranker.rank(asked.question, ["Velmora has a red tower.", page])
     ours = [Ours(text="Velmora has a red tower."), Ours(path)]
     expected = ranker._ranking.reranker.score([(asked.question, one) for one in ours]).tolist()
@@ -87,11 +84,14 @@ def test_texts_and_files_by_its_own_factory(asked: Asked, tmp_path: Path) -> Non
 
 
 def test_refuses_by_name(asked: Asked, documents: list[Any], demo: Stages) -> None:
-    ranker = RagVLRanker(demo.reranker)
+    ranker = integration.RagVLRanker(demo.reranker)
     for page, reason in (
-        (Document(document_type="image", doc_id="mine"), "neither a text nor a picture"),
-        (Document(document_type="image", doc_id="mine", base64="???"), "not base64"),
-        (Document(document_type="image", doc_id="mine", image_path="https://a/b.png"), "URL"),
+        (rerankers.Document(document_type="image", doc_id="mine"), "neither a text nor a picture"),
+        (rerankers.Document(document_type="image", doc_id="mine", base64="???"), "not base64"),
+        (
+            rerankers.Document(document_type="image", doc_id="mine", image_path="https://a/b.png"),
+            "URL",
+        ),
     ):
         with pytest.raises(ValueError, match=f"mine.*{reason}"):
             ranker.rank(asked.question, [*documents, page])
