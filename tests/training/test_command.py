@@ -203,6 +203,7 @@ def encoder(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "clip", "clip")
 
 
+@pytest.mark.slow
 def test_ranking_data_then_a_reranker(
     encoder: Path, small_world: Path, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def samples(questions: WebQA) -> list[RankingSample]:
     ]
 
 
+@pytest.mark.slow
 def test_what_is_trained_says_so(
     tiny_model: Callable[[str], Path], questions: WebQA, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- it trains ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_by_heart(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
     mllm = fresh("internvl")
     examples = Subset(AnswerExamples(questions, mllm.prompting, num_pictures=2), range(4))
@@ -207,6 +208,7 @@ def test_gradient_checkpointing_changes_no_loss(
     assert len(set(curves[0])) == 4
 
 
+@pytest.mark.slow
 def test_bfloat16(fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path) -> None:
     """Weights in float32, products in bfloat16; and adapters on bfloat16 weights."""
     curves = {}
@@ -480,6 +482,7 @@ def test_a_process_that_ignores_interrupts_still_does(
     assert is_finished(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_is_done_again(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:
