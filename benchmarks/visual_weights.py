@@ -5,7 +5,7 @@ answer, follow from it. A kind and strength of noise is of use where the logit o
 and that of the others does not. The fall is measured on a model that answers from gold pictures, by
 kind of noise and timestep, without training.
 
-    python benchmarks/visual_weights.py runs/models/seeing-base runs/worlds/places
+    python benchmarks/visual_weights.py benchmarks/ablations/seeing-base runs/worlds/places
 """
 
 from __future__ import annotations
