@@ -21,8 +21,12 @@ typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[a
 PreTrainedConfig.__repr__ = object.__repr__
 
 
-def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from looking through all modules and tests again and again."""
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> None:
+    """Keeps the garbage collector from looking through all modules and tests again and again.
+
+    A file's tests import more of them, and each training begins with a whole collection.
+    """
     gc.collect()
     gc.freeze()
 
