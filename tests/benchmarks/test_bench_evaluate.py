@@ -30,6 +30,7 @@ def test_it_writes_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert figures["ms"]["min"] > result["ranked"][method]["ms"]["min"]
 
 
+@pytest.mark.slow
 def test_methods_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         SerialGenerate, "score", lambda _self, _query, documents: [0.5] * len(documents)

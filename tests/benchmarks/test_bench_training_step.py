@@ -10,6 +10,7 @@ import pytest
 from ragvl.profiling.costs import OVERHEAD_ARMS
 
 
+@pytest.mark.slow
 def test_it_writes_what_its_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     setups = [(0, False), (2, True)]

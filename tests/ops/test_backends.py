@@ -95,6 +95,7 @@ print_findings(examine())
 """
 
 
+@pytest.mark.slow
 def test_without_the_extension_and_without_triton(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("COLUMNS", "200")

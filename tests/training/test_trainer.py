@@ -422,6 +422,7 @@ def interrupting(at: int, times: int) -> type[TrainerCallback]:
     return Interrupt
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hears_interrupts")
 def test_an_interrupt_saves_a_checkpoint_from_which_training_goes_on(
     tiny_model: Callable[[str], Path],
