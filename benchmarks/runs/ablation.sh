@@ -14,7 +14,8 @@ drawn_world() {
     [ -e $WORLDS/learn/ranking.jsonl ] ||
         ragvl data ranking $WORLDS/learn $RETRIEVER --labelled 0.5 --out $WORLDS/learn/ranking.jsonl
     [ -e $RESULTS/visual_weights.json ] ||
-        "$PYTHON" benchmarks/visual_weights.py benchmarks/ablations/seeing-base $WORLDS/places
+        PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" benchmarks/visual_weights.py \
+            benchmarks/ablations/seeing-base $WORLDS/places
 }
 
 [ $# -gt 0 ] || set -- noise low_resource
