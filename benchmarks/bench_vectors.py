@@ -98,20 +98,24 @@ def fill(store: VectorStore, count: int) -> None:
         store.add(texts, vectors)
 
 
-def searched(store: VectorStore, truth: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Recall of the true best among as many results, and milliseconds a query, one at a time."""
-    asked = queries()
+def recall(store: VectorStore, truth: np.ndarray) -> float:
+    """The share of the true best among as many results."""
     hits = 0
-    for query, row in zip(asked, truth, strict=True):
+    for query, row in zip(queries(), truth, strict=True):
         (found,) = store.search(query[None], K)
         hits += len({id for id, _ in found} & {f"v{number}" for number in row.tolist()})
-    samples = []
+    return hits / truth.size
+
+
+def searched(store: VectorStore, truth: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Recall of the true best among as many results, and milliseconds a query, one at a time."""
+    asked, share, samples = queries(), recall(store, truth), []
     for _ in range(rounds):
         began = time.perf_counter()
         for query in asked:
             store.search(query[None], K)
         samples.append((time.perf_counter() - began) / len(asked) * 1e3)
-    return {"recall": hits / truth.size, "ms": spread(samples)}
+    return {"recall": share, "ms": spread(samples)}
 
 
 def makers(folder: Path) -> dict[str, Callable[[int], VectorStore]]:
@@ -140,7 +144,7 @@ def compared(count: int, rounds: int, folder: Path) -> dict[str, Any]:
     return {"vectors": count, "arms": arms}
 
 
-def on_disk(count: int, rounds: int, folder: Path) -> dict[str, Any]:
+def on_disk(count: int, folder: Path) -> dict[str, Any]:
     """Builds and searches an index on disk, each in a process that may have `LIMIT_GIB` of memory.
 
     Raises:
@@ -150,7 +154,7 @@ def on_disk(count: int, rounds: int, folder: Path) -> dict[str, Any]:
     np.save(truth, nearest(count))
     told = {}
     for what in ("build", "search"):
-        arguments = [what, str(folder / "large"), str(count), str(rounds), str(truth)]
+        arguments = [what, str(folder / "large"), str(count), str(truth)]
         command = [sys.executable, __file__, "limited", json.dumps(arguments)]
         # A thread's own heap would count as memory before it is used
         few = {**os.environ, "MALLOC_ARENA_MAX": "2"}
@@ -165,13 +169,12 @@ def limited(arguments: list[str]) -> dict[str, Any]:
     """What a process with a limit on its memory does: builds, or searches."""
     limit = LIMIT_GIB << 30
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    what, folder, count, rounds, truth = arguments
-    began = time.perf_counter()
+    what, folder, count, truth = arguments
+    told: dict[str, Any] = {}
     if what == "build":
         fill(DiskStore.create(folder, ENCODER, expected=int(count)), int(count))
-        told: dict[str, Any] = {"seconds": time.perf_counter() - began}
     else:
-        told = searched(DiskStore.open(folder), np.load(truth), int(rounds))
+        told["recall"] = recall(DiskStore.open(folder), np.load(truth))
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if peak_kib > limit >> 10:
         raise MemoryError(f"{peak_kib >> 10} MiB were resident: more than {LIMIT_GIB} GiB")
@@ -223,7 +226,6 @@ def disk_table(results: Results) -> str:
     return table(header, [row], note)
 
 
-Rounds = Annotated[int, typer.Option(min=2, help="Samples of each time.")]
 Scratch = Annotated[Path | None, typer.Option("--folder", help="For files: 3 KB a vector.")]
 Out = Annotated[Path | None, typer.Option(help="Where the JSON goes; results/.")]
 app = typer.Typer(no_args_is_help=True)
@@ -232,7 +234,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("compared")
 def measure_compared(
     vectors: Annotated[int, typer.Option(help="Of every arm.")] = 50_000,
-    rounds: Rounds = 5,
+    rounds: Annotated[int, typer.Option(min=2, help="Samples of each time.")] = 5,
     folder: Scratch = None,
     out: Out = None,
 ) -> None:
@@ -245,13 +247,12 @@ def measure_compared(
 @app.command("disk")
 def measure_disk(
     vectors: Annotated[int, typer.Option(help="On disk.")] = 2_000_000,
-    rounds: Rounds = 5,
     folder: Scratch = None,
     out: Out = None,
 ) -> None:
     """More vectors than memory has; writes benchmarks/results/vectors_disk_cpu.json."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        result = on_disk(vectors, rounds, Path(scratch))
+        result = on_disk(vectors, Path(scratch))
     print(f"wrote {save('vectors_disk_cpu', result, torch.device('cpu'), out)}")
 
 
