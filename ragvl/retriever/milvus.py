@@ -401,6 +401,8 @@ class MilvusStore:
                 for rows in _blocks(documents, vectors):
                     sent += [row["id"] for row in rows]
                     self._client.insert(self.address.collection, rows)
+                if self.address.is_file:  # Milvus Lite searches row by row what is not flushed
+                    self._client.flush(self.address.collection)
         except BaseException:
             self._delete(sent)
             raise
