@@ -187,6 +187,6 @@ def preset_of_training(folder: Path) -> Preset | None:
     if name not in TEMPLATES:
         raise UnsupportedModelError(
             f"{shown(folder / CONFIG)}: {TRAINED_TEMPLATE}={quoted(name)} is none of "
-            f"{', '.join(TEMPLATES)}: a newer ragvl trained it; give template="
+            f"{', '.join(TEMPLATES)}: a newer ragvl trained it; give preset='ragvl' and a template"
         )
     return replace(RAGVL, template=name)
