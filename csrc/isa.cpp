@@ -8,6 +8,10 @@ namespace ragvl {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
@@ -28,6 +32,10 @@ std::vector<Isa> available_isas() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       isas.push_back(Isa::avx512);
+      if (__builtin_cpu_supports("avx512vnni")) {
+        isas.push_back(Isa::avx512_vnni);
+        if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512_bf16);
+      }
     }
   }
 #endif

@@ -5,7 +5,7 @@
 
 namespace ragvl {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_vnni, avx512_bf16 };
 
 const char* isa_name(Isa isa);
 
@@ -29,11 +29,19 @@ Isa chosen_isa();
   }                                          \
   namespace avx512 {                         \
   void op(const Params&, int threads);       \
+  }                                          \
+  namespace avx512_vnni {                    \
+  void op(const Params&, int threads);       \
+  }                                          \
+  namespace avx512_bf16 {                    \
+  void op(const Params&, int threads);       \
   }
-#define RAGVL_CPU_KERNEL(op)                                   \
-  (::ragvl::chosen_isa() == ::ragvl::Isa::avx512 ? &avx512::op \
-   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx2 ? &avx2::op   \
-                                                 : &baseline::op)
+#define RAGVL_CPU_KERNEL(op)                                               \
+  (::ragvl::chosen_isa() == ::ragvl::Isa::avx512_bf16   ? &avx512_bf16::op \
+   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512_vnni ? &avx512_vnni::op \
+   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512      ? &avx512::op      \
+   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx2        ? &avx2::op        \
+                                                        : &baseline::op)
 #else
 #define RAGVL_DECLARE_CPU_KERNEL(op, Params) \
   namespace baseline {                       \

@@ -4,7 +4,14 @@
 // A row's result must not depend on the rows beside it. So its sums are taken in one order, 64 keys
 // at a time from the beginning of the prefix and then of the suffix, and a key that the row does
 // not see adds an exact zero: as much as if it had been skipped.
+//
+// What is multiplied are floats or, in bfloat16 where the CPU has instructions for it, pairs of
+// bfloat16 whose two products are added to a float at once: twice as many numbers an instruction.
 #include "prefix_attention.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cfloat>
@@ -46,6 +53,45 @@ inline Vector load(const float* from) {
 
 inline void store(Vector vector, float* to) { memcpy(to, &vector, sizeof vector); }
 
+// Two neighbours along the sum, in bfloat16: the first in the low half.
+struct Pair {
+  uint32_t bits;
+};
+
+inline Pair pair_of(BFloat16 first, BFloat16 second) {
+  return {first.bits | static_cast<uint32_t>(second.bits) << 16};
+}
+
+inline Pair pair_of(float first, float second) {
+  BFloat16 rounded[2];
+  from_float(first, &rounded[0]);
+  from_float(second, &rounded[1]);
+  return pair_of(rounded[0], rounded[1]);
+}
+
+// Numbers in each of the lanes that are multiplied.
+template <class Lane>
+constexpr int64_t width = std::is_same_v<Lane, Pair> ? 2 : 1;
+
+// sum + factor * lanes, where `factor` is the same in all lanes
+inline Vector multiply_add(Vector sum, float factor, Vector lanes) { return sum + factor * lanes; }
+
+#if defined(__AVX512BF16__)
+inline Vector multiply_add(Vector sum, Pair factor, Vector lanes) {
+  const IntVector factors = IntVector{} + static_cast<int32_t>(factor.bits);
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)factors, (__m512bh)lanes);
+}
+
+// Rounds 32 neighbours to pairs, and gives the sums of the pairs as they are now.
+inline Vector round_to_pairs(Vector first, Vector second, Pair* to) {
+  const IntVector pairs = (IntVector)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  memcpy(to, &pairs, sizeof pairs);
+  return (Vector)(pairs << 16) + (Vector)(pairs & static_cast<int32_t>(0xffff0000u));
+}
+#endif
+
+inline Vector load(const Pair* from) { return load(reinterpret_cast<const float*>(from)); }
+
 // 2^x for x <= 0 with a relative error under 1e-7. Below 2^-127 it is 0, and so it is for
 // -infinity; 2^0 is exactly 1; NaN stays.
 inline Vector exp2_of_nonpositive(Vector x) {
@@ -76,15 +122,19 @@ inline float highest(const float* values, int64_t size) {
   return result;
 }
 
-// 16 neighbouring keys and their values in float32: where they lie, or converted.
+// 16 neighbouring keys and their values, where they lie or converted. Pairs are of two coordinates
+// of a key, and of one coordinate of two values.
+template <class Lane>
 struct Tile {
-  const float* keys;    // [dim, 16]: a coordinate of all keys is contiguous
-  const float* values;  // [16, padded_dim]
+  const Lane* keys;    // [lanes of dim, 16]: a coordinate of all keys is contiguous
+  const Lane* values;  // [lanes of 16, padded_dim]
 };
 
-// Up to 64 neighbouring keys. What tiles hold after them may be anything, but can be read.
+// Up to 64 neighbouring keys. What tiles hold after them may be anything, but can be read; the
+// other half of a pair with the last value is zero.
+template <class Lane>
 struct Chunk {
-  Tile tiles[chunk_tiles];
+  Tile<Lane> tiles[chunk_tiles];
   int64_t key_stride;  // from one coordinate to the next
   int64_t position;    // of the first key
   int64_t size;        // keys
@@ -98,61 +148,98 @@ struct Row {
 };
 
 // A few rows and what they have gathered.
+template <class Lane>
 struct Block {
-  int64_t size;          // rows, at most max_rows
-  const float* queries;  // [dim, max_rows], multiplied by scale * log2(e)
-  Row* rows;             // [size]
-  float* outs;           // [size, padded_dim], not yet divided by the sums
+  int64_t size;         // rows, at most max_rows
+  const Lane* queries;  // [lanes of dim, max_rows]
+  float factor;         // what their products are multiplied by
+  Row* rows;            // [size]
+  float* outs;          // [size, padded_dim], not yet divided by the sums
 };
 
-using Scores = float[chunk_size];  // of one row
+template <class Lane>
+using Scores = Lane[chunk_size / width<Lane>];  // of one row
 
 // sums[r] += sum over i < depth of factors[r * row_step + i * step] * (lines of i)
-template <int64_t row_step, int64_t step, int64_t rows>
-inline void add_products(Vector (&sums)[rows][2], const float* factors, const float* left,
-                         const float* right, int64_t stride, int64_t depth) {
+template <int64_t row_step, int64_t step, int64_t rows, class Lane>
+inline void add_products(Vector (&sums)[rows][2], const Lane* factors, const Lane* left,
+                         const Lane* right, int64_t stride, int64_t depth) {
   for (int64_t i = 0; i < depth; ++i) {
     const Vector a = load(left + i * stride), b = load(right + i * stride);
     for (int64_t r = 0; r < rows; ++r) {
-      sums[r][0] += factors[r * row_step + i * step] * a;
-      sums[r][1] += factors[r * row_step + i * step] * b;
+      sums[r][0] = multiply_add(sums[r][0], factors[r * row_step + i * step], a);
+      sums[r][1] = multiply_add(sums[r][1], factors[r * row_step + i * step], b);
     }
   }
 }
 
 // Not inlined, this and the next function: among other variables the compiler finds no registers
 // for the sums.
-template <int64_t rows>
-[[gnu::noinline]] void score_panel(const Chunk& chunk, int64_t key, const float* queries,
-                                   int64_t dim, Scores* scores) {
+template <int64_t rows, class Lane>
+[[gnu::noinline]] void score_panel(const Chunk<Lane>& chunk, int64_t key, const Block<Lane>& block,
+                                   int64_t depth, Scores<float>* scores) {
   const int64_t next = key + vector_size;
   Vector sums[rows][2] = {};
-  add_products<1, max_rows>(sums, queries, chunk.tiles[key / tile_size].keys + key % tile_size,
-                            chunk.tiles[next / tile_size].keys + next % tile_size, chunk.key_stride,
-                            dim);
+  add_products<1, max_rows>(
+      sums, block.queries, chunk.tiles[key / tile_size].keys + key % tile_size,
+      chunk.tiles[next / tile_size].keys + next % tile_size, chunk.key_stride, depth);
   for (int64_t r = 0; r < rows; ++r) {
-    store(sums[r][0], scores[r] + key);
-    store(sums[r][1], scores[r] + next);
+    store(block.factor * sums[r][0], scores[r] + key);
+    store(block.factor * sums[r][1], scores[r] + next);
   }
 }
 
-template <int64_t rows>
-[[gnu::noinline]] void value_panel(const Chunk& chunk, int64_t column, const Scores* powers,
-                                   const float* factors, int64_t padded_dim, float* outs) {
+template <int64_t rows, class Lane>
+[[gnu::noinline]] void value_panel(const Chunk<Lane>& chunk, int64_t column,
+                                   const Scores<Lane>* powers, const float* factors,
+                                   int64_t padded_dim, float* outs) {
   Vector sums[rows][2];
   for (int64_t r = 0; r < rows; ++r) {
     sums[r][0] = factors[r] * load(outs + r * padded_dim + column);
     sums[r][1] = factors[r] * load(outs + r * padded_dim + column + vector_size);
   }
   for (int64_t key = 0; key < chunk.size; key += tile_size) {
-    const float* values = chunk.tiles[key / tile_size].values + column;
-    add_products<chunk_size, 1>(sums, &powers[0][key], values, values + vector_size, padded_dim,
-                                std::min(tile_size, chunk.size - key));
+    const Lane* values = chunk.tiles[key / tile_size].values + column;
+    add_products<chunk_size / width<Lane>, 1>(
+        sums, &powers[0][key / width<Lane>], values, values + vector_size, padded_dim,
+        ceil_div(std::min(tile_size, chunk.size - key), width<Lane>));
   }
   for (int64_t r = 0; r < rows; ++r) {
     store(sums[r][0], outs + r * padded_dim + column);
     store(sums[r][1], outs + r * padded_dim + column + vector_size);
   }
+}
+
+// Lanes of neighbouring numbers, `stride` lanes apart. A pair's missing second number is zero.
+template <class T>
+void scatter(const T* numbers, int64_t size, float* to, int64_t stride) {
+  for (int64_t i = 0; i < size; ++i) to[i * stride] = to_float(numbers[i]);
+}
+
+[[maybe_unused]] void scatter(const BFloat16* numbers, int64_t size, Pair* to, int64_t stride) {
+  const int64_t pairs = size / 2;
+  for (int64_t i = 0; i < pairs; ++i) {
+    to[i * stride] = pair_of(numbers[2 * i], numbers[2 * i + 1]);
+  }
+  if (size % 2) to[pairs * stride] = pair_of(numbers[size - 1], BFloat16{0});
+}
+
+// Lanes of a line of numbers, or of two lines where they are pairs; of one and zeros where there
+// is no second.
+template <class T>
+void read_lines(const T* line, const T*, int64_t size, float* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) to[j] = to_float(line[j]);
+}
+
+template <class T>
+void read_lines(const T* first, const T* second, int64_t size, Pair* to) {
+  if (second == nullptr) {
+    for (int64_t j = 0; j < size; ++j) to[j] = pair_of(first[j], T{});
+    return;
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < size; ++j) to[j] = pair_of(first[j], second[j]);
 }
 
 // Memory that is needed next: no hardware foresees on which page. Of lines prefetched all at once
@@ -168,16 +255,40 @@ struct Lookahead {
   }
 };
 
+// Scores less their maximum to powers of two, which are summed as they are multiplied.
+template <class Lane>
+inline Vector powers_of(const Scores<float>& scores, float maximum, int64_t size,
+                        Scores<Lane>& powers) {
+  Vector sum{};
+  for (int64_t key = 0; key < size; key += panel_size) {
+    const Vector first = exp2_of_nonpositive(load(scores + key) - maximum);
+    const Vector second = exp2_of_nonpositive(load(scores + key + vector_size) - maximum);
+#if defined(__AVX512BF16__)
+    if constexpr (width<Lane> == 2) {
+      sum += round_to_pairs(first, second, powers + key / 2);
+      continue;
+    }
+#endif
+    if constexpr (width<Lane> == 1) {
+      store(first, powers + key);
+      store(second, powers + key + vector_size);
+      sum += first;
+      sum += second;
+    }
+  }
+  return sum;
+}
+
 // Adds a chunk to what the rows of a block have gathered.
-template <int64_t rows>
-void attend(const PrefixAttentionParams& p, const Chunk& chunk, const Block& block,
+template <int64_t rows, class Lane>
+void attend(const PrefixAttentionParams& p, const Chunk<Lane>& chunk, const Block<Lane>& block,
             Lookahead& ahead) {
   const int64_t padded_dim = round_up(p.dim, panel_size);
   const int64_t size = round_up(chunk.size, panel_size);
-  alignas(64) Scores scores[rows];
+  alignas(64) Scores<float> scores[rows];
   for (int64_t key = 0; key < size; key += panel_size) {
     ahead.prefetch();
-    score_panel<rows>(chunk, key, block.queries, p.dim, scores);
+    score_panel<rows>(chunk, key, block, ceil_div(p.dim, width<Lane>), scores);
   }
 
   // What takes a row's earlier sums from its earlier maximum to the new one.
@@ -196,27 +307,23 @@ void attend(const PrefixAttentionParams& p, const Chunk& chunk, const Block& blo
   for (int64_t r = 0; r < rows; r += vector_size) {
     store(exp2_of_nonpositive(load(factors + r)), factors + r);
   }
+  alignas(64) Scores<Lane> powers[rows];
   for (int64_t r = 0; r < rows; ++r) {
     Row& row = block.rows[r];
-    Vector sum = factors[r] * load(row.sums);
-    for (int64_t key = 0; key < size; key += vector_size) {
-      const Vector power = exp2_of_nonpositive(load(scores[r] + key) - row.maximum);
-      store(power, scores[r] + key);
-      sum += power;
-    }
-    store(sum, row.sums);
+    const Vector sum = powers_of<Lane>(scores[r], row.maximum, size, powers[r]);
+    store(factors[r] * load(row.sums) + sum, row.sums);
   }
 
   for (int64_t column = 0; column < padded_dim; column += panel_size) {
     ahead.prefetch();
-    value_panel<rows>(chunk, column, scores, factors, padded_dim, block.outs);
+    value_panel<rows>(chunk, column, powers, factors, padded_dim, block.outs);
   }
 }
 
 // The same, with the number of rows known when compiling.
-template <int64_t rows = max_rows>
-void attend_block(const PrefixAttentionParams& p, const Chunk& chunk, const Block& block,
-                  Lookahead& ahead) {
+template <int64_t rows = max_rows, class Lane>
+void attend_block(const PrefixAttentionParams& p, const Chunk<Lane>& chunk,
+                  const Block<Lane>& block, Lookahead& ahead) {
   if constexpr (rows > 1) {
     if (block.size < rows) return attend_block<rows - 1>(p, chunk, block, ahead);
   }
@@ -230,8 +337,8 @@ int64_t longest_suffix(const PrefixAttentionParams& p) {
 }
 
 // One thread's memory, and its work: all queries of one candidate that share a head of the keys.
-// T is the dtype of q, k, v and out, Page that of the pages.
-template <class T, class Page>
+// T is the dtype of q, k, v and out, Page that of the pages, Lane what is multiplied.
+template <class T, class Page, class Lane>
 class Worker {
  public:
   explicit Worker(const PrefixAttentionParams& params)
@@ -239,10 +346,12 @@ class Worker {
         group(p.heads / p.kv_heads),
         padded_dim(round_up(p.dim, panel_size)),
         rows(group * (p.last_only ? 1 : longest_suffix(p))),
-        queries(round_up(rows.size(), max_rows) * p.dim),
+        depth(ceil_div(p.dim, width<Lane>)),
+        queries(round_up(rows.size(), max_rows) * depth),
         outs(rows.size() * padded_dim),
-        keys(chunk_size * p.dim),
-        values(chunk_size * padded_dim),
+        keys(chunk_size * depth),
+        values(chunk_size / width<Lane> * padded_dim),
+        floats(compressed && width<Lane> == 2 ? tile_size * padded_dim : 0),
         scales(packed ? 2 * p.dim : 0),
         ahead{std::vector<const void*>(2 * chunk_tiles * p.dim)} {}
 
@@ -277,12 +386,11 @@ class Worker {
     // Blocks of even size: a last one of a few rows would leave most registers idle.
     num_blocks = ceil_div(num_rows, max_rows);
     block_size = ceil_div(num_rows, num_blocks);
-    const float factor = p.scale * 1.44269504f;  // log2(e): e^x is 2^(log2(e) x)
     for (int64_t r = 0; r < num_rows; ++r) {
       rows[r] = Row{prefix_length + first_token + r / group};
       const T* query = at<T>(p.q, query_row(r), query_head(r));
-      float* to = queries.data() + r / block_size * max_rows * p.dim + r % block_size;
-      for (int64_t i = 0; i < p.dim; ++i) to[i * max_rows] = to_float(query[i]) * factor;
+      Lane* to = queries.data() + r / block_size * max_rows * depth + r % block_size;
+      scatter(query, p.dim, to, max_rows);
     }
     std::fill_n(outs.begin(), num_rows * padded_dim, 0.0f);
   }
@@ -296,7 +404,8 @@ class Worker {
     }
   }
 
-  void attend_all(const Chunk& chunk) {
+  void attend_all(const Chunk<Lane>& chunk) {
+    const float factor = p.scale * 1.44269504f;  // log2(e): e^x is 2^(log2(e) x)
     look_ahead(chunk.position + chunk_size);
     for (int64_t b = 0; b < num_blocks; ++b) {
       const int64_t first = b * block_size, size = std::min(block_size, num_rows - first);
@@ -304,8 +413,8 @@ class Worker {
       const bool past = chunk.position + chunk.size <= rows[first].position + 1 - p.sliding_window;
       if (future || past) continue;
       attend_block(p, chunk,
-                   Block{size, queries.data() + b * max_rows * p.dim, rows.data() + first,
-                         outs.data() + first * padded_dim},
+                   Block<Lane>{size, queries.data() + b * max_rows * depth, factor,
+                               rows.data() + first, outs.data() + first * padded_dim},
                    ahead);
     }
   }
@@ -333,24 +442,28 @@ class Worker {
 
   void look_ahead(int64_t first) {
     ahead.next = ahead.end = 0;
+    constexpr int64_t line_size = 64 / sizeof(Page);
     for (int64_t key = first; key < std::min(first + chunk_size, prefix_length); key += tile_size) {
       const PageTile tile = page_tile(key);
-      const void** lines = ahead.lines.data() + ahead.end;
-      const int64_t size = columns();
-      for (int64_t i = 0; i < size; ++i) lines[i] = tile.keys + i * p.page_size;
-      for (int64_t i = 0; i < size; ++i) lines[size + i] = tile.values + i * tile_size;
-      ahead.end += 2 * size;
+      const void** line = ahead.lines.data() + ahead.end;
+      // Neighbouring tiles' keys may share lines
+      if (key == first || key % p.page_size % line_size == 0) {
+        for (int64_t i = 0; i < columns(); ++i) *line++ = tile.keys + i * p.page_size;
+      }
+      for (int64_t i = 0; i < columns() * tile_size; i += line_size) *line++ = tile.values + i;
+      ahead.end = line - ahead.lines.data();
     }
     ahead.share = ceil_div(ahead.end, num_blocks * (chunk_size + padded_dim) / panel_size);
   }
 
-  Chunk prefix_chunk(int64_t first) {
-    Chunk chunk{
+  Chunk<Lane> prefix_chunk(int64_t first) {
+    Chunk<Lane> chunk{
         {}, in_place ? p.page_size : tile_size, first, std::min(chunk_size, prefix_length - first)};
     for (int64_t t = 0; t < chunk_tiles; ++t) {
-      if (t * tile_size < chunk.size) {
+      const int64_t size = std::min(tile_size, chunk.size - t * tile_size);
+      if (size > 0) {
         const PageTile tile = page_tile(first + t * tile_size);
-        chunk.tiles[t] = {keys_of(tile, keys_copy(t)), values_of(tile, values_copy(t))};
+        chunk.tiles[t] = {keys_of(tile, keys_copy(t)), values_of(tile, size, values_copy(t))};
       } else {
         chunk.tiles[t] = chunk.tiles[0];
       }
@@ -358,40 +471,84 @@ class Worker {
     return chunk;
   }
 
-  // Where the keys lie if the kernel can read them there, else a copy in float32.
-  const float* keys_of(const PageTile& tile, float* copy) {
+  // Where the keys lie if the kernel can read them there, else a copy.
+  const Lane* keys_of(const PageTile& tile, Lane* copy) {
     if constexpr (in_place) {
       return tile.keys;
-    } else if constexpr (packed) {
-      unpack_keys(tile, copy);
+    } else if constexpr (!compressed) {
+      copy_keys(tile.keys, p.page_size, copy);
+    } else if constexpr (width<Lane> == 1) {
+      expand_keys(tile, copy);
     } else {
-      for (int64_t i = 0; i < p.dim; ++i) {
-        for (int64_t j = 0; j < tile_size; ++j) {
-          float& to = copy[i * tile_size + j];
-          to = to_float(tile.keys[i * p.page_size + j]);
-          if constexpr (compressed) to *= static_cast<const float*>(p.key_scales)[tile.token + j];
-        }
-      }
+      expand_keys(tile, floats.data());
+      copy_keys(floats.data(), tile_size, copy);
     }
     return copy;
   }
 
-  const float* values_of(const PageTile& tile, float* copy) const {
+  // The same of so many values.
+  const Lane* values_of(const PageTile& tile, int64_t size, Lane* copy) {
     if constexpr (in_place) {
       if (p.dim == padded_dim) return tile.values;
     }
-    if constexpr (packed) {
-      unpack_values(tile, copy);
+    if constexpr (!compressed) {
+      copy_values(tile.values, p.dim, size, copy);
+    } else if constexpr (width<Lane> == 1) {
+      expand_values(tile, copy);
     } else {
-      for (int64_t j = 0; j < tile_size; ++j) {
-        const float scale =
-            compressed ? static_cast<const float*>(p.value_scales)[tile.token + j] : 1.0f;
-        for (int64_t i = 0; i < p.dim; ++i) {
-          copy[j * padded_dim + i] = to_float(tile.values[j * p.dim + i]) * scale;
+      expand_values(tile, floats.data());
+      copy_values(floats.data(), padded_dim, size, copy);
+    }
+    return copy;
+  }
+
+  // From coordinates of 16 keys, `stride` apart.
+  template <class From>
+  void copy_keys(const From* from, int64_t stride, Lane* copy) const {
+    for (int64_t i = 0; i < depth; ++i) {
+      const From* line = from + i * width<Lane> * stride;
+      const bool is_whole = (i + 1) * width<Lane> <= p.dim;
+      read_lines(line, is_whole ? line + stride : nullptr, tile_size, copy + i * tile_size);
+    }
+  }
+
+  // From so many values, `stride` apart.
+  template <class From>
+  void copy_values(const From* from, int64_t stride, int64_t size, Lane* copy) const {
+    for (int64_t j = 0; j < size; j += width<Lane>) {
+      const From* line = from + j * stride;
+      const bool is_whole = j + width<Lane> <= size;
+      read_lines(line, is_whole ? line + stride : nullptr, p.dim,
+                 copy + j / width<Lane> * padded_dim);
+    }
+  }
+
+  // Compressed keys as floats, [dim, 16].
+  void expand_keys(const PageTile& tile, float* copy) {
+    if constexpr (packed) {
+      unpack_keys(tile, copy);
+    } else {
+      const float* scale = static_cast<const float*>(p.key_scales) + tile.token;
+      for (int64_t i = 0; i < p.dim; ++i) {
+        for (int64_t j = 0; j < tile_size; ++j) {
+          copy[i * tile_size + j] = to_float(tile.keys[i * p.page_size + j]) * scale[j];
         }
       }
     }
-    return copy;
+  }
+
+  // Compressed values as floats, [16, padded_dim].
+  void expand_values(const PageTile& tile, float* copy) const {
+    if constexpr (packed) {
+      unpack_values(tile, copy);
+    } else {
+      const float* scale = static_cast<const float*>(p.value_scales) + tile.token;
+      for (int64_t j = 0; j < tile_size; ++j) {
+        for (int64_t i = 0; i < p.dim; ++i) {
+          copy[j * padded_dim + i] = to_float(tile.values[j * p.dim + i]) * scale[j];
+        }
+      }
+    }
   }
 
   // Keys of int4: a channel has its scale and minimum.
@@ -432,37 +589,41 @@ class Worker {
     }
   }
 
-  Chunk suffix_chunk(int64_t first, int64_t size) {
-    Chunk chunk{{}, tile_size, prefix_length + first, size};
+  Chunk<Lane> suffix_chunk(int64_t first, int64_t size) {
+    Chunk<Lane> chunk{{}, tile_size, prefix_length + first, size};
     for (int64_t t = 0; t < chunk_tiles; ++t) chunk.tiles[t] = {keys_copy(t), values_copy(t)};
+    const int64_t first_row_of_chunk = p.suffix_starts[candidate] + first;
     for (int64_t n = 0; n < size; ++n) {
-      const int64_t row = p.suffix_starts[candidate] + first + n;
-      const T* key = at<T>(p.k, row, kv_head);
-      const T* value = at<T>(p.v, row, kv_head);
-      float* key_copy = keys_copy(n / tile_size) + n % tile_size;
-      float* value_copy = values_copy(n / tile_size) + n % tile_size * padded_dim;
-      for (int64_t i = 0; i < p.dim; ++i) {
-        key_copy[i * tile_size] = to_float(key[i]);
-        value_copy[i] = to_float(value[i]);
-      }
+      const T* key = at<T>(p.k, first_row_of_chunk + n, kv_head);
+      Lane* to = keys_copy(n / tile_size) + n % tile_size;
+      scatter(key, p.dim, to, tile_size);
+    }
+    for (int64_t n = 0; n < size; n += tile_size) {
+      copy_values(at<T>(p.v, first_row_of_chunk + n, kv_head), p.v.stride[0],
+                  std::min(tile_size, size - n), values_copy(n / tile_size));
     }
     return chunk;
   }
 
-  float* keys_copy(int64_t tile) { return keys.data() + tile * tile_size * p.dim; }
-  float* values_copy(int64_t tile) { return values.data() + tile * tile_size * padded_dim; }
+  Lane* keys_copy(int64_t tile) { return keys.data() + tile * tile_size * depth; }
+  Lane* values_copy(int64_t tile) {
+    return values.data() + tile * tile_size / width<Lane> * padded_dim;
+  }
 
-  static constexpr bool in_place = std::is_same_v<Page, float>;
-  static constexpr bool packed = std::is_same_v<Page, Nibbles>;     // int4
-  static constexpr bool compressed = std::is_same_v<Page, int8_t>;  // int8
+  static constexpr bool packed = std::is_same_v<Page, Nibbles>;               // int4
+  static constexpr bool compressed = packed || std::is_same_v<Page, int8_t>;  // or int8
+  static constexpr bool in_place = std::is_same_v<Page, Lane>;
 
   const PrefixAttentionParams& p;
   const int64_t group;       // query heads that share a head of the keys
   const int64_t padded_dim;  // whole panels
   std::vector<Row> rows;
-  std::vector<float> queries, outs;  // of the blocks
-  std::vector<float> keys, values;   // copies of a chunk's tiles
-  std::vector<float> scales;         // of a tile's channels, then minima
+  const int64_t depth;             // lanes of dim
+  std::vector<Lane> queries;       // of the blocks
+  std::vector<float> outs;         // of the blocks
+  std::vector<Lane> keys, values;  // copies of a chunk's tiles
+  std::vector<float> floats;       // a compressed tile on its way to pairs
+  std::vector<float> scales;       // of a tile's channels, then minima
 
   Lookahead ahead;
 
@@ -471,11 +632,19 @@ class Worker {
   int64_t first_row, num_rows, num_blocks, block_size;
 };
 
+#if defined(__AVX512BF16__)
+template <class T>
+using LaneOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, float>;
+#else
+template <class T>
+using LaneOf = float;
+#endif
+
 template <class T, class Page>
 void all_pairs(const PrefixAttentionParams& p, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    Worker<T, Page> worker(p);
+    Worker<T, Page, LaneOf<T>> worker(p);
 #pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < p.batch * p.kv_heads; ++pair) {
       worker.run(pair);
