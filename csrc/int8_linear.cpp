@@ -1,17 +1,38 @@
-// int8_linear on the CPU, before the product: rows in parallel, vectors along them.
+// int8_linear on the CPU: rows are rounded to 8 bits first; then panels of 32 columns times blocks
+// of a few rows, whose sums stay in registers while the weights pass.
 #include "int8_linear.h"
+
+#include <algorithm>
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
 
 namespace ragvl {
 namespace {
+
+constexpr int64_t lanes = 16;        // columns whose sums are a vector
+constexpr int64_t panel_size = 32;   // columns whose sums are taken at once
+constexpr int64_t depth = 4;         // neighbours along the sum that are multiplied at once
+constexpr int64_t max_rows = 12;     // whose sums the registers hold
+constexpr int64_t chunk_size = 192;  // rows that stay in the cache while panels pass
+
+typedef int32_t IntVector __attribute__((vector_size(lanes * sizeof(int32_t))));
+typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
+
+template <class V, class T>
+void load(const T* from, V* to) {
+  memcpy(to, from, sizeof *to);
+}
 
 // Added to a number of at most 2^22, it rounds it to the nearest whole one, of two as near to the
 // even one, and leaves that in the lowest bits. Unlike rintf it vectorises everywhere.
 constexpr float rounder = 0x1.8p23f + 128.0f;
 
 template <class T>
-void one_row(const Int8LinearParams& p, int64_t row) {
+void round_row(const Int8LinearParams& p, int64_t row) {
   const T* x = static_cast<const T*>(p.x) + row * p.dim;
-  uint8_t* codes = p.codes + row * p.dim;
+  uint8_t* codes = p.codes + row * p.padded_dim;
   // Magnitudes are compared as whole numbers, which have the same order, and NaN above infinity
   uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
@@ -28,12 +49,92 @@ void one_row(const Int8LinearParams& p, int64_t row) {
   for (int64_t i = 0; i < p.dim; ++i) {
     codes[i] = static_cast<uint8_t>(bits_of_float(to_float(x[i]) * inverse + rounder));
   }
+  std::fill(codes + p.dim, codes + p.padded_dim, uint8_t{128});
+}
+
+// Adds to each column's sum four codes of a row, one after the other in `codes`, times the
+// column's weights.
+inline void add_products(uint32_t codes, const int8_t* weights, IntVector& sums) {
+#if defined(__AVX512VNNI__)
+  const IntVector every = IntVector{} + static_cast<int32_t>(codes);
+  sums = (IntVector)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)every, _mm512_loadu_si512(weights));
+#else
+  for (int64_t j = 0; j < lanes; ++j) {
+    for (int64_t i = 0; i < depth; ++i) {
+      sums[j] += static_cast<int32_t>(codes >> 8 * i & 255u) * weights[j * depth + i];
+    }
+  }
+#endif
+}
+
+// A panel's columns of a few rows.
+template <class T, int64_t rows>
+[[gnu::noinline]] void multiply(const Int8LinearParams& p, int64_t row, int64_t column) {
+  const uint8_t* codes = p.codes + row * p.padded_dim;
+  const int8_t* left = p.weight + column * p.padded_dim;
+  const int8_t* right = left + lanes * p.padded_dim;
+  IntVector sums[rows][2];
+  for (int64_t r = 0; r < rows; ++r) {
+    load(p.offsets + column, &sums[r][0]);
+    load(p.offsets + column + lanes, &sums[r][1]);
+  }
+  for (int64_t i = 0; i < p.padded_dim; i += depth) {
+    for (int64_t r = 0; r < rows; ++r) {
+      uint32_t code;
+      memcpy(&code, codes + r * p.padded_dim + i, sizeof code);
+      add_products(code, left + i * lanes, sums[r][0]);
+      add_products(code, right + i * lanes, sums[r][1]);
+    }
+  }
+
+  const T* bias = static_cast<const T*>(p.bias);
+  const int64_t size = std::min(panel_size, p.columns - column);
+  for (int64_t r = 0; r < rows; ++r) {
+    float y[panel_size];
+    for (int64_t half = 0; half < 2; ++half) {
+      Vector scales;
+      load(p.weight_scales + column + half * lanes, &scales);
+      const Vector scaled =
+          __builtin_convertvector(sums[r][half], Vector) * scales * p.scales[row + r];
+      memcpy(y + half * lanes, &scaled, sizeof scaled);
+    }
+    T* out = static_cast<T*>(p.out) + (row + r) * p.columns + column;
+    if (bias) {
+      for (int64_t j = 0; j < size; ++j) y[j] += to_float(bias[column + j]);
+    }
+    for (int64_t j = 0; j < size; ++j) from_float(y[j], out + j);
+  }
+}
+
+// The same, with the number of rows known when compiling.
+template <class T, int64_t rows = max_rows>
+void multiply_rows(const Int8LinearParams& p, int64_t row, int64_t size, int64_t column) {
+  if constexpr (rows > 1) {
+    if (size < rows) return multiply_rows<T, rows - 1>(p, row, size, column);
+  }
+  multiply<T, rows>(p, row, column);
 }
 
 template <class T>
 void all_rows(const Int8LinearParams& p, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < p.rows; ++row) one_row<T>(p, row);
+  const int64_t chunks = (p.rows + chunk_size - 1) / chunk_size;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for
+    for (int64_t row = 0; row < p.rows; ++row) round_row<T>(p, row);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t column = 0; column < p.columns; column += panel_size) {
+        const int64_t first = chunk * chunk_size, end = std::min(p.rows, first + chunk_size);
+        // Blocks of even size: a last one of a few rows would leave most registers idle
+        const int64_t blocks = (end - first + max_rows - 1) / max_rows;
+        const int64_t size = (end - first + blocks - 1) / blocks;
+        for (int64_t row = first; row < end; row += size) {
+          multiply_rows<T>(p, row, std::min(size, end - row), column);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

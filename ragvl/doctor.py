@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ragvl.ops.backends import OPERATIONS, BackendUnavailableError, choose, compiled
-from ragvl.ops.int8_linear import exact_products_problem
+from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.output import print_table
 from ragvl.runtime import multiplies_bfloat16
 
@@ -110,7 +110,7 @@ def _cpu_bfloat16() -> str:
 
 def _cpu_int8() -> str:
     """Whether dtype="int8" can be used here."""
-    problem = exact_products_problem()
+    problem = slow_products_problem()
     return 'in hardware: dtype="int8" is the fastest' if problem is None else problem
 
 

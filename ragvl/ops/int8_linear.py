@@ -1,24 +1,37 @@
 """int8_linear: a product with 8-bit weights, whose inputs are rounded to 8 bits row by row.
 
-A CPU with VNNI multiplies 8-bit whole numbers about four times as fast as float32. Sums of whole
-numbers are exact in any order, so that a row's result does not depend on the rows beside it.
+A CPU with AVX-512 VNNI multiplies 8-bit whole numbers about four times as fast as float32. Sums of
+whole numbers are exact in any order, so that a row's result does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import record_function
 
 from ragvl.ops.arguments import check_tensor
-from ragvl.ops.backends import KERNEL_DTYPES, Backend, BackendUnavailableError, choose
+from ragvl.ops.backends import (
+    KERNEL_DTYPES,
+    Backend,
+    BackendUnavailableError,
+    choose,
+    compiled,
+)
 from ragvl.ops.compiled import run_compiled
 
 _LARGEST = 127  # of the numbers that weights and inputs are rounded to
-_ZERO = 128  # stands for zero in the rows that oneDNN multiplies
-_WORK_PER_THREAD = 1 << 15  # under this many numbers a second thread costs more than it saves
+_ZERO = 128  # stands for zero in the rows that the kernel multiplies
+_MOST_INPUTS = 1 << 17  # whose products' sum fits into 32 bits
+_LANES, _PANEL, _DEPTH = 16, 32, 4  # as in csrc/int8_linear.cpp
+_WORK_PER_THREAD = 1 << 21  # under this many products a second thread costs more than it saves
+# Whose instructions multiply four pairs of 8-bit numbers and add them up
+_FAST_ISAS = ("avx512_vnni", "avx512_bf16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +64,25 @@ class Int8Weight:
         return cls(codes, scales)
 
     @functools.cached_property
-    def zero_points(self) -> Tensor:
-        """What stands for zero in each row: 0, as oneDNN wants to be told."""
-        return torch.zeros(len(self.scales), dtype=torch.int32)
+    def packed(self) -> _Packed:
+        """The weight as the kernel reads it, made when first needed."""
+        rows, columns = self.codes.shape
+        codes = F.pad(self.codes, (0, -columns % _DEPTH, 0, -rows % _PANEL))
+        return _Packed(
+            codes.view(-1, _LANES, codes.shape[1] // _DEPTH, _DEPTH).transpose(1, 2).contiguous(),
+            F.pad(self.scales, (0, len(codes) - rows)),
+            -_ZERO * codes.sum(1, dtype=torch.int32),
+            codes.shape[1],
+        )
 
-    @functools.cached_property
-    def packed(self) -> Tensor:
-        """The codes as oneDNN multiplies them, made when first needed."""
-        return torch.ops.onednn.qlinear_prepack(self.codes, None)
+
+class _Packed(NamedTuple):
+    """A weight as csrc/int8_linear.h describes it."""
+
+    codes: Tensor
+    scales: Tensor
+    offsets: Tensor
+    padded_dim: int
 
 
 def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +130,7 @@ def int8_linear(
         x: (..., K) float32, bfloat16 or float16, on the CPU.
         weight: (N, K).
         bias: (N,) of x's dtype.
-        backend: "cpu" is a kernel for x and oneDNN's product; see `ragvl.ops.backends`.
+        backend: see `ragvl.ops.backends`. "cpu" is fast where `slow_products_problem` sees none.
 
     Returns:
         (..., N) of x's dtype.
@@ -118,7 +142,7 @@ def int8_linear(
         BackendUnavailableError: the backend requested by name is not available here.
 
     Source: Dettmers et al., "LLM.int8()", arXiv 2208.07339, section 2.1 (a scale a row and one a
-    column); oneDNN, "Quantization".
+    column).
 
     Examples:
         >>> weight = Int8Weight.of(torch.tensor([[1.27, -1.27], [0.0, 1.0]]))
@@ -127,76 +151,49 @@ def int8_linear(
     """
     _check(x, weight, bias)
     name, _ = choose("int8_linear", backend, x.device, x.dtype)
-    if name == "cpu" and (problem := exact_products_problem()) is not None:
-        if backend != "auto":
-            raise BackendUnavailableError(f"int8_linear: backend={backend!r}: {problem}")
-        name = "reference"
     if name == "reference":
         return int8_linear_reference(x, weight, bias)
+    packed = weight.packed
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = torch.empty(rows.shape, dtype=torch.uint8)
-    scales = torch.empty((len(rows), 1))
-    run_compiled(
-        "int8_linear",
-        x.device,
-        threads=rows.numel() // _WORK_PER_THREAD,
-        x=rows,
-        codes=codes,
-        scales=scales,
-        rows=rows.shape[0],
-        dim=rows.shape[1],
-        dtype=rows.dtype,
-    )
-    y = _scaled(_product(codes, weight), scales, bias)
-    return y.to(x.dtype).view(*x.shape[:-1], len(weight.scales))
+    out = torch.empty((len(rows), len(weight.scales)), dtype=x.dtype)
+    with record_function("ragvl::int8_linear"):  # no operator of torch, and else in no profile
+        run_compiled(
+            "int8_linear",
+            x.device,
+            threads=rows.numel() * out.shape[1] // _WORK_PER_THREAD,
+            x=rows,
+            codes=torch.empty((len(rows), packed.padded_dim), dtype=torch.uint8),
+            scales=torch.empty(len(rows)),
+            weight=packed.codes,
+            weight_scales=packed.scales,
+            offsets=packed.offsets,
+            bias=None if bias is None else bias.contiguous(),
+            out=out,
+            rows=len(rows),
+            dim=rows.shape[1],
+            padded_dim=packed.padded_dim,
+            columns=out.shape[1],
+            dtype=x.dtype,
+        )
+    return out.view(*x.shape[:-1], out.shape[1])
 
 
 def int8_linear_reference(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """`int8_linear` in plain PyTorch: what the other backend must equal."""
     codes, scales = quantize_rows_reference(x)
     whole = codes.double() @ weight.codes.double().T  # exact: under 2^53
-    return _scaled(whole.float() * weight.scales, scales[..., None], bias).to(x.dtype)
+    y = whole.float() * weight.scales * scales[..., None]
+    return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-@functools.cache
-def exact_products_problem() -> str | None:
-    """Why oneDNN's products of 8-bit numbers are not exact here; None if they are.
-
-    Without VNNI pairs of products are added up in 16 bits, which are too few for the largest.
-    """
-    codes = torch.full((2, 64), 255, dtype=torch.uint8)
-    weight = Int8Weight(torch.full((16, 64), _LARGEST, dtype=torch.int8), torch.ones(16))
+def slow_products_problem() -> str | None:
+    """Why products of 8-bit numbers are slow here; None if they are fast."""
     try:
-        y = _product(codes, weight)
-    except (RuntimeError, AttributeError) as error:
-        return f"torch's oneDNN has no product of 8-bit numbers: {error}"
-    if bool((y == 64 * (255 - _ZERO) * _LARGEST).all()):
-        return None
-    return "this CPU adds up products of 8-bit numbers in too few bits: it has no VNNI"
-
-
-def _scaled(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Y times its rows' scales, and the bias; y is written to."""
-    return y.mul_(scales) if bias is None else torch.addcmul(bias.float(), y, scales)
-
-
-def _product(codes: Tensor, weight: Int8Weight) -> Tensor:
-    """(M, N) float32: codes (M, K), less 128, times the weight."""
-    return torch.ops.onednn.qlinear_pointwise(
-        codes,
-        _one(),
-        _zero_point(),
-        weight.packed,
-        weight.scales,
-        weight.zero_points,
-        None,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
-    )
+        if compiled().cpu_isa() in _FAST_ISAS:
+            return None
+    except (BackendUnavailableError, ValueError) as error:  # the latter of RAGVL_CPU_ISA
+        return str(error)
+    return "this CPU has no AVX-512 VNNI, without which float32 is faster"
 
 
 def _check(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> None:
@@ -206,19 +203,11 @@ def _check(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> None:
     shape = tuple(x.shape) if isinstance(x, Tensor) else ()
     check_tensor("x", x, shape=shape, dtypes=KERNEL_DTYPES, device=torch.device("cpu"))
     n, k = weight.codes.shape
+    if k > _MOST_INPUTS:
+        raise ValueError(f"weight must have at most {_MOST_INPUTS} columns, got {k}")
     if shape[-1:] != (k,):
         raise ValueError(f"x must have shape (..., {k}), got {shape}")
     if bias is not None:
         check_tensor("bias", bias, shape=(n,), dtypes=(x.dtype,), device=x.device)
     if torch.is_grad_enabled() and x.requires_grad:
         raise RuntimeError("int8_linear has no gradient: it is for inference")
-
-
-@functools.cache
-def _one() -> Tensor:
-    return torch.ones(1)
-
-
-@functools.cache
-def _zero_point() -> Tensor:
-    return torch.tensor([_ZERO], dtype=torch.int32)
