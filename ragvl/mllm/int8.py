@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ragvl.ops import Int8Weight, int8_linear
-from ragvl.ops.int8_linear import exact_products_problem
+from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.runtime import multiplies_bfloat16, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
 INT8 = "int8"
 FASTEST = "fastest"
+
+# Whether products of this thread round what they multiply
+_rounds: ContextVar[bool] = ContextVar("rounds", default=True)
 
 
 def resolve_model_dtype(dtype: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, bool]:
@@ -41,9 +48,9 @@ def resolve_model_dtype(dtype: str | torch.dtype, device: torch.device) -> tuple
             f"dtype={INT8!r} is for a CPU: on {device} load a checkpoint whose weights are "
             "quantised, or give 'bfloat16'"
         )
-    if (problem := exact_products_problem()) is not None:
+    if (problem := slow_products_problem()) is not None:
         raise ValueError(f"dtype={INT8!r}: {problem}; give 'float32' or 'bfloat16'")
-    return torch.float32, True
+    return (torch.bfloat16 if multiplies_bfloat16() else torch.float32), True
 
 
 def _fastest(device: torch.device) -> str:
@@ -51,10 +58,24 @@ def _fastest(device: torch.device) -> str:
     chosen, cost = "float32", "costs nothing"
     if device.type != "cpu" or multiplies_bfloat16():
         chosen, cost = "bfloat16", "rounds every number to 8 bits of mantissa"
-    if device.type == "cpu" and exact_products_problem() is None:
+    if device.type == "cpu" and slow_products_problem() is None:
         chosen, cost = INT8, "rounds what is multiplied to 8 bits"
     logger.warning("dtype=%r is %r here, which %s (docs/performance.md)", FASTEST, chosen, cost)
     return chosen
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Products multiply what they are given by the weights as rounded, with no rounding of it.
+
+    For comparing two ways to compute the same thing: a number that differs in its last bit may be
+    rounded to another of 8 bits, so that small differences become large.
+    """
+    token = _rounds.set(False)
+    try:
+        yield
+    finally:
+        _rounds.reset(token)
 
 
 class Int8Linear(nn.Linear):
@@ -79,7 +100,10 @@ class Int8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., N) of x (..., K)."""
-        return int8_linear(x, self._current(), self.bias)
+        if _rounds.get():
+            return int8_linear(x, self._current(), self.bias)
+        weight = (self.weight * self.scales[:, None]).to(x.dtype)
+        return F.linear(x, weight, self.bias)
 
     def _current(self) -> Int8Weight:
         """The weight as it is multiplied, made anew after it has changed."""

@@ -29,7 +29,7 @@ from ragvl.mllm.chat_template import resolve_date
 from ragvl.mllm.decoder import Decoder, KvLayout, Prefilled, ReadStates, WriteKv
 from ragvl.mllm.head import FinalNorm, LanguageHead, Norm, rounding, same
 from ragvl.mllm.inputs import Features, ImageInputs, Prompt, as_one, placed, probe_image
-from ragvl.mllm.int8 import INT8, is_rounded, resolve_model_dtype, round_products
+from ragvl.mllm.int8 import INT8, is_rounded, resolve_model_dtype, round_products, unrounded
 from ragvl.mllm.layers import LayerCode, checked_layers, code_in_force, replace_code
 from ragvl.mllm.loading import (
     UnsupportedModelError,
@@ -111,6 +111,7 @@ class MLLM:
         self._watch = Watch(model)
         self._form = self._form_now()
 
+    @unrounded()
     def _take_apart(self) -> None:
         self.norm = Norm(self.model)
         output = self.model.get_output_embeddings()
@@ -156,8 +157,9 @@ class MLLM:
             device: "auto" is CUDA where it is present, else the CPU.
             dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU "int8" rounds the
                 weights of products to 8 bits, and what they multiply row by row (see
-                `ragvl.ops.int8_linear`); all else is in float32. "fastest" is the one of the three
-                that the machine computes fastest with; the log says which, and what it costs.
+                `ragvl.ops.int8_linear`); all else is in bfloat16 where the CPU multiplies it, else
+                in float32. "fastest" is the one of the three that the machine computes fastest
+                with; the log says which, and what it costs.
             device_map: Hugging Face's way to say `device`, of one device: `{"": "cuda:1"}`, "cpu",
                 or "auto" where there is only one.
             revision: branch, tag or commit of a hub repository.
@@ -290,8 +292,8 @@ class MLLM:
 
     @property
     def rounding(self) -> float:
-        """The relative error of hidden states that are computed in another order."""
-        return rounding(torch.bfloat16 if is_rounded(self.model) else self.dtype)
+        """The relative error of hidden states that are computed in another order, `unrounded`."""
+        return rounding(self.dtype)
 
     @property
     def image_tokens(self) -> float:

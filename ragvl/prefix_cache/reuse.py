@@ -10,6 +10,7 @@ from ragvl.messages import reason
 from ragvl.mllm import MLLM, Prompt, PromptTooLongError, UnsupportedModelError
 from ragvl.mllm.head import same
 from ragvl.mllm.inputs import probe_image
+from ragvl.mllm.int8 import unrounded
 from ragvl.model_files import shown_list
 from ragvl.prefix_cache.pages import (
     PagePool,
@@ -31,6 +32,7 @@ _FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 @default_torch_context
 @torch.inference_mode()
+@unrounded()
 def reuse_problem(mllm: MLLM) -> str | None:
     """Why a prefix cannot be computed once and kept, or None where it can.
 
@@ -63,6 +65,7 @@ def reuse_problem(mllm: MLLM) -> str | None:
 
 @default_torch_context
 @torch.inference_mode()
+@unrounded()
 def picture_suffix_problem(mllm: MLLM) -> str | None:
     """Why a suffix with a picture cannot go on from a cached prefix, or None where it can.
 
@@ -83,6 +86,7 @@ def picture_suffix_problem(mllm: MLLM) -> str | None:
 
 @default_torch_context
 @torch.inference_mode()
+@unrounded()
 def features_problem(mllm: MLLM) -> str | None:
     """Why a picture's visual tokens cannot be computed once and kept, or None where they can."""
     prompting = mllm.prompting
