@@ -39,6 +39,7 @@ from ragvl.mllm.structure import decoder_layers, decoder_of
 from ragvl.mllm.vision import VisionPass, vision_pass, wrap_image_features
 from ragvl.model_files import UnsupportedModelError
 from ragvl.ops import PrefixBatch, prefix_attention
+from ragvl.ops.backends import choose
 from ragvl.runtime import Timer
 
 WriteKv = Callable[[int, Tensor, Tensor], None]
@@ -50,6 +51,7 @@ ReadStates = Callable[[int, slice], LayerState]
 LookAtAttention = Callable[[int, Tensor, Any], Any]
 """Takes a layer's number, its keys (B, G, T, D) and the mask of its attention; gives its mask."""
 
+_FEWEST_SLOTS = 16  # of a page
 _PREFIX = "ragvl_"  # of the names of attention implementations
 _WRAPPED = "_ragvl_wrapped"  # marks a projection that is wrapped already
 
@@ -356,7 +358,13 @@ class _Look:
         self.windows: list[int] = []
 
     def attend(
-        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+        self,
+        module: Any,
+        _query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _mask: Tensor | None,
+        options: dict[str, Any],
     ) -> None:
         if (window := options.get("sliding_window")) is not None:
             self.windows.append(window)
@@ -403,14 +411,50 @@ class _Prefill:
         self.states: list[list[LayerState]] = [[] for _ in lengths]
 
     def attend(
-        self, module: Any, _query: Tensor, key: Tensor, value: Tensor, _options: dict[str, Any]
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor | None:
         place = self.places.get(module.layer_idx)
         if place is not None:
             self.write(place, key, value)
             if module.layer_idx == self.last_layer:
                 raise _Finished
-        return None
+        if query.device.type != "cpu" or not _is_causal(module, mask, options):
+            return None
+        name, _ = choose("prefix_attention", "auto", query.device, query.dtype)
+        return self._attend_on_cpu(query, key, value, options) if name == "cpu" else None
+
+    def _attend_on_cpu(
+        self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        """The same by `prefix_attention`: torch's also multiplies by keys that no token sees."""
+        batch, kv_heads, tokens, dim = key.shape
+        no_pages = key.new_empty((0, kv_heads, dim, _FEWEST_SLOTS))
+        starts = torch.arange(0, batch * tokens, tokens, dtype=torch.int32)
+        nothing_before = PrefixBatch(
+            key_pages=no_pages,
+            value_pages=no_pages.mT.contiguous(),
+            page_table=starts.new_empty((batch, 0)),
+            prefix_lengths=torch.zeros_like(starts),
+            suffix_starts=starts,
+            suffix_lengths=torch.tensor(self.lengths, dtype=torch.int32),
+            max_suffix_length=tokens,
+        )
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        out = prefix_attention(
+            q,
+            k,
+            v,
+            nothing_before,
+            scale=options["scaling"],
+            sliding_window=options.get("sliding_window"),
+        )
+        return out.unflatten(0, (batch, tokens))
 
     def mix(self, mixer: Mixer, hidden: Tensor) -> Tensor:
         """Each prefix by itself, up to its own end: what fills it up would be in its state."""
@@ -465,7 +509,13 @@ class _Extend:
         return {**kwargs, "position_ids": moved, "attention_mask": self.mask}
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _mask: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         if terms := [name for name in _UNSUPPORTED_TERMS if options.get(name) is not None]:
             raise UnsupportedModelError(f"its attention adds {', '.join(terms)} to the scores")
@@ -495,6 +545,15 @@ class _Extend:
             self.collected = (output.index_select(1, self.last_rows),)
             raise _Finished
         return output
+
+
+def _is_causal(module: Any, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether a layer's tokens see all before them, or those in a window, and nothing is added."""
+    if mask is not None or options.get("scaling") is None:
+        return False
+    is_causal = options.get("is_causal")
+    is_causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    return is_causal and not any(options.get(name) is not None for name in _UNSUPPORTED_TERMS)
 
 
 def _groups(batch: PrefixBatch, num_rows: int) -> list[Group]:
@@ -619,7 +678,7 @@ def _wrap_attention(config: Any) -> None:
     ) -> tuple[Tensor, Tensor | None]:
         run = _pass.get()
         if run is not None:
-            output = run.attend(module, query, key, value, options)
+            output = run.attend(module, query, key, value, mask, options)
             if output is not None:
                 return output, None
         elif (look := _look.get()) is not None:

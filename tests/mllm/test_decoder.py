@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_models import ARCHITECTURES, HYBRIDS
 
 from ragvl.mllm import MLLM, Prompt
+from ragvl.ops import prefix_attention
 from ragvl.prefix_cache import PagePool, page_table, pages_in_turn
 from ragvl.prefix_cache.pages import num_pages, num_state_pages
 
@@ -144,6 +145,7 @@ def test_the_last_layer_works_on_last_tokens_only(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
 ) -> None:
     mllm = tiny_mllm(architecture)
+    assert mllm.kv_layout, "seen in a whole pass, before any is counted"
     whole = prompts(mllm)
     layer = mllm.model.get_decoder().layers[-1]
     rows: dict[str, list[int]] = {"q_proj": [], "k_proj": [], "o_proj": [], "mlp": []}
@@ -202,6 +204,34 @@ def test_two_adapters_may_share_a_model(tiny_model: Callable[[str], Path]) -> No
         whole = prompts(mllm)
         halves = Halves(mllm, whole, [after_image(mllm, prompt) for prompt in whole])
         assert_close_to_truth(halves.run(), last_hidden(mllm, whole))
+
+
+@EIGHT
+def test_prefixes_of_several_lengths_are_what_torchs_attention_makes_of_them(
+    architecture: str, tiny_mllm: Callable[[str], MLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all that a mask says is that tokens come one after the other, the CPU's kernel runs."""
+    mllm, calls = tiny_mllm(architecture), []
+
+    def attend(*args: torch.Tensor, **options: object) -> torch.Tensor:
+        calls.append(args)
+        return prefix_attention(*args, **options)  # type: ignore[arg-type]
+
+    def prefilled() -> list[torch.Tensor]:
+        kept: list[torch.Tensor] = []
+        mllm.prefill(whole, lambda _, keys, values: kept.extend((keys, values)))
+        return [x[row, :, : len(one)] for x in kept for row, one in enumerate(whole)]
+
+    monkeypatch.setattr("ragvl.mllm.decoder.prefix_attention", attend)
+    whole = [prompts(mllm)[0], Prompt(prompts(mllm)[0].input_ids[:-5], prompts(mllm)[0].images)]
+    ours, count = prefilled(), len(calls)
+    monkeypatch.setenv("RAGVL_BACKEND", "reference")
+    for given, expected in zip(ours, prefilled(), strict=True):
+        assert_close_to_truth(given, expected)
+    # The last layer's keys and values need none. Gemma's tokens of a picture see each other
+    layers = len(mllm.decoder.layers) - 1
+    assert count == (0 if architecture.startswith("gemma") else layers)
+    assert len(calls) == count, "by torch"
 
 
 def test_an_error_in_a_pass_leaves_the_model_as_it_was(
