@@ -113,7 +113,8 @@ def profile_call(call: Callable[[], object], device: torch.device) -> dict[str, 
     seconds = dict.fromkeys(("products", "attention", "between"), 0.0)
     count = 0
     for event in run.key_averages():
-        if event.is_user_annotation or (event.device_type == DeviceType.CUDA) != on_gpu:
+        is_other = event.is_user_annotation and not event.key.startswith("ragvl::")
+        if is_other or (event.device_type == DeviceType.CUDA) != on_gpu:
             continue
         kind = "products" if _PRODUCTS.search(event.key) else "between"
         kind = "attention" if _ATTENTION.search(event.key) else kind

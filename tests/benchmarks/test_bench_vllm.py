@@ -39,7 +39,7 @@ def test_what_ends_at_once_is_an_error(folder: Path, tmp_path: Path) -> None:
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
     with pytest.raises(VllmError, match="ended with 3"):
-        VllmScorer(python, folder, Reranker.from_pretrained(folder), threads=1)
+        VllmScorer(python, folder, Reranker.from_pretrained(folder), "float32", threads=1)
 
 
 def test_a_prompt_has_one_token_for_its_picture(folder: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_prompt_has_one_token_for_its_picture(folder: Path, tmp_path: Path) ->
     python.chmod(0o755)
     reranker = Reranker.from_pretrained(folder)
     documents = write_documents(tmp_path, 2)
-    with VllmScorer(python, folder, reranker, threads=1) as peer:
+    with VllmScorer(python, folder, reranker, "float32", threads=1) as peer:
         prompts = peer.score(["What?", "Who?"], documents, known_as="")
     picture = reranker.mllm.model.config.image_token_index
     pairs = [(query, document) for query in ("What?", "Who?") for document in documents]

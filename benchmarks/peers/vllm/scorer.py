@@ -52,17 +52,20 @@ class VllmScorer:
     Args:
         python: of the environment that vLLM is installed in.
         folder: the checkpoint, as `publish_names` leaves it.
-        reranker: the same checkpoint's; gives the prompts, the answers' tokens and the dtype.
+        reranker: the same checkpoint's; gives the prompts and the answers' tokens.
+        dtype: of vLLM, as torch names it.
         threads: of vLLM's products.
 
     Raises:
         VllmError: it could not be started.
     """
 
-    def __init__(self, python: Path, folder: Path, reranker: Reranker, *, threads: int) -> None:
+    def __init__(
+        self, python: Path, folder: Path, reranker: Reranker, dtype: str, *, threads: int
+    ) -> None:
         self.reranker = reranker
         (yes,), (no,) = reranker.yes_token_ids, reranker.no_token_ids
-        self.settings = {**SETTINGS, "dtype": str(reranker.mllm.dtype).removeprefix("torch.")}
+        self.settings = {**SETTINGS, "dtype": dtype}
         arguments = [str(folder), str(yes), str(no), json.dumps(self.settings)]
         variables = {**_VARIABLES, "OMP_NUM_THREADS": str(threads)}
         if (openmp := python.parent.parent / "lib" / "libiomp5.so").exists():
