@@ -113,7 +113,7 @@ class Int8Linear(nn.Linear):
         return self._multiplied[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_multiplied": None}  # oneDNN's form is not copied
+        return {**super().__getstate__(), "_multiplied": None}  # the packed form is not copied
 
 
 def round_products(model: PreTrainedModel) -> None:
