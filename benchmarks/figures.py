@@ -81,18 +81,27 @@ def figures(results: Results) -> str:
 
 
 def _against_vllm(results: Results) -> list[list[str]]:
-    """A row each for known pictures, with the paper's template and with ours, if measured."""
+    """Rows for known pictures, in the same dtype and in int8, if measured."""
     if "vllm_cpu" not in results:
         return []
     cases = results["vllm_cpu"]["cases"]
+    same = [case for case in cases if case["dtype"] != "int8"]
+    int8 = [case for case in cases if case["dtype"] == "int8"]
     peer = "vLLM's CPU build, which caches prefixes too"
     rows = (
-        ("known pictures, in float32 and bfloat16", peer, WARM),
-        ("the same, the template `instruction-first`", f"{peer}, the paper's template", SHORT),
+        ("known pictures, in float32 and bfloat16", peer, WARM, same),
+        (
+            "the same, the template `instruction-first`",
+            f"{peer}, the paper's template",
+            SHORT,
+            same,
+        ),
+        ("known pictures, in int8", "vLLM's CPU build in bfloat16", WARM, int8),
     )
     return [
-        [label, other, _span(case["against"][ours]["median"] for case in cases)]
-        for label, other, ours in rows
+        [label, other, _span(case["against"][ours]["median"] for case in measured)]
+        for label, other, ours, measured in rows
+        if measured
     ]
 
 
