@@ -83,11 +83,12 @@ def prefix_attention(
 
     Equivalent to, for each candidate, `scaled_dot_product_attention(q, keys, values, mask,
     scale=scale, enable_gqa=True)`. Query head h uses head h // (H // G) of the keys. All sums are
-    in float32 (float64 for float64); in bfloat16 a CPU may round the softmax's weights to bfloat16, and
-    divides by the sum of the rounded ones. There is no gradient: computing one raises RuntimeError;
-    `prefix_attention_reference` has one. With the backends cpu and triton a row's result is bitwise
-    the same in any batch and on any pages, and in float32 or on the CPU with `last_only` too. On a
-    GPU float32 does without tensor cores: it is an oracle for the other dtypes, many times slower.
+    in float32 (float64 for float64); in bfloat16 a CPU may round the softmax's weights to bfloat16,
+    and divides by the sum of the rounded ones. There is no gradient: computing one raises
+    RuntimeError; `prefix_attention_reference` has one. With the backends cpu and triton a row's
+    result is bitwise the same in any batch and on any pages, and in float32 or on the CPU with
+    `last_only` too. On a GPU float32 does without tensor cores: it is an oracle for the other
+    dtypes, many times slower.
 
     Args:
         q: (S, H, D) float32, bfloat16, float16 or (reference only) float64, one query a row; with
