@@ -338,9 +338,9 @@ def _noting_queries(queries: list[tuple[Tensor, float]]) -> Iterator[None]:
     prefill = decoder_module._Prefill
     attend = prefill.attend
 
-    def noting(run: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, o: Any) -> Any:
-        queries.append((query, o["scaling"]))
-        return attend(run, module, query, key, value, o)
+    def noting(run: Any, module: Any, query: Tensor, *others: Any) -> Any:
+        queries.append((query, others[-1]["scaling"]))
+        return attend(run, module, query, *others)
 
     with patch.object(prefill, "attend", noting), patch.object(prefill, "skips_queries", False):
         yield
