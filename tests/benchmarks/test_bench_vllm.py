@@ -89,9 +89,12 @@ def test_the_readme_tells_it_once_it_is_measured() -> None:
     results.pop("vllm_cpu", None)
     assert "vLLM" not in figures(results)
     cases = [
-        {"against": {bench_vllm.WARM: {"median": 1.5}, bench_vllm.SHORT: {"median": 4.0}}},
-        {"against": {bench_vllm.WARM: {"median": 2.0}, bench_vllm.SHORT: {"median": 3.0}}},
+        {
+            "dtype": dtype,
+            "against": {bench_vllm.WARM: {"median": warm}, bench_vllm.SHORT: {"median": short}},
+        }
+        for dtype, warm, short in (("float32", 1.5, 4.0), ("bfloat16", 2.0, 3.0), ("int8", 9, 9))
     ]
     told = figures({**results, "vllm_cpu": {"cases": cases}})
     ends = [line.rsplit("|", 2)[1].strip() for line in told.splitlines() if "vLLM" in line]
-    assert ends == ["1.5x to 2.0x", "3.0x to 4.0x"]
+    assert ends == ["1.5x to 2.0x", "3.0x to 4.0x", "9.0x"]

@@ -540,14 +540,17 @@ def test_results_are_rounded_as_torch_rounds(isa, dtype, monkeypatch):
     fractions = torch.rand(2**16, generator=torch.Generator().manual_seed(0)) * numbers.float()
     fractions = fractions.nan_to_num(0, 0, 0).to(dtype)
     v = torch.stack([numbers.view(256, 256), fractions.view(256, 256)], 1).view(512, 1, 256)
+    read = v
+    if (isa, dtype) == ("avx512_bf16", torch.bfloat16):  # its products take subnormals for zero
+        read = v.where(~(v.abs() < torch.finfo(dtype).tiny), 0)
     zeros = torch.zeros_like(v)
     rows = torch.arange(0, 512, 2, dtype=torch.int32)
     none, two = torch.zeros_like(rows), torch.full_like(rows, 2)
     pages = zeros[:1, :, :, None].expand(1, 1, 256, 16).contiguous()
     prefix = PrefixBatch(pages, pages.mT.contiguous(), none[:, None], none, rows, two, 2)
     out = prefix_attention(zeros, zeros, v, prefix, scale=1.0, backend="cpu")
-    mean = (v[::2].float() + v[1::2].float()) / 2
-    torch.testing.assert_close(out[::2], v[::2], rtol=0, atol=0, equal_nan=True)
+    mean = (read[::2].float() + read[1::2].float()) / 2
+    torch.testing.assert_close(out[::2], read[::2], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(out[1::2], mean.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
