@@ -18,24 +18,19 @@ Isa chosen_isa();
 
 }  // namespace ragvl
 
+#define RAGVL_DECLARE_IN(isa, op, Params) \
+  namespace isa {                         \
+  void op(const Params&, int threads);    \
+  }
+
 // Declares `void op(const Params&, int threads)` of every instruction set.
 #ifdef RAGVL_X86
 #define RAGVL_DECLARE_CPU_KERNEL(op, Params) \
-  namespace baseline {                       \
-  void op(const Params&, int threads);       \
-  }                                          \
-  namespace avx2 {                           \
-  void op(const Params&, int threads);       \
-  }                                          \
-  namespace avx512 {                         \
-  void op(const Params&, int threads);       \
-  }                                          \
-  namespace avx512_vnni {                    \
-  void op(const Params&, int threads);       \
-  }                                          \
-  namespace avx512_bf16 {                    \
-  void op(const Params&, int threads);       \
-  }
+  RAGVL_DECLARE_IN(baseline, op, Params)     \
+  RAGVL_DECLARE_IN(avx2, op, Params)         \
+  RAGVL_DECLARE_IN(avx512, op, Params)       \
+  RAGVL_DECLARE_IN(avx512_vnni, op, Params)  \
+  RAGVL_DECLARE_IN(avx512_bf16, op, Params)
 #define RAGVL_CPU_KERNEL(op)                                               \
   (::ragvl::chosen_isa() == ::ragvl::Isa::avx512_bf16   ? &avx512_bf16::op \
    : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512_vnni ? &avx512_vnni::op \
@@ -43,9 +38,6 @@ Isa chosen_isa();
    : ::ragvl::chosen_isa() == ::ragvl::Isa::avx2        ? &avx2::op        \
                                                         : &baseline::op)
 #else
-#define RAGVL_DECLARE_CPU_KERNEL(op, Params) \
-  namespace baseline {                       \
-  void op(const Params&, int threads);       \
-  }
+#define RAGVL_DECLARE_CPU_KERNEL(op, Params) RAGVL_DECLARE_IN(baseline, op, Params)
 #define RAGVL_CPU_KERNEL(op) (&baseline::op)
 #endif
