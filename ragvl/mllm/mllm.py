@@ -512,6 +512,7 @@ class MLLM:
     @cached_property
     @default_torch_context
     @torch.inference_mode()
+    @unrounded()
     def features_join(self) -> Join:
         """How visual tokens of several pictures are joined for one pass, tried on two small ones.
 

@@ -101,12 +101,16 @@ def test_another_process_loads_the_same(tiny_model: Callable[[str], Path]) -> No
     assert again.fingerprint == mllm.fingerprint
 
 
-def test_layers_of_other_code(tiny_model: Callable[[str], Path]) -> None:
+def test_layers_of_other_code(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert code_in_force(load(tiny_model("llava"), layers="fused").mllm.decoder.layers) == "fused"
+    monkeypatch.setattr("ragvl.mllm.int8.multiplies_bfloat16", lambda: False)  # so float32
     eager, fused = (load(tiny_model("qwen3_vl"), layers=code) for code in ("eager", "fused"))
     assert code_in_force(fused.mllm.decoder.layers) == "fused"
     with unrounded():
         expected, scores = (one.score(pairs(), progress=False) for one in (eager, fused))
-    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-2)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-3)
 
 
 def test_rounding_is_left_out_where_two_ways_are_compared() -> None:
