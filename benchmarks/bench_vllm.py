@@ -180,12 +180,9 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _title(case: Result) -> str:
-    return f"{case['dtype']}{_peer_dtype(case)}, {_calls(case)}"
-
-
-def _peer_dtype(case: Result) -> str:
-    theirs = PEER_DTYPES[case["dtype"]]
-    return "" if theirs == case["dtype"] else f" (vLLM: {theirs})"
+    ours, theirs = case["dtype"], PEER_DTYPES[case["dtype"]]
+    dtype = ours if ours == theirs else f"{ours} (vLLM: {theirs})"
+    return f"{dtype}, {_calls(case)}"
 
 
 def _calls(case: Result) -> str:
