@@ -15,25 +15,36 @@ help: ## This list
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# pip puts the checkout on Python's path, too, where the finder that it installs beside has no need of it.
+# transformers would take kernels/ for the package of that name, and look through all packages for its
+# version: half a second of every process.
+INSTALL = $(PIP) -e ".[$(EXTRAS)]" && \
+    sed -i '/^\//d' $(VENV)/lib/python3.*/site-packages/_editable_skbc_ragvl.pth
+
 # A stamp for each set of extras; a larger set holds the smaller ones.
+$(VENV)/.demo: EXTRAS := cpu,eval
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[cpu,eval]"
+	$(INSTALL)
 	@touch $@
 
+$(VENV)/.serve: EXTRAS := cpu,eval,serve
 $(VENV)/.serve: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[cpu,eval,serve]"
+	$(INSTALL)
 	@touch $(VENV)/.demo $@
 
+$(VENV)/.docs: EXTRAS := docs
 $(VENV)/.docs: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[docs]"
+	$(INSTALL)
 	@touch $@
 
+$(VENV)/.test: EXTRAS := test
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[test]"
+	$(INSTALL)
 	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.docs $@
 
+$(VENV)/.dev: EXTRAS := dev
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -e ".[dev]"
+	$(INSTALL)
 	@touch $(VENV)/.demo $(VENV)/.serve $(VENV)/.docs $(VENV)/.test $@
 
 demo: $(VENV)/.demo ## Install, then retrieve, rerank and answer over drawn pictures
