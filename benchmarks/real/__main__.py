@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -81,12 +82,18 @@ def learn(root: Root = RUNS) -> None:
 
 
 @app.command()
-def retriever(root: Root = RUNS) -> None:
-    """Trains the dual encoder, its tower too (hours; it goes on where it was stopped)."""
+def retriever(
+    root: Root = RUNS,
+    anew: Annotated[
+        bool, typer.Option(help="Train it anew: hours; it goes on where it was stopped.")
+    ] = False,
+) -> None:
+    """Makes the dual encoder, of weights that were trained before."""
     from real import retriever
     from real.learning import lessons
 
-    _make(Layout(root), "retriever", retriever.make, lessons)
+    make = partial(retriever.make, trained=None) if anew else retriever.make
+    _make(Layout(root), "retriever", make, lessons, again=anew)
 
 
 @app.command()
@@ -98,8 +105,15 @@ def base(root: Root = RUNS) -> None:
     _make(Layout(root), "base", mllm.make, lessons)
 
 
-def _make(layout: Layout, name: str, make: Callable[..., Path], lessons: Callable) -> None:
-    if (layout.models / name / "config.json").exists():
+def _make(
+    layout: Layout,
+    name: str,
+    make: Callable[..., Path],
+    lessons: Callable,
+    *,
+    again: bool = False,
+) -> None:
+    if not again and (layout.models / name / "config.json").exists():
         print(f"there already: {layout.models / name}")
         return
     with _said():

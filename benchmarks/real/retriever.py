@@ -1,15 +1,20 @@
-"""Trains the retriever of the real world: first its projection, then its tower."""
+"""The retriever of the real world: first its projection is trained, then its tower.
+
+Training takes hours, so what came out is kept in `trained/`: other machines start from that.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderModel
 
 from ragvl.files import follow_umask, write_text
 from ragvl.identity import name_of
@@ -21,6 +26,8 @@ from real.tuning import Schedule, tune
 
 logger = logging.getLogger(__name__)
 
+TRAINED = Path(__file__).parent / "trained" / "retriever.safetensors"
+
 _HELD_OUT = 0.1  # the share of texts
 _SPOKEN = 2  # wordings that held-out pictures are looked for by: text and question
 
@@ -29,15 +36,58 @@ def make(
     layout: Layout,
     lessons: Sequence[Lesson],
     val: Sequence[Lesson],
+    trained: Path | None = TRAINED,
     schedule: Schedule | None = None,
 ) -> Path:
-    """Trains the retriever and writes its folder; returns that.
+    """Writes the retriever's folder; returns that.
+
+    Args:
+        trained: weights of an earlier training; None trains anew, and writes such a file
+            (`trained.safetensors`) and its figures (`training.json`) beside the model.
+        schedule: of training anew.
+    """
+    folders = layout.weights / "efficientnet-lite0", layout.weights / "minilm"
+    out = layout.models / "retriever"
+    model = zero_shot(*folders)
+    figures = None
+    if trained is None:
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        figures = train_both(model, layout, lessons, val, schedule or Schedule())
+        weights = changed(before, model.state_dict())
+    else:
+        weights = load_file(trained)
+    model.load_state_dict(model.state_dict() | weights)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folders[1]).save_pretrained(out)
+    AutoImageProcessor.from_pretrained(folders[0], backend="pil").save_pretrained(out)
+    if figures is not None:
+        save_file(weights, out / "trained.safetensors")
+        write_text(out / "training.json", json.dumps(figures, indent=1) + "\n")
+    follow_umask(*out.glob("*.safetensors"))
+    return out
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that training has changed, rounded to float16, which halves their bytes."""
+    return {
+        name: weight.half()
+        for name, weight in after.items()
+        if not torch.equal(weight, before[name])
+    }
+
+
+def train_both(
+    model: VisionTextDualEncoderModel,
+    layout: Layout,
+    lessons: Sequence[Lesson],
+    val: Sequence[Lesson],
+    schedule: Schedule,
+) -> dict[str, float]:
+    """Trains projection and tower, in place; returns how many held-out pictures each step finds.
 
     `val` alone are few things of few kinds: a share of the lessons' texts is held out, too.
     """
-    schedule = schedule or Schedule()
     folders = layout.weights / "efficientnet-lite0", layout.weights / "minilm"
-    model = zero_shot(*folders)
     parts = {
         "train": [one for one in lessons if _share(one.text) >= _HELD_OUT],
         "unseen": [one for one in lessons if _share(one.text) < _HELD_OUT],
@@ -75,14 +125,8 @@ def make(
         schedule,
     )
     logger.info("tower: %s", figures)
-    out = layout.models / "retriever"
-    model.save_pretrained(out)
-    follow_umask(*out.glob("*.safetensors"))
-    AutoTokenizer.from_pretrained(folders[1]).save_pretrained(out)
-    processor.save_pretrained(out)
     counts = {"pairs": len(parts["train"]), "held_out": len(unseen.features)}
-    write_text(out / "training.json", json.dumps(counts | figures, indent=1) + "\n")
-    return out
+    return counts | figures
 
 
 def _share(text: str) -> float:

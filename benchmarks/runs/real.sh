@@ -27,9 +27,13 @@ step_sets() {
 step_models() {
     real weights
     real retriever
-    cp $MODELS/retriever/training.json $RESULTS/real_retriever.json
     real learn
     real base
+}
+step_retriever() { # trains it anew, in hours; else what was trained before is taken
+    real retriever --anew
+    cp $MODELS/retriever/trained.safetensors benchmarks/real/trained/retriever.safetensors
+    cp $MODELS/retriever/training.json $RESULTS/real_retriever.json
 }
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \

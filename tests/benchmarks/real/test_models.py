@@ -21,10 +21,14 @@ from real.dual_encoder import (
     zero_shot,
 )
 from real.features import features_of
+from real.layout import Layout
 from real.learning import Lesson
 from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
+from real.retriever import changed
+from real.retriever import make as make_retriever
+from real.tuning import Schedule
 from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models.eight import llava_tokenizer
 from tiny_models.parts import text_config
 from torch.nn import functional as F
@@ -172,6 +176,42 @@ def test_what_finds_nothing_is_not_added(tower_folder: Path, text_folder: Path) 
     figures = train(model, Pairs(features, noise), held_out, steps=5)
     assert (figures["zero_shot"], figures["weight"]) == (1.0, 0.0)
     assert torch.equal(model.visual_projection.weight, before)
+
+
+def test_a_trained_retriever_is_made_again_of_what_was_kept(
+    tower_folder: Path, text_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    def layout(name: str) -> Layout:
+        made = Layout(tmp_path / name)
+        made.weights.mkdir(parents=True)
+        (made.weights / "efficientnet-lite0").symlink_to(tower_folder)
+        (made.weights / "minilm").symlink_to(text_folder)
+        return made
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return load_file(folder / "model.safetensors")
+
+    lessons = [Lesson(str(n), path, f"barn {n}", None) for n, path in enumerate(pictures)]
+    schedule = Schedule(steps=2, batch_size=8, tested=1, views=1, blocks=1)
+    anew = make_retriever(layout("anew"), lessons, lessons[:5], None, schedule)
+    again = make_retriever(layout("again"), [], [], anew / "trained.safetensors")
+    torch.testing.assert_close(weights(again), weights(anew), rtol=0, atol=0)
+    assert json.loads((anew / "training.json").read_text())["held_out"] > 5
+    assert not (again / "training.json").exists(), "figures of a training that was not"
+
+    model = zero_shot(tower_folder, text_folder)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        model.text_projection.weight.add_(0.1)
+        model.visual_projection.weight.mul_(1.5)
+    kept = changed(before, model.state_dict())
+    assert kept.keys() == {"text_projection.weight", "visual_projection.weight"}
+    save_file(kept, tmp_path / "kept.safetensors")
+    found = weights(make_retriever(layout("kept"), [], [], tmp_path / "kept.safetensors"))
+    for name, weight in found.items():
+        expected = model.state_dict()[name] if name in kept else before[name]
+        torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-3)
+        assert name in kept or torch.equal(weight, expected)
 
 
 def test_texts_that_say_the_same_have_each_others_pictures() -> None:
