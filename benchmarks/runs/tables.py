@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from tables import NOT_MEASURED, Results, mib, table, unmeasured
 
 from ragvl.ablation.result import AblationResult
-from ragvl.ablation.table import gains
-from ragvl.ablation.table import table as ablation_rows
+from ragvl.ablation.table import tables as ablation_tables
 from ragvl.data.questions import Pool
 from ragvl.evaluation.metrics import difference
 from ragvl.evaluation.result import EvaluationResult, Figure, Figures, PoolResult, from_json
@@ -229,17 +228,16 @@ def _ablation(results: Results, name: str) -> str:
     if name not in results:
         return unmeasured(["arm", "gold"])
     result = from_json(AblationResult, results[name])
-    header, *rows = ablation_rows(result)
-    over, *differences = gains(result)
     note = (
         f"Percent of {result.num_questions} test questions; mean of {len(result.seeds)} "
         f"seeds with Student's 95 % interval, {result.settings['max_steps']} steps if not said "
         "otherwise."
     )
     if result.noise_ratios:
-        ratios = ", ".join(f"{n} {100 * r:.0f} %" for n, r in result.noise_ratios.items() if r)
+        ratios = ", ".join(f"{n}: {100 * r:.0f} %" for n, r in result.noise_ratios.items() if r)
         note += f" Of the documents shown are not gold: {ratios}."
-    return "\n\n".join([table(header, rows), table(over, differences, note)])
+    *first, (head, *rows) = ablation_tables(result)
+    return "\n\n".join([*(table(head, rows) for head, *rows in first), table(head, rows, note)])
 
 
 def overhead(results: Results) -> str:

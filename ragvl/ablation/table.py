@@ -1,9 +1,10 @@
-"""An ablation's result as a table, which says what sets its arms apart."""
+"""An ablation's result as tables, which say what sets its arms apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import groupby
 from typing import Any
 
 from ragvl.ablation.result import AblationResult, ArmResult, SeedSummary
@@ -11,11 +12,30 @@ from ragvl.messages import visible
 from ragvl.training.command import RunSettings
 from ragvl.training.noise import NoiseSettings
 
+Rows = list[list[str]]  # of a table, the head first
+
 _LONGEST_REASON = 160  # in a cell
+_MOST_MEASURES = 4  # beside each other
 
 
-def table(result: AblationResult) -> list[list[str]]:
-    """Rows of a table, the head first: means in percent with their intervals."""
+def tables(result: AblationResult) -> list[Rows]:
+    """All of a result, in tables that fit a page.
+
+    Few measures are in a table of all arms and one of gains. Of many, the first table says what
+    sets the arms apart; each other has a few measures: of the baseline as they are, of other arms
+    as gains over it.
+    """
+    if len(result.measures) <= _MOST_MEASURES:
+        return [rows for rows in (table(result), gains(result)) if len(rows) > 1]
+    return [
+        table(result, []),
+        *(_compared(result, few) for few in _parts(result.measures)),
+    ]
+
+
+def table(result: AblationResult, measures: Sequence[str] | None = None) -> Rows:
+    """What sets the arms apart, and means of `measures` (all) in percent with their intervals."""
+    measures = result.measures if measures is None else measures
     settings = arm_settings(result)
     head, rows = ["arm"], {arm: [_with_failures(arm, result)] for arm in result.arms}
     if any(settings.values()):
@@ -26,22 +46,54 @@ def table(result: AblationResult) -> list[list[str]]:
         head.append("answer tokens on the clamp's floor, ceiling; spread of weights")
         for arm, cells in rows.items():
             cells.append(_token_weights(result.arms[arm].token_weights))
-    head += result.measures
+    head += measures
     for arm, cells in rows.items():
-        cells += [_cell(result.arms[arm].measures[measure]) for measure in result.measures]
+        cells += _means(result.arms[arm], measures)
     return [head, *rows.values(), *_failed_rows(result, len(head))]
 
 
-def gains(result: AblationResult) -> list[list[str]]:
-    """Rows of a table, the head first: each arm's differences to the baseline, seed by seed."""
-    baseline = result.baseline or next(iter(result.trained), "")
-    head = [f"against {baseline}", *result.measures]
+def gains(result: AblationResult, measures: Sequence[str] | None = None) -> Rows:
+    """Each arm's differences to the baseline in `measures` (all), seed by seed."""
+    measures = result.measures if measures is None else measures
     rows = []
     for name, arm in result.trained.items():
-        differences = [arm.measures[measure].gain for measure in result.measures]
+        differences = [arm.measures[measure].gain for measure in measures]
         if any(differences):
             rows.append([name, *("" if gain is None else _cell(gain, "+") for gain in differences)])
-    return [head, *rows]
+    return [[f"against {_baseline(result)}", *measures], *rows]
+
+
+def _compared(result: AblationResult, measures: Sequence[str]) -> Rows:
+    """Measures of the untrained model and the baseline, and of other arms what they add to it."""
+    baseline = _baseline(result)
+    whole = [
+        [name, *_means(arm, measures)]
+        for name, arm in result.arms.items()
+        if name == baseline or name not in result.trained
+    ]
+    _, *others = gains(result, measures)
+    added = [[f"{name}, against {baseline}", *cells] for name, *cells in others]
+    return [["arm", *measures], *whole, *added]
+
+
+def _parts(measures: Sequence[str]) -> list[list[str]]:
+    """Measures that fit beside each other; those of one name and several numbers stay together."""
+    parts: list[list[str]] = []
+    for _, group in groupby(measures, key=lambda name: name.rstrip("0123456789. ")):
+        alike = list(group)
+        if parts and len(parts[-1]) + len(alike) <= _MOST_MEASURES:
+            parts[-1] += alike
+        else:
+            parts.append(alike)
+    return parts
+
+
+def _baseline(result: AblationResult) -> str:
+    return result.baseline or next(iter(result.trained), "")
+
+
+def _means(arm: ArmResult, measures: Sequence[str]) -> list[str]:
+    return [_cell(arm.measures[measure]) for measure in measures]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

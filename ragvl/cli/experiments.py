@@ -38,20 +38,20 @@ def ablate(
         from ragvl.ablation.ablate import ablate as run
         from ragvl.ablation.grid import AblationSettings
         from ragvl.ablation.plots import ablation_plot
-        from ragvl.ablation.table import gains, markdown, table
+        from ragvl.ablation.table import markdown, tables
         from ragvl.evaluation.result import to_json
 
         check_writable_folder(out)
         hide_loading_bars()
         result = run(AblationSettings.read(config), out / "runs", report=say)
         write_text(out / "ablation.json", json_text(to_json(result)))
-        tables = [rows for rows in (table(result), gains(result)) if len(rows) > 1]
-        write_text(out / "ablation.md", "\n".join(map(markdown, tables)))
+        found = tables(result)
+        write_text(out / "ablation.md", "\n".join(map(markdown, found)))
         write_text(out / "ablation.svg", ablation_plot(result))
     if as_json:
         print_json(to_json(result))
     else:
-        for head, *rows in tables:
+        for head, *rows in found:
             print_table(head, rows)
     if failed := result.failed:
         say(f"ragvl ablate: {len(failed)} runs failed; run it again to try them again", err=True)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from ragvl.ablation.jobs import data_name
 from ragvl.ablation.plots import ablation_plot
 from ragvl.ablation.result import AblationResult, ArmResult, FailedRun, MeasureSummary
 from ragvl.ablation.summary import summarise, summarise_measure
-from ragvl.ablation.table import arm_settings, gains, markdown, table
+from ragvl.ablation.table import arm_settings, gains, markdown, table, tables
 from ragvl.ablation.test_set import TestSet
 from ragvl.cli import app
 from ragvl.data.formats import open_questions
@@ -403,6 +404,60 @@ def test_an_arm_of_which_a_seed_failed_is_compared_by_the_others() -> None:
     )
     assert table(result)[2][0] == "noise (without seed 1, failed: OutOfMemoryError: a / b)"
     assert gains(result)[1][-1].startswith("+10.0 ")
+
+
+def test_many_measures_are_in_several_tables() -> None:
+    names = ["gold", "random 1", "random 2", "hard 1", "hard 4", "end to end 0", "end to end 0.5"]
+
+    def arm(seeds: list[int], start: float, baseline: float | None) -> ArmResult:
+        def values(first: float) -> dict[int, dict[str, float]]:
+            return {
+                seed: {name: first + place / 100 for place, name in enumerate(names)}
+                for seed in seeds or [0]
+            }
+
+        over = values(baseline) if baseline is not None else {}
+        measures = {name: summarise_measure(values(start), over, name) for name in names}
+        return ArmResult(changes={}, settings={}, seeds=seeds, measures=measures)
+
+    arms = {
+        "untrained": arm([], 0.25, None),
+        "plain": arm([0, 1], 0.5, None),
+        "noise": arm([0, 1], 0.625, 0.5),
+    }
+    result = AblationResult(
+        stage="generator",
+        test="places",
+        num_questions=3,
+        settings={},
+        seeds=[0, 1],
+        baseline="plain",
+        arms=arms,
+        failed=[FailedRun("noise", 2, "OutOfMemoryError")],
+    )
+    apart, *compared = tables(result)
+    assert [row[0] for row in apart] == [
+        "arm",
+        "untrained",
+        "plain",
+        "noise (without seed 2, failed: OutOfMemoryError)",
+    ]
+    assert [rows[0] for rows in compared] == [
+        ["arm", "gold", "random 1", "random 2"],
+        ["arm", "hard 1", "hard 4", "end to end 0", "end to end 0.5"],
+    ]
+    for head, *rows in compared:
+        assert [row[0] for row in rows] == ["untrained", "plain", "noise, against plain"]
+        for column, name in enumerate(head[1:], 1):
+            assert rows[0][column] == f"{25 + names.index(name):.1f}"
+            assert rows[1][column].startswith(f"{50 + names.index(name):.1f} (")
+            assert rows[2][column] == "+12.5 (+12.5 to +12.5)"
+    few = replace(result, arms={name: few_measures(arm) for name, arm in arms.items()})
+    assert tables(few) == [table(few), gains(few)]
+
+
+def few_measures(arm: ArmResult) -> ArmResult:
+    return replace(arm, measures=dict(list(arm.measures.items())[:4]))
 
 
 def test_a_grid_of_which_everything_fails_is_an_error(world: Path, tmp_path: Path) -> None:
