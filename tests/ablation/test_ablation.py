@@ -608,14 +608,13 @@ def test_results_of_earlier_versions_are_shown() -> None:
     result = from_json(AblationResult, values)
     rows = {row[0]: row for row in table(result)}
     assert len({len(row) for row in rows.values()}) == 1
-    paper, stronger = rows["tokens, as in the paper"], rows["tokens, timestep 500"]
-    assert "timestep 500, clamp 1 to 5" in paper[1]
-    assert "timestep 500, clamp 0.01 to 5" in stronger[1]
-    gain = result.arms["tokens, timestep 500"].measures["noised"].gain
-    (row,) = (row for row in gains(result) if row[0] == stronger[0])
-    assert gain is not None and row[-1].startswith(f"{100 * gain.mean:+.1f} (")
+    assert "timestep 500, gap of the logit, clamp 1 to 5" in rows["tokens"][1]
+    assert "timestep 900, gap of the logit, clamp 0.1 to 5" in rows["pixels, no floor"][1]
+    gain = result.arms["pixels, no floor"].measures["gold"].gain
+    (row,) = (row for row in gains(result) if row[0] == "pixels, no floor")
+    assert gain is not None and row[1].startswith(f"{100 * gain.mean:+.1f} (")
     assert ablation_plot(result).startswith("<?xml")
-    result.arms["_$\\x$ <b>"] = result.arms.pop("tokens, as in the paper")
+    result.arms["_$\\x$ <b>"] = result.arms.pop("tokens")
     assert r" _$\x$ &lt;b&gt;<" in ablation_plot(result)
 
 
