@@ -6,6 +6,8 @@ without them plans with the same figures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from shapes import SHAPES
@@ -23,15 +25,17 @@ _ROOMS = Rooms(device=8 << 30, host=32 << 30, disk=4 << 40)
 def measured(results: Results) -> dict[str, Any]:
     """What `ragvl.profiling.plan.measured` reads.
 
-    Times are those of the run that compares methods, per candidate; of other tiers by how many
-    times as fast as nothing kept each was.
+    Times are those of the run that compares methods: of a query by itself, as large a share as it
+    has where numbers of candidates are compared, and of each candidate. Of other tiers they are by
+    how many times as fast as nothing kept each was.
     """
     cached, (case, *_) = results["prefix_cache_cpu"], results["fast_rerank_cpu"]["cases"]
     candidates = results["fast_rerank_cpu"]["num_documents"]
-    cold, warm = (
-        case["methods"][f"fast_rerank_{name}"]["ms"]["median"] / candidates
-        for name in ("cold", "warm")
-    )
+    whole = {
+        name: case["methods"][f"fast_rerank_{name}"]["ms"]["median"] for name in ("cold", "warm")
+    }
+    query = whole["warm"] * _share_of_query(cached["scaling"]["candidates"], candidates)
+    cold, warm = ((ms - query) / candidates for ms in whole.values())
     speeds = {tier["tier"]: tier["hit"]["median"] for tier in cached["tiers"]}
     kv = {
         "device": warm,
@@ -59,8 +63,15 @@ def measured(results: Results) -> dict[str, Any]:
     return {
         "models": models,
         "page_overhead": overhead,
-        "times": {_MODEL: {"miss": cold, "hits": by_kept}},
+        "times": {_MODEL: {"query": query, "miss": cold, "hits": by_kept}},
     }
+
+
+def _share_of_query(scaling: Mapping[str, Any], candidates: int) -> float:
+    """What a warm call of so many spends on none of them, by the line through all calls."""
+    points, slope = scaling["points"], scaling["ms_per_one_more"]["warm"]
+    at_none = fmean(point["warm"]["median"] - slope * point["x"] for point in points)
+    return max(at_none, 0.0) / (max(at_none, 0.0) + slope * candidates)
 
 
 def forget() -> None:

@@ -2,7 +2,7 @@
 
     bytes(kept)   = documents * bytes of one
     at(tier)      = share of these bytes that the tier's room takes, the fastest tier first
-    time(query)   = candidates * (sum over tiers of hit_rate * at(tier) * time(tier)
+    time(query)   = its own time + candidates * (sum over tiers of hit_rate * at(tier) * time(tier)
                     + the rest * time of a miss)
     replicas      = the fewest whose rooms and time together answer the queries at the load wanted
 
@@ -35,15 +35,17 @@ _ID_BYTES = 8  # of a vector's number, beside its code
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one candidate.
+    """Milliseconds of one candidate, and of a query besides.
 
     Attributes:
         miss: with nothing known of it.
         hits: by what is kept and where; of what is not there nothing is known.
+        query: of a query, however many candidates it has.
     """
 
     miss: float
     hits: Mapping[Kept, Mapping[Tier, float]]
+    query: float = 0.0
 
     @classmethod
     def of_a_device(
@@ -250,7 +252,7 @@ def _planned(demand: Demand, rooms: Rooms, kept: Kept, size: int, times: Times) 
             if taken
         )
         known = demand.hit_rate * (1 - left / total) if total else 0.0
-        return used, demand.candidates * (hits + (1 - known) * times.miss)
+        return used, times.query + demand.candidates * (hits + (1 - known) * times.miss)
 
     def is_enough(replicas: int) -> bool:
         return demand.queries_per_second * at(replicas)[1] / 1e3 <= replicas * demand.load
@@ -298,6 +300,6 @@ def sizes_of(model: str) -> dict[Kept, int]:
 
 
 def times_of(model: str) -> Times | None:
-    """Times of a candidate as they were measured on two cores; None where they were not."""
+    """Times as they were measured on two cores; None where they were not."""
     known = measured()["times"].get(model)
-    return None if known is None else Times(known["miss"], known["hits"])
+    return None if known is None else Times(known["miss"], known["hits"], known["query"])

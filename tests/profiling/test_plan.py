@@ -46,6 +46,15 @@ def test_everything_fits() -> None:
     assert plans.index_memory == 1000 * (64 + 8) and plans.index_disk == 1000 * 512 * 4
 
 
+def test_a_query_takes_time_of_its_own() -> None:
+    demand = Demand(1000, queries_per_second=7, hit_rate=1.0, candidates=10)
+    times = Times(TIMES.miss, TIMES.hits, query=30.0)
+    plans = plan(demand, Rooms(10 * GIB), SIZES, times)
+    kv, nothing = (of(plans, kept) for kept in ("kv", "nothing"))
+    assert (kv.query_ms, nothing.query_ms) == (130, 1030)
+    assert kv.replicas == 2  # 7 queries of 0.13 s are more than 70 % of one
+
+
 def test_what_does_not_fit_is_a_miss() -> None:
     demand = Demand(10_000, queries_per_second=0.001, hit_rate=0.8, candidates=1)
     one = of(planned(demand, Rooms(device=GIB, host=2 * GIB)), "kv")
