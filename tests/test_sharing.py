@@ -9,33 +9,17 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pickled import answered, pairs, scored
 from tiny_encoders import save_checkpoint
 from tiny_models import ARCHITECTURES
 
-from ragvl import Document, Generator, RagVL, Reranker, Retriever
+from ragvl import Generator, RagVL, Reranker, Retriever
 from ragvl.mllm import MLLM
 from ragvl.prefix_cache import PrefixCache
 from ragvl.reranker.templates import INSTRUCTION_FIRST
 from ragvl.retriever import DualEncoder
-
-
-def pairs() -> list[tuple[str, Document]]:
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 255, (48, 60, 3), np.uint8)) for _ in range(3)]
-    return [("What color is it?", Document(p, caption=f"Barn {i}")) for i, p in enumerate(pictures)]
-
-
-def scored(reranker: Reranker) -> list[float]:
-    return reranker.score(pairs()).tolist()
-
-
-def answered(generator: Generator) -> str:
-    query, document = pairs()[0]
-    return generator.answer(query, [document], max_new_tokens=6)
 
 
 @pytest.mark.slow
