@@ -93,7 +93,7 @@ def retriever(
     from real.learning import lessons
 
     make = partial(retriever.make, trained=None) if anew else retriever.make
-    _make(Layout(root), "retriever", make, lessons, again=anew)
+    _make(Layout(root), "retriever", make, lessons)
 
 
 @app.command()
@@ -105,15 +105,8 @@ def base(root: Root = RUNS) -> None:
     _make(Layout(root), "base", mllm.make, lessons)
 
 
-def _make(
-    layout: Layout,
-    name: str,
-    make: Callable[..., Path],
-    lessons: Callable,
-    *,
-    again: bool = False,
-) -> None:
-    if not again and (layout.models / name / "config.json").exists():
+def _make(layout: Layout, name: str, make: Callable[..., Path], lessons: Callable) -> None:
+    if (layout.models / name / "config.json").exists():
         print(f"there already: {layout.models / name}")
         return
     with _said():

@@ -31,6 +31,11 @@ step_models() {
     real base
 }
 step_retriever() { # trains it anew, in hours; else what was trained before is taken
+    if [ -e $MODELS/retriever ]; then
+        echo "$MODELS is made of the retriever that is there: move it away to train another" >&2
+        exit 1
+    fi
+    real weights
     real retriever --anew
     cp $MODELS/retriever/trained.safetensors benchmarks/real/trained/retriever.safetensors
     cp $MODELS/retriever/training.json $RESULTS/real_retriever.json
