@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import importlib
+import multiprocessing
 import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 
-# In a process of its own, since here TRITON_INTERPRET is set
-_PROGRAM = """
-import importlib, json, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-module, name, types, constants = json.loads(sys.argv[1])
-kernel = getattr(importlib.import_module(f"ragvl.kernels.{module}"), name)
-signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-source = ASTSource(kernel, signature, constexprs=constants)
-assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
-"""
+@functools.cache
+def _compiler() -> ProcessPoolExecutor:
+    """A process of its own, since here TRITON_INTERPRET is set; one, since importing takes long."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_do_not_interpret)
+
+
+def _do_not_interpret() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def _compile(module: str, name: str, types: dict[str, str], constants: dict[str, object]) -> bytes:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"ragvl.kernels.{module}"), name)
+    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+    source = ASTSource(kernel, signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 
 
 def compile_for_a_gpu(
@@ -37,6 +46,5 @@ def compile_for_a_gpu(
         kernel: its name, if not `_<operation>_fwd_kernel`.
     """
     by_name = {name: type_ for names, type_ in types.items() for name in names.split()}
-    arguments = json.dumps([operation, kernel or f"_{operation}_fwd_kernel", by_name, constants])
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", _PROGRAM, arguments], check=True, env=environment)
+    name = kernel or f"_{operation}_fwd_kernel"
+    assert _compiler().submit(_compile, operation, name, by_name, constants).result()

@@ -253,6 +253,7 @@ def test_compiles(backend, device) -> None:
     assert torch.equal(compiled(x), doubled(x))
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     # Else it compiles a program for each instruction set, to see whether that runs
     monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)

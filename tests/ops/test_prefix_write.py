@@ -366,6 +366,7 @@ def test_opcheck(backend, device, compression):
     torch.library.opcheck(_prefix_write, (), arguments)
 
 
+@pytest.mark.slow
 def test_torch_compile_keeps_it_whole():
     def layer(factor: float, **inputs) -> Tensor:
         prefix_write(**{**inputs, "k": inputs["k"] * factor}, backend="cpu")
@@ -456,6 +457,7 @@ def test_kernels_refuse_float64():
         prefix_write(**inputs, backend="cpu")
 
 
+@pytest.mark.slow
 @FORMS
 def test_the_triton_kernel_compiles_for_a_gpu(compression):
     strides = "k_head_stride k_token_stride v_head_stride v_token_stride"

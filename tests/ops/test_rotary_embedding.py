@@ -155,6 +155,7 @@ def test_opcheck(backend, device, one_angle):
     torch.library.opcheck(_rotary_embedding, (), {**inputs, "backend": backend})
 
 
+@pytest.mark.slow
 def test_torch_compile_keeps_it_whole():
     def attention(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k = rotary_embedding(2 * q, k, cos, sin)

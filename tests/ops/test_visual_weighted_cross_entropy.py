@@ -339,6 +339,7 @@ def test_opcheck(backend, device) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_torch_compile_changes_nothing(backend, device) -> None:
     def doubled(**inputs) -> Tensor:
