@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 # Several processes share the cores (`pytest -n`): what torch reads when it is imported
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -25,10 +26,10 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first, and skips tests marked `gpu` where there is none."""
+    """Puts files with many slow tests first, and skips tests marked `gpu` where there is none."""
     # A process runs a file: one of the long ones, begun last, would keep all others waiting
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     if torch.cuda.is_available():
         return
     for item in items:

@@ -132,6 +132,7 @@ def test_rerank_takes_data_urls(tiny_model: Callable[[str], Path], pictures: lis
     assert len(table.stdout.splitlines()[1]) < 300 < len(url)
 
 
+@pytest.mark.slow
 def test_rerank_takes_texts_documents_and_a_picture_query(
     tiny_mllm: Callable[[str], MLLM],
     tiny_model: Callable[[str], Path],
@@ -363,6 +364,7 @@ def test_what_the_chat_template_reads_can_be_set(
     assert "must be a JSON object" in warm("--chat-template-kwargs", "[1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [ARCHITECTURES[0], "paligemma"])
 def test_warm_fills_a_cache_that_rerank_uses(
     architecture: str, tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path

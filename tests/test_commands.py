@@ -185,6 +185,7 @@ def test_what_has_no_bar_is_named_on_a_terminal_alone(
     os.close(ours)
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nobody_reads_is_no_traceback() -> None:
     code = "from ragvl.cli.entry import main; import sys; sys.argv[1:] = ['doctor']; main()"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -120,6 +120,7 @@ def served() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     "path", [p for p in DOCUMENTS if blocks("python", of=p)], ids=lambda path: path.name

@@ -18,6 +18,7 @@ from ragvl.training.ranking import read_ranking
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+@pytest.mark.slow
 def test_own_pictures_are_ordered_by_relevance(
     demo: Stages,
     tmp_path: Path,

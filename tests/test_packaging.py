@@ -84,6 +84,7 @@ def imports(module: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_imports_run_one_way():
     """As docs/architecture.md says; what it does not name is at the bottom."""
     text = " ".join((ROOT / "docs" / "architecture.md").read_text().split())

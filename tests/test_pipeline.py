@@ -30,6 +30,7 @@ def stages(dataset: WebQA) -> tuple[Retriever, Reranker, Generator]:
     )
 
 
+@pytest.mark.slow
 def test_an_answer_carries_every_stage(
     dataset: WebQA, stages: tuple[Retriever, Reranker, Generator]
 ) -> None:

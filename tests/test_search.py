@@ -177,6 +177,7 @@ def test_search_without_a_reranker_is_the_retrievers_order(index: Path, tmp_path
     assert shown.count("data:image/png;base64,") == len(pictures)
 
 
+@pytest.mark.slow
 def test_search_reranks_what_it_retrieved(
     index: Path, tiny_mllm: Callable[[str], MLLM], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_search_reranks_what_it_retrieved(
     assert page.index("<h2>Reranked</h2>") < page.index("<h2>Retrieved</h2>")
 
 
+@pytest.mark.slow
 def test_search_takes_the_fusion_that_was_estimated_for_its_encoders(
     index: Path, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_picture_that_is_gone_comes_last(
     assert "a picture that cannot be read" in page.read_text()
 
 
+@pytest.mark.slow
 def test_ask_answers_from_what_is_kept(
     index: Path, tiny_mllm: Callable[[str], MLLM], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -325,6 +328,7 @@ def found_ids(outcome: Result) -> set[str]:
     return {one["id"] for one in json.loads(outcome.stdout)["results"]}
 
 
+@pytest.mark.slow
 def test_a_folder_is_indexed_once_and_followed(
     encoders: dict[str, str], photos: Path, collection: Path, tiny_model: Callable[[str], Path]
 ) -> None:

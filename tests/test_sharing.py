@@ -41,6 +41,7 @@ def test_another_process_gives_the_same_bits(
         assert pool.submit(answered, generator).result(timeout=300) == expected[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
 def test_every_architecture_is_pickled_by_its_folder(
     architecture: str, tiny_model: Callable[[str], Path]
@@ -55,6 +56,7 @@ def test_every_architecture_is_pickled_by_its_folder(
     assert again.threshold == 0.25
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_pickled(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     encoder = DualEncoder.from_pretrained(save_checkpoint(tmp_path, "clip"), device="cpu")
     documents = [document for _, document in pairs()]

@@ -95,6 +95,7 @@ def results(models: Models) -> list[Any]:
     return [scores.numpy(), ranked, answer, *vectors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "paligemma"])
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_bits_do_not_depend_on_what_the_caller_set(

@@ -170,6 +170,7 @@ def test_a_rerankers_grid_over_shares_of_the_data(world: Path, tmp_path: Path) -
     assert len(done(tmp_path / "runs")) == 3 + 2, "not the untrained model's"
 
 
+@pytest.mark.slow
 def test_a_generator_is_tested_behind_retrieval_and_reranking(world: Path, tmp_path: Path) -> None:
     """What it answers from is what `evaluate` keeps, at each share of swapped documents."""
     models = {name: str(ASSETS / f"tiny-{name}") for name in ("retriever", "reranker")}
@@ -460,6 +461,7 @@ def few_measures(arm: ArmResult) -> ArmResult:
     return replace(arm, measures=dict(list(arm.measures.items())[:4]))
 
 
+@pytest.mark.slow
 def test_a_grid_of_which_everything_fails_is_an_error(world: Path, tmp_path: Path) -> None:
     steep = {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 3, "warmup_steps": 0}
     settings = grid(world, arms={"steep": steep}, seeds=[0], untrained=False)
@@ -536,6 +538,7 @@ def test_a_model_that_was_trained_and_not_evaluated_is_not_trained_again(
 # --- checked before anything is trained ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_before_anything_is_trained(world: Path, tmp_path: Path) -> None:
     path, work = tmp_path / "grid.yaml", tmp_path / "runs"
     for change, words in (
@@ -596,6 +599,7 @@ def test_a_table_tells_arms_apart_by_their_settings(
     assert (noise["noise.kind"], noise["noise.window"]) == ("diffusion", 3)
 
 
+@pytest.mark.slow
 def test_results_of_earlier_versions_are_shown() -> None:
     """They hold what was given of settings, and less of what measured them."""
     text = (ROOT / "benchmarks" / "results" / "ablation_noise.json").read_text()

@@ -93,6 +93,7 @@ def test_noised_pictures_are_the_same_for_every_model(
             assert same.digest() == other.digest()
 
 
+@pytest.mark.slow
 def test_answers_are_judged_question_by_question(
     source: WebQA, by_name: dict[str, Condition], monkeypatch: pytest.MonkeyPatch
 ) -> None:

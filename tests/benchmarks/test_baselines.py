@@ -50,6 +50,7 @@ def assert_same_scores(
         torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [*ON_A_STOCK_MODEL, CrossEncoderBaseline])
 def test_same_scores_as_the_reranker(
     baseline: type, checkpoint: Path, documents: list[Document]

@@ -8,6 +8,7 @@ import pytest
 from ragvl.ops.int8_linear import slow_products_problem
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(slow_products_problem() is not None, reason="this CPU has no VNNI")
 def test_each_dtype_is_timed_and_held_against_its_products() -> None:
     result = bench_dtypes.run("tiny", num_documents=2, rounds=2)

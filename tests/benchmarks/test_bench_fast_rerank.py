@@ -42,6 +42,7 @@ def test_measures_every_method_and_their_agreement(cases: list[dict[str, Any]]) 
         assert most < methods[BASELINE]["ms"]["min"]
 
 
+@pytest.mark.slow
 def test_says_how_long_prompts_were(cases: list[dict[str, Any]]) -> None:
     suffixes = []
     for case in cases:

@@ -47,6 +47,7 @@ def test_the_table_has_a_line_for_each(result: dict[str, Any]) -> None:
     assert "| shipped | all |  | int8 |" in text
 
 
+@pytest.mark.slow
 def test_the_speed_has_a_row_for_each_setting() -> None:
     assert "not measured" in bench_image_tokens.speed_table({})
     measured = bench_image_tokens.measured_speed("tiny", 64, documents=2, rounds=2)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bench_layers
 import gpu_rerank
+import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_each_kind_is_timed_and_profiled() -> None:
     measured = bench_layers.measure_layers(
         *("tiny", torch.device("cpu")), num_documents=2, rounds=2, kinds=("eager", "fused")

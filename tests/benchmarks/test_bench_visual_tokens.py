@@ -18,6 +18,7 @@ def result() -> dict[str, Any]:
     return json.loads(json.dumps(measured))
 
 
+@pytest.mark.slow
 def test_a_known_picture_saves_the_vision_towers_work(result: dict[str, Any]) -> None:
     share = result["vision_share"]["median"]
     assert 0.2 < share < 1

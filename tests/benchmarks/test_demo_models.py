@@ -322,6 +322,7 @@ def test_every_stage_runs_once_and_its_folders_load(
     assert (tmp_path / "work" / "describe" / "model.safetensors").stat().st_mtime_ns == described
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(
     tokenizer: PreTrainedTokenizerFast,
     data: TrainingSet,

@@ -30,6 +30,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_all, "BUILD", tmp_path / "build")
 
 
+@pytest.mark.slow
 def test_whatever_happens_to_one_part_the_next_is_run(tmp_path: Path) -> None:
     bundle = tmp_path / "out.tar"
     outcomes = run_in_order(

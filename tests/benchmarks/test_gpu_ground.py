@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # The project's own dependencies that such a machine lacks
 _WITHOUT = """
@@ -47,6 +49,7 @@ assert step_overhead(mllm, arms, batches, rounds=2)
 """
 
 
+@pytest.mark.slow
 def test_it_runs_without_what_is_missing_there() -> None:
     command = [sys.executable, "-c", _WITHOUT + _PROGRAM, str(BENCHMARKS)]
     done = subprocess.run(command, capture_output=True, text=True)

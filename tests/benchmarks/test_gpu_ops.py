@@ -27,6 +27,7 @@ def result() -> dict[str, Any]:
     return json.loads(json.dumps({**measured, "machine": machine, "goals": goals}))
 
 
+@pytest.mark.slow
 def test_every_operation_is_timed_against_torch(result: dict[str, Any]) -> None:
     assert {case["operation"] for case in result["cases"]} == ON_GPUS
     for case in result["cases"]:

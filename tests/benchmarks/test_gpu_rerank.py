@@ -45,6 +45,7 @@ def test_every_model_is_measured_at_the_goals_sizes() -> None:
         assert (1296 in tokens) == name.startswith("qwen")
 
 
+@pytest.mark.slow
 def test_a_model_is_timed_against_every_other_method(model: dict[str, Any]) -> None:
     others = {"serial_generate", "padded_batch", "cross_encoder", "stock_cache_warm"}
     for case in model["cases"]:
@@ -65,6 +66,7 @@ def test_what_there_was_no_time_for_is_named() -> None:
     assert (result["cases"], result["left_out"]) == ([], ["16 image tokens", "25 image tokens"])
 
 
+@pytest.mark.slow
 def test_each_share_of_known_documents_is_timed(tiers: dict[str, Any]) -> None:
     (of_model,) = tiers["models"]
     names = {row["tier"] for row in of_model["tiers"]}

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_everything_is_counted(folder: Path) -> None:
     (folder / "test_all.py").write_text(TESTS.format(seconds=0))
     tests = gpu_tests.run_tests([str(folder)], 300)

@@ -45,6 +45,7 @@ def test_batches_have_the_requested_tokens_and_labels() -> None:
                 assert 120 + 16 < length < 120 + 70
 
 
+@pytest.mark.slow
 def test_every_arm_is_timed(steps: dict[str, Any]) -> None:
     assert [case["labelled"] for case in steps["cases"]] == ["5 %", "all"]
     for case in steps["cases"]:

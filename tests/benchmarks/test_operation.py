@@ -51,6 +51,7 @@ def test_every_case_is_timed_and_written(tmp_path, monkeypatch):
         assert all(figures["peak_mib"] >= 0 for figures in methods.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bench", "case"),
     [

@@ -9,6 +9,7 @@ import readme_example
 from common import RESULTS
 
 
+@pytest.mark.slow
 def test_the_command_answers_as_the_document_says() -> None:
     said = json.loads((RESULTS / "readme_example.json").read_text())["results"]
     given = readme_example.ranked()["results"]

@@ -32,6 +32,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_round_trip(repository: Path) -> None:
     with pytest.raises(SystemExit) as out_of_date:
         main(check=True, root=repository)
@@ -79,6 +80,7 @@ def test_a_wrong_mark_names_its_document(repository: Path) -> None:
         main(root=repository)
 
 
+@pytest.mark.slow
 def test_the_documents_here_are_up_to_date() -> None:
     main(check=True, root=ROOT)
 

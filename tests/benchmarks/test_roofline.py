@@ -28,6 +28,7 @@ def counted(reranker: Reranker, pairs: list) -> tuple[int, int]:
     return sum(by_operation.values()) - attention, attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny")])
 def test_products_are_counted(name: str, tmp_path: Path) -> None:
     # Wide enough that what is left out (patch embedding, projector, head) is little
@@ -74,6 +75,7 @@ def test_the_slower_of_both_decides() -> None:
     assert (work + work).seconds(Peaks(50, 30)) == 4
 
 
+@pytest.mark.slow
 def test_peaks_are_measured() -> None:
     peaks = measure_peaks(CPU, torch.float32, rounds=2)
     assert 0 < peaks.flops_per_second < math.inf

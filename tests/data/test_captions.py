@@ -89,6 +89,7 @@ def test_lines_of_image_and_caption(tmp_path: Path) -> None:
     assert dataset.problems.counts == {"empty caption": 1, "broken line": 1}
 
 
+@pytest.mark.slow
 def test_protocols_are_folds_of_the_pictures(tmp_path: Path) -> None:
     for folder in ("", "images"):  # 2,000 names of one picture
         (tmp_path / folder).mkdir(exist_ok=True)

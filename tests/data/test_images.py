@@ -475,6 +475,7 @@ class TestLargePictures:
         monkeypatch.setattr(images, "_STRIP_PIXELS", 10**6)
         np.testing.assert_array_equal(in_parts, pixels(image))
 
+    @pytest.mark.slow
     def test_little_more_memory_than_the_picture_itself(self):
         """One of 16 million pixels in a file of 70 kB; what it takes over its own 64 MiB."""
         code = (

@@ -162,6 +162,7 @@ def test_a_line_with_many_errors_names_the_first(fields: dict[str, Any]) -> None
     assert error.value.error_count() <= 3
 
 
+@pytest.mark.slow
 def test_a_line_that_unpacks_to_gigabytes_is_left_out_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     with gzip.open(path, "wb") as file:
@@ -261,6 +262,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.dictionaries(WORDS, JSON), st.integers(1, 40), st.booleans(), st.data())
 def test_any_object_is_read_as_json_reads_it_and_any_cut_is_a_truncated_file(

@@ -42,6 +42,7 @@ def names_of(sample: dict) -> set[str]:
     return {fact["title"].split()[0] for fact in facts}
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_another_seed_others(world: Path, tmp_path: Path) -> None:
     again = write_world(tmp_path / "again", Places(), counts=PLACES, questions_each=3, seed=7)
     other = write_world(tmp_path / "other", Places(), counts=PLACES, questions_each=3, seed=8)
@@ -112,6 +113,7 @@ def test_the_questions_name_the_place_and_have_every_category(samples: list[dict
         }
 
 
+@pytest.mark.slow
 def test_the_default_demo_size_meets_its_promise(tmp_path: Path) -> None:
     write_world(tmp_path, Places(), counts={"test": 520})
     dataset = WebQA(tmp_path, split="test")

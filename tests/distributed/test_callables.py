@@ -259,6 +259,7 @@ def in_turn(*works: Works) -> MapBlocks:
     return map_blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["kv", "features"])
 def test_what_the_first_prefix_decides_to_keep_all_processes_keep(
     first: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,6 +130,7 @@ def expected(tiny_reranker: Reranker) -> Callable[[Sequence[tuple[Query, Documen
     return lambda pairs: tiny_reranker.score(pairs, raw=True, progress=False).tolist()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_process_and_each_document_is_one_owners(
     link: InProcess, expected: Any, tmp_path: Path
 ) -> None:
@@ -295,6 +296,7 @@ def replace_settings(**changed: Any) -> ServerSettings:
     return SETTINGS.model_copy(update=changed)
 
 
+@pytest.mark.slow
 def test_an_index_is_searched_and_its_documents_are_scored_by_owners(
     link: InProcess, demo: Stages
 ) -> None:

@@ -68,6 +68,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_each_prefix_is_built_once_in_the_whole_cluster(
     ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ def square(marker: Path, block: int) -> tuple[int, int]:
     return block**2, os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_killed_actor_is_replaced_and_its_blocks_are_done_again(
     threads: Any, tmp_path: Path
@@ -141,6 +143,7 @@ def noted(taken: list[int]) -> Callable[[int], int]:
     return note
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_block_that_kills_whoever_gets_it_ends_the_work_by_name(
     threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,6 +198,7 @@ class TestCommands:
         found = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
+    @pytest.mark.slow
     def test_prefixes(self, threads: Any, pictures: list[Path], tmp_path: Path) -> None:
         threads(2)
         broken = tmp_path / "broken.png"
@@ -219,6 +223,7 @@ class TestCommands:
         alone, spread = (self.files(tmp_path / name) for name in ("alone", "spread"))
         assert alone == spread and len(alone) >= said["spread"]["built"] > 40
 
+    @pytest.mark.slow
     def test_ranking_samples_and_vectors(self, threads: Any, world: Path, tmp_path: Path) -> None:
         threads(2)
         for name, options in (("alone", []), ("spread", ["--ray"])):
@@ -233,6 +238,7 @@ class TestCommands:
         alone, spread = (sorted(held.values()) for held in files)
         assert alone == spread and len(alone) == 3  # samples, vectors, ids
 
+    @pytest.mark.slow
     def test_an_evaluation_by_two_actors(self, threads: Any, world: Path, tmp_path: Path) -> None:
         threads(1)
         models = [

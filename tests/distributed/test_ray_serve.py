@@ -118,6 +118,7 @@ def _alike(value: Any, depth: int = 0) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_one_process(
     app: App, alone: TestClient, pictures: list[Path]
 ) -> None:
@@ -183,6 +184,7 @@ def test_each_document_is_built_by_one_replica(app: App) -> None:
         assert sum(more) == len(documents) and all(more), figure
 
 
+@pytest.mark.slow
 def test_an_owner_that_never_answers_is_named(app: App) -> None:
     documents = [f"Lake {i} is deep." for i in range(20)]
     stopped = app.wait_for(2)[0]["process"]
@@ -200,6 +202,7 @@ def test_an_owner_that_never_answers_is_named(app: App) -> None:
     assert "did not answer" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_killed_replica_costs_no_request_its_score(app: App, alone: TestClient) -> None:
     _kill_under_load(app, alone, kills=2, pause=0.0)
 
@@ -303,6 +306,7 @@ def test_arguments_that_are_none_are_refused(given: dict[str, str], said: str) -
         build(given)
 
 
+@pytest.mark.slow
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)

@@ -81,6 +81,7 @@ def test_what_a_change_moves_is_within_5_percent_of_the_ideal_share_of_10_000():
         assert moved == sum(owner == lost for owner in before.values())
 
 
+@pytest.mark.slow
 def test_what_any_change_moves_is_within_5_percent_of_the_ideal_share_of_50_000():
     owners = owners_of(0)
     before = owned(50_000, owners)

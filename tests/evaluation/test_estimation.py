@@ -26,6 +26,7 @@ def recalls(correct: np.ndarray, erroneous: np.ndarray) -> Recalls:
     return Recalls([[s] for s in scores], [[g] for g in gold], [1] * len(scores))
 
 
+@pytest.mark.slow
 def test_adaptive_is_where_the_densities_cross() -> None:
     """Of two normal densities of one width that is midway; of two widths, a root of a quadratic."""
     rng = np.random.default_rng(0)
@@ -72,6 +73,7 @@ def population(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     return expit(3 * truth + 1), is_gold
 
 
+@pytest.mark.slow
 def test_the_promised_precision_is_kept_as_often_as_promised() -> None:
     rng = np.random.default_rng(2)
     many_scores, many_gold = population(rng, 400_000)

@@ -66,6 +66,7 @@ def evaluation(source: WebQA, models: Models, kept: Path) -> Evaluation:
     return evaluate(source, models, SETTINGS, work=kept, progress=False)
 
 
+@pytest.mark.slow
 def test_rankings_and_answers_are_those_of_the_stages(
     source: WebQA, models: Models, evaluation: Evaluation
 ) -> None:
@@ -133,6 +134,7 @@ def counting(models: Models) -> Models:
     return replace(models, reranker=_Counting(models.reranker.mllm), generator=None)
 
 
+@pytest.mark.slow
 def test_each_documents_prefix_is_built_once(source: WebQA, models: Models) -> None:
     own = counting(models)
     settings = replace(SETTINGS, num_timed=0)
@@ -150,6 +152,7 @@ def test_each_documents_prefix_is_built_once(source: WebQA, models: Models) -> N
     assert statistics.misses == len(documents)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_goes_on(
     source: WebQA, models: Models, evaluation: Evaluation, tmp_path: Path
 ) -> None:
@@ -171,6 +174,7 @@ def test_an_evaluation_that_was_broken_off_goes_on(
     assert again.reranker.pairs == 0
 
 
+@pytest.mark.slow
 def test_another_model_or_prompt_never_takes_what_is_there(
     source: WebQA, models: Models, tmp_path: Path
 ) -> None:
@@ -190,6 +194,7 @@ def test_another_model_or_prompt_never_takes_what_is_there(
     assert rerankers[0].pairs > 0
 
 
+@pytest.mark.slow
 def test_noise_puts_wrong_pictures_before_the_reranker(
     source: WebQA, models: Models, evaluation: Evaluation, kept: Path
 ) -> None:
@@ -224,6 +229,7 @@ def test_noise_puts_wrong_pictures_before_the_reranker(
         assert case.kept == frozenset(noisy.evidence["full", "natural"][number])
 
 
+@pytest.mark.slow
 def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     places: Path, source: WebQA, models: Models, kept: Path
 ) -> None:
@@ -257,6 +263,7 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
         calibrate(dev, models, names=["adaptve"], progress=False)
 
 
+@pytest.mark.slow
 def test_no_question_is_judged_by_its_own_threshold(
     places: Path, models: Models, tmp_path: Path, kept: Path
 ) -> None:
@@ -328,6 +335,7 @@ def mixed(own: Path) -> Path:
     return own
 
 
+@pytest.mark.slow
 def test_a_pool_of_pictures_and_texts_is_handled_as_by_the_stages(
     mixed: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -362,6 +370,7 @@ def test_a_pool_of_pictures_and_texts_is_handled_as_by_the_stages(
     assert "The roof of mill 0 is &lt;b&gt;red&lt;/b&gt;." in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_questions_about_pictures_are_handled_as_by_the_stages(
     mixed: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -403,6 +412,7 @@ def test_questions_about_pictures_are_handled_as_by_the_stages(
         evaluate(JsonlQuestions(mixed), limited, QUICK, progress=False)
 
 
+@pytest.mark.slow
 def test_a_text_that_has_changed_is_scored_again(
     mixed: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -424,6 +434,7 @@ def test_documents_that_the_prompt_has_no_place_for_are_refused_before_the_work(
     assert not list(tmp_path.glob("work/*"))
 
 
+@pytest.mark.slow
 def test_data_that_have_changed_are_computed_again(
     own: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -492,6 +503,7 @@ def test_a_broken_gold_picture_leaves_its_question_out_every_time(
         evaluate(JsonlQuestions(own), models, QUICK, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "problem"),
     [
@@ -556,6 +568,7 @@ def nearly(rankings: dict[Pool, list[Ranking]]) -> dict[Pool, list[Ranking]]:
     }
 
 
+@pytest.mark.slow
 def test_damaged_work_is_done_again(
     own: Path, models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -570,6 +583,7 @@ def test_damaged_work_is_done_again(
     assert all(any(path.name in message for message in caplog.messages) for path in files)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_counted_and_named(
     own: Path, models: Models, tmp_path: Path
 ) -> None:
@@ -622,6 +636,7 @@ def test_figures_are_compared_with_another_evaluations(
     assert f"full pool: reranking moves recall@1 by {moves}" in lines
 
 
+@pytest.mark.slow
 def test_captions_are_searched_for_by_the_same_command(
     source: WebQA, models: Models, tmp_path: Path
 ) -> None:
@@ -664,6 +679,7 @@ def test_questions_without_gold_or_answers_still_run(models: Models, tmp_path: P
     write_report(evaluated, tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_answers_are_shown_where_no_gold_is_known(
     own: Path, models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -724,6 +740,7 @@ class _Page(HTMLParser):
             self.images.append(dict(attrs)["src"] or "")
 
 
+@pytest.mark.slow
 def test_the_report_shows_what_went_wrong(evaluation: Evaluation, tmp_path: Path) -> None:
     cases = pick_cases(evaluation, "wrong")
     answers = evaluation.answers["full", "natural"]
@@ -765,6 +782,7 @@ def test_the_report_shows_what_went_wrong(evaluation: Evaluation, tmp_path: Path
     assert " _$a$ &lt;script&gt; (0.50)" in text, "the threshold's in the legend"
 
 
+@pytest.mark.slow
 def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> None:
     model = tmp_path / "models" / "reranker"
     model.mkdir(parents=True)

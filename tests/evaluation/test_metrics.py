@@ -98,6 +98,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 2 <= missed <= 22  # 10.0 +- 4 standard deviations of Binomial(200, 0.05)
 
 
+@pytest.mark.slow
 def test_intervals_narrow_with_the_root_of_the_number_of_questions() -> None:
     few, many = ratio([0, 1] * 50), ratio([0, 1] * 5000)
     widths = [figure.high - figure.low for figure in (few, many)]  # type: ignore[operator]
@@ -171,6 +172,7 @@ def test_a_median_has_an_interval() -> None:
     assert median_figure([3.0]).low is None
 
 
+@pytest.mark.slow
 def test_the_reliability_of_scores() -> None:
     relevance = [0.05, 0.15, 0.11, 0.97, 1.0, 0.95, 0.93]
     is_gold = [False, False, True, True, True, True, False]

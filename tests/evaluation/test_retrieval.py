@@ -58,6 +58,7 @@ def fused(source: WebQA, both: Models) -> Evaluation:
     return evaluate(source, both, SETTINGS, progress=False)
 
 
+@pytest.mark.slow
 def test_orders_are_those_of_the_retrievers(source: WebQA, both: Models, fused: Evaluation) -> None:
     assert both.encoder is not None and both.text_encoder is not None
     retriever = FusedRetriever(
@@ -168,6 +169,7 @@ def test_console_and_page_show_every_order(
     assert "ceiling of what reranking can find" in console and "can find" in page
 
 
+@pytest.mark.slow
 def test_the_weight_is_estimated_saved_and_taken(
     places: Path, both: Models, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_refuses_by_name(asked: Asked, documents: list[haystack.Document], demo:
             ranker.run(asked.question, [*documents, document])
 
 
+@pytest.mark.slow
 def test_retrieves_reranks_and_answers(
     run_example: Callable[[str], dict[str, Any]],
     demo: Stages,

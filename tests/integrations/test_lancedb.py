@@ -42,6 +42,7 @@ def scores(found: pa.Table) -> list[tuple[str, float]]:
     return list(zip(found["id"].to_pylist(), found["_relevance_score"].to_pylist(), strict=True))
 
 
+@pytest.mark.slow
 def test_orders_what_a_vector_search_found(
     asked: Asked, demo: Stages, table: lancedb.table.Table, vector: Any
 ) -> None:

@@ -120,6 +120,7 @@ def test_refuses_by_name(asked: Asked, documents: list[langchain.Document], demo
             integration.RagVLReranker(model=demo.reranker, **wrong)
 
 
+@pytest.mark.slow
 def test_retrieves_reranks_and_answers(
     run_example: Callable[[str], dict[str, Any]],
     demo: Stages,

@@ -36,6 +36,7 @@ def scores(nodes: list[schema.NodeWithScore]) -> list[tuple[str, float | None]]:
     return [(one.node_id, one.score) for one in nodes]
 
 
+@pytest.mark.slow
 def test_orders_image_nodes_by_ragvls_own_scores(
     asked: Asked, nodes: list[schema.NodeWithScore], demo: Stages
 ) -> None:
@@ -119,6 +120,7 @@ def test_refuses_by_name(asked: Asked, nodes: list[schema.NodeWithScore], demo: 
         reranker.postprocess_nodes(nodes)
 
 
+@pytest.mark.slow
 def test_retrieves_reranks_and_answers(
     run_example: Callable[[str], dict[str, Any]],
     demo: Stages,

@@ -37,6 +37,7 @@ def opened(document: Document) -> Image.Image:
     return Image.open(BytesIO(document.image))
 
 
+@pytest.mark.slow
 def test_a_picture_that_comes_again_is_known(asked: Asked, demo: Stages) -> None:
     documents = asked.documents[:4]
     questions = [asked.question, *demo.examples[1:3]]
@@ -102,6 +103,7 @@ def test_results_are_kept_by_what_they_depend_on(demo: Stages) -> None:
     assert meta.revision != integration.RagVLCrossEncoder(shorter).mteb_model_meta.revision
 
 
+@pytest.mark.slow
 def test_evaluates_what_a_retriever_found(
     run_example: Callable[[str], dict[str, Any]],
     demo: Stages,

@@ -41,6 +41,7 @@ def test_control_tokens_in_a_field_stay_text(architecture, caption, tiny_mllm):
     assert control_ids(mllm, caption) == control_ids(mllm, "A tower")
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     caption=st.lists(

@@ -42,6 +42,7 @@ def load(folder: Path, **options: str) -> Reranker:
     return Reranker.from_pretrained(folder, device="cpu", dtype="int8", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_are_those_of_the_reference_and_independent_of_company(
     architecture: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -101,6 +102,7 @@ def test_another_process_loads_the_same(tiny_model: Callable[[str], Path]) -> No
     assert again.fingerprint == mllm.fingerprint
 
 
+@pytest.mark.slow
 def test_layers_of_other_code(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

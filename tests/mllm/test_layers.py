@@ -45,6 +45,7 @@ _ON_GPU = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "architecture", "device"), [*_ON_CPU, *_ON_GPU])
 def test_scores_are_those_of_eager_layers_and_independent_of_company(
     layers: LayerCode,
@@ -69,6 +70,7 @@ def test_scores_are_those_of_eager_layers_and_independent_of_company(
     assert torch.equal(Reranker(mllm, prefix_cache=None).score(pairs()[::-1]).flip(0), scores)
 
 
+@pytest.mark.slow
 def test_layers_that_carry_a_state_keep_what_is_their_own(
     tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,6 +84,7 @@ def test_layers_that_carry_a_state_keep_what_is_their_own(
     assert "layers='fused' is not for this model" in caplog.text  # part of a head is rotated
 
 
+@pytest.mark.slow
 def test_bfloat16_errs_no_more_than_eager_layers(tiny_model: Callable[[str], Path]) -> None:
     folder = tiny_model("gemma3")
     exact = Reranker(load(folder, "eager")).score(pairs())

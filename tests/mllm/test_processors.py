@@ -55,6 +55,7 @@ def num_tokens(folder: Path, picture: Image.Image = BIG, **settings: object) -> 
 # --- settings -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["new layout", "old layout"])
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
 def test_limits_are_in_force_under_both_names(architecture, old, copied):
@@ -72,6 +73,7 @@ def test_limits_are_in_force_under_both_names(architecture, old, copied):
     assert num_tokens(folder, max_pixels=8 * TOKEN) <= 8
 
 
+@pytest.mark.slow
 def test_a_presets_limits_are_in_force(copied):
     folder = copied("qwen3_vl")
     to_old_layout(folder)

@@ -87,6 +87,7 @@ def test_an_unknown_method_is_refused(settings, quantized):
 # --- what is ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_quantised_model_is_scored(quantized, tiny_model):
     reranker = load(quantized(**ONLINE))
     kinds = [type(module) for module in reranker.mllm.model.modules()]

@@ -78,6 +78,7 @@ def problems() -> dict[str, str | None]:
     return found
 
 
+@pytest.mark.slow
 def test_every_architecture_is_taken_apart_or_refused(problems: dict[str, str | None]) -> None:
     assert len(problems) > 0.8 * len(NAMES)
     for model_type, problem in problems.items():

@@ -310,6 +310,7 @@ def test_any_case_on_the_cpu(case, seed):
     _check_any_case(case, seed, "cpu", "cpu")
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(case=_cases(), seed=st.integers(0, 2**31))
 def test_any_case_in_triton(case, seed):
@@ -472,6 +473,7 @@ def products_as_of_rows_alone(monkeypatch):
     monkeypatch.setattr(np, "matmul", in_float64)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("products_as_of_rows_alone")
 @pytest.mark.parametrize("case", BITWISE_CASES, ids=str)
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
@@ -608,6 +610,7 @@ def test_opcheck(backend, device, case):
     torch.library.opcheck(_prefix_attention, (), {**inputs, "backend": backend})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_torch_compile_keeps_it_whole(backend, device):
     def layer(factor: float, **inputs) -> Tensor:
@@ -792,6 +795,7 @@ for variant, architecture in variants:
 """
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_compiles_for_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     command = [sys.executable, "-c", _COMPILE_FOR_A_GPU]

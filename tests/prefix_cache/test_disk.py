@@ -274,6 +274,7 @@ class TestDamage:
         assert not self.check(tier, content, caplog)
         assert tier.stats.errors == tier.stats.misses == len(content)
 
+    @pytest.mark.slow
     def test_every_bit(self, tier, content, caplog):
         for place in range(len(content)):
             for bit in range(8):
@@ -570,6 +571,7 @@ def stopped_while_it_writes(pid: int, tier: DiskTier, *, num_records: int) -> bo
 
 
 class TestDrafts:
+    @pytest.mark.slow
     def test_a_killed_writer(self, tier, caplog):
         """Kills a process 20 times while it writes; every record is whole, and no draft stays."""
         numbers = range(8)
@@ -650,6 +652,7 @@ def hammer(tier: DiskTier, seed: int, actions: int) -> dict[str, int]:
 class TestAtOnce:
     BUDGET = 60_000
 
+    @pytest.mark.slow
     def test_processes(self, tmp_path, caplog):
         def work(seed: int) -> dict[str, int]:
             done = hammer(DiskTier(tmp_path, self.BUDGET), seed, actions=1000)
@@ -663,6 +666,7 @@ class TestAtOnce:
         assert 0 < sum(held) <= self.BUDGET
         assert list((tmp_path / "drafts").iterdir()) == []
 
+    @pytest.mark.slow
     def test_threads(self, tmp_path, caplog):
         tier = DiskTier(tmp_path, self.BUDGET)
         with ThreadPoolExecutor(6) as pool:

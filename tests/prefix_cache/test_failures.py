@@ -116,6 +116,7 @@ def test_no_page_is_lost_to_an_error(
     assert torch.equal(reranker.score(pairs()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_page_is_lost_to_an_alarm_at_any_time(
     mllm: MLLM, expected: torch.Tensor, tmp_path: Path

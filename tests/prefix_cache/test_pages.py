@@ -51,6 +51,7 @@ def values_seen(pool: PagePool, pages: list[int], tokens: int, layer: int) -> to
     return prefix_attention(zeros, zeros, zeros, batch, scale=1.0, backend="reference")[0]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.data())
 @settings(max_examples=50)
 def test_prefixes_do_not_touch_each_other(lengths: list[int], data: st.DataObject) -> None:

@@ -234,6 +234,7 @@ entries = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(max_size=3), entries | json_values, max_size=3),
     st.binary(max_size=16),

@@ -24,6 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The benchmark of training steps is tested with the other two
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "checkpointing"), [(0, True), (2, False)])
 def test_every_arm_takes_steps(
     rank: int, checkpointing: bool, tiny_model: Callable[[str], Path], world: Path
@@ -47,6 +48,7 @@ def test_every_arm_takes_steps(
     assert "forward" not in vars(mllm.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])
 def test_every_method_of_reranking_gives_the_same_scores(
     architecture: str, tiny_mllm: Callable[[str], MLLM], world: Path
@@ -70,6 +72,7 @@ def test_of_a_model_without_reusable_prefixes_the_plain_methods_are_measured(
     assert list(costs) == ["serial", "batched"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_arm(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "overhead.json"
     command = ["overhead", str(tiny_model("llava")), "--batch-size", "2", "--rounds", "2"]

@@ -60,6 +60,7 @@ def held(reranker: Reranker) -> tuple[int, int, int]:
 # --- exact ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EACH
 def test_cold_warm_and_plain_are_the_same(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
@@ -89,6 +90,7 @@ def test_cold_warm_and_plain_are_the_same(
     assert torch.equal(shuffled, cold[order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [TINY, *HYBRIDS])
 def test_scores_are_the_same_bits_in_bfloat16(
     architecture: str, tiny_model: Callable[[str], Path]
@@ -104,6 +106,7 @@ def test_scores_are_the_same_bits_in_bfloat16(
     torch.testing.assert_close(cold, exact.score(pairs), atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_show(mllm: MLLM) -> None:
     pairs = [(query, document) for query in QUERIES for document in ragged_documents()]
     threads = torch.get_num_threads()
@@ -242,6 +245,7 @@ def test_each_document_is_built_once_for_many_queries(
     assert len(built) == 41
 
 
+@pytest.mark.slow
 @EACH
 def test_prefixes_built_together_are_the_same_bits(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
@@ -448,6 +452,7 @@ def test_warm_builds_what_is_missing(mllm: MLLM, tmp_path: Path) -> None:
         reranker.warm([Document(tmp_path / "broken.png")], progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents_held", [3, 100])
 def test_threads_at_once_get_the_same_scores(mllm: MLLM, documents_held: int) -> None:
     documents = [Document(picture(i), caption="same length") for i in range(8)]

@@ -52,6 +52,7 @@ def own(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
 # --- in one process -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 @pytest.mark.parametrize(
     ("architecture", "targets"),
@@ -293,6 +294,7 @@ def test_attention_dtype_and_library_are_part_of_a_prefixs_name(
     assert sdpa.weights_name == weights, "thresholds stay"
 
 
+@pytest.mark.slow
 def test_names_are_the_same_in_another_process(own: Path) -> None:
     program = (
         "import sys\nfrom ragvl import Reranker\n"

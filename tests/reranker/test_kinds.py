@@ -32,6 +32,7 @@ QUERIES = [
 PAIRS = [(query, document) for query in QUERIES for document in DOCUMENTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_are_the_plain_ways_whatever_the_kinds(
     tiny_mllm: Callable[[str], MLLM], architecture: str

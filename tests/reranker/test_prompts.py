@@ -222,6 +222,7 @@ def with_added_tokens(request: pytest.FixtureRequest, tiny_model) -> Reranker:
     return Reranker(MLLM(mllm.model, mllm.prompting.processor), template=SIDE_BY_SIDE)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(caption=TEXTS, query=TEXTS)
 def test_a_prompt_has_no_control_token_but_the_templates_own(

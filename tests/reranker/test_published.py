@@ -314,6 +314,7 @@ def test_a_checkpoint_of_no_known_architecture_has_no_preset(tmp_path: Path) -> 
         assert preset_of_architecture(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_jina_reranker_m0_reuses_prefixes(published: Callable[[str], Path]) -> None:
     reranker = load(published("jina_reranker_m0"), "jina-reranker-m0")
     documents = [document_of(document) for document in M0_DOCUMENTS]
@@ -350,6 +351,7 @@ def test_jina_reranker_m0_cuts(
     assert ": 3, the first" in prompts
 
 
+@pytest.mark.slow
 def test_jina_reranker_m0_cuts_through_characters(published: Callable[[str], Path]) -> None:
     folder = published("jina_reranker_m0")
     document = side("The tower \U0001f5fc\U0001f3f0" + " \U0001f5fc\u5854" * 20)
@@ -397,6 +399,7 @@ QWEN_DOCUMENTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction", [None, "Find the picture of the mill."])
 def test_qwen3_vl_reranker(published: Callable[[str], Path], instruction: str | None) -> None:
     folder = published("qwen3_vl_reranker")
@@ -413,6 +416,7 @@ def test_qwen3_vl_reranker_puts_pictures_before_texts(published: Callable[[str],
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_qwen3_vl_reranker_cuts(
     published: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:

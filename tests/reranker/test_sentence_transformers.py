@@ -282,6 +282,7 @@ def test_prompts_have_names_and_one_is_the_default(tiny_model, tmp_path):
 # --- settings -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_calls_settings_are_heeded(tiny_model, tmp_path):
     template = "{{ mark | default('') }}" + pair_template("qwen2_vl", document_first=True)
     base = with_template(tiny_model("qwen2_vl"), tmp_path / "base", template)
@@ -351,6 +352,7 @@ def test_long_texts_are_cut_as_there_and_said(document_first, tiny_model, tmp_pa
         assert prompts[0][-3:] == prompts[1][-3:]  # "Answer:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["both answers", "a linear score"])
 def test_adapters_that_were_saved_with_their_modules(head, tiny_model, tmp_path):
     template = pair_template("qwen2_vl", document_first=True)
@@ -373,6 +375,7 @@ def test_adapters_that_were_saved_with_their_modules(head, tiny_model, tmp_path)
     np.testing.assert_allclose(given.predict(PAIRS), expected, **EXACT)
 
 
+@pytest.mark.slow
 def test_a_hub_id_says_it_as_a_folder_does(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -71,6 +71,7 @@ def reranker_of(mllm: MLLM, cache: PrefixCache | str | None = "64MiB") -> Rerank
     return Reranker(mllm, template=QUERY_FIRST, prefix_cache=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "paligemma"])
 def test_known_pictures_cost_nothing_and_change_no_bit(
     architecture: str, tiny_mllm: Callable[[str], MLLM]

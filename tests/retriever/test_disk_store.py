@@ -81,6 +81,7 @@ def expected(vectors: np.ndarray, query: np.ndarray, k: int, among: np.ndarray) 
     return [name(int(i)) for i in order[:k]]
 
 
+@pytest.mark.slow
 def test_what_brute_force_finds(built: Path, vectors: np.ndarray) -> None:
     store = DiskStore.open(built)
     assert len(store) == len(vectors)
@@ -116,6 +117,7 @@ def test_parts_have_no_threads_of_their_own(built: Path, vectors: np.ndarray) ->
     assert reserved_kib() - before < 32 << 10
 
 
+@pytest.mark.slow
 def test_kinds_and_conditions(built: Path, vectors: np.ndarray, texts: dict[str, Document]) -> None:
     store, query = DiskStore.open(built), vectors[5:6]
     late = np.arange(len(vectors) - 100, len(vectors))

@@ -147,6 +147,7 @@ class TestLoading:
         expected = encoder.encode_documents(pictures)
         np.testing.assert_allclose(other.encode_documents(pictures), expected, atol=TOLERANCE)
 
+    @pytest.mark.slow
     def test_no_warnings(self, checkpoints):
         # in a process of its own: transformers says each of its warnings once
         program = (

@@ -74,6 +74,7 @@ def saved(clustered, tmp_path_factory) -> dict[str, Path]:
 
 
 class TestSearch:
+    @pytest.mark.slow
     def test_exact_equals_brute_force(self, clustered, saved):
         vectors, queries = clustered
         index = VectorIndex.load(saved["exact"])
@@ -174,6 +175,7 @@ class TestAdd:
         (row,) = index.search(np.array([[1.0, 0.0]]), 5)
         assert dict(row) == {"a": 1.0, "b": 1.0}
 
+    @pytest.mark.slow
     def test_too_few_to_train(self, clustered):
         vectors, queries = clustered
         index = VectorIndex(DIM, kind="ivfpq")

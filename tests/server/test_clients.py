@@ -396,6 +396,7 @@ class TestOurs:
             with pytest.raises(ApiError, match=r"404: documents\[0\].id"):
                 client.rerank(QUERY, known)
 
+    @pytest.mark.slow
     def test_is_told_of_a_body_that_is_too_large(self, make_services):
         noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
 

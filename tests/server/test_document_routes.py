@@ -440,6 +440,7 @@ class TestUrls:
         assert host.asked == []
 
 
+@pytest.mark.slow
 def test_a_document_that_is_put_again_while_it_is_asked_for(server, tiny_reranker):
     """Every score is that of one content or the other, in full."""
     bodies = [{"image": uri(png(n)), "text": f"A tower of {n} metres"} for n in (20, 90)]

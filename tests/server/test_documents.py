@@ -330,6 +330,7 @@ _WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_whole_batches(tmp_path):
     for after in (1, 12):
         command = [sys.executable, "-c", textwrap.dedent(_WRITER), str(tmp_path), png(1).hex()]

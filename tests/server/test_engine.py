@@ -175,6 +175,7 @@ def test_a_full_queue_refuses_and_takes_what_fits(gate: Gate, count: int, kind: 
     run(main())
 
 
+@pytest.mark.slow
 def test_what_would_be_late_for_what_waits_before_it_is_refused(gate: Gate):
     """Estimates come from passes that took their time; none of the bounds is a timing of ours."""
 
@@ -338,6 +339,7 @@ def test_figures_tell_what_waits(gate: Gate):
     assert 'ragvl_prompt_tokens_total{state="computed"}' in text
 
 
+@pytest.mark.slow
 def test_the_process_ends_if_the_thread_does():
     """A server whose requests wait for ever is worse than one that is started anew."""
     program = """

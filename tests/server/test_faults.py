@@ -78,6 +78,7 @@ def running(cache: Path, known: Workload) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.mark.slow
 def test_killed_under_load_and_started_again(
     running: ServerProcess, cache: Path, known: Workload, question: str, expected: list[float]
 ) -> None:
@@ -128,6 +129,7 @@ def small_disk(folder: Path) -> list[str]:
     return command
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path, known: Workload, question: str, expected: list[float]) -> None:
     """What does not fit is refused whole; all that is known, or given with a query, is scored."""
     cache, rng = tmp_path / "cache", random.Random(0)
@@ -169,6 +171,7 @@ def deaf(port: int) -> socket.socket:
     return client
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_read(
     make_services: MakeServices,
     known: Workload,
@@ -226,6 +229,7 @@ def malformed(rng: random.Random, valid: str) -> bytes:
     return rng.randbytes(rng.randrange(1, 2_000))
 
 
+@pytest.mark.slow
 def test_a_thousand_malformed_bodies(client: httpx2.Client, known: Workload, question: str) -> None:
     """Each is refused by its place, or is no more than odd; afterwards a score is what it was."""
     rng = random.Random(0)
@@ -250,6 +254,7 @@ def test_a_thousand_malformed_bodies(client: httpx2.Client, known: Workload, que
 # --- what is left -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_requests(running: ServerProcess, known: Workload) -> None:
     """bench_serve.py does the same with forty times as many, and a smaller bound for memory."""
     left = endurance(running, known, 500)

@@ -37,6 +37,7 @@ def server(demo: Stages, make_services: MakeServices) -> Iterator[LiveServer]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_route_answers_as_it_is_described(mode: GenerationMode, server: LiveServer) -> None:
     described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

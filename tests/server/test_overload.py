@@ -33,6 +33,7 @@ def gated(make_services: MakeServices, gate: Gate) -> Iterator[LiveServer]:
         gate.let_all_pass()
 
 
+@pytest.mark.slow
 def test_requests_that_come_together_have_the_bits_that_each_has_alone(
     server: LiveServer, tiny_reranker: Reranker
 ) -> None:

@@ -80,6 +80,7 @@ def test_what_is_no_picture_is_refused_at_its_place(source: str) -> None:
     assert len(caught.value.message) < 300
 
 
+@pytest.mark.slow
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
     whole = png(5000, 5000)
     with pytest.raises(TooLarge) as caught:

@@ -69,6 +69,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
     return process.wait(_SECONDS), lines
 
 
+@pytest.mark.slow
 def test_it_serves_until_sigterm(tmp_path: Path) -> None:
     with serving("--cache", str(tmp_path / "cache")) as (process, url):
         with httpx2.Client(base_url=url, timeout=_SECONDS) as client:
@@ -81,6 +82,7 @@ def test_it_serves_until_sigterm(tmp_path: Path) -> None:
     assert [one["level"] for one in lines if one["level"] in ("warning", "error")] == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once() -> None:
     with serving("--grace", "100") as (process, url):
         address = urlsplit(url)
@@ -136,6 +138,7 @@ def test_what_takes_longer_than_the_grace_time_is_told_so(
         assert not server.server.is_clean
 
 
+@pytest.mark.slow
 def test_the_demo_is_served_with_all_there_is() -> None:
     with serving("--demo") as (process, url):
         with httpx2.Client(base_url=url, timeout=_SECONDS) as client:

@@ -154,6 +154,7 @@ def test_the_vision_tower_trains_where_asked(
     assert not projector.equal(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llava", "qwen3_vl"])
 def test_adapters_are_merged_into_what_is_saved(
     architecture: str, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
@@ -250,6 +251,7 @@ def test_a_gpu_changes_a_loss_curve_less_than_a_seed_does(
     assert (on_gpu - on_cpu).abs().mean() < between_seeds
 
 
+@pytest.mark.slow
 def test_examples_made_ahead_by_workers(
     fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
@@ -292,6 +294,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(
     assert len(curves[0]) == 4
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_one_that_is_saved(
     fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:
@@ -591,6 +594,7 @@ def test_pickled_and_damaged_checkpoints_are_refused(
         train(mllm, settings, AnswerExamples(questions, mllm.prompting), noise=ARMS["token"])
 
 
+@pytest.mark.slow
 def test_another_run_is_never_overwritten(
     begun: Path, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
 ) -> None:

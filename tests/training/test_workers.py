@@ -77,6 +77,7 @@ def test_an_error_in_a_worker_keeps_its_kind(tiny_mllm: Callable[[str], MLLM]) -
     assert (error.index, error.length, error.max_length) == (3, 9, 5)
 
 
+@pytest.mark.slow
 def test_every_data_set_is_pickled(questions: WebQA, tmp_path: Path) -> None:
     write_picture(tmp_path / "1.jpg")
     (tmp_path / "mmqa").mkdir()
@@ -102,6 +103,7 @@ def forkserver() -> Iterator[None]:
     multiprocessing.set_start_method(usual, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forkserver")
 def test_the_command_trains_with_workers(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path

@@ -178,6 +178,7 @@ def test_what_finds_nothing_is_not_added(tower_folder: Path, text_folder: Path) 
     assert torch.equal(model.visual_projection.weight, before)
 
 
+@pytest.mark.slow
 def test_a_trained_retriever_is_made_again_of_what_was_kept(
     tower_folder: Path, text_folder: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def _package(path: Path, **changes: str) -> Package:
     return Package(megabytes=0.1, **{**described, **changes})
 
 
+@pytest.mark.slow
 def test_package_is_fetched_once_and_its_licence_kept(index: Path, tmp_path: Path) -> None:
     wheel = write_wheel(index, "leaves", {"leaves/a.txt": b"a"})
     package, layout = _package(wheel), Layout(tmp_path / "real")
@@ -47,6 +48,7 @@ def test_package_is_fetched_once_and_its_licence_kept(index: Path, tmp_path: Pat
     fetch(layout, [package])  # it is there
 
 
+@pytest.mark.slow
 def test_missing_packages_are_named_together(index: Path, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "real")
     layout.packages.mkdir(parents=True)
