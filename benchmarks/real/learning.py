@@ -65,12 +65,16 @@ class Lesson:
     @property
     def wordings(self) -> tuple[str, str, str, str]:
         """What may be said of it: its text, its question, its color, its keywords."""
-        colored = self.text
-        if self.kind is not None and self.colors and not colors_in(self.text):
-            words = re.sub(r"^(An?|The) ", "", without_colors(self.text))
-            article = "An" if self.colors[0] == "orange" else "A"
-            colored = f"{article} {self.colors[0]} {words}"
-        return self.text, self.question, colored, ", ".join(self.keywords) or self.text
+        return self.text, self.question, self.colored, ", ".join(self.keywords) or self.text
+
+    @property
+    def colored(self) -> str:
+        """Its text with a color: the one that it tells, else the one that the picture mostly has."""
+        if self.kind is None or not self.colors or colors_in(self.text):
+            return self.text
+        words = re.sub(r"^(An?|The) ", "", without_colors(self.text))
+        article = "An" if self.colors[0] == "orange" else "A"
+        return f"{article} {self.colors[0]} {words}"
 
     @cached_property
     def colors(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 Its projector is computed, not trained: where the tower's classifier believes in a class, the
 picture's token is the embedding of that class's name, so the decoder reads a picture as words that
-it knows. What the classes do not name is fitted to the words of the lessons, by least squares. From
-there `ragvl train` tunes it.
+it knows. What the classes do not name, colors above all, is fitted to the words of the lessons, by
+least squares. From there `ragvl train` tunes it.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
     given = [
         (
             features_of([one.picture for one in part], tower, processor.image_processor, work),
-            [one.text for one in part],
+            [one.colored for one in part],
         )
         for part in (lessons, held_out)
     ]

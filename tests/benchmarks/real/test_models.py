@@ -253,6 +253,36 @@ def test_a_picture_reads_as_the_names_of_its_classes(
     assert tokenizer.convert_ids_to_tokens(loaded.config.image_token_index) == IMAGE
 
 
+def test_a_picture_reads_as_its_color(
+    tower_folder: Path, text_folder: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path)
+    layout.weights.mkdir()
+    for name, folder in (("efficientnet-lite0", tower_folder), ("smollm2", decoder_folder)):
+        (layout.weights / name).symlink_to(folder)
+    zero_shot(tower_folder, text_folder).save_pretrained(layout.models / "retriever")
+    pictures = {
+        f"{color} {shade}": Image.new("RGB", (SIZE, SIZE), tuple(shade * x for x in rgb))
+        for color, rgb in {"red": (1, 0, 0), "blue": (0, 0, 1)}.items()
+        for shade in range(120, 250, 10)
+    }
+    lessons = []
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        lessons.append(Lesson(name, tmp_path / f"{name}.png", "A barn.", "Houses."))
+    base = real_mllm.make(layout, lessons[::2], lessons[1::2])
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    red, blue = mean_word(model.get_input_embeddings().weight, tokenizer, ["red", "blue"])
+    inputs = image_processor(SIZE)([*pictures.values()], return_tensors="pt")
+    with torch.no_grad():
+        whole = torch.stack(
+            [one[0] for one in model.model.get_image_features(**inputs).pooler_output]
+        )
+    redness = whole @ (red - blue)
+    assert redness[: len(pictures) // 2].min() > redness[len(pictures) // 2 :].max()
+
+
 def test_the_base_is_a_reranker_that_ragvl_loads(
     tower_folder: Path, decoder_folder: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
