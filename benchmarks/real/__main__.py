@@ -105,6 +105,18 @@ def base(root: Root = RUNS) -> None:
     _make(Layout(root), "base", mllm.make, lessons)
 
 
+@app.command()
+def image_tokens(root: Root = RUNS) -> None:
+    """Ranks with prefixes that keep a quarter of a picture's tokens (an hour)."""
+    import torch
+    from common import save
+
+    from real.image_tokens import measure
+
+    result = measure(Layout(root))
+    print(f"wrote {save('image_tokens_real', result, torch.device('cpu'))}")
+
+
 def _make(layout: Layout, name: str, make: Callable[..., Path], lessons: Callable) -> None:
     if (layout.models / name / "config.json").exists():
         print(f"there already: {layout.models / name}")

@@ -69,7 +69,7 @@ class Lesson:
 
     @property
     def colored(self) -> str:
-        """Its text with a color: the one that it tells, else the one that the picture mostly has."""
+        """Its text with a color: the one it tells, else the one that the picture mostly has."""
         if self.kind is None or not self.colors or colors_in(self.text):
             return self.text
         words = re.sub(r"^(An?|The) ", "", without_colors(self.text))

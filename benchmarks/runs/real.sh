@@ -61,6 +61,17 @@ step_evaluate() {
         cp $ROOT/evaluated/$set/result.json $RESULTS/real_$set.json
     done
 }
+step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's tokens
+    local name share
+    for name in image_tokens image_tokens_control; do # the control is trained as long with all
+        share=0.25 && [ $name = image_tokens ] || share=1
+        grep -qs "finished.: true" $MODELS/$name/ragvl_run.json ||
+            ragvl train reranker --config benchmarks/real/recipes/reranker.yaml \
+                --model $MODELS/reranker --data $ROOT/sets/learn --ranking $ROOT/ranking.jsonl \
+                --output_dir $MODELS/$name --image_tokens $share --max_steps 100 --learning_rate 1e-4
+    done
+    real image-tokens
+}
 
 [ $# -gt 0 ] || set -- fetch sets models reranker generator evaluate
 for step in "$@"; do
