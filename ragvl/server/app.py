@@ -15,6 +15,7 @@ from ragvl.server import routes
 from ragvl.server.access import KeyCheck
 from ragvl.server.body_limits import BodyLimits
 from ragvl.server.errors import install_error_answers
+from ragvl.server.head_requests import HeadRequests
 from ragvl.server.logs import hide_content
 from ragvl.server.protocol.openapi import install_openapi
 from ragvl.server.request_log import RequestLog
@@ -61,6 +62,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(import_module(f"{routes.__name__}.{found.name}").router)
     settings = services.settings
     # The last one is the first to see a request
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         BodyLimits,
         max_bytes=settings.max_body_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
+import pytest
 from starlette.testclient import TestClient
 
 from ragvl.server.app import create_app
@@ -29,6 +30,17 @@ def test_an_unknown_model_is_not_found(client: httpx2.Client) -> None:
 def test_health_and_ready(client: httpx2.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready", "warming": None}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics", "/v1/models", "/nowhere"])
+def test_head_is_get_without_the_body(client: httpx2.Client, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert head.status_code == got.status_code
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert int(head.headers["Content-Length"]) > 0 and not head.content
+    assert client.head("/v1/rerank").status_code == 405
+    metrics = client.get("/metrics").text
+    assert f'method="HEAD",route="{path if got.is_success else "other"}"' in metrics
 
 
 def test_not_ready_once_it_is_about_to_end(make_services: Any) -> None:
