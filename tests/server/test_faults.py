@@ -141,7 +141,8 @@ def test_a_full_disk(tmp_path: Path, known: Workload, question: str, expected: l
         )
         client = stack.enter_context(httpx2.Client(base_url=server.url, timeout=_BOUND))
         known.put(server)
-        for number in range(12):
+        while statuses.count(507) < 3 and len(statuses) < 30:  # whose pictures alone are too much
+            number = len(statuses)
             # Bytes after a JPEG's end are nobody's
             image = Path(known.documents[number].image).read_bytes() + rng.randbytes(600_000)
             given = {"image": base64.b64encode(image).decode(), "text": f"Large {number}"}
