@@ -9,14 +9,14 @@ ROOT=runs/real
 MODELS=$ROOT/models
 BOTH="--encoder $ROOT/models/retriever --text-encoder $ROOT/weights/minilm"
 
-# train STAGE DATA FLAGS...: what is finished is left alone, what was broken off goes on
+# train STAGE NAME FROM FLAGS...: what is finished is left alone, what was broken off goes on
 train() {
-    local stage=$1 data=$2 out=$MODELS/$1 resume=()
-    shift 2
+    local stage=$1 out=$MODELS/$2 from=$MODELS/$3 resume=()
+    shift 3
     ! grep -qs "finished.: true" $out/ragvl_run.json || return 0
     ! compgen -G "$out/checkpoint-*" >/dev/null || resume=(--resume_from_checkpoint=last)
-    ragvl train $stage --config benchmarks/real/recipes/$stage.yaml --model $MODELS/base \
-        --data $data --output_dir $out "${resume[@]}" "$@"
+    ragvl train $stage --config benchmarks/real/recipes/$stage.yaml --model $from \
+        --data $ROOT/sets/learn --output_dir $out "${resume[@]}" "$@"
 }
 
 step_fetch() { real fetch; }
@@ -43,9 +43,9 @@ step_retriever() { # trains it anew, in hours; else what was trained before is t
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \
         $BOTH --fusion 0.7 --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
-    train reranker $ROOT/sets/learn --ranking $ROOT/ranking.jsonl
+    train reranker reranker base --ranking $ROOT/ranking.jsonl
 }
-step_generator() { train generator $ROOT/sets/learn; }
+step_generator() { train generator generator base; }
 step_evaluate() {
     local set candidates
     for set in named blind german photos screens; do
@@ -62,14 +62,9 @@ step_evaluate() {
     done
 }
 step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's tokens
-    local name share
-    for name in image_tokens image_tokens_control; do # the control is trained as long with all
-        share=0.25 && [ $name = image_tokens ] || share=1
-        grep -qs "finished.: true" $MODELS/$name/ragvl_run.json ||
-            ragvl train reranker --config benchmarks/real/recipes/reranker.yaml \
-                --model $MODELS/reranker --data $ROOT/sets/learn --ranking $ROOT/ranking.jsonl \
-                --output_dir $MODELS/$name --image_tokens $share --max_steps 100 --learning_rate 1e-4
-    done
+    local more="--ranking $ROOT/ranking.jsonl --max_steps 100 --learning_rate 1e-4"
+    train reranker image_tokens reranker $more --image_tokens 0.25
+    train reranker image_tokens_control reranker $more # as long, with all tokens
     real image-tokens
 }
 
