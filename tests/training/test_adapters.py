@@ -42,6 +42,37 @@ def in_decoder(mllm: MLLM) -> str:
     return next(name for name, module in mllm.model.named_modules() if module is decoder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_compute_in_the_models_dtype_and_learn_in_float32(
+    dtype: torch.dtype, tiny_model: Callable[[str], Path]
+) -> None:
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype=dtype)
+    model = trainable(mllm, LoraSettings(rank=4, alpha=12), freeze_vision=True)
+    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(up)
+    x = torch.randn(3, 5, layer.in_features, dtype=dtype, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = layer(x)
+    towards = torch.randn_like(y)
+    y.backward(towards)
+
+    exact = [t.detach().double().requires_grad_() for t in (x, down, up)]
+    wide, a, b = exact
+    expected = wide @ layer.base_layer.weight.double().T + 12 / 4 * (wide @ a.T) @ b.T
+    expected.backward(towards.double())
+    assert y.dtype == dtype
+    assert down.grad.dtype == up.grad.dtype == torch.float32
+    unit = 8 * torch.finfo(dtype).eps
+    for got, want in [(y, expected)] + [
+        (one.grad, other.grad) for one, other in zip((x, down, up), exact, strict=True)
+    ]:
+        assert (got.double() - want).abs().max() <= unit * want.abs().max()
+    # What PEFT's own would keep for the way back is a copy of the input in float32
+    assert {t.dtype for t in saved if t.shape[-1] == x.shape[-1]} == {dtype}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_frozen_tower_has_no_adapters(architecture: str, fresh: Callable[[str], MLLM]) -> None:
     mllm = fresh(architecture)
