@@ -97,12 +97,16 @@ def retriever(
 
 
 @app.command()
-def base(root: Root = RUNS) -> None:
-    """Assembles the MLLM that reranker and generator are tuned from (minutes)."""
+def base(
+    root: Root = RUNS,
+    anew: Annotated[bool, typer.Option(help="Fit its projector anew: minutes.")] = False,
+) -> None:
+    """Assembles the MLLM that reranker and generator are tuned from, of what was fitted before."""
     from real import mllm
     from real.learning import lessons
 
-    _make(Layout(root), "base", mllm.make, lessons)
+    make = partial(mllm.make, trained=None) if anew else mllm.make
+    _make(Layout(root), "base", make, lessons)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 Its projector is computed, not trained: where the tower's classifier believes in a class, the
 picture's token is the embedding of that class's name, so the decoder reads a picture as words that
 it knows. What the classes do not name, colors above all, is fitted to the words of the lessons, by
-least squares. From there `ragvl train` tunes it.
+least squares. What came out is kept in `trained/`: fitted on another machine it would differ in
+last bits, and so would all that `ragvl train` tunes from it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -37,6 +39,7 @@ from real.weights import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
 
+TRAINED = Path(__file__).parent / "trained" / "projector.safetensors"
 IMAGE = "<image>"
 CHAT_TEMPLATE = (  # SmolLM2's, with pictures, and without a system's message that nobody wrote
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -75,12 +78,14 @@ def assemble(
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(decoder.model.state_dict())
     model.lm_head.load_state_dict(decoder.lm_head.state_dict())
+    embeddings = model.get_input_embeddings().weight
     projector = model.model.multi_modal_projector
     with torch.no_grad():
         for layer in (projector.linear_1, projector.linear_2):
             layer.weight.zero_()
             layer.bias.zero_()
         projector.linear_2.weight.fill_diagonal_(1.0)
+        embeddings[config.image_token_index] = 0  # stands for a picture; resizing made it random
     return model.eval(), tokenizer
 
 
@@ -92,49 +97,53 @@ def _side(tower: ConvolutionalVisionModel) -> int:
 
 
 @torch.no_grad()
-def fit_projector(
-    model: LlavaForConditionalGeneration,
+def fit_to_words(
+    embeddings: Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    class_names: Sequence[str],
+    classes: Tensor,
     lessons: tuple[Tensor, Sequence[str]],
     held_out: tuple[Tensor, Sequence[str]],
-) -> dict[str, float]:
-    """Sets the projector's first layer so that a picture's token means the words for it.
+) -> tuple[Tensor, dict[str, float]]:
+    """What features beside the classes add to a picture's token, so that it means its words.
 
     Args:
-        model: changed in place.
+        embeddings: the decoder's (vocabulary, width).
         tokenizer: its tokenizer.
-        class_names: of the tower's classifier.
+        classes: (classes, width), the words of the classifier's names; see `mean_word`.
         lessons: the tower's features (n, hidden_size), and n texts.
         held_out: the same, to choose how far the fit may follow the lessons.
 
     Returns:
-        the mean cosine of held-out pictures' tokens and their texts' words: of classes alone, and
-        fitted; and the ridge of the fit.
+        (features, width), and figures: the mean cosine of held-out pictures' tokens and their
+        texts' words, of classes alone, and fitted; and the ridge of the fit.
     """
-    embeddings = model.get_input_embeddings().weight
     words_of = [mean_word(embeddings, tokenizer, texts) for texts in (lessons[1], held_out[1])]
-    classes = mean_word(embeddings, tokenizer, class_names)
-    count = len(class_names)
+    count = len(classes)
     features, held_features = lessons[0], held_out[0]
     rest = words_of[0] - features[:, -count:] @ classes
     seen = features[:, :-count]
 
     def fitted(ridge: float) -> Tensor:
         gram = seen.T @ seen + ridge * len(seen) / 1000 * torch.eye(seen.shape[1])
-        return torch.cat([torch.linalg.solve(gram, seen.T @ rest), classes])
+        return torch.linalg.solve(gram, seen.T @ rest)
 
     def quality(weight: Tensor) -> float:
         common = words_of[0].mean(0)
-        return (
-            F.cosine_similarity(held_features @ weight - common, words_of[1] - common).mean().item()
-        )
+        tokens = held_features[:, :-count] @ weight + held_features[:, -count:] @ classes
+        return F.cosine_similarity(tokens - common, words_of[1] - common).mean().item()
 
-    nothing = torch.cat([torch.zeros(seen.shape[1], classes.shape[1]), classes])
+    nothing = torch.zeros(seen.shape[1], classes.shape[1])
     tried = {ridge: fitted(ridge) for ridge in _RIDGES}
     ridge = max(tried, key=lambda one: quality(tried[one]))
-    model.model.multi_modal_projector.linear_1.weight.copy_(tried[ridge].T)
-    return {"classes": quality(nothing), "fitted": quality(tried[ridge]), "ridge": ridge}
+    return tried[ridge], {
+        "classes": quality(nothing), "fitted": quality(tried[ridge]), "ridge": ridge,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def read_as_words(model: LlavaForConditionalGeneration, fitted: Tensor, classes: Tensor) -> None:
+    """Sets the projector's first layer, in place, to what `fit_to_words` found, and the classes."""
+    model.model.multi_modal_projector.linear_1.weight.copy_(torch.cat([fitted, classes]).T)
 
 
 def mean_word(
@@ -164,8 +173,18 @@ def processor_of(
     )
 
 
-def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) -> Path:
+def make(
+    layout: Layout,
+    lessons: Sequence[Lesson],
+    held_out: Sequence[Lesson],
+    trained: Path | None = TRAINED,
+) -> Path:
     """Writes the base that reranker and generator are tuned from; returns its folder.
+
+    Args:
+        lessons: with `held_out`, what is fitted to.
+        trained: what was fitted earlier; None fits anew, and writes such a file
+            (`trained.safetensors`) beside the model.
 
     Raises:
         FileNotFoundError: the retriever, whose tower it takes, is not trained yet.
@@ -178,18 +197,25 @@ def make(layout: Layout, lessons: Sequence[Lesson], held_out: Sequence[Lesson]) 
     tower = trained_tower(retriever)
     model, tokenizer = assemble(tower, layout.weights / "smollm2")
     processor = processor_of(tower, tower_folder, tokenizer)
-    work = layout.root / "work" / "features"
-    given = [
-        (
-            features_of([one.picture for one in part], tower, processor.image_processor, work),
-            [one.colored for one in part],
-        )
-        for part in (lessons, held_out)
-    ]
-    names = json.loads((tower_folder / CLASS_NAMES).read_text())
-    figures = fit_projector(model, tokenizer, names, *given)
-    logger.info("base: %s", figures)
+    embeddings = model.get_input_embeddings().weight
+    classes = mean_word(embeddings, tokenizer, json.loads((tower_folder / CLASS_NAMES).read_text()))
     out = layout.models / "base"
+    if trained is None:
+        work = layout.root / "work" / "features"
+        given = [
+            (
+                features_of([one.picture for one in part], tower, processor.image_processor, work),
+                [one.colored for one in part],
+            )
+            for part in (lessons, held_out)
+        ]
+        fitted, figures = fit_to_words(embeddings, tokenizer, classes, *given)
+        logger.info("base: %s", figures)
+        out.mkdir(parents=True, exist_ok=True)
+        save_file({"fitted": fitted.to(torch.bfloat16).contiguous()}, out / "trained.safetensors")
+    else:
+        fitted = load_file(trained)["fitted"].float()
+    read_as_words(model, fitted, classes)
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
     follow_umask(*out.glob("*.safetensors"))

@@ -23,7 +23,7 @@ from real.dual_encoder import (
 from real.features import features_of
 from real.layout import Layout
 from real.learning import Lesson
-from real.mllm import IMAGE, assemble, fit_projector, mean_word, processor_of
+from real.mllm import IMAGE, assemble, fit_to_words, mean_word, processor_of, read_as_words
 from real.retriever import changed
 from real.retriever import make as make_retriever
 from real.tuning import Schedule
@@ -232,11 +232,15 @@ def test_a_picture_reads_as_the_names_of_its_classes(
 ) -> None:
     tower = tower_with_classes(tower_folder)
     model, tokenizer = assemble(tower, decoder_folder)
-    words = mean_word(model.get_input_embeddings().weight, tokenizer, NAMES)
+    embeddings = model.get_input_embeddings().weight.detach()
+    words = mean_word(embeddings, tokenizer, NAMES)
     # All of a picture is in its classes, so there is nothing else to fit
     features = torch.cat([torch.randn(20, FEATURES), torch.eye(3).repeat(7, 1)[:20]], dim=1)
     texts = [NAMES[number % 3] for number in range(20)]
-    figures = fit_projector(model, tokenizer, NAMES, (features, texts), (features, texts))
+    fitted, figures = fit_to_words(
+        embeddings, tokenizer, words, (features, texts), (features, texts)
+    )
+    read_as_words(model, fitted, words)
     assert figures["classes"] == pytest.approx(1, abs=1e-4)
     assert figures["fitted"] == pytest.approx(1, abs=1e-4)
 
@@ -270,7 +274,7 @@ def test_a_picture_reads_as_its_color(
     for name, picture in pictures.items():
         picture.save(tmp_path / f"{name}.png")
         lessons.append(Lesson(name, tmp_path / f"{name}.png", "A barn.", "Houses."))
-    base = real_mllm.make(layout, lessons[::2], lessons[1::2])
+    base = real_mllm.make(layout, lessons[::2], lessons[1::2], trained=None)
     model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     red, blue = mean_word(model.get_input_embeddings().weight, tokenizer, ["red", "blue"])
@@ -281,6 +285,10 @@ def test_a_picture_reads_as_its_color(
         )
     redness = whole @ (red - blue)
     assert redness[: len(pictures) // 2].min() > redness[len(pictures) // 2 :].max()
+
+    kept = (base / "trained.safetensors").rename(tmp_path / "kept.safetensors")
+    bits = (base / "model.safetensors").read_bytes()
+    assert (real_mllm.make(layout, [], [], trained=kept) / "model.safetensors").read_bytes() == bits
 
 
 def test_the_base_is_a_reranker_that_ragvl_loads(
