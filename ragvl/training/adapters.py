@@ -20,6 +20,7 @@ from ragvl.mllm import MLLM
 logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
+_HALF = (torch.bfloat16, torch.float16)  # what autocast computes in
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # by PEFT and by merging
 
 
@@ -118,7 +119,7 @@ class _AdaptedLinear(peft_lora.Linear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if x.dtype == torch.float32 or self.disable_adapters or self.merged:
+        if x.dtype not in _HALF or self.disable_adapters or self.merged:
             whole: Tensor = super().forward(x, *args, **kwargs)
             return whole
         result: Tensor = self.base_layer(x, *args, **kwargs)

@@ -42,7 +42,7 @@ def in_decoder(mllm: MLLM) -> str:
     return next(name for name, module in mllm.model.named_modules() if module is decoder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_adapters_compute_in_the_models_dtype_and_learn_in_float32(
     dtype: torch.dtype, tiny_model: Callable[[str], Path]
 ) -> None:
@@ -63,7 +63,7 @@ def test_adapters_compute_in_the_models_dtype_and_learn_in_float32(
     expected = wide @ layer.base_layer.weight.double().T + 12 / 4 * (wide @ a.T) @ b.T
     expected.backward(towards.double())
     assert y.dtype == dtype
-    assert down.grad.dtype == up.grad.dtype == torch.float32
+    assert down.grad.dtype == up.grad.dtype == torch.promote_types(dtype, torch.float32)
     unit = 8 * torch.finfo(dtype).eps
     for got, want in [(y, expected)] + [
         (one.grad, other.grad) for one, other in zip((x, down, up), exact, strict=True)
