@@ -3,6 +3,7 @@
 # question sets; models trained and evaluated on it. Hours on two CPU cores. What is done is not done
 # again: a second call goes on where the first was stopped. With steps named, only those:
 # real.sh sets models
+# SETS="named photos" evaluates only those.
 source "$(dirname "$0")/common.sh"
 real() { PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m real "$@"; }
 ROOT=runs/real
@@ -48,7 +49,7 @@ step_reranker() {
 step_generator() { train generator generator base; }
 step_evaluate() {
     local set candidates
-    for set in named blind german photos screens; do
+    for set in ${SETS:-named blind german photos screens}; do
         # Of `blind` all that there are: its captions do not tell one thing from another
         candidates=20 && [ $set != blind ] || candidates=1000
         # Each set has its own weight of pictures, or none where val is too small to tell: exit 1
