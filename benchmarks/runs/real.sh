@@ -3,7 +3,7 @@
 # question sets; models trained and evaluated on it. Hours on two CPU cores. What is done is not done
 # again: a second call goes on where the first was stopped. With steps named, only those:
 # real.sh sets models
-# SETS="named photos" evaluates only those.
+# SETS="named photos" evaluates only those
 source "$(dirname "$0")/common.sh"
 real() { PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m real "$@"; }
 ROOT=runs/real
@@ -32,14 +32,16 @@ step_models() {
     real base
 }
 step_retriever() { # trains it anew, in hours; else what was trained before is taken
-    if [ -e $MODELS/retriever ]; then
-        echo "$MODELS is made of the retriever that is there: move it away to train another" >&2
+    if [ -e $MODELS/retriever ] || [ -e $MODELS/base ]; then
+        echo "$MODELS is made of the retriever that was there: move it away to train another" >&2
         exit 1
     fi
     real weights
     real retriever --anew
     cp $MODELS/retriever/trained.safetensors benchmarks/real/trained/retriever.safetensors
     cp $MODELS/retriever/training.json $RESULTS/real_retriever.json
+    real base --anew # what was fitted to one tower fits no other
+    cp $MODELS/base/trained.safetensors benchmarks/real/trained/projector.safetensors
 }
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \

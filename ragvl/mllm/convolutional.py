@@ -115,13 +115,13 @@ class _Convolution(nn.Module):
     ) -> None:
         super().__init__()
         # Where as much is missing before as after, the convolution itself can pad
-        self._even = stride == 1 and kernel % 2 == 1
+        self._pads_itself = stride == 1 and kernel % 2 == 1
         self.convolution = nn.Conv2d(
             inputs,
             outputs,
             kernel,
             stride,
-            padding=kernel // 2 if self._even else 0,
+            padding=kernel // 2 if self._pads_itself else 0,
             groups=inputs if depthwise else 1,
         )
         self.norm = nn.GroupNorm(1, outputs) if config.norm == "group" else nn.Identity()
@@ -137,7 +137,7 @@ class _Convolution(nn.Module):
         return total // 2, total - total // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._even:
+        if not self._pads_itself:
             height, width = x.shape[-2:]
             x = F.pad(x, (*self._padding(width), *self._padding(height)))
         x = self.convolution(x)
