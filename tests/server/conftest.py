@@ -24,13 +24,15 @@ def make_services(tiny_reranker: Reranker) -> Iterator[MakeServices]:
     """`make_services(max_pairs=8, keys=...)`: services over the tiny reranker.
 
     Arguments that are fields of `ServerSettings` are settings; others are fields of `Services`.
+    Requests have all the time that one may have, so that on a slow machine none is refused for it.
     """
     made: list[Services] = []
 
     def make(reranker: Reranker | None = None, **given: Any) -> Services:
         names = ServerSettings.model_fields
         settings = ServerSettings(
-            **{"port": 0, **{key: value for key, value in given.items() if key in names}}
+            **{"port": 0, "timeout": 600}
+            | {key: value for key, value in given.items() if key in names}
         )
         others = {key: value for key, value in given.items() if key not in names}
         stages = Stages(
