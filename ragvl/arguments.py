@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
+from typing import Any
 
 from ragvl.messages import shown
 
@@ -19,6 +21,18 @@ def checked_count(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name}={value}: it must be at least 1")
     return int(value)
+
+
+def checked_weight(weight: object) -> float:
+    """How much a retriever's score counts beside a reranker's.
+
+    Raises:
+        ValueError: it is no number, below 0, or not finite.
+    """
+    number: Any = weight  # to a type checker a Real has no order
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= number < math.inf:
+        raise ValueError(f"retriever_weight={shown(repr(weight))}: expected a number from 0")
+    return float(number)
 
 
 def check_characters(text: str) -> None:

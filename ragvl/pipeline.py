@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ragvl.arguments import checked_count
+from ragvl.arguments import checked_count, checked_weight
 from ragvl.generator import Generator
 from ragvl.reranker import RankedDocument, Reranker, Threshold, resolve_threshold
 from ragvl.retriever import DocumentRetriever, RetrievedDocument
@@ -45,9 +45,12 @@ class RagVL:
         num_candidates: how many documents the retriever hands over (the paper: 20).
         top_k: how many the generator sees at most (the paper: 2 on WebQA, 1 on MultimodalQA).
         threshold: the relevance that a document must reach; the reranker's own if None.
+        retriever_weight: how much of the retriever's score is added to the reranker's raw one to
+            order candidates; what the reranker's thresholds have for this retriever if None, or 0.
 
     Raises:
-        ValueError: a number below 1, or a threshold that is not known or no probability.
+        ValueError: a number below 1, a threshold that is not known or no probability, or a weight
+            below 0.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class RagVL:
         num_candidates: int = 20,
         top_k: int = 2,
         threshold: Threshold | None = None,
+        retriever_weight: float | None = None,
     ) -> None:
         self.retriever = retriever
         self.reranker = reranker
@@ -68,6 +72,10 @@ class RagVL:
         self.threshold = (
             None if threshold is None else resolve_threshold(threshold, reranker.thresholds)
         )
+        if retriever_weight is None:
+            saved = reranker.thresholds
+            retriever_weight = 0.0 if saved is None else saved.weight_of(retriever.name)
+        self.retriever_weight = checked_weight(retriever_weight)
 
     def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """Answers `question` from the retriever's documents.
@@ -82,6 +90,7 @@ class RagVL:
             ranked = self.reranker.rank(
                 question,
                 [candidate.document for candidate in retrieved],
+                prior=[self.retriever_weight * candidate.score for candidate in retrieved],
                 threshold=self.threshold,
                 progress=False,
             )

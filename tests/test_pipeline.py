@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ragvl import Document, Generator, RagVL, Reranker, Retriever
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
+from ragvl.reranker import SavedThresholds
 from ragvl.retriever import DualEncoder
 
 ASSETS = Path(__file__).parent.parent / "ragvl" / "assets"
@@ -48,6 +50,27 @@ def test_an_answer_carries_every_stage(
     assert answer.text == generator.answer(question.text, [r.document for r in expected[:2]])
     assert set(answer.timings) == {"retrieve", "rerank", "generate"}
     assert all(milliseconds > 0 for milliseconds in answer.timings.values())
+
+
+def test_the_retrievers_score_counts_as_estimated(
+    dataset: WebQA, stages: tuple[Retriever, Reranker, Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever, reranker, generator = stages
+    question = dataset.questions[0].text
+    saved = SavedThresholds.of_model(ASSETS / "tiny-reranker")
+    assert saved is not None
+    estimated = replace(saved, encoder=retriever.name, retriever_weight=1e6)
+    monkeypatch.setattr(reranker, "thresholds", estimated)
+    weighed = RagVL(retriever, reranker, generator, num_candidates=6).answer(question)
+    assert [one.index for one in weighed.ranked] == list(range(6)), "in the retriever's order"
+    alone = RagVL(retriever, reranker, generator, num_candidates=6, retriever_weight=0)
+    monkeypatch.setattr(reranker, "thresholds", replace(estimated, encoder="another"))
+    unlike = RagVL(retriever, reranker, generator, num_candidates=6)
+    for rag in (alone, unlike):
+        raw = [one.raw for one in rag.answer(question).ranked]
+        assert raw == sorted(raw, reverse=True)
+    with pytest.raises(ValueError, match="retriever_weight=-1"):
+        RagVL(*stages, retriever_weight=-1)
 
 
 def test_nothing_left_is_answered_without_a_picture_and_says_so(

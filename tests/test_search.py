@@ -242,6 +242,46 @@ def test_search_takes_the_fusion_that_was_estimated_for_its_encoders(
     assert "as estimated" not in run(*command).stderr, "it was estimated for other encoders"
 
 
+@pytest.mark.slow
+def test_search_takes_the_weight_that_was_estimated_for_its_models(
+    index: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    reranker = Reranker.from_pretrained(model, device="cpu", prefix_cache=None)
+    estimated = SavedThresholds(
+        model=reranker.weights,
+        template=reranker.template_name,
+        prompts=reranker.prompts_name,
+        encoder=open_index(index, device="cpu").name,
+        pool="full",
+        num_candidates=20,
+        top_k=2,
+        data="dev",
+        questions=(),
+        retriever_weight=1e6,
+    )
+    estimated.save(model / THRESHOLDS_FILE)
+    command = ["search", index, QUESTION, *DEVICE, "--reranker", model, "--json"]
+
+    def places(outcome: Result) -> list[int]:
+        return [one["retrieved"] for one in json.loads(outcome.stdout)["results"]]
+
+    outcome = run(*command)
+    assert "1e+06 times the retriever's score counts for the order, as estimated" in outcome.stderr
+    assert places(outcome) == [1, 2, 3, 4, 5, 6], "by the retriever's score, near enough"
+    alone = run(*command, "--retriever-weight", "0")
+    relevances = [one["relevance"] for one in json.loads(alone.stdout)["results"]]
+    assert "as estimated" not in alone.stderr
+    assert relevances == sorted(relevances, reverse=True) and places(alone) != places(outcome)
+    assert places(run(*command, "--retriever-weight", "1e6")) == places(outcome)
+    replace(estimated, encoder="another").save(model / THRESHOLDS_FILE)
+    assert places(run(*command)) == places(alone)
+    replace(estimated, model="another dtype's").save(model / THRESHOLDS_FILE)
+    others = run(*command)
+    assert "the retriever's saved weight is not taken: the thresholds were" in others.stderr
+    assert places(others) == places(alone)
+
+
 def test_a_picture_that_is_gone_comes_last(
     encoders: dict[str, str], collection: Path, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -293,6 +333,7 @@ def test_ask_answers_from_what_is_kept(
         (["INDEX", ""], "the query is empty"),
         (["INDEX", "Which?", "--encoder", "./moved"], "no model folder './moved'"),
         (["INDEX", "Which?", "--fusion", "most"], "'most' is no fusion"),
+        (["INDEX", "Which?", "--retriever-weight", "inf"], "expected a number from 0"),
         (["INDEX", "Which?", "--html", "no/such/page.html"], "there is no folder"),
         (["INDEX", "Which?", "--html", "-"], "'-' is no name for a file"),
         (["INDEX", "Which?", "--captions", __file__], "--captions is of documents to index"),

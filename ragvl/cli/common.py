@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ragvl.cli.options import STDOUT
 from ragvl.compression import Compression
 from ragvl.files import check_writable_folder
-from ragvl.messages import MAX_ERROR, reason, shown
+from ragvl.messages import MAX_ERROR, quoted, reason, shown
 from ragvl.output import json_text, print_json, say
 
 if TYPE_CHECKING:
@@ -202,6 +202,20 @@ def parse_threshold(text: str) -> str | float:
         return text
     check_threshold(number)
     return number
+
+
+def parse_weight(text: str | None) -> float | None:
+    """How much a retriever's score counts; None where that was not said.
+
+    Raises:
+        ValueError: it is no number from 0.
+    """
+    from ragvl.arguments import checked_weight
+
+    try:
+        return None if text is None else checked_weight(float(text))
+    except ValueError:
+        raise ValueError(f"--retriever-weight {quoted(text)}: expected a number from 0") from None
 
 
 def problem_figures(problems: Problems) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ragvl.output import json_text, print_json, say
 if TYPE_CHECKING:
     from ragvl.data.questions import Question
 
-_ESTIMATE = "estimate"  # in the place of a fusion's name
+_ESTIMATE = "estimate"  # in the place of a fusion's name, or of a weight
 
 
 @takes(EvaluationOptions)
@@ -162,9 +162,11 @@ def calibrate(
     """Estimate a reranker's thresholds on a dev split, and save them with the model.
 
     With --fusion estimate first the share of the pictures' order by which two
-    encoders find most; it is saved too, and `ragvl evaluate` takes it. Not on
-    questions that the reranker was trained on: it is surer of those. Exits with
-    1 where nothing could be estimated.
+    encoders find most, and with --retriever-weight estimate how much the
+    retriever's score counts when candidates are reranked. Both are saved too, and
+    `ragvl evaluate`, `search`, `ask` and `serve` take them. Not on questions that
+    the reranker was trained on: it is surer of those. Exits with 1 where nothing
+    could be estimated.
     """
     with command_work("calibrate"):
         check_writable(out, plot)
@@ -181,6 +183,9 @@ def calibrate(
             chosen = replace(chosen, fusion=None)
             if None in (chosen.encoder, chosen.text_encoder):
                 raise ValueError("--fusion is of --encoder and --text-encoder together")
+        weigh_retriever = chosen.retriever_weight == _ESTIMATE
+        if weigh_retriever or chosen.retriever_weight is None:
+            chosen = replace(chosen, retriever_weight="0")
         if out is None:
             out = thresholds_file(chosen.reranker, **chosen.location)
             if out is None:
@@ -205,6 +210,7 @@ def calibrate(
             pool=pool,
             settings=settings,
             weigh=weigh,
+            weigh_retriever=weigh_retriever,
             work=work,
             progress=chosen.progress,
         )
@@ -214,17 +220,20 @@ def calibrate(
     if as_json:
         figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
         fusion = {} if saved.fusion is None else {"fusion": saved.fusion}
+        order = {**fusion, "retriever_weight": saved.retriever_weight}
         counts = {"questions": len(saved.questions), "trained_on": num_learned}
-        print_json({**figures, **fusion, **counts, "file": str(out)})
+        print_json({**figures, **order, **counts, "file": str(out)})
     else:
         if saved.fusion is not None:
             say(f"fusion: {saved.fusion}" + (" of the pictures' order" if weigh else ""))
+        if weigh_retriever:
+            say(f"retriever's weight: {saved.retriever_weight:.4g}")
         for name, value in saved.values.items():
             say(f"{name}: {value:.4f}")
         for name, reason in saved.refused.items():
             say(f"{name}: none; {reason}")
         say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
-    if not saved.values and not weigh:
+    if not (saved.values or weigh or weigh_retriever):
         sys.exit(1)
 
 

@@ -10,7 +10,13 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ragvl.cli import options
-from ragvl.cli.common import check_settings, hide_loading_bars, shown_while, template_variables
+from ragvl.cli.common import (
+    check_settings,
+    hide_loading_bars,
+    parse_weight,
+    shown_while,
+    template_variables,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,6 +249,7 @@ class EvaluationOptions(RetrieverOptions):
     modality: options.Modality = None
     template: options.Template = None
     candidates: options.Candidates = 20
+    retriever_weight: options.RetrieverWeight = None
     top_k: options.TopK = None
     skip: options.Skip = 0
     questions: options.Questions = None
@@ -259,6 +266,7 @@ class EvaluationOptions(RetrieverOptions):
         from ragvl.checkpoints import model_folder
 
         self.check_given()
+        parse_weight(self.retriever_weight)
         check_settings(
             self.encoder,
             self.text_encoder,
@@ -330,6 +338,7 @@ class EvaluationOptions(RetrieverOptions):
             generator,
             text_encoder=self.text_encoder,
             fusion=self.chosen_fusion(),
+            retriever_weight=parse_weight(self.retriever_weight),
             preset=self.preset,
             template=template,
             device=self.device,

@@ -93,6 +93,14 @@ Fusion = Annotated[
     ),
 ]
 
+RetrieverWeight = Annotated[
+    str | None,
+    typer.Option(
+        help="How many times the retriever's score is added to the reranker's log-odds to order "
+        "candidates; by default what `ragvl calibrate` estimated for this retriever, or else 0."
+    ),
+]
+
 Reranker = Annotated[str, typer.Option(help="The reranker: a hub id or a folder.")]
 
 Template = Annotated[

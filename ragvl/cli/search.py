@@ -15,6 +15,7 @@ from ragvl.cli.common import (
     command_work,
     import_models,
     parse_threshold,
+    parse_weight,
 )
 from ragvl.cli.documents import CacheUse
 from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from ragvl.cli.found import Found
     from ragvl.cli.source_index import SourceIndex
     from ragvl.data.query import Query
-    from ragvl.retriever import Where
+    from ragvl.reranker import Reranker
+    from ragvl.retriever import DocumentRetriever, Where
 
 _Index = Annotated[
     str,
@@ -58,6 +60,7 @@ class SearchOptions:
     """How an index is searched, what is kept of it, and where that is shown."""
 
     candidates: options.Candidates = 20
+    retriever_weight: options.RetrieverWeight = None
     threshold: Annotated[
         str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
     ] = "natural"
@@ -227,6 +230,7 @@ def _find(
     from ragvl.retriever import FusedRetriever, is_saved_index
 
     limit = parse_threshold(how.threshold)
+    weight = parse_weight(how.retriever_weight)
     where = how.where()
     source = None if is_saved_index(index) else SourceIndex(Path(index), how.captions)
     if source is None and how.captions is not None:
@@ -264,9 +268,34 @@ def _find(
     use = None
     if how.cache is not None:
         use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
-    ranked = scorer.rank(asked, documents, on_error="skip")
+    if weight is None:
+        weight = _saved_weight(scorer, reranker, retriever)
+    prior = [weight * one.score for one in retrieved]
+    ranked = scorer.rank(asked, documents, on_error="skip", prior=prior)
     found = Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold)
     return found, use, source
+
+
+def _saved_weight(
+    scorer: Reranker, reranker: RerankerOptions, retriever: DocumentRetriever
+) -> float:
+    """How much the retriever's score counts, as was estimated for these models; 0 if nothing was.
+
+    What was estimated for others is not taken, and that is said.
+    """
+    from ragvl.reranker import SavedThresholds, ThresholdError
+
+    saved = SavedThresholds.of_model(reranker.model, scorer.template_name, **reranker.location)
+    weight = 0.0 if saved is None else saved.weight_of(retriever.name)
+    if saved is None or not weight:
+        return 0.0
+    try:
+        saved.check_model(scorer.weights, scorer.template_name, scorer.prompts_name)
+    except ThresholdError as error:
+        say(f"the retriever's saved weight is not taken: {error}", err=True)
+        return 0.0
+    say(f"{weight:.3g} times the retriever's score counts for the order, as estimated", err=True)
+    return weight
 
 
 def _figures(use: CacheUse | None, source: SourceIndex | None) -> dict[str, Any]:

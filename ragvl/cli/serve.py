@@ -17,7 +17,13 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ragvl.cli import options
-from ragvl.cli.common import command_work, hide_loading_bars, import_models, parse_threshold
+from ragvl.cli.common import (
+    command_work,
+    hide_loading_bars,
+    import_models,
+    parse_threshold,
+    parse_weight,
+)
 from ragvl.cli.groups import RerankerOptions, RetrieverOptions, takes
 from ragvl.messages import validation_reason
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
@@ -99,6 +105,7 @@ def serve(
     threshold: Annotated[
         str, typer.Option(help="From what relevance a document is kept: a number, or a saved name.")
     ] = "natural",
+    retriever_weight: options.RetrieverWeight = None,
     caption_tokens: options.CaptionTokens = None,
     api_key_file: Annotated[
         Path | None,
@@ -133,10 +140,12 @@ def serve(
         settings = limits.settings()
         keys = ApiKeys.find(api_key_file)
         kept_from = parse_threshold(threshold)
+        weight = parse_weight(retriever_weight)
         if demo:
             given = {
                 "index": index,
                 **{name.replace("_", "-"): value for name, value in vars(searched).items()},
+                "retriever-weight": retriever_weight,
                 "generator": generator,
                 "template": template,
                 "caption-tokens": caption_tokens,
@@ -168,6 +177,7 @@ def serve(
                     encoder=searched.encoder,
                     text_encoder=searched.text_encoder,
                     fusion=searched.chosen_fusion(),
+                    retriever_weight=weight,
                     generator=generator,
                     device=chosen.device,
                     dtype=chosen.dtype,

@@ -17,6 +17,7 @@ from ragvl.evaluation.ranking import (
     estimate_fusion,
     rank_questions,
 )
+from ragvl.evaluation.retriever_weight import estimate_retriever_weight
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.vectors import embed_documents
 from ragvl.evaluation.works import evaluation_works
@@ -31,6 +32,7 @@ def calibrate(
     pool: Pool = "full",
     settings: EvaluationSettings | None = None,
     weigh: bool = False,
+    weigh_retriever: bool = False,
     work: Path | None = None,
     progress: bool = True,
 ) -> tuple[SavedThresholds, Recalls]:
@@ -44,6 +46,8 @@ def calibrate(
         settings: `num_candidates`, `top_k`, `skip` and `num_questions` count.
         weigh: first estimate the weight of the pictures' order among two, in place of the models'
             fusion.
+        weigh_retriever: first estimate how much the retriever's score counts when candidates are
+            reranked, in place of the models' `retriever_weight`.
         work: see `evaluate`.
         progress: show progress bars.
 
@@ -83,6 +87,10 @@ def calibrate(
             map_blocks=map_blocks,
             progress=progress,
         )[pool]
+    weight = models.retriever_weight
+    if weigh_retriever:
+        weight = estimate_retriever_weight(rankings)
+        rankings = [replace(ranking, retriever_weight=weight) for ranking in rankings]
     recalls = Recalls.of(rankings, top_k)
     values, refused = {}, {}
     for name in names:
@@ -103,5 +111,6 @@ def calibrate(
         values=values,
         refused=refused,
         fusion=models.fusion.name if len(models.encoders) > 1 else None,
+        retriever_weight=weight,
     )
     return saved, recalls

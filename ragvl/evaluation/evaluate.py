@@ -194,6 +194,7 @@ def evaluate(
             generator=None if models.generator is None else models.generator.mllm.fingerprint,
             text_encoder=None if models.text_encoder is None else models.text_encoder.fingerprint,
             fusion=models.fusion.name if len(models.encoders) > 1 else None,
+            retriever_weight=models.retriever_weight or None,
         ),
         date=datetime.now(UTC).date().isoformat(),
         machine=machine(),

@@ -57,10 +57,17 @@ def time_stages(
             lambda: search_fused(views, models.fusion, [question.query], num_candidates),
         )
         documents = list(source.documents(ids=[id for id, _ in hits]))
+        scores = dict(hits)
+        prior = [models.retriever_weight * scores[document.id] for document in documents]
 
         def rerank() -> Any:
             return models.reranker.rank(
-                question.query, documents, threshold=threshold, on_error="skip", progress=False
+                question.query,
+                documents,
+                prior=prior,
+                threshold=threshold,
+                on_error="skip",
+                progress=False,
             )
 
         models.reranker.prefix_cache.clear()

@@ -34,6 +34,7 @@ class Models:
         generator: answers; None to stop before that.
         text_encoder: retrieves by captions and texts; None to retrieve by pictures alone.
         fusion: makes one order of both.
+        retriever_weight: how much of the retriever's score is added to a raw score to rerank.
 
     Raises:
         ValueError: there is no encoder.
@@ -44,6 +45,7 @@ class Models:
     generator: Generator | None = None
     text_encoder: TextEncoder | None = None
     fusion: Fusion = field(default_factory=ReciprocalRank)
+    retriever_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.encoders:
@@ -74,6 +76,7 @@ class Models:
         *,
         text_encoder: str | None = None,
         fusion: Fusion | None = None,
+        retriever_weight: float | None = None,
         preset: str = "auto",
         template: Template | str = "auto",
         device: str = "auto",
@@ -92,6 +95,8 @@ class Models:
             text_encoder: the retriever's model of captions and texts; None without one.
             fusion: makes one order of both; by default the weight that was estimated for these
                 encoders and saved with the reranker's thresholds, or else reciprocal ranks.
+            retriever_weight: how much the retriever's score counts when candidates are reranked; by
+                default what was estimated for this retriever and saved in the same way, or else 0.
             preset: what the reranker was trained on; see `Reranker.from_pretrained`.
             template: the reranker's prompt.
             device: of all.
@@ -136,8 +141,11 @@ class Models:
             if text_encoder is None
             else TextEncoder.from_pretrained(text_encoder, device=device),
             fusion or ReciprocalRank(),
+            retriever_weight or 0.0,
         )
-        return models if fusion is not None else models.by_saved_fusion()
+        if fusion is None:
+            models = models.by_saved_fusion()
+        return models if retriever_weight is not None else models.by_saved_weight()
 
     def by_saved_fusion(self) -> Models:
         """The same with the fusion that the reranker has saved, if one for these encoders."""
@@ -146,3 +154,9 @@ class Models:
             return self
         fusion = estimated_fusion(self.encoders, saved.fusion, saved.encoder)
         return self if fusion is None else replace(self, fusion=fusion)
+
+    def by_saved_weight(self) -> Models:
+        """The same with the retriever's weight that the reranker has saved for this retriever."""
+        saved = self.reranker.thresholds
+        weight = 0.0 if saved is None else saved.weight_of(self.retriever_name)
+        return replace(self, retriever_weight=weight)

@@ -20,7 +20,7 @@ from ragvl.evaluation.pace import Pace
 from ragvl.evaluation.vectors import DocumentVectors
 from ragvl.evaluation.works import SCORE, Pair
 from ragvl.identity import name_of
-from ragvl.reranker import Reranker
+from ragvl.reranker import Reranker, relevance_order
 from ragvl.reranker.heads import relevance
 from ragvl.retriever import (
     Fusion,
@@ -69,17 +69,26 @@ class Ranking:
         retrieved: the candidates.
         alone: ids by each order alone, as many, where the retriever's is made of two.
         num_documents: how many were searched; 0 if that is not known.
+        retriever_weight: how much of the retriever's score is added to a raw score to rerank.
     """
 
     question: Question
     retrieved: Sequence[Candidate]
     alone: Mapping[Order, Sequence[str]] = field(default_factory=dict)
     num_documents: int = 0
+    retriever_weight: float = 0.0
 
     @property
     def reranked(self) -> list[Candidate]:
-        """The same, the most relevant to the reranker first."""
-        return sorted(self.retrieved, key=lambda c: (not c.is_scored, -c.raw))
+        """The same, the most relevant first."""
+        raw = [candidate.raw for candidate in self.retrieved]
+        prior = [self.retriever_weight * candidate.score for candidate in self.retrieved]
+        return [self.retrieved[place] for place in relevance_order(raw, prior)]
+
+    @property
+    def by_reranker_alone(self) -> Ranking:
+        """The same without the retriever's score."""
+        return replace(self, retriever_weight=0.0)
 
     def kept(self, top_k: int, threshold: float) -> tuple[str, ...]:
         """Ids of the first `top_k`, but for those below the threshold."""
@@ -180,7 +189,8 @@ def rank_questions(
             Candidate(id, score, *of_pair)
             for (id, score), *of_pair in zip(one.hits, relevances, raw, strict=True)
         ]
-        return Ranking(question, candidates, one.alone, one.num_documents)
+        weight = models.retriever_weight
+        return Ranking(question, candidates, one.alone, one.num_documents, weight)
 
     return {
         pool: [ranking(question, of_pool.get(question.id, Retrieved())) for question in questions]

@@ -142,7 +142,8 @@ class PoolResult:
         chance: the same of a random order, as it is on average.
         ceiling: the same of the retriever's candidates in the best possible order: what reranking
             can reach at most.
-        reranked: the same of the reranker's order.
+        reranked: the same of the reranker's order, in which the retriever's score may count.
+        reranker_alone: the same of the reranker's order without it, where it does; else absent.
         gain: how far `reranked` lies above `retrieved`, question by question.
         kept: by threshold, and "retrieved" for the retriever's first: "precision", "recall", "f1".
         reliability: of the relevance of all candidates.
@@ -159,6 +160,7 @@ class PoolResult:
     chance: Figures = field(default_factory=dict, metadata=ABSENT)
     ceiling: Figures = field(default_factory=dict, metadata=ABSENT)
     reranked: Figures = field(default_factory=dict, metadata=ABSENT)
+    reranker_alone: Figures = field(default_factory=dict, metadata=ABSENT)
     gain: Figures = field(default_factory=dict, metadata=ABSENT)
     kept: dict[str, Figures] = field(default_factory=dict, metadata=ABSENT)
     reliability: Reliability | None = field(default=None, metadata=ABSENT)
@@ -198,6 +200,8 @@ class ModelFingerprints:
         generator: of the generator; None without one.
         text_encoder: of the retriever's captions and texts; absent without one.
         fusion: what makes one order of both; absent of one encoder.
+        retriever_weight: how much of the retriever's score is added to the reranker's; absent where
+            nothing is.
     """
 
     encoder: str | None
@@ -205,6 +209,7 @@ class ModelFingerprints:
     generator: str | None
     text_encoder: str | None = field(default=None, metadata=ABSENT)
     fusion: str | None = field(default=None, metadata=ABSENT)
+    retriever_weight: float | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True)

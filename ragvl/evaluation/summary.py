@@ -56,7 +56,8 @@ def pool_result(
         return result
     gold = [ranking.question.gold for ranking in known]
     retrieved = [[c.id for c in ranking.retrieved] for ranking in known]
-    reranked = [[c.id for c in ranking.reranked] for ranking in known]
+    reranked = _reranked(known)
+    by_reranker = [ranking.by_reranker_alone for ranking in known if ranking.retriever_weight]
     best = [_gold_first(ids, own) for ids, own in zip(retrieved, gold, strict=True)]
     alone = {
         order: [ranking.alone.get(order, ()) for ranking in known]
@@ -74,11 +75,18 @@ def pool_result(
         chance=_chance(known, num_candidates),
         ceiling=ranking_figures(best, gold, recall_at=RECALL_AT),
         reranked=ranking_figures(reranked, gold, recall_at=RECALL_AT),
+        reranker_alone=ranking_figures(_reranked(by_reranker), gold, recall_at=RECALL_AT)
+        if by_reranker
+        else {},
         gain=ranking_gains(reranked, retrieved, gold, recall_at=RECALL_AT),
         kept={name: selection_figures(ids, gold) for name, ids in kept.items()},
         reliability=_reliability(known),
         recalls=Recalls.of(known, top_k).scores(),
     )
+
+
+def _reranked(rankings: Sequence[Ranking]) -> list[list[str]]:
+    return [[candidate.id for candidate in ranking.reranked] for ranking in rankings]
 
 
 def _gold_first(ids: Sequence[str], gold: Collection[str]) -> list[str]:

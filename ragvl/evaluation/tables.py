@@ -35,6 +35,9 @@ def print_figures(result: EvaluationResult) -> None:
         print_table(["pool", "kept", *names], rows, title=title, numbers=names)
     if result.models.fusion is not None:
         say(f"both orders are fused by {result.models.fusion}")
+    if result.models.retriever_weight is not None:
+        weight = result.models.retriever_weight
+        say(f"reranked by the reranker's raw score and {weight:.3g} times the retriever's score")
     sizes = ", ".join(f"{pool}: {of_pool.num_documents:,}" for pool, of_pool in pools.items())
     say(f"documents in the pool: {sizes}")
     if result.median_ms:
@@ -50,6 +53,7 @@ def found_by_order(pool: PoolResult) -> dict[str, Figures]:
         **pool.alone,
         FUSED if pool.alone else RETRIEVED: pool.retrieved,
         "chance": pool.chance,
+        "reranker alone": pool.reranker_alone,
         "reranked": pool.reranked,
         "ceiling": pool.ceiling,
     }

@@ -58,4 +58,5 @@ def estimated_otherwise(
         num_candidates=settings.num_candidates,
         top_k=top_k,
         encoder=models.retriever_name,
+        retriever_weight=models.retriever_weight,
     )

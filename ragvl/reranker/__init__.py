@@ -7,7 +7,7 @@ from ragvl.reranker.arguments import checked_request
 from ragvl.reranker.heads import Layer, ScoreNetwork
 from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
-from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport
+from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport, relevance_order
 from ragvl.reranker.reranker import Reranker, preset_of_checkpoint
 from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
@@ -46,6 +46,7 @@ __all__ = [
     "check_threshold",
     "checked_request",
     "preset_of_checkpoint",
+    "relevance_order",
     "resolve_template",
     "resolve_threshold",
     "saved_fusions",

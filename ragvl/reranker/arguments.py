@@ -64,6 +64,20 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error={shown(repr(on_error))}: expected 'raise' or 'skip'")
 
 
+def checked_prior(prior: Sequence[float], count: int) -> np.ndarray:
+    """What is added to the raw scores of so many documents, (count,) float64.
+
+    Raises:
+        ValueError: they are not as many, or one of them is no finite number.
+    """
+    values = np.asarray(prior, np.float64)
+    if values.shape != (count,):
+        raise ValueError(f"prior: {values.size} numbers for {count} documents")
+    if not np.isfinite(values).all():
+        raise ValueError("prior: expected a finite number for each document")
+    return values
+
+
 def listed_documents(documents: object) -> list[Any]:
     """The items of a list of documents, or of what stands for one.
 

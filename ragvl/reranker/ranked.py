@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ragvl.data.document import Document, DocumentLike
+
+
+def relevance_order(
+    raw: Sequence[float], prior: Sequence[float] | np.ndarray | None = None
+) -> list[int]:
+    """Places of documents, the most relevant first.
+
+    By raw scores, of which fewer are equal than of probabilities near 1. Equal ones stay in the
+    order that they have, the retriever's; those without a score, which are NaN, come last.
+
+    Args:
+        raw: a raw score a document.
+        prior: what is added to each; nothing if None.
+    """
+    total = np.asarray(raw, np.float64)
+    if prior is not None:
+        total = total + np.asarray(prior, np.float64)
+    return np.argsort(-total, kind="stable").tolist()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +50,7 @@ from ragvl.reranker.arguments import (
     as_documents,
     check_on_error,
     checked_pairs,
+    checked_prior,
     listed_documents,
     refuse_one_document,
 )
@@ -71,7 +71,7 @@ from ragvl.reranker.presets import (
     resolve_preset,
 )
 from ragvl.reranker.prompts import Prompts, split_prompt
-from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport
+from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport, relevance_order
 from ragvl.reranker.score_weights import ScoreWeights
 from ragvl.reranker.scorer import OnError, Refuse, Scored, Scorer, refuse_by
 from ragvl.reranker.sentence_transformers import preset_of_folder
@@ -271,6 +271,7 @@ class Reranker(CrossEncoderDialect):
         top_k: int | None = None,
         return_documents: bool = False,
         *,
+        prior: Sequence[float] | None = None,
         threshold: Threshold | None = None,
         batch_size: int | None = None,
         on_error: OnError = "raise",
@@ -290,6 +291,9 @@ class Reranker(CrossEncoderDialect):
                 or an array.
             top_k: how many to return; all by default, and past the end is fine.
             return_documents: let each result also hold what stood in `documents` (`given`).
+            prior: a number a document, added to its raw score for the order alone: what a retriever
+                counted, times a weight (`SavedThresholds.retriever_weight`). Scores, and what is
+                kept, are the reranker's own.
             threshold: what `kept` means, if not the reranker's own.
             batch_size: at most so many prompts in one forward pass; as many as pay by default.
             on_error: "raise" at a document that cannot be used, or "skip" it: it comes last, with
@@ -301,7 +305,8 @@ class Reranker(CrossEncoderDialect):
 
         Raises:
             ValueError: an empty query or one that the template has no place for, no documents,
-                `top_k` below 1, or a keyword of CrossEncoder's that cannot be heeded.
+                `top_k` below 1, `prior` of another length or with NaN, or a keyword of
+                CrossEncoder's that cannot be heeded.
             TypeError: `documents` is one document, or holds what is none.
             DocumentError: a document cannot be used, such as a picture that cannot be read, or one
                 that the template has no place for; the message names it.
@@ -318,13 +323,11 @@ class Reranker(CrossEncoderDialect):
         )
         count = len(given) if top_k is None else checked_count("top_k", top_k)
         candidates = as_documents(given)
+        added = None if prior is None else checked_prior(prior, len(given))
         pairs = [(asked, document) for document in candidates]
         progress = progress if show_progress_bar is None else show_progress_bar
         raw = self._raw(pairs, batch_size, on_error, progress=progress)
         scores, raw_scores = relevance(raw).tolist(), raw.tolist()
-        # By raw scores, of which fewer are equal than of probabilities near 1. Stable, so that
-        # equal ones keep the retriever's order; NaN (skipped) goes last
-        order = sorted(range(len(raw)), key=lambda i: (np.isnan(raw_scores[i]), -raw_scores[i]))
         return [
             RankedDocument(
                 index=i,
@@ -334,7 +337,7 @@ class Reranker(CrossEncoderDialect):
                 kept=scores[i] >= limit,
                 given=given[i] if return_documents else None,
             )
-            for i in order[:count]
+            for i in relevance_order(raw_scores, added)[:count]
         ]
 
     def score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -25,6 +26,7 @@ THRESHOLDS_FILE = "ragvl_thresholds.json"
 _MAX_BYTES = 64 << 20  # of that file, which names the questions of each template
 _Count = Annotated[int, Interval(ge=1)]
 _Probability = Annotated[float, Interval(ge=0, le=1)]
+_Weight = Annotated[float, Interval(ge=0, lt=math.inf)]
 
 
 def thresholds_file(
@@ -66,6 +68,8 @@ class SavedThresholds:
         values: the threshold by name.
         refused: why there is none, by name.
         fusion: what made one order of two encoders'; None of one encoder.
+        retriever_weight: how much of the retriever's score was added to a raw score to order
+            documents: what `Reranker.rank` takes as `prior` is a multiple of it.
     """
 
     model: str
@@ -80,6 +84,7 @@ class SavedThresholds:
     values: dict[str, _Probability] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     fusion: str | None = None
+    retriever_weight: _Weight = 0.0
 
     def save(self, path: Path) -> None:
         """Writes them to a JSON file, beside those of other templates.
@@ -145,7 +150,15 @@ class SavedThresholds:
                     "or give a number"
                 )
 
-    def differs(self, **conditions: str | int) -> list[str]:
+    def weight_of(self, retriever: str) -> float:
+        """The retriever's weight, where it was estimated for that retriever; else 0.
+
+        Args:
+            retriever: its name; see `DocumentRetriever.name`.
+        """
+        return self.retriever_weight if retriever == self.encoder else 0.0
+
+    def differs(self, **conditions: str | float) -> list[str]:
         """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""
         return [name for name, value in conditions.items() if getattr(self, name) != value]
 

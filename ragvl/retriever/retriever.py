@@ -30,7 +30,7 @@ from ragvl.retriever.saved_documents import (
 )
 from ragvl.retriever.storage import IndexFileError, load_state, save_state
 from ragvl.retriever.store import Hits, VectorStore, Where
-from ragvl.retriever.views import View, estimated_fusion, search_fused
+from ragvl.retriever.views import View, estimated_fusion, retriever_name, search_fused
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ class DocumentRetriever(ABC):
     @abstractmethod
     def documents(self) -> dict[str, Document]:
         """All documents by id, in the order in which they were added."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Names what decides the order: an encoder's weights, or those of two and their fusion."""
 
     @abstractmethod
     def _get(self, ids: Iterable[str]) -> dict[str, Document]:
@@ -279,6 +284,11 @@ class Retriever(DocumentRetriever):
         """See `DocumentRetriever.documents`."""
         return self.store.documents
 
+    @property
+    def name(self) -> str:
+        """See `DocumentRetriever.name`."""
+        return self.encoder.fingerprint
+
     def _get(self, ids: Iterable[str]) -> dict[str, Document]:
         return self.store.get(ids)
 
@@ -439,6 +449,15 @@ class FusedRetriever(DocumentRetriever):
         """See `DocumentRetriever.documents`."""
         return dict(self._documents)
 
+    @property
+    def name(self) -> str:
+        """See `DocumentRetriever.name`."""
+        return retriever_name(self._encoders, self.fusion)
+
+    @property
+    def _encoders(self) -> dict[Order, Encoder]:
+        return {"picture": self.picture.encoder, "caption": self.caption.encoder}
+
     def _get(self, ids: Iterable[str]) -> dict[str, Document]:
         return {id: self._documents[id] for id in ids if id in self._documents}
 
@@ -488,11 +507,7 @@ class FusedRetriever(DocumentRetriever):
         Returns:
             Whether that is another one than before.
         """
-        encoders: dict[Order, Encoder] = {
-            "picture": self.picture.encoder,
-            "caption": self.caption.encoder,
-        }
-        every = (estimated_fusion(encoders, *estimate) for estimate in estimates)
+        every = (estimated_fusion(self._encoders, *estimate) for estimate in estimates)
         estimated = next(filter(None, every), None)
         if estimated is None or estimated.name == self.fusion.name:
             return False
@@ -500,10 +515,7 @@ class FusedRetriever(DocumentRetriever):
         return True
 
     def _search(self, queries: Sequence[QueryLike], k: int, where: Where | None) -> list[Hits]:
-        encoders: dict[Order, Encoder] = {
-            "picture": self.picture.encoder,
-            "caption": self.caption.encoder,
-        }
+        encoders = self._encoders
         views = {order: View(encoders[order], store.mixed) for order, store in self._stores.items()}
         among = None
         if where is not None:

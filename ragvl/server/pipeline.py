@@ -94,6 +94,11 @@ class Pipeline:
             raise UnreadableDocument(plain_message(error, *documents)) from error
 
     @property
+    def retriever_weight(self) -> float:
+        """How much a retrieved document's score counts beside its raw one."""
+        return self._services.retriever_weight
+
+    @property
     def model_name(self) -> str:
         """What answers call the model."""
         return self._services.model_name

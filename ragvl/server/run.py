@@ -197,6 +197,7 @@ def build_services(
         threshold=reranker.threshold,
         thresholds=reranker.thresholds,
         retriever=stages.retriever,
+        retriever_weight=stages.retriever_weight,
         generator=stages.generator,
         examples=stages.examples,
         keys=keys,

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from ragvl.data.document import Document
 from ragvl.messages import shown
-from ragvl.reranker import ScoredPair, Threshold, resolve_threshold
+from ragvl.reranker import ScoredPair, Threshold, relevance_order, resolve_threshold
 from ragvl.server.contents import Placed, contents_of
 from ragvl.server.deadlines import call
 from ragvl.server.errors import NotFound, Unprocessable
@@ -41,7 +41,7 @@ class Scores:
 
     def order(self, top_n: int | None = None) -> list[int]:
         """Places of pairs by raw score, of equal ones the first first; None and 0 mean all."""
-        return order_of(self.pairs)[: top_n or None]
+        return relevance_order([pair.raw for pair in self.pairs])[: top_n or None]
 
 
 async def score_pairs(
@@ -81,11 +81,6 @@ async def score_pairs(
         )
 
     return await call(request, work)
-
-
-def order_of(pairs: Sequence[ScoredPair]) -> list[int]:
-    """Places of pairs by raw score, of equal ones the first first."""
-    return sorted(range(len(pairs)), key=lambda i: -pairs[i].raw)
 
 
 def usage_of(results: Sequence[ScoredPair]) -> Usage:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragvl.arguments import checked_weight
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
 from ragvl.generator import Generator
@@ -45,12 +46,14 @@ class Stages:
         retriever: an index of documents; None where requests bring theirs.
         generator: answers; None for a server that does not.
         examples: questions to try.
+        retriever_weight: how much of the index's score is added to a raw score to order documents.
     """
 
     reranker: Reranker
     retriever: DocumentRetriever | None = None
     generator: Generator | None = None
     examples: tuple[str, ...] = ()
+    retriever_weight: float = 0.0
 
 
 def load_stages(
@@ -61,6 +64,7 @@ def load_stages(
     encoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
     fusion: Fusion | None = None,
+    retriever_weight: float | None = None,
     generator: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -72,12 +76,14 @@ def load_stages(
     Args:
         load_reranker: loads the reranker, whose arguments were checked; called last.
         thresholds: the folder of its saved thresholds, which requests can name then, and of the
-            fusion that was estimated with them.
+            fusion and the retriever's weight that were estimated with them.
         index: what `ragvl index` wrote; see `open_index`.
         encoder: the dual encoder that built it, in place of the one that it remembers.
         text_encoder: the same of the text encoder.
         fusion: makes one order of both; by default what was estimated for these encoders and saved
             with the thresholds, or else what the index was saved with.
+        retriever_weight: how much of the index's score is added to a raw score to order documents;
+            by default what was estimated for this index and saved in the same way, or else 0.
         generator: the generator: a hub id or a folder.
         device: of encoders and generator.
         dtype: of the generator.
@@ -85,13 +91,20 @@ def load_stages(
         date: what the generator's chat template takes for today.
 
     Raises:
-        ValueError: an encoder or a fusion without an index that has a use for it, or a model is of
-            another kind, or the index another encoder's or damaged.
+        ValueError: an encoder, a fusion or a weight without an index that has a use for it, or a
+            model is of another kind, or the index another encoder's or damaged.
         OSError: a model or the index is not there, or not whole.
     """
-    of_index = {"encoder": encoder, "text_encoder": text_encoder, "fusion": fusion}
+    of_index = {
+        "encoder": encoder,
+        "text_encoder": text_encoder,
+        "fusion": fusion,
+        "retriever_weight": retriever_weight,
+    }
     if index is None and (unused := [name for name, x in of_index.items() if x is not None]):
         raise ValueError(f"{' and '.join(unused)}: of no use without an index: give --index")
+    if retriever_weight is not None:
+        checked_weight(retriever_weight)
     resolve_model_dtype(dtype, resolve_device(device))
     checked_caption_tokens(caption_tokens)
     if index is not None:
@@ -115,7 +128,9 @@ def load_stages(
         reranker.thresholds = _saved_thresholds(thresholds, reranker)
     if fusion is None and thresholds is not None and isinstance(retriever, FusedRetriever):
         _take_saved_fusion(thresholds, reranker, retriever)
-    return Stages(reranker, retriever, writer)
+    if retriever_weight is None:
+        retriever_weight = _saved_weight(reranker.thresholds, retriever)
+    return Stages(reranker, retriever, writer, retriever_weight=retriever_weight)
 
 
 def _saved_thresholds(folder: str | Path, reranker: Reranker) -> SavedThresholds | None:
@@ -129,6 +144,16 @@ def _saved_thresholds(folder: str | Path, reranker: Reranker) -> SavedThresholds
         _log.warning("requests cannot name the saved thresholds: %s", error)
         return None
     return saved
+
+
+def _saved_weight(thresholds: SavedThresholds | None, retriever: DocumentRetriever | None) -> float:
+    """The weight that was estimated for an index; the log says so where there is one."""
+    if thresholds is None or retriever is None:
+        return 0.0
+    weight = thresholds.weight_of(retriever.name)
+    if weight:
+        _log.info("documents are ordered with %.3g times the index's score, as estimated", weight)
+    return weight
 
 
 def _take_saved_fusion(folder: str | Path, reranker: Reranker, retriever: FusedRetriever) -> None:

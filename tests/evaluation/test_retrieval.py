@@ -8,6 +8,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,56 @@ def test_the_weight_is_estimated_saved_and_taken(
         calibrate(dev, replace(both, text_encoder=None), settings=few, weigh=True, progress=False)
 
 
+@pytest.mark.slow
+def test_the_retrievers_weight_is_estimated_saved_and_taken(
+    source: WebQA, places: Path, both: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = WebQA(places, split="val")
+    few = replace(SETTINGS, num_questions=12, num_timed=0)
+    saved, recalls = calibrate(
+        dev, both, settings=few, names=["f1"], weigh_retriever=True, progress=False
+    )
+    weight = saved.retriever_weight
+    assert weight > 0
+    weighed = replace(both, retriever_weight=weight)
+    _, same = calibrate(dev, weighed, settings=few, names=["f1"], progress=False)
+    assert recalls == same, "thresholds are estimated of documents in that order"
+
+    reranker = shutil.copytree(ASSETS / "tiny-reranker", tmp_path / "reranker")
+    (reranker / "ragvl_thresholds.json").unlink()
+    saved.save(reranker / "ragvl_thresholds.json")
+    assert both.encoder is not None and both.text_encoder is not None
+    encoder, text = both.encoder.origin["path"], both.text_encoder.origin["path"]
+
+    def loaded(**settings: Any) -> Models:
+        return Models.load(encoder, str(reranker), text_encoder=text, device="cpu", **settings)
+
+    models = loaded(template=both.reranker.template)
+    assert models.retriever_weight == weight
+    assert loaded(template=both.reranker.template, retriever_weight=0).retriever_weight == 0
+    other = replace(models, fusion=WeightedSum(0.5)).by_saved_weight()
+    assert other.retriever_weight == 0, "it was estimated for another retriever"
+
+    named = replace(few, thresholds=list(saved.values) or ["natural"])
+    evaluation = evaluate(source, models, named, progress=False)
+    for one in evaluation.rankings["full"]:
+        totals = [c.raw + weight * c.score for c in one.reranked]
+        assert totals == sorted(totals, reverse=True)
+    pool = evaluation.result.pools["full"]
+    alone = evaluate(source, replace(models, retriever_weight=0), named, progress=False).result
+    assert pool.reranker_alone == alone.pools["full"].reranked
+    assert alone.pools["full"].reranker_alone == {}
+    if saved.values:
+        assert pool.estimated_otherwise == []
+        assert alone.pools["full"].estimated_otherwise == ["retriever_weight"]
+    print_figures(evaluation.result)
+    console = capsys.readouterr().out
+    assert "reranker alone" in console and "times the retriever's score" in console
+    again = from_json(EvaluationResult, json.loads(json.dumps(to_json(evaluation.result))))
+    assert again.pools == evaluation.result.pools
+    assert again.models.retriever_weight == weight
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> JsonlQuestions:
     """Three questions: of a captioned picture, of one without caption, of a broken one."""
@@ -241,6 +292,8 @@ def test_something_to_retrieve_by(both: Models) -> None:
         (["--encoder", "TINY", "--text-encoder", "TINY", "--fusion", "half"], "no fusion"),
         (["--encoder", "TINY", "--text-encoder", "TINY"], "modules.json"),
         (["--text-encoder", "nowhere/at/all"], "no model folder"),
+        (["--encoder", "TINY", "--retriever-weight", "-1"], "expected a number from 0"),
+        (["--encoder", "TINY", "--retriever-weight", "estimate"], "expected a number from 0"),
     ],
 )
 def test_commands_refuse_what_is_no_retriever(

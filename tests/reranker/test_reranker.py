@@ -89,6 +89,24 @@ def test_rank_sorts_cuts_and_keeps(tiny_reranker: Reranker) -> None:
     assert len(tiny_reranker.rank(QUERY, documents, top_k=99)) == 5
 
 
+def test_a_prior_changes_the_order_alone(tiny_reranker: Reranker) -> None:
+    documents = [document for _, document in ragged_pairs()[:5]]
+    alone = tiny_reranker.rank(QUERY, documents)
+    by_index = {one.index: one for one in alone}
+    for prior in ([0.0] * 5, np.array([3.0, -2.0, 0.5, 9.0, 0.1]), torch.arange(5) * -10.0):
+        ranked = tiny_reranker.rank(QUERY, documents, prior=prior)
+        assert [by_index[one.index] for one in ranked] == ranked
+        totals = [one.raw + float(prior[one.index]) for one in ranked]
+        assert totals == sorted(totals, reverse=True)
+    assert [one.index for one in ranked] == [0, 1, 2, 3, 4]
+    broken = [*documents[:2], Document(b"broken"), *documents[2:]]
+    skipped = tiny_reranker.rank(QUERY, broken, prior=[0, 0, 1e9, 0, 0, 0], on_error="skip")
+    assert skipped[-1].index == 2, "what has no score comes last, whatever its prior"
+    for prior, message in (([0.0] * 4, "4 numbers for 5"), ([0, 0, np.nan, 0, 0], "finite")):
+        with pytest.raises(ValueError, match=message):
+            tiny_reranker.rank(QUERY, documents, prior=prior)
+
+
 def test_equal_scores_keep_the_given_order(tiny_reranker: Reranker) -> None:
     same = [Document(picture(0), caption="A barn") for _ in range(4)]
     assert [r.index for r in tiny_reranker.rank(QUERY, same)] == [0, 1, 2, 3]

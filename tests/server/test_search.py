@@ -50,7 +50,29 @@ def test_search_is_retrieving_and_ranking(client: TestClient, demo: Stages) -> N
             hit = found[one["index"]]
             assert (one["id"], one["retrieval_score"]) == (hit.id, hit.score)
         assert answer["threshold"] == demo.reranker.threshold
+        assert "retriever_weight" not in answer
         assert answer["timings"].keys() == {"queue", "retrieve", "score", "total"}
+
+
+def test_the_indexs_score_counts_for_the_order(demo: Stages, make_services: MakeServices) -> None:
+    assert demo.retriever is not None
+    question = demo.examples[0]
+    services = make_services(
+        reranker=demo.reranker, retriever=demo.retriever, retriever_weight=25.0
+    )
+    with TestClient(create_app(services)) as client:
+        answer = _asked(client, "/v1/search", query=question, num_candidates=8)
+        given = _asked(client, "/v1/search", query=question, documents=["Red.", "Blue."])
+    assert answer["retriever_weight"] == 25.0
+    found = demo.retriever.retrieve(question, 8)
+    documents = [hit.document for hit in found]
+    ranked = demo.reranker.rank(question, documents, prior=[25.0 * hit.score for hit in found])
+    told = [(one["index"], one["raw_score"], one["kept"]) for one in answer["results"]]
+    assert told == [(one.index, one.raw, one.kept) for one in ranked]
+    assert told != [
+        (one.index, one.raw, one.kept) for one in demo.reranker.rank(question, documents)
+    ]
+    assert "retriever_weight" not in given, "what a request brings was not retrieved"
 
 
 @pytest.mark.parametrize(

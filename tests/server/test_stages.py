@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,8 @@ def test_each_stage_is_loaded_where_it_is_named(index: Path) -> None:
         ({"encoder": ENCODER}, "of no use"),
         ({"index": "index", "text_encoder": ENCODER}, "not built of captions"),
         ({"index": "index", "fusion": ReciprocalRank()}, "built of pictures alone"),
+        ({"index": "index", "retriever_weight": -1.0}, "retriever_weight=-1.0"),
+        ({"retriever_weight": 1.0}, "retriever_weight: of no use without an index"),
         ({"index": "nowhere", "encoder": ENCODER}, "holds no saved index"),
         ({"index": "cut", "encoder": ENCODER}, "size does not match"),
         ({"index": "index", "encoder": TINY_RERANKER}, "llava"),
@@ -122,8 +125,11 @@ def test_saved_thresholds_come_along_where_they_are_the_rerankers(
     assert "cannot name the saved thresholds" in caplog.text
 
 
-def test_the_fusion_that_was_estimated_for_an_indexes_encoders_is_taken(
-    demo: Stages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_was_estimated_for_an_indexs_encoders_is_taken(
+    demo: Stages,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     texts = TextEncoder.from_pretrained(save_text_encoder(tmp_path / "text"), device="cpu")
     pictures = DualEncoder.from_pretrained(ENCODER, device="cpu")
@@ -138,14 +144,17 @@ def test_the_fusion_that_was_estimated_for_an_indexes_encoders_is_taken(
     estimated = replace(thresholds, encoder=name, fusion=fusion.name)
     estimated.save(folder / THRESHOLDS_FILE)
 
-    def fusion_of(**settings: Any) -> str:
-        stages = load_stages(
+    def loaded(**settings: Any) -> Stages:
+        return load_stages(
             lambda: demo.reranker,
             thresholds=folder,
             index=tmp_path / "index",
             device="cpu",
             **settings,
         )
+
+    def fusion_of(**settings: Any) -> str:
+        stages = loaded(**settings)
         assert isinstance(stages.retriever, FusedRetriever)
         return stages.retriever.fusion.name
 
@@ -156,6 +165,15 @@ def test_the_fusion_that_was_estimated_for_an_indexes_encoders_is_taken(
     (folder / THRESHOLDS_FILE).write_text("[]")
     assert fusion_of() == built.fusion.name
     assert "no fusion is taken" in caplog.text
+    assert loaded().retriever_weight == 0
+    assert loaded(retriever_weight=2).retriever_weight == 2
+    monkeypatch.setattr(
+        demo.reranker, "thresholds", replace(thresholds, encoder=built.name, retriever_weight=3.0)
+    )
+    with caplog.at_level(logging.INFO):
+        assert loaded().retriever_weight == 3
+    assert "3 times the index's score, as estimated" in caplog.text
+    assert loaded(retriever_weight=0).retriever_weight == 0
 
 
 def test_the_demo_answers_its_examples(demo: Stages) -> None:

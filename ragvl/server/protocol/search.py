@@ -70,6 +70,11 @@ class SearchAnswer(Answer):
     id: str
     model: str
     threshold: float = Field(description="From what relevance a document is kept.")
+    retriever_weight: float | None = Field(
+        None,
+        description="So many times its `retrieval_score` is added to a document's `raw_score` for "
+        "the order; absent where nothing is.",
+    )
     results: list[Found]
     unusable: list[str] | None = Field(
         None, description="Ids of retrieved documents without a score: the index's broken ones."

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from ragvl.data.document import Document
 from ragvl.data.images import DocumentError
 from ragvl.mllm import PromptTooLongError
-from ragvl.reranker import ScoredPair
+from ragvl.reranker import ScoredPair, relevance_order
 from ragvl.server.bodies import json_answer, read_body
 from ragvl.server.contents import Contents, Placed, contents_of, listed
 from ragvl.server.deadlines import call
@@ -31,7 +31,6 @@ from ragvl.server.refusals import checked_scores
 from ragvl.server.scoring import (
     answer_id,
     check_model,
-    order_of,
     texts_of,
     threshold_of,
     usage_of,
@@ -192,7 +191,10 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
         [places[i] for i in chosen],
         asked.token_limit,
     )
-    order = [chosen[i] for i in order_of(scores)]
+    prior = None
+    if retrieved_by is not None:
+        prior = [pipeline.retriever_weight * retrieved_by[i] for i in chosen]
+    order = [chosen[i] for i in relevance_order([one.raw for one in scores], prior)]
     pairs = dict(zip(chosen, scores, strict=True))
     return _Ranking(documents, ids, retrieved_by, pairs, order, asked.threshold)
 
@@ -218,6 +220,7 @@ def _told(ranking: _Ranking, asked: _Asked, pipeline: Pipeline) -> dict[str, Any
     return {
         "model": pipeline.model_name,
         "threshold": ranking.threshold,
+        "retriever_weight": (pipeline.retriever_weight or None) if ranking.retrieved_by else None,
         "results": [_found(ranking, place, asked.body) for place in shown],
         "unusable": unusable or None,
         "usage": usage_of(list(ranking.pairs.values())),
