@@ -73,12 +73,14 @@ def weights(root: Root = RUNS) -> None:
 
 @app.command()
 def learn(root: Root = RUNS) -> None:
-    """Unpacks more pictures to train on, and writes the set that the MLLM learns from."""
-    from real.learning import lessons, write_learn
+    """Unpacks more pictures to train on, and writes the sets that the MLLM learns from."""
+    from real.learning import lessons, write_describe, write_learn
 
     layout = Layout(root)
     with _said():
-        print(write_learn(layout, *lessons(layout)))
+        train, val = lessons(layout)
+        print(write_describe(layout, train, val))
+        print(write_learn(layout, train, val))
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """What the real world's models learn from: stamps of the train split, Open Clip Art, and emoji.
 
 A lesson is a picture, a text that names what it shows, and its kind. Lessons train the dual encoder
-as pairs; as the set `learn` those of stamps and Open Clip Art train the MLLM: questions like those
-of `named` and `blind`.
+as pairs. The MLLM learns from them as two sets: `describe` asks of every picture what it shows;
+`learn` has questions like those of `named` and `blind`, of stamps and Open Clip Art.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from real.words import colors_in, same_thing, thing_of, without_colors
 
 _NAMING = ("named", "photos")  # sets whose captions name what is seen
 _STAMPS = "stamps"  # the collection that `named` and `blind` tell of
-LEARN = "learn"  # the name of the set
+LEARN, DESCRIBE = "learn", "describe"  # the names of the sets
+DESCRIBE_QUESTION = "What does the picture show?"
 _OTHERS = ("photos", "screens")  # sets whose own questions of these splits are taken
 _NAMED = 0.25  # the share of lessons whose caption tells the thing, as in the set `named`
 
@@ -204,6 +205,36 @@ def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) 
             questions += [
                 line | {"id": f"{name}/{line['id']}"} for line in _lines(other / f"{split}.jsonl")
             ]
+        write_lines(folder / f"{split}.jsonl", questions)
+    write_lines(folder / "documents.jsonl", documents)
+    return folder
+
+
+def write_describe(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) -> Path:
+    """Writes the set `describe`: pictures without a caption, each of which is to be told in words.
+
+    Who learns it learns to see: in `learn` a caption often says what there is to be seen. The words
+    are a lesson's own, with the picture's color.
+
+    Returns:
+        its folder.
+    """
+    folder = layout.sets / DESCRIBE
+    folder.mkdir(parents=True, exist_ok=True)
+    documents: list[dict[str, object]] = []
+    for split, part in {"train": train, "val": val}.items():
+        for lesson in part:
+            image = os.path.relpath(lesson.picture.resolve(), folder.resolve())
+            documents.append({"id": lesson.id, "image": image, "split": split})
+        questions = (
+            {
+                "id": lesson.id,
+                "question": DESCRIBE_QUESTION,
+                "answer": [lesson.colored],
+                "gold": [lesson.id],
+            }
+            for lesson in part
+        )
         write_lines(folder / f"{split}.jsonl", questions)
     write_lines(folder / "documents.jsonl", documents)
     return folder

@@ -10,14 +10,14 @@ ROOT=runs/real
 MODELS=$ROOT/models
 BOTH="--encoder $ROOT/models/retriever --text-encoder $ROOT/weights/minilm"
 
-# train STAGE NAME FROM FLAGS...: what is finished is left alone, what was broken off goes on
+# train STAGE NAME FROM SET FLAGS...: what is finished is left alone, what was broken off goes on
 train() {
-    local stage=$1 out=$MODELS/$2 from=$MODELS/$3 resume=()
-    shift 3
+    local stage=$1 out=$MODELS/$2 from=$MODELS/$3 data=$ROOT/sets/$4 resume=()
+    shift 4
     ! grep -qs "finished.: true" $out/ragvl_run.json || return 0
     ! compgen -G "$out/checkpoint-*" >/dev/null || resume=(--resume_from_checkpoint=last)
     ragvl train $stage --config benchmarks/real/recipes/$stage.yaml --model $from \
-        --data $ROOT/sets/learn --output_dir $out "${resume[@]}" "$@"
+        --data $data --output_dir $out "${resume[@]}" "$@"
 }
 
 step_fetch() { real fetch; }
@@ -43,12 +43,15 @@ step_retriever() { # trains it anew, in hours; else what was trained before is t
     real base --anew # what was fitted to one tower fits no other
     cp $MODELS/base/trained.safetensors benchmarks/real/trained/projector.safetensors
 }
+step_describer() { # says what pictures show, before it is asked whether they are relevant
+    train generator describer base describe --noise.data_level 0 --per_device_train_batch_size 16
+}
 step_reranker() {
     [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \
         $BOTH --fusion 0.7 --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
-    train reranker reranker base --ranking $ROOT/ranking.jsonl
+    train reranker reranker describer learn --ranking $ROOT/ranking.jsonl
 }
-step_generator() { train generator generator base; }
+step_generator() { train generator generator base learn; }
 step_evaluate() {
     local set candidates
     for set in ${SETS:-named blind german photos screens}; do
@@ -56,7 +59,8 @@ step_evaluate() {
         candidates=20 && [ $set != blind ] || candidates=1000
         # Each set has its own weight of pictures, or none where val is too small to tell: exit 1
         ragvl calibrate $ROOT/sets/$set --split val $BOTH --reranker $MODELS/reranker \
-            --template instruction-first --fusion estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]
+            --candidates $candidates --template instruction-first --fusion estimate \
+            --retriever-weight estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]
         ragvl evaluate $ROOT/sets/$set --split test --pool full --candidates $candidates \
             $BOTH --reranker $MODELS/reranker --template instruction-first \
             --generator $MODELS/generator --max-new-tokens 16 --timed 0 \
@@ -66,12 +70,12 @@ step_evaluate() {
 }
 step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's tokens
     local more="--ranking $ROOT/ranking.jsonl --max_steps 100 --learning_rate 1e-4"
-    train reranker image_tokens reranker $more --image_tokens 0.25
-    train reranker image_tokens_control reranker $more # as long, with all tokens
+    train reranker image_tokens reranker learn $more --image_tokens 0.25
+    train reranker image_tokens_control reranker learn $more # as long, with all tokens
     real image-tokens
 }
 
-[ $# -gt 0 ] || set -- fetch sets models reranker generator evaluate
+[ $# -gt 0 ] || set -- fetch sets models describer reranker generator evaluate
 for step in "$@"; do
     step_$step
 done

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from real import emoji, openclipart
 from real.layout import Layout
-from real.learning import Lesson, lessons, write_learn
+from real.learning import Lesson, lessons, write_describe, write_learn
 from real.openclipart import title_of, unpack
 from real.sets import write_lines
 from tiny_packages import png, write_deb, write_npm
@@ -165,9 +165,10 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
                 for thing, split in stamps.items()
             ],
         )
-    (layout.pictures / "stamps").mkdir(parents=True)
-    for thing in stamps:
-        (layout.pictures / "stamps" / f"{thing}.png").write_bytes(png(GREEN))
+    drawn = [*(f"stamps/{thing}.png" for thing in stamps), "emoji/a/leap.png", "gimp/crop.png"]
+    for name in drawn:
+        (layout.pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (layout.pictures / name).write_bytes(png(GREEN))
     write_lines(
         layout.pairs,
         [
@@ -203,6 +204,17 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
     assert [one.text for one in learned if not one.asked] == ["A leapfrog."]
     titles = {one.question: one.picture for one in learned if one.kind is None}
     assert titles == {"The Crop dialog": layout.root / "pictures/gimp/crop.png"}
+    told = write_describe(layout, learned, held_out)
+    for split, part in {"train": learned, "val": held_out}.items():
+        describe = open_questions(told, split=split, purpose="train")
+        assert not describe.problems
+        assert {question.text for question in describe.questions} == {"What does the picture show?"}
+        words = {question.gold: question.answers for question in describe.questions}
+        assert words == {(one.id,): (one.colored,) for one in part}
+        documents = [describe.document(id) for id in describe.document_ids()]
+        assert [one.caption for one in documents] == [None] * len(part)
+        pictures = [Path(str(one.image)).resolve() for one in documents]
+        assert pictures == [one.picture.resolve() for one in part]
     folder = write_learn(layout, learned, held_out)
     train = open_questions(folder, split="train", purpose="train")
     assert not train.problems
