@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ragvl.arguments import checked_count, checked_weight
 from ragvl.generator import Generator
-from ragvl.reranker import RankedDocument, Reranker, Threshold, resolve_threshold
+from ragvl.reranker import RankedDocument, Reranker, Threshold, place_prior
 from ragvl.retriever import DocumentRetriever, RetrievedDocument
 
 
@@ -45,8 +45,8 @@ class RagVL:
         num_candidates: how many documents the retriever hands over (the paper: 20).
         top_k: how many the generator sees at most (the paper: 2 on WebQA, 1 on MultimodalQA).
         threshold: the relevance that a document must reach; the reranker's own if None.
-        retriever_weight: how much of the retriever's score is added to the reranker's raw one to
-            order candidates; what the reranker's thresholds have for this retriever if None, or 0.
+        retriever_weight: how much the retriever's order counts in reranking (`place_prior`); what
+            was estimated for this retriever and saved with the reranker if None, or else 0.
 
     Raises:
         ValueError: a number below 1, a threshold that is not known or no probability, or a weight
@@ -69,12 +69,9 @@ class RagVL:
         self.generator = generator
         self.num_candidates = checked_count("num_candidates", num_candidates)
         self.top_k = checked_count("top_k", top_k)
-        self.threshold = (
-            None if threshold is None else resolve_threshold(threshold, reranker.thresholds)
-        )
+        self.threshold = reranker.resolve_threshold(threshold)
         if retriever_weight is None:
-            saved = reranker.thresholds
-            retriever_weight = 0.0 if saved is None else saved.weight_of(retriever.name)
+            retriever_weight = reranker.saved_weight(retriever.name)
         self.retriever_weight = checked_weight(retriever_weight)
 
     def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:
@@ -90,7 +87,7 @@ class RagVL:
             ranked = self.reranker.rank(
                 question,
                 [candidate.document for candidate in retrieved],
-                prior=[self.retriever_weight * candidate.score for candidate in retrieved],
+                prior=place_prior(len(retrieved), self.retriever_weight),
                 threshold=self.threshold,
                 progress=False,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from ragvl import Document, Generator, RagVL, Reranker, Retriever
 from ragvl.data.synthetic import Places, write_world
 from ragvl.data.webqa import WebQA
-from ragvl.reranker import SavedThresholds
+from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
 from ragvl.retriever import DualEncoder
 
 ASSETS = Path(__file__).parent.parent / "ragvl" / "assets"
@@ -52,20 +53,23 @@ def test_an_answer_carries_every_stage(
     assert all(milliseconds > 0 for milliseconds in answer.timings.values())
 
 
-def test_the_retrievers_score_counts_as_estimated(
-    dataset: WebQA, stages: tuple[Retriever, Reranker, Generator], monkeypatch: pytest.MonkeyPatch
+def test_the_retrievers_order_counts_as_estimated(
+    dataset: WebQA, stages: tuple[Retriever, Reranker, Generator], tmp_path: Path
 ) -> None:
-    retriever, reranker, generator = stages
+    retriever, _, generator = stages
     question = dataset.questions[0].text
     saved = SavedThresholds.of_model(ASSETS / "tiny-reranker")
     assert saved is not None
+    folder = shutil.copytree(ASSETS / "tiny-reranker", tmp_path / "reranker")
     estimated = replace(saved, encoder=retriever.name, retriever_weight=1e6)
-    monkeypatch.setattr(reranker, "thresholds", estimated)
+    estimated.save(folder / THRESHOLDS_FILE)
+    reranker = Reranker.from_pretrained(folder, device="cpu")
     weighed = RagVL(retriever, reranker, generator, num_candidates=6).answer(question)
     assert [one.index for one in weighed.ranked] == list(range(6)), "in the retriever's order"
     alone = RagVL(retriever, reranker, generator, num_candidates=6, retriever_weight=0)
-    monkeypatch.setattr(reranker, "thresholds", replace(estimated, encoder="another"))
-    unlike = RagVL(retriever, reranker, generator, num_candidates=6)
+    replace(estimated, encoder="another").save(folder / THRESHOLDS_FILE)
+    other = Reranker.from_pretrained(folder, device="cpu")
+    unlike = RagVL(retriever, other, generator, num_candidates=6)
     for rag in (alone, unlike):
         raw = [one.raw for one in rag.answer(question).ranked]
         assert raw == sorted(raw, reverse=True)

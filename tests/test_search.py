@@ -244,7 +244,10 @@ def test_search_takes_the_fusion_that_was_estimated_for_its_encoders(
 
 @pytest.mark.slow
 def test_search_takes_the_weight_that_was_estimated_for_its_models(
-    index: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+    index: Path,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
     reranker = Reranker.from_pretrained(model, device="cpu", prefix_cache=None)
@@ -267,19 +270,23 @@ def test_search_takes_the_weight_that_was_estimated_for_its_models(
         return [one["retrieved"] for one in json.loads(outcome.stdout)["results"]]
 
     outcome = run(*command)
-    assert "1e+06 times the retriever's score counts for the order, as estimated" in outcome.stderr
-    assert places(outcome) == [1, 2, 3, 4, 5, 6], "by the retriever's score, near enough"
+    assert "the retriever's order counts, with a weight of 1e+06, as estimated" in outcome.stderr
+    assert places(outcome) == [1, 2, 3, 4, 5, 6], "in the retriever's order, near enough"
+    assert json.loads(outcome.stdout)["retriever_weight"] == 1e6
+    page = tmp_path / "page.html"
+    assert run(*command, "--html", page).exit_code == 0
+    assert "counts with a weight of 1e+06" in page.read_text()
     alone = run(*command, "--retriever-weight", "0")
     relevances = [one["relevance"] for one in json.loads(alone.stdout)["results"]]
     assert "as estimated" not in alone.stderr
+    assert "retriever_weight" not in json.loads(alone.stdout)
     assert relevances == sorted(relevances, reverse=True) and places(alone) != places(outcome)
     assert places(run(*command, "--retriever-weight", "1e6")) == places(outcome)
     replace(estimated, encoder="another").save(model / THRESHOLDS_FILE)
     assert places(run(*command)) == places(alone)
     replace(estimated, model="another dtype's").save(model / THRESHOLDS_FILE)
-    others = run(*command)
-    assert "the retriever's saved weight is not taken: the thresholds were" in others.stderr
-    assert places(others) == places(alone)
+    assert places(run(*command)) == places(alone)
+    assert "the saved thresholds are not used: the thresholds were estimated" in caplog.text
 
 
 def test_a_picture_that_is_gone_comes_last(
@@ -334,6 +341,7 @@ def test_ask_answers_from_what_is_kept(
         (["INDEX", "Which?", "--encoder", "./moved"], "no model folder './moved'"),
         (["INDEX", "Which?", "--fusion", "most"], "'most' is no fusion"),
         (["INDEX", "Which?", "--retriever-weight", "inf"], "expected a number from 0"),
+        (["INDEX", "Which?", "--retriever-weight", "1"], "name a reranker with --reranker"),
         (["INDEX", "Which?", "--html", "no/such/page.html"], "there is no folder"),
         (["INDEX", "Which?", "--html", "-"], "'-' is no name for a file"),
         (["INDEX", "Which?", "--captions", __file__], "--captions is of documents to index"),

@@ -12,7 +12,7 @@ from tables import NOT_MEASURED, Results, table, unmeasured
 from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult, from_json
 from ragvl.evaluation.tables import found_by_order, interval, percent, retrieval_remarks, signed
 
-_ORDERS = ("chance", "picture", "caption", "fused", "reranked", "ceiling")
+_ORDERS = ("chance", "picture", "caption", "fused", "reranker alone", "reranked", "ceiling")
 _RERANKERS = {"reranker": "real", "image_tokens": "trained", "image_tokens_control": "control"}
 _MEASURES = ("recall@1", "recall@2", "recall@5", "recall@10", "recall@20", "mrr")
 

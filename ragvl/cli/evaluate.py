@@ -163,7 +163,7 @@ def calibrate(
 
     With --fusion estimate first the share of the pictures' order by which two
     encoders find most, and with --retriever-weight estimate how much the
-    retriever's score counts when candidates are reranked. Both are saved too, and
+    retriever's order counts in reranking. Both are saved too, and
     `ragvl evaluate`, `search`, `ask` and `serve` take them. Not on questions that
     the reranker was trained on: it is surer of those. Exits with 1 where nothing
     could be estimated.
@@ -174,7 +174,7 @@ def calibrate(
         from ragvl.evaluation.calibrate import calibrate as run
         from ragvl.evaluation.estimation import ESTIMATED, check_names
         from ragvl.evaluation.plots import relevance_plot
-        from ragvl.reranker import SavedThresholds, thresholds_file
+        from ragvl.reranker import RETRIEVER_WEIGHT, SavedThresholds, thresholds_file
 
         names = threshold or ESTIMATED
         check_names(names)
@@ -184,8 +184,12 @@ def calibrate(
             if None in (chosen.encoder, chosen.text_encoder):
                 raise ValueError("--fusion is of --encoder and --text-encoder together")
         weigh_retriever = chosen.retriever_weight == _ESTIMATE
-        if weigh_retriever or chosen.retriever_weight is None:
+        if weigh_retriever:
             chosen = replace(chosen, retriever_weight="0")
+        elif weigh and chosen.retriever_weight is not None:
+            raise ValueError(
+                "--retriever-weight is of one fusion: have it estimated with --fusion estimate"
+            )
         if out is None:
             out = thresholds_file(chosen.reranker, **chosen.location)
             if out is None:
@@ -226,14 +230,14 @@ def calibrate(
     else:
         if saved.fusion is not None:
             say(f"fusion: {saved.fusion}" + (" of the pictures' order" if weigh else ""))
-        if weigh_retriever:
+        if RETRIEVER_WEIGHT not in saved.refused:
             say(f"retriever's weight: {saved.retriever_weight:.4g}")
         for name, value in saved.values.items():
             say(f"{name}: {value:.4f}")
         for name, reason in saved.refused.items():
             say(f"{name}: none; {reason}")
         say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
-    if not (saved.values or weigh or weigh_retriever):
+    if not (saved.values or weigh or (weigh_retriever and RETRIEVER_WEIGHT not in saved.refused)):
         sys.exit(1)
 
 

@@ -72,6 +72,7 @@ class Found:
         documents: the candidates, the most relevant first; without a reranker in the retriever's
             order.
         threshold: from what relevance they are kept; None without a reranker.
+        retriever_weight: how much the retriever's order counted in reranking.
     """
 
     query: Query
@@ -79,6 +80,7 @@ class Found:
     num_documents: int
     documents: Sequence[FoundDocument]
     threshold: float | None
+    retriever_weight: float = 0.0
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class Found:
         retrieved: Sequence[RetrievedDocument],
         ranked: Sequence[RankedDocument] | None,
         threshold: float | None,
+        retriever_weight: float = 0.0,
     ) -> Found:
         """The documents of a retriever's order, in that of the reranker if there was one."""
         order = range(len(retrieved)) if ranked is None else [one.index for one in ranked]
@@ -102,13 +105,14 @@ class Found:
             )
             for place, i in enumerate(order)
         ]
-        return cls(query, index, num_documents, documents, threshold)
+        return cls(query, index, num_documents, documents, threshold, retriever_weight)
 
     def as_json(self, top_k: int) -> dict[str, Any]:
         """What `--json` prints, with the first `top_k` documents."""
         image = self.query.image
         pictured = {} if image is None else {"query_picture": self.query.pictures[0].path}
         reranked = {} if self.threshold is None else {"threshold": self.threshold}
+        weighed = {"retriever_weight": self.retriever_weight} if self.retriever_weight else {}
         return {
             "query": self.query.text or "",
             **pictured,
@@ -116,6 +120,7 @@ class Found:
             "num_documents": self.num_documents,
             "num_candidates": len(self.documents),
             **reranked,
+            **weighed,
             "results": [one.as_json() for one in self.documents[:top_k]],
         }
 

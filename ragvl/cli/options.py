@@ -96,8 +96,9 @@ Fusion = Annotated[
 RetrieverWeight = Annotated[
     str | None,
     typer.Option(
-        help="How many times the retriever's score is added to the reranker's log-odds to order "
-        "candidates; by default what `ragvl calibrate` estimated for this retriever, or else 0."
+        help="How much the retriever's order counts in reranking: a candidate's log-odds are "
+        "lowered by so many times the logarithm of its place; by default what `ragvl calibrate` "
+        "estimated and saved, or else 0."
     ),
 ]
 

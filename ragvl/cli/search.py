@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from ragvl.cli.found import Found
     from ragvl.cli.source_index import SourceIndex
     from ragvl.data.query import Query
-    from ragvl.reranker import Reranker
-    from ragvl.retriever import DocumentRetriever, Where
+    from ragvl.retriever import Where
 
 _Index = Annotated[
     str,
@@ -226,7 +225,7 @@ def _find(
     from ragvl.cli.found import Found
     from ragvl.cli.source_index import SourceIndex
     from ragvl.prefix_cache import PrefixCache
-    from ragvl.reranker import saved_fusions
+    from ragvl.reranker import place_prior, saved_fusions
     from ragvl.retriever import FusedRetriever, is_saved_index
 
     limit = parse_threshold(how.threshold)
@@ -239,6 +238,8 @@ def _find(
         encoders.check_index(index)
     if reranker.model:
         reranker.check()
+    elif weight is not None:
+        raise ValueError("--retriever-weight is of reranking: name a reranker with --reranker")
     estimates = []
     if reranker.model and encoders.fusion is None:
         estimates = saved_fusions(reranker.model, how.template, **reranker.location)
@@ -269,33 +270,14 @@ def _find(
     if how.cache is not None:
         use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
     if weight is None:
-        weight = _saved_weight(scorer, reranker, retriever)
-    prior = [weight * one.score for one in retrieved]
+        weight = scorer.saved_weight(retriever.name)
+        if weight:
+            told = f"the retriever's order counts, with a weight of {weight:.3g}, as estimated"
+            say(told, err=True)
+    prior = place_prior(len(retrieved), weight)
     ranked = scorer.rank(asked, documents, on_error="skip", prior=prior)
-    found = Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold)
+    found = Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold, weight)
     return found, use, source
-
-
-def _saved_weight(
-    scorer: Reranker, reranker: RerankerOptions, retriever: DocumentRetriever
-) -> float:
-    """How much the retriever's score counts, as was estimated for these models; 0 if nothing was.
-
-    What was estimated for others is not taken, and that is said.
-    """
-    from ragvl.reranker import SavedThresholds, ThresholdError
-
-    saved = SavedThresholds.of_model(reranker.model, scorer.template_name, **reranker.location)
-    weight = 0.0 if saved is None else saved.weight_of(retriever.name)
-    if saved is None or not weight:
-        return 0.0
-    try:
-        saved.check_model(scorer.weights, scorer.template_name, scorer.prompts_name)
-    except ThresholdError as error:
-        say(f"the retriever's saved weight is not taken: {error}", err=True)
-        return 0.0
-    say(f"{weight:.3g} times the retriever's score counts for the order, as estimated", err=True)
-    return weight
 
 
 def _figures(use: CacheUse | None, source: SourceIndex | None) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def serve(
                         prefix_cache=prefix_cache,
                     ),
                     thresholds=chosen.model,
+                    location=chosen.location,
                     index=index,
                     encoder=searched.encoder,
                     text_encoder=searched.text_encoder,

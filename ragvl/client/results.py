@@ -86,10 +86,12 @@ class Search(_Answered):
 
     Attributes:
         threshold: the relevance that a document is kept from.
+        retriever_weight: how much the index's order counts beside relevance; 0 where it does not.
         unusable: ids of retrieved documents that have no score, such as of a broken picture.
     """
 
     threshold: float
+    retriever_weight: float = 0.0
     results: tuple[Found, ...]
     unusable: tuple[str, ...] = ()
 

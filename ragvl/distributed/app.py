@@ -31,6 +31,7 @@ from ragvl.server.settings import (
     Seconds,
     ServerSettings,
 )
+from ragvl.server.stages import estimated_weight
 
 with extra("ray", "ray"):
     from ray import serve
@@ -66,6 +67,12 @@ class AppSettings(ServerSettings):
     index: str | None = Field(None, description="An index to search in, where the ingress runs.")
     encoder: str | None = Field(None, description="The index's dual encoder, if it was moved.")
     text_encoder: str | None = Field(None, description="The same of its text encoder.")
+    retriever_weight: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="How much the index's order counts in reranking; by default as estimated.",
+    )
     api_key_file: Path | None = Field(None, description="API keys, one a line; by the ingress.")
 
     @model_validator(mode="after")
@@ -139,6 +146,9 @@ class Ingress:
                 settings.index, encoder=settings.encoder, text_encoder=settings.text_encoder
             )
         described = await self._link.describe()
+        weight = settings.retriever_weight
+        if weight is None:
+            weight = estimated_weight(described.thresholds, retriever)
         services = services_over(
             Owners(self._link),
             settings,
@@ -147,6 +157,7 @@ class Ingress:
             threshold=described.threshold,
             thresholds=described.thresholds,
             retriever=retriever,
+            retriever_weight=weight,
             keys=keys,
         )
         return create_app(services)

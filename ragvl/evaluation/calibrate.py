@@ -21,7 +21,7 @@ from ragvl.evaluation.retriever_weight import estimate_retriever_weight
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.vectors import embed_documents
 from ragvl.evaluation.works import evaluation_works
-from ragvl.reranker import SavedThresholds, ThresholdError
+from ragvl.reranker import RETRIEVER_WEIGHT, SavedThresholds, ThresholdError
 
 
 def calibrate(
@@ -46,8 +46,8 @@ def calibrate(
         settings: `num_candidates`, `top_k`, `skip` and `num_questions` count.
         weigh: first estimate the weight of the pictures' order among two, in place of the models'
             fusion.
-        weigh_retriever: first estimate how much the retriever's score counts when candidates are
-            reranked, in place of the models' `retriever_weight`.
+        weigh_retriever: first estimate how much the retriever's order counts in reranking, in place
+            of the models' `retriever_weight`.
         work: see `evaluate`.
         progress: show progress bars.
 
@@ -75,7 +75,7 @@ def calibrate(
         questions = answerable(source, questions, vectors)
         if weigh:
             fusion = estimate_fusion(source, pool, questions, vectors)
-            models = replace(models, fusion=fusion)
+            models = replace(models, fusion=fusion).by_saved_weight()
         rankings = rank_questions(
             source,
             questions,
@@ -87,12 +87,15 @@ def calibrate(
             map_blocks=map_blocks,
             progress=progress,
         )[pool]
+    values, refused = {}, {}
     weight = models.retriever_weight
     if weigh_retriever:
-        weight = estimate_retriever_weight(rankings)
-        rankings = [replace(ranking, retriever_weight=weight) for ranking in rankings]
+        try:
+            weight = estimate_retriever_weight(rankings)
+        except ThresholdError as error:
+            weight, refused[RETRIEVER_WEIGHT] = 0.0, str(error)
+    rankings = [replace(ranking, retriever_weight=weight) for ranking in rankings]
     recalls = Recalls.of(rankings, top_k)
-    values, refused = {}, {}
     for name in names:
         try:
             values[name] = estimate_threshold(name, recalls)

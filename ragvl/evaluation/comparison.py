@@ -36,6 +36,7 @@ def compare(result: EvaluationResult, other: EvaluationResult) -> Comparison:
 def _named_figures(pool: PoolResult) -> dict[str, Figure]:
     """A pool's main figures under names that say what they are of."""
     named = _named(pool.retrieved, "retrieved") | _named(pool.reranked, "reranked")
+    named |= _named(pool.reranker_alone, "by the reranker alone")
     for selection, figures in pool.kept.items():
         named |= _named(figures, f"kept by {selection}")
     for selection, answers in pool.answers.items():

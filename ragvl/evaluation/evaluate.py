@@ -105,7 +105,7 @@ def evaluate(
     settings = replace(settings, top_k=top_k)
     started = time.perf_counter()
     questions = settings.select(source.questions)
-    thresholds = resolve_thresholds(settings, models.reranker, questions)
+    thresholds = resolve_thresholds(settings, models, questions)
     swapped = wrong_pictures(source, settings.noise_ratio, settings.seed)
     evidence: dict[Selection, list[tuple[str, ...]]] = {}
     answers: dict[Selection, list[str]] = {}
@@ -181,7 +181,7 @@ def evaluate(
         categories=dict(Counter(question.category for question in questions)),
         settings=settings,
         thresholds=thresholds,
-        estimated_on=estimated_on(settings, models.reranker),
+        estimated_on=estimated_on(settings, models),
         pools=pools,
         latency_ms=latency_ms,
         median_ms={stage: median_figure(ms) for stage, ms in latency_ms.items()},

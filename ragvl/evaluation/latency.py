@@ -9,6 +9,7 @@ from typing import Any
 from ragvl.data.questions import Pool, Question, QuestionSet
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.vectors import DocumentVectors
+from ragvl.reranker import place_prior
 from ragvl.retriever import search_fused
 
 
@@ -57,14 +58,14 @@ def time_stages(
             lambda: search_fused(views, models.fusion, [question.query], num_candidates),
         )
         documents = list(source.documents(ids=[id for id, _ in hits]))
-        scores = dict(hits)
-        prior = [models.retriever_weight * scores[document.id] for document in documents]
+        order = place_prior(len(hits), models.retriever_weight)
+        prior = {id: of_one for (id, _), of_one in zip(hits, order, strict=True)}
 
         def rerank() -> Any:
             return models.reranker.rank(
                 question.query,
                 documents,
-                prior=prior,
+                prior=[prior[document.id] for document in documents],
                 threshold=threshold,
                 on_error="skip",
                 progress=False,

@@ -34,7 +34,7 @@ class Models:
         generator: answers; None to stop before that.
         text_encoder: retrieves by captions and texts; None to retrieve by pictures alone.
         fusion: makes one order of both.
-        retriever_weight: how much of the retriever's score is added to a raw score to rerank.
+        retriever_weight: how much the retriever's order counts in reranking; see `place_prior`.
 
     Raises:
         ValueError: there is no encoder.
@@ -95,8 +95,8 @@ class Models:
             text_encoder: the retriever's model of captions and texts; None without one.
             fusion: makes one order of both; by default the weight that was estimated for these
                 encoders and saved with the reranker's thresholds, or else reciprocal ranks.
-            retriever_weight: how much the retriever's score counts when candidates are reranked; by
-                default what was estimated for this retriever and saved in the same way, or else 0.
+            retriever_weight: how much the retriever's order counts in reranking; by default what
+                was estimated for this retriever and saved in the same way, or else 0.
             preset: what the reranker was trained on; see `Reranker.from_pretrained`.
             template: the reranker's prompt.
             device: of all.
@@ -157,6 +157,4 @@ class Models:
 
     def by_saved_weight(self) -> Models:
         """The same with the retriever's weight that the reranker has saved for this retriever."""
-        saved = self.reranker.thresholds
-        weight = 0.0 if saved is None else saved.weight_of(self.retriever_name)
-        return replace(self, retriever_weight=weight)
+        return replace(self, retriever_weight=self.reranker.saved_weight(self.retriever_name))

@@ -20,7 +20,7 @@ from ragvl.evaluation.pace import Pace
 from ragvl.evaluation.vectors import DocumentVectors
 from ragvl.evaluation.works import SCORE, Pair
 from ragvl.identity import name_of
-from ragvl.reranker import Reranker, relevance_order
+from ragvl.reranker import Reranker, place_prior, relevance_order
 from ragvl.reranker.heads import relevance
 from ragvl.retriever import (
     Fusion,
@@ -69,7 +69,7 @@ class Ranking:
         retrieved: the candidates.
         alone: ids by each order alone, as many, where the retriever's is made of two.
         num_documents: how many were searched; 0 if that is not known.
-        retriever_weight: how much of the retriever's score is added to a raw score to rerank.
+        retriever_weight: how much the retriever's order counts in reranking; see `place_prior`.
     """
 
     question: Question
@@ -82,12 +82,12 @@ class Ranking:
     def reranked(self) -> list[Candidate]:
         """The same, the most relevant first."""
         raw = [candidate.raw for candidate in self.retrieved]
-        prior = [self.retriever_weight * candidate.score for candidate in self.retrieved]
+        prior = place_prior(len(raw), self.retriever_weight)
         return [self.retrieved[place] for place in relevance_order(raw, prior)]
 
     @property
     def by_reranker_alone(self) -> Ranking:
-        """The same without the retriever's score."""
+        """The same, in whose reranking the retriever's order does not count."""
         return replace(self, retriever_weight=0.0)
 
     def kept(self, top_k: int, threshold: float) -> tuple[str, ...]:

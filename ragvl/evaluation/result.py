@@ -142,7 +142,7 @@ class PoolResult:
         chance: the same of a random order, as it is on average.
         ceiling: the same of the retriever's candidates in the best possible order: what reranking
             can reach at most.
-        reranked: the same of the reranker's order, in which the retriever's score may count.
+        reranked: the same of the reranker's order, in which the retriever's may count.
         reranker_alone: the same of the reranker's order without it, where it does; else absent.
         gain: how far `reranked` lies above `retrieved`, question by question.
         kept: by threshold, and "retrieved" for the retriever's first: "precision", "recall", "f1".
@@ -200,8 +200,8 @@ class ModelFingerprints:
         generator: of the generator; None without one.
         text_encoder: of the retriever's captions and texts; absent without one.
         fusion: what makes one order of both; absent of one encoder.
-        retriever_weight: how much of the retriever's score is added to the reranker's; absent where
-            nothing is.
+        retriever_weight: how much the retriever's order counts in reranking; absent where it does
+            not.
     """
 
     encoder: str | None

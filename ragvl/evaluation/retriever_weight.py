@@ -1,72 +1,65 @@
-"""Estimates how much the retriever's score counts when candidates are reranked."""
+"""Estimates how much the retriever's order counts when candidates are reranked."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from ragvl.evaluation.ranking import Ranking
+from ragvl.reranker import ThresholdError, place_prior
 
-_PENALTY = 1e-3  # keeps coefficients finite where the two scores tell gold documents without error
+MIN_QUESTIONS = 20  # that an estimate needs
+# How far places are spread beside how far raw scores are: from hardly to almost alone
+_RATIOS = (0.0, *(2 ** (step / 2) for step in range(-8, 9)))
 
 
 def estimate_retriever_weight(rankings: Sequence[Ranking]) -> float:
-    """How much of the retriever's score to add to a raw one for gold documents to come first.
+    """The weight by which gold documents come first: the one of the highest mean reciprocal rank.
 
-    A conditional logit model (McFadden 1974): among its candidates a question's gold documents are
-    chosen with the softmax of `a * raw + b * retrieved`, whose coefficients of the highest
-    likelihood are found; the weight is b / a. It is 0 where the retriever's score tells nothing
-    that the reranker's does not.
+    Weights are tried by which places spread 0, 1/16, ..., 16 times as far as raw scores do, within
+    a question. Of several that are as good, the one in their middle is taken, which is least likely
+    to be so by luck.
 
     Args:
-        rankings: of a dev split. Those whose candidates are all gold, or none, tell nothing.
+        rankings: of a dev split; those whose candidates are all gold, or none, tell nothing.
+
+    Returns:
+        The weight, in log-odds; see `place_prior`.
 
     Raises:
-        ValueError: none tells anything, or the reranker's scores tell nothing of relevance, so that
-            the retriever's order is the best.
+        ThresholdError: fewer than `MIN_QUESTIONS` tell anything.
     """
-    questions = [row for ranking in rankings if (row := _scores(ranking)) is not None]
-    if not questions:
-        raise ValueError(
-            "no question has both gold and other documents among its candidates to estimate the "
-            "retriever's weight by"
+    telling = [ranking for ranking in rankings if _tells(ranking)]
+    if len(telling) < MIN_QUESTIONS:
+        raise ThresholdError(
+            f"{len(telling)} questions have both gold and other documents among their candidates: "
+            f"{MIN_QUESTIONS} are needed to estimate the retriever's weight"
         )
-    scales = np.concatenate([scores for scores, _ in questions]).std(axis=0)
-    scales[scales == 0] = 1.0
-    standard = [((scores - scores.mean(axis=0)) / scales, gold) for scores, gold in questions]
-    of_reranker, of_retriever = _fitted(standard) / scales
-    if of_reranker <= 0:
-        raise ValueError(
-            "the reranker's scores tell nothing of relevance here that the retriever's do not: no "
-            "weight makes its order better than the retriever's"
-        )
-    return float(max(0.0, of_retriever / of_reranker))
+    raw = [[c.raw for c in ranking.retrieved if c.is_scored] for ranking in telling]
+    places = [place_prior(len(ranking.retrieved), 1.0) for ranking in telling]
+    unit = _spread(raw) / _spread(places)
+    means = [
+        np.mean([_reciprocal_rank(ranking, ratio * unit) for ranking in telling])
+        for ratio in _RATIOS
+    ]
+    best = np.flatnonzero(np.isclose(means, max(means), rtol=0, atol=1e-9))
+    return _RATIOS[best[len(best) // 2]] * unit
 
 
-def _scores(ranking: Ranking) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of each candidate, (candidates, 2), the raw and the retriever's score; and which are gold."""
-    candidates = [candidate for candidate in ranking.retrieved if candidate.is_scored]
-    gold = np.array([candidate.id in ranking.question.gold for candidate in candidates], bool)
-    if gold.all() or not gold.any():
-        return None
-    return np.array([(c.raw, c.score) for c in candidates], np.float64), gold
+def _tells(ranking: Ranking) -> bool:
+    gold = [c.id in ranking.question.gold for c in ranking.retrieved if c.is_scored]
+    return any(gold) and not all(gold)
 
 
-def _fitted(questions: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Coefficients (2,) of the highest likelihood."""
-    shape = len(questions), max(len(gold) for _, gold in questions)
-    padded, is_there, is_gold = np.zeros((*shape, 2)), np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, (scores, gold) in enumerate(questions):
-        padded[row, : len(gold)] = scores
-        is_there[row, : len(gold)] = True
-        is_gold[row, : len(gold)] = gold
+def _reciprocal_rank(ranking: Ranking, weight: float) -> float:
+    reranked = replace(ranking, retriever_weight=weight).reranked
+    gold = ranking.question.gold
+    return next(1 / place for place, one in enumerate(reranked, start=1) if one.id in gold)
 
-    def loss(coefficients: np.ndarray) -> float:
-        totals = padded @ coefficients
-        likelihoods = logsumexp(totals, axis=1, b=is_gold) - logsumexp(totals, axis=1, b=is_there)
-        return float(_PENALTY * (coefficients**2).sum() - likelihoods.mean())
 
-    return minimize(loss, np.ones(2), method="BFGS").x
+def _spread(values: Sequence[Sequence[float]]) -> float:
+    """The standard deviation within a question."""
+    return math.sqrt(float(np.mean([np.var(of_one) for of_one in values])))

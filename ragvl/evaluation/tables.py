@@ -37,7 +37,7 @@ def print_figures(result: EvaluationResult) -> None:
         say(f"both orders are fused by {result.models.fusion}")
     if result.models.retriever_weight is not None:
         weight = result.models.retriever_weight
-        say(f"reranked by the reranker's raw score and {weight:.3g} times the retriever's score")
+        say(f"the retriever's order counts in reranking, with a weight of {weight:.3g}")
     sizes = ", ".join(f"{pool}: {of_pool.num_documents:,}" for pool, of_pool in pools.items())
     say(f"documents in the pool: {sizes}")
     if result.median_ms:

@@ -8,33 +8,34 @@ from ragvl.data.questions import Pool, Question, question_name
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.result import EstimatedOn
 from ragvl.evaluation.settings import EvaluationSettings
-from ragvl.reranker import Reranker, ThresholdError, resolve_threshold
+from ragvl.reranker import RETRIEVER_WEIGHT, ThresholdError, resolve_threshold
 
 
 def resolve_thresholds(
-    settings: EvaluationSettings, reranker: Reranker, questions: Sequence[Question]
+    settings: EvaluationSettings, models: Models, questions: Sequence[Question]
 ) -> dict[str, float]:
     """From what relevance a document is kept, by name.
 
     Raises:
-        ThresholdError: a threshold is not known, or was estimated on one of these questions.
+        ThresholdError: a threshold is not known; or it, or the retriever's weight, was estimated on
+            one of these questions.
     """
-    saved = reranker.thresholds
-    estimated = settings.estimated_thresholds
+    saved = models.reranker.thresholds
+    estimated = _estimated(settings, models)
     if estimated and saved is not None:
         own = {question_name(q.id, q.text) for q in questions}.intersection(saved.questions)
         if own:
             raise ThresholdError(
-                f"{', '.join(estimated)} were estimated on {saved.data}, and {len(own)} of its "
-                "questions are asked here: they would be judged by their own threshold"
+                f"{', '.join(estimated)}: estimated on {saved.data}, of which {len(own)} questions "
+                "are asked here: they would be judged by their own estimates"
             )
     return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
 
 
-def estimated_on(settings: EvaluationSettings, reranker: Reranker) -> EstimatedOn | None:
-    """What the thresholds were estimated on; None where none was."""
-    saved = reranker.thresholds
-    if saved is None or not settings.estimated_thresholds:
+def estimated_on(settings: EvaluationSettings, models: Models) -> EstimatedOn | None:
+    """What thresholds and the retriever's weight were estimated on; None where nothing was."""
+    saved = models.reranker.thresholds
+    if saved is None or not _estimated(settings, models):
         return None
     return EstimatedOn(
         data=saved.data,
@@ -60,3 +61,10 @@ def estimated_otherwise(
         encoder=models.retriever_name,
         retriever_weight=models.retriever_weight,
     )
+
+
+def _estimated(settings: EvaluationSettings, models: Models) -> list[str]:
+    """Names of what was estimated on a dev split, of all that is used here."""
+    weight = models.reranker.saved_weight(models.retriever_name)
+    is_estimated = weight > 0 and weight == models.retriever_weight
+    return settings.estimated_thresholds + [RETRIEVER_WEIGHT] * is_estimated

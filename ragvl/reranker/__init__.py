@@ -7,12 +7,19 @@ from ragvl.reranker.arguments import checked_request
 from ragvl.reranker.heads import Layer, ScoreNetwork
 from ragvl.reranker.lengths import Lengths
 from ragvl.reranker.presets import PRESETS, Preset
-from ragvl.reranker.ranked import RankedDocument, ScoredPair, WarmReport, relevance_order
+from ragvl.reranker.ranked import (
+    RankedDocument,
+    ScoredPair,
+    WarmReport,
+    place_prior,
+    relevance_order,
+)
 from ragvl.reranker.reranker import Reranker, preset_of_checkpoint
 from ragvl.reranker.roles import RolesTemplate
 from ragvl.reranker.score_weights import LayerWeights, ScoreWeights
 from ragvl.reranker.templates import TEMPLATES, PromptTemplate, resolve_template
 from ragvl.reranker.thresholds import (
+    RETRIEVER_WEIGHT,
     THRESHOLDS_FILE,
     SavedThresholds,
     Threshold,
@@ -25,6 +32,7 @@ from ragvl.reranker.thresholds import (
 
 __all__ = [
     "PRESETS",
+    "RETRIEVER_WEIGHT",
     "TEMPLATES",
     "THRESHOLDS_FILE",
     "Answers",
@@ -45,6 +53,7 @@ __all__ = [
     "WarmReport",
     "check_threshold",
     "checked_request",
+    "place_prior",
     "preset_of_checkpoint",
     "relevance_order",
     "resolve_template",

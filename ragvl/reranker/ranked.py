@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,20 @@ def relevance_order(
     if prior is not None:
         total = total + np.asarray(prior, np.float64)
     return np.argsort(-total, kind="stable").tolist()
+
+
+def place_prior(count: int, weight: float) -> list[float]:
+    """What a retriever's order adds to the raw scores of its `count` documents, the best first.
+
+    The one in place p has log-odds `-weight * ln p`: those of a gold document, where it stands in
+    place p with a probability proportional to `p ** -weight`. Places, unlike a retriever's scores,
+    mean the same for every index, fusion and kind of document.
+
+    Args:
+        count: how many documents.
+        weight: 0 or more; 0 adds nothing.
+    """
+    return [-weight * math.log(place) for place in range(1, count + 1)]
 
 
 @dataclass(frozen=True)

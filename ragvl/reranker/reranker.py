@@ -79,8 +79,10 @@ from ragvl.reranker.templates import Template, resolve_template
 from ragvl.reranker.thresholds import (
     SavedThresholds,
     Threshold,
+    ThresholdError,
     check_threshold,
     resolve_threshold,
+    thresholds_file,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
 from ragvl.runtime import mapped_device
@@ -149,9 +151,10 @@ class Reranker(CrossEncoderDialect):
         self.head = (_given_head(head, answers) or Answers()).of(mllm)
         self.caption_tokens = checked_caption_tokens(caption_tokens)
         self.lengths = lengths
+        self._thresholds_file: Path | None = None
         if thresholds is not None:
             thresholds.check_model(self.weights, self.template.name, self.prompts_name)
-        self.thresholds = thresholds
+            self.thresholds = thresholds
         self.threshold = resolve_threshold(threshold, thresholds)
         self._share: tuple[str, float] | None = None
         if not isinstance(prefix_cache, PrefixCache):
@@ -208,8 +211,8 @@ class Reranker(CrossEncoderDialect):
                 prompts ("ragvl") where they say nothing.
             template: see `Reranker`; the preset's by default.
             threshold: see `Reranker`.
-            thresholds: see `Reranker`; by default, where `threshold` is the name of one, what
-                `ragvl calibrate` saved in the folder.
+            thresholds: see `Reranker`; by default what `ragvl calibrate` saved in the folder. Those
+                of another model are an error where `threshold` names one, else not used.
             head: what scores are read off, the preset's by default: `Answers`, or by
                 `ScoreWeights` a score network in the checkpoint's files.
             answers: short for `head=Answers(answers)`.
@@ -251,7 +254,7 @@ class Reranker(CrossEncoderDialect):
             processor_settings=settings,
             **{**kept_apart, **load},
         )
-        return cls(
+        made = cls(
             mllm,
             template=template,
             threshold=threshold,
@@ -263,6 +266,46 @@ class Reranker(CrossEncoderDialect):
             lengths=known.lengths,
             activation=known.activation,
         )
+        if thresholds is None:
+            made._thresholds_file = thresholds_file(path, **location)
+        return made
+
+    @cached_property
+    def thresholds(self) -> SavedThresholds | None:
+        """What was estimated for it: given, or saved in its folder; None if nothing was.
+
+        What is saved there for another model, as in another dtype, is not used; the log says so.
+        """
+        path = self._thresholds_file
+        if path is None or not path.exists():
+            return None
+        try:
+            saved = SavedThresholds.load(path, self.template_name)
+            if saved is not None:
+                saved.check_model(self.weights, self.template_name, self.prompts_name)
+        except ThresholdError as error:
+            logger.warning("the saved thresholds are not used: %s", error)
+            return None
+        return saved
+
+    def saved_weight(self, retriever: str) -> float:
+        """How much a retriever's order counts in reranking, as was estimated for it; else 0.
+
+        Args:
+            retriever: its name; see `DocumentRetriever.name`. The weight is of `place_prior`.
+        """
+        return 0.0 if self.thresholds is None else self.thresholds.weight_of(retriever)
+
+    def resolve_threshold(self, threshold: Threshold | None) -> float:
+        """The relevance from which a document is kept: its own if None.
+
+        Raises:
+            ThresholdError, ValueError: see `resolve_threshold`.
+        """
+        if threshold is None:
+            return self.threshold
+        is_named = isinstance(threshold, str) and threshold != "natural"
+        return resolve_threshold(threshold, self.thresholds if is_named else None)
 
     def rank(
         self,
@@ -291,9 +334,8 @@ class Reranker(CrossEncoderDialect):
                 or an array.
             top_k: how many to return; all by default, and past the end is fine.
             return_documents: let each result also hold what stood in `documents` (`given`).
-            prior: a number a document, added to its raw score for the order alone: what a retriever
-                counted, times a weight (`SavedThresholds.retriever_weight`). Scores, and what is
-                kept, are the reranker's own.
+            prior: log-odds that are added to each document's raw score for the order alone, such as
+                a retriever's (`place_prior`). Scores, and what is kept, are the reranker's own.
             threshold: what `kept` means, if not the reranker's own.
             batch_size: at most so many prompts in one forward pass; as many as pay by default.
             on_error: "raise" at a document that cannot be used, or "skip" it: it comes last, with
@@ -318,9 +360,7 @@ class Reranker(CrossEncoderDialect):
             check_keywords("rank", others, self.mllm.device)
         asked = Query.of(instructed(query, instruction))
         given = listed_documents(documents)
-        limit = (
-            self.threshold if threshold is None else resolve_threshold(threshold, self.thresholds)
-        )
+        limit = self.resolve_threshold(threshold)
         count = len(given) if top_k is None else checked_count("top_k", top_k)
         candidates = as_documents(given)
         added = None if prior is None else checked_prior(prior, len(given))

@@ -20,6 +20,9 @@ Threshold = str | float
 "adaptive", "f1" or "precision>=0.9"."""
 
 NATURAL = 0.5  # Yes is likelier than No
+RETRIEVER_WEIGHT = "retriever_weight"
+"""Under which name it is refused where it could not be estimated."""
+
 THRESHOLDS_FILE = "ragvl_thresholds.json"
 """Where the thresholds that were estimated for a reranker lie in its folder."""
 
@@ -68,8 +71,8 @@ class SavedThresholds:
         values: the threshold by name.
         refused: why there is none, by name.
         fusion: what made one order of two encoders'; None of one encoder.
-        retriever_weight: how much of the retriever's score was added to a raw score to order
-            documents: what `Reranker.rank` takes as `prior` is a multiple of it.
+        retriever_weight: how much the retriever's order counts beside raw scores, in log-odds; see
+            `place_prior`.
     """
 
     model: str
@@ -151,7 +154,7 @@ class SavedThresholds:
                 )
 
     def weight_of(self, retriever: str) -> float:
-        """The retriever's weight, where it was estimated for that retriever; else 0.
+        """How much a retriever's order counts, where that was estimated for it; else 0.
 
         Args:
             retriever: its name; see `DocumentRetriever.name`.

@@ -95,7 +95,7 @@ class Pipeline:
 
     @property
     def retriever_weight(self) -> float:
-        """How much a retrieved document's score counts beside its raw one."""
+        """How much the index's order counts in reranking."""
         return self._services.retriever_weight
 
     @property

@@ -40,7 +40,7 @@ class Services:
         thresholds: those that a request can name; None without any.
         model_aliases: other names that requests may call it by.
         retriever: the index; None without one.
-        retriever_weight: how much of the index's score is added to a raw score to order documents.
+        retriever_weight: how much the index's order counts in reranking.
         generator: None without one.
         examples: questions to try on the page.
         keys: API keys, of which a request must bring one; None lets everybody in.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Stages:
         retriever: an index of documents; None where requests bring theirs.
         generator: answers; None for a server that does not.
         examples: questions to try.
-        retriever_weight: how much of the index's score is added to a raw score to order documents.
+        retriever_weight: how much the index's order counts in reranking; see `place_prior`.
     """
 
     reranker: Reranker
@@ -60,6 +61,7 @@ def load_stages(
     load_reranker: Callable[[], Reranker],
     *,
     thresholds: str | Path | None = None,
+    location: Mapping[str, Any] | None = None,
     index: str | Path | None = None,
     encoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -75,15 +77,15 @@ def load_stages(
 
     Args:
         load_reranker: loads the reranker, whose arguments were checked; called last.
-        thresholds: the folder of its saved thresholds, which requests can name then, and of the
-            fusion and the retriever's weight that were estimated with them.
+        thresholds: the reranker's folder or hub id, for the fusion that is saved with thresholds.
+        location: its revision, adapters and the like; see `thresholds_file`.
         index: what `ragvl index` wrote; see `open_index`.
         encoder: the dual encoder that built it, in place of the one that it remembers.
         text_encoder: the same of the text encoder.
         fusion: makes one order of both; by default what was estimated for these encoders and saved
             with the thresholds, or else what the index was saved with.
-        retriever_weight: how much of the index's score is added to a raw score to order documents;
-            by default what was estimated for this index and saved in the same way, or else 0.
+        retriever_weight: how much the index's order counts in reranking; by default what was
+            estimated for this index and saved with the reranker, or else 0.
         generator: the generator: a hub id or a folder.
         device: of encoders and generator.
         dtype: of the generator.
@@ -124,42 +126,33 @@ def load_stages(
             generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
         )
     reranker = load_reranker()
-    if thresholds is not None and reranker.thresholds is None:
-        reranker.thresholds = _saved_thresholds(thresholds, reranker)
     if fusion is None and thresholds is not None and isinstance(retriever, FusedRetriever):
-        _take_saved_fusion(thresholds, reranker, retriever)
+        _take_saved_fusion(
+            retriever, partial(saved_fusions, thresholds, reranker.template_name, **location or {})
+        )
     if retriever_weight is None:
-        retriever_weight = _saved_weight(reranker.thresholds, retriever)
+        retriever_weight = estimated_weight(reranker.thresholds, retriever)
     return Stages(reranker, retriever, writer, retriever_weight=retriever_weight)
 
 
-def _saved_thresholds(folder: str | Path, reranker: Reranker) -> SavedThresholds | None:
-    """What was estimated for a reranker as it is; the log says so where it was for another."""
-    name = reranker.template.name
-    try:
-        saved = SavedThresholds.of_model(folder, name)
-        if saved is not None:
-            saved.check_model(reranker.weights, name, reranker.prompts_name)
-    except ThresholdError as error:
-        _log.warning("requests cannot name the saved thresholds: %s", error)
-        return None
-    return saved
-
-
-def _saved_weight(thresholds: SavedThresholds | None, retriever: DocumentRetriever | None) -> float:
-    """The weight that was estimated for an index; the log says so where there is one."""
+def estimated_weight(
+    thresholds: SavedThresholds | None, retriever: DocumentRetriever | None
+) -> float:
+    """How much an index's order counts, as was estimated for it and the log says; 0 if nothing."""
     if thresholds is None or retriever is None:
         return 0.0
     weight = thresholds.weight_of(retriever.name)
     if weight:
-        _log.info("documents are ordered with %.3g times the index's score, as estimated", weight)
+        _log.info("the index's order counts, with a weight of %.3g, as estimated", weight)
     return weight
 
 
-def _take_saved_fusion(folder: str | Path, reranker: Reranker, retriever: FusedRetriever) -> None:
+def _take_saved_fusion(
+    retriever: FusedRetriever, find: Callable[[], list[tuple[str, str]]]
+) -> None:
     """Has documents found by the fusion that was estimated for these encoders, if one was."""
     try:
-        estimates = saved_fusions(folder, reranker.template.name)
+        estimates = find()
     except ThresholdError as error:
         _log.warning("no fusion is taken from the saved thresholds: %s", error)
         return

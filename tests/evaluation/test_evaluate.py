@@ -257,8 +257,9 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
     other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
     evaluated = evaluate(source, calibrated, other, work=kept, progress=False)
     assert evaluated.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]
+    unknown = replace(models, reranker=Reranker(models.reranker.mllm))
     with pytest.raises(ThresholdError, match="ragvl calibrate"):
-        evaluate(source, models, settings, progress=False)
+        evaluate(source, unknown, settings, progress=False)
     with pytest.raises(ThresholdError, match="none to estimate"):
         calibrate(dev, models, names=["adaptve"], progress=False)
 

@@ -27,6 +27,7 @@ from ragvl.evaluation.report import write_report
 from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult, from_json, to_json
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.tables import print_figures, retrieval_remarks
+from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds, place_prior
 from ragvl.retriever import (
     FusedRetriever,
     ReciprocalRank,
@@ -196,52 +197,91 @@ def test_the_weight_is_estimated_saved_and_taken(
 
 @pytest.mark.slow
 def test_the_retrievers_weight_is_estimated_saved_and_taken(
-    source: WebQA, places: Path, both: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: Path, text_encoder: TextEncoder, tmp_path: Path
 ) -> None:
-    dev = WebQA(places, split="val")
-    few = replace(SETTINGS, num_questions=12, num_timed=0)
-    saved, recalls = calibrate(
-        dev, both, settings=few, names=["f1"], weigh_retriever=True, progress=False
-    )
-    weight = saved.retriever_weight
+    """By the commands: estimated, kept by a second `calibrate`, taken by `evaluate`."""
+    tiny = shutil.copytree(ASSETS / "tiny-reranker", tmp_path / "reranker")
+    (tiny / THRESHOLDS_FILE).unlink()
+    both = ["--encoder", str(ASSETS / "tiny-retriever")]
+    both += ["--text-encoder", str(text_encoder.origin["path"]), "--reranker", str(tiny)]
+    options = [*both, "--template", "caption", "--candidates", "4", "--device", "cpu", "--json"]
+
+    def run(command: str, split: str, *others: str, exit_code: int = 0) -> dict[str, Any]:
+        arguments = [command, str(places), "--split", split, *options, *others]
+        outcome = CliRunner().invoke(app, arguments)
+        assert outcome.exit_code == exit_code, outcome.output
+        return json.loads(outcome.stdout) if outcome.exit_code == 0 else {"said": outcome.stderr}
+
+    def evaluated(*others: str, split: str = "test", exit_code: int = 0) -> dict[str, Any]:
+        out = ["--pool", "full", "--timed", "0", "--out", str(tmp_path / "out")]
+        return run("evaluate", split, *out, *others, exit_code=exit_code)
+
+    first = run("calibrate", "val", "--retriever-weight", "estimate", "--threshold", "f1")
+    weight, f1 = first["retriever_weight"], first["values"]["f1"]
     assert weight > 0
-    weighed = replace(both, retriever_weight=weight)
-    _, same = calibrate(dev, weighed, settings=few, names=["f1"], progress=False)
-    assert recalls == same, "thresholds are estimated of documents in that order"
+    again = run("calibrate", "val", "--threshold", "adaptive")
+    assert again["retriever_weight"] == weight, "as it was estimated before"
+    saved = SavedThresholds.load(tiny / THRESHOLDS_FILE, "caption")
+    assert saved is not None
+    assert saved.values == {"f1": f1} | again["values"], "and what was is still there"
 
-    reranker = shutil.copytree(ASSETS / "tiny-reranker", tmp_path / "reranker")
-    (reranker / "ragvl_thresholds.json").unlink()
-    saved.save(reranker / "ragvl_thresholds.json")
-    assert both.encoder is not None and both.text_encoder is not None
-    encoder, text = both.encoder.origin["path"], both.text_encoder.origin["path"]
+    result = evaluated("--threshold", "f1")
+    assert result["models"]["retriever_weight"] == weight
+    pool = result["pools"]["full"]
+    assert pool["estimated_otherwise"] == []
+    alone = evaluated("--threshold", "f1", "--retriever-weight", "0")
+    assert alone["pools"]["full"]["estimated_otherwise"] == ["retriever_weight"]
+    assert "reranker_alone" not in alone["pools"]["full"]
+    assert "retriever_weight" not in alone["models"]
+    assert pool["reranker_alone"] == alone["pools"]["full"]["reranked"]
+    own = evaluated("--threshold", "natural", split="val", exit_code=1)["said"]
+    assert "retriever_weight: estimated on" in own and "60 questions are asked here" in own
+    unweighed = ["--threshold", "natural", "--retriever-weight", "0"]
+    assert evaluated(*unweighed, split="val")["estimated_on"] is None
 
-    def loaded(**settings: Any) -> Models:
-        return Models.load(encoder, str(reranker), text_encoder=text, device="cpu", **settings)
+    few = ["--retriever-weight", "estimate", "--threshold", "f1", "--questions", "10"]
+    run("calibrate", "val", *few, exit_code=1)
+    refused = SavedThresholds.load(tiny / THRESHOLDS_FILE, "caption")
+    assert refused is not None and refused.retriever_weight == 0
+    assert "20 are needed" in refused.refused["retriever_weight"]
+    fixed = ["--fusion", "estimate", "--retriever-weight", "1"]
+    assert "is of one fusion" in run("calibrate", "val", *fixed, exit_code=1)["said"]
 
-    models = loaded(template=both.reranker.template)
-    assert models.retriever_weight == weight
-    assert loaded(template=both.reranker.template, retriever_weight=0).retriever_weight == 0
-    other = replace(models, fusion=WeightedSum(0.5)).by_saved_weight()
-    assert other.retriever_weight == 0, "it was estimated for another retriever"
 
-    named = replace(few, thresholds=list(saved.values) or ["natural"])
-    evaluation = evaluate(source, models, named, progress=False)
-    for one in evaluation.rankings["full"]:
-        totals = [c.raw + weight * c.score for c in one.reranked]
+def test_the_retrievers_order_counts_in_reranking(
+    source: WebQA, both: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, num_timed=0)
+    weighed = replace(both, retriever_weight=2.0)
+    evaluation = evaluate(source, weighed, settings, work=tmp_path, progress=False)
+    alone = evaluate(source, both, settings, work=tmp_path, progress=False)
+    differ = 0
+    for one, other in zip(evaluation.rankings["full"], alone.rankings["full"], strict=True):
+        assert one.retrieved == other.retrieved
+        prior = dict(zip([c.id for c in one.retrieved], place_prior(4, 2.0), strict=True))
+        totals = [c.raw + prior[c.id] for c in one.reranked]
         assert totals == sorted(totals, reverse=True)
-    pool = evaluation.result.pools["full"]
-    alone = evaluate(source, replace(models, retriever_weight=0), named, progress=False).result
-    assert pool.reranker_alone == alone.pools["full"].reranked
-    assert alone.pools["full"].reranker_alone == {}
-    if saved.values:
-        assert pool.estimated_otherwise == []
-        assert alone.pools["full"].estimated_otherwise == ["retriever_weight"]
+        differ += one.reranked != other.reranked
+    assert differ, "or nothing was shown"
+    assert evaluation.result.pools["full"].reranker_alone == alone.result.pools["full"].reranked
     print_figures(evaluation.result)
     console = capsys.readouterr().out
-    assert "reranker alone" in console and "times the retriever's score" in console
+    assert "reranker alone" in console and "counts in reranking, with a weight of 2\n" in console
+    write_report(evaluation, tmp_path / "report.html")
+    assert "counts with a weight of 2." in (tmp_path / "report.html").read_text()
     again = from_json(EvaluationResult, json.loads(json.dumps(to_json(evaluation.result))))
     assert again.pools == evaluation.result.pools
-    assert again.models.retriever_weight == weight
+    assert again.models.retriever_weight == 2.0
+
+
+def test_a_weight_is_of_one_retriever(both: Models) -> None:
+    saved = SavedThresholds.of_model(ASSETS / "tiny-reranker")
+    assert saved is not None
+    estimated = replace(saved, encoder=both.retriever_name, retriever_weight=3.0)
+    known = replace(both, reranker=Reranker(both.reranker.mllm, thresholds=estimated))
+    assert known.by_saved_weight().retriever_weight == 3
+    assert replace(known, fusion=WeightedSum(0.5)).by_saved_weight().retriever_weight == 0
+    assert replace(known, text_encoder=None).by_saved_weight().retriever_weight == 0
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""How much the retriever's score counts is estimated from known coefficients' choices."""
+"""How much the retriever's order counts: by what gold documents come first on a dev split."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,74 +13,93 @@ from hypothesis import strategies as st
 
 from ragvl.data.questions import Question
 from ragvl.evaluation.ranking import Candidate, Ranking
-from ragvl.evaluation.retriever_weight import estimate_retriever_weight
+from ragvl.evaluation.retriever_weight import MIN_QUESTIONS, estimate_retriever_weight
+from ragvl.reranker import ThresholdError, place_prior, relevance_order
 
 
-def ranking(raw: Sequence[float], retrieved: Sequence[float], gold: Sequence[int]) -> Ranking:
-    """Candidates `0`, `1`, ... with these scores."""
+def ranking(raw: Sequence[float], gold: Sequence[int]) -> Ranking:
+    """Candidates `0`, `1`, ... of these raw scores, in the retriever's order."""
     question = Question("q", "Which?", (), "any", tuple(map(str, gold)), ())
-    pairs = enumerate(zip(raw, retrieved, strict=True))
-    return Ranking(question, [Candidate(str(i), score, log, log) for i, (log, score) in pairs])
+    return Ranking(question, [Candidate(str(i), -i, one, one) for i, one in enumerate(raw)])
 
 
-def chosen(of_raw: float, of_retrieved: float, count: int = 2000, seed: int = 0) -> list[Ranking]:
-    """Rankings whose gold is drawn with the softmax of so much of both scores."""
+def drawn(of_raw: float, of_places: float, count: int = 300, seed: int = 0) -> list[Ranking]:
+    """Rankings whose gold is drawn with the softmax of so much of raw scores and of log-places."""
     rng = np.random.default_rng(seed)
-    raw, retrieved = rng.normal(size=(count, 8)) * 3, rng.normal(size=(count, 8)) * 0.1
-    totals = of_raw * raw + of_retrieved * retrieved
+    raw = rng.normal(size=(count, 10)) * 2
+    totals = of_raw * raw + np.array(place_prior(10, of_places))
     gold = (totals + rng.gumbel(size=totals.shape)).argmax(axis=1)  # Gumbel's trick
-    return [ranking(*rows, [one]) for *rows, one in zip(raw, retrieved, gold, strict=True)]
+    return [ranking(scores, [one]) for scores, one in zip(raw, gold, strict=True)]
 
 
-@pytest.mark.parametrize(("of_raw", "of_retrieved"), [(0.5, 10.0), (1.0, 5.0), (0.2, 20.0)])
-def test_the_ratio_of_known_coefficients_is_found(of_raw: float, of_retrieved: float) -> None:
-    estimated = estimate_retriever_weight(chosen(of_raw, of_retrieved))
-    assert estimated == pytest.approx(of_retrieved / of_raw, rel=0.15)
+def mrr(rankings: Sequence[Ranking], weight: float) -> float:
+    ranks = []
+    for one in rankings:
+        ids = [candidate.id for candidate in replace(one, retriever_weight=weight).reranked]
+        ranks.append(1 / (1 + ids.index(one.question.gold[0])))
+    return float(np.mean(ranks))
+
+
+def test_places_add_their_logarithm_and_the_order_is_of_the_sum() -> None:
+    assert place_prior(3, 2.0) == pytest.approx([0, -2 * math.log(2), -2 * math.log(3)])
+    assert place_prior(2, 0.0) == [0, 0]
+    raw = [0.0, 1.0, math.nan, 1.5]
+    assert relevance_order(raw) == [3, 1, 0, 2]
+    assert relevance_order(raw, place_prior(4, 1.0)) == [1, 3, 0, 2]
+    assert relevance_order(raw, place_prior(4, 9.0)) == [0, 1, 3, 2]
+    one = ranking(raw, [0])
+    for weight in (0.0, 1.0, 9.0):
+        weighed = replace(one, retriever_weight=weight)
+        order = relevance_order(raw, place_prior(4, weight))
+        assert [candidate.id for candidate in weighed.reranked] == list(map(str, order))
+        assert weighed.by_reranker_alone == one
+
+
+@pytest.mark.parametrize(("of_raw", "of_places"), [(1.0, 1.0), (0.3, 1.5), (2.0, 0.5)])
+def test_the_estimate_is_about_as_good_as_what_the_gold_was_drawn_by(
+    of_raw: float, of_places: float
+) -> None:
+    estimated = estimate_retriever_weight(drawn(of_raw, of_places))
+    unseen = drawn(of_raw, of_places, 2000, seed=1)
+    assert mrr(unseen, estimated) > mrr(unseen, of_places / of_raw) - 0.01
+    assert mrr(unseen, estimated) > max(mrr(unseen, 0), mrr(unseen, 1e6)) - 0.01
 
 
 @settings(max_examples=20, deadline=None)
-@given(of_raw=st.floats(1e-2, 1e2), of_score=st.floats(1e-2, 1e2), shift=st.floats(-10, 10))
-def test_units_do_not_matter(of_raw: float, of_score: float, shift: float) -> None:
-    rankings = chosen(0.5, 10.0, 100)
+@given(scale=st.sampled_from([0.25, 0.5, 4.0, 64.0]), seed=st.integers(0, 99))
+def test_raw_scores_of_any_scale_and_shift_are_weighed_alike(scale: float, seed: int) -> None:
+    rankings = drawn(1.0, 1.0, 40)
+    shifts = np.random.default_rng(seed).integers(-8, 9, size=len(rankings))
 
-    def in_units(one: Candidate) -> Candidate:
-        return replace(one, raw=of_raw * one.raw + shift, score=of_score * one.score - shift)
+    def moved(one: Ranking, shift: int) -> Ranking:
+        raw = [scale * candidate.raw + int(shift) for candidate in one.retrieved]
+        return ranking(raw, [int(id) for id in one.question.gold])
 
-    others = [replace(one, retrieved=[*map(in_units, one.retrieved)]) for one in rankings]
-    expected = estimate_retriever_weight(rankings) * of_raw / of_score
-    assert estimate_retriever_weight(others) == pytest.approx(expected, rel=1e-2)
-
-
-def test_a_retriever_that_misleads_counts_nothing() -> None:
-    assert estimate_retriever_weight(chosen(0.5, -10.0, 200)) == 0.0
+    others = [moved(*pair) for pair in zip(rankings, shifts, strict=True)]
+    expected = scale * estimate_retriever_weight(rankings)
+    assert estimate_retriever_weight(others) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_reranker_that_misleads_is_refused() -> None:
-    with pytest.raises(ValueError, match="tell nothing of relevance"):
-        estimate_retriever_weight(chosen(-0.5, 10.0, 200))
+def test_whoever_tells_nothing_gives_way() -> None:
+    rankings = drawn(0.0, 1.5)  # raw scores tell nothing
+    weight = estimate_retriever_weight(rankings)
+    assert mrr(rankings, weight) >= mrr(rankings, 1e9) > mrr(rankings, 0) + 0.1
+    constant = [ranking([0.1] * 10, [int(one.question.gold[0])]) for one in rankings]
+    weight = estimate_retriever_weight(constant)
+    assert mrr(constant, weight) == mrr(constant, 1.0), "equal scores leave the retriever's order"
+    sure = drawn(50.0, 0.0)  # the reranker knows everything
+    assert mrr(sure, estimate_retriever_weight(sure)) == pytest.approx(1, abs=0.02)
 
 
-def test_scores_that_separate_everything_give_a_number() -> None:
-    same = [ranking([3.0, 1.0, 0.0], [0.9, 0.2, 0.1], [0])] * 5
-    assert 0 < estimate_retriever_weight(same) < np.inf
-
-
-def test_what_tells_nothing_is_left_out() -> None:
-    known = chosen(0.5, 10.0, 50)
-    expected = estimate_retriever_weight(known)
-    nothing = [
-        ranking([], [], []),
-        ranking([1.0, 2.0], [0.1, 0.2], []),
-        ranking([1.0, 2.0], [0.1, 0.2], [0, 1]),
-        ranking([1.0, np.nan], [0.1, 0.2], [1]),  # the gold one cannot be used
+def test_questions_that_tell_nothing_do_not_count() -> None:
+    telling = drawn(1.0, 1.0, MIN_QUESTIONS)
+    others = [
+        ranking([], []),
+        ranking([1.0, 2.0], []),
+        ranking([1.0, 2.0], [0, 1]),
+        ranking([1.0, math.nan], [1]),  # the gold one cannot be used
     ]
-    assert estimate_retriever_weight([*nothing, *known]) == expected
-    with pytest.raises(ValueError, match="no question has both gold and other documents"):
-        estimate_retriever_weight(nothing)
-
-
-def test_a_ranking_adds_the_weighted_score() -> None:
-    one = ranking([2.0, 1.0, np.nan, 0.0], [0.1, 0.2, 9.0, 0.4], [0])
-    ids = [[c.id for c in replace(one, retriever_weight=w).reranked] for w in (0.0, 6.0, 12.0)]
-    assert ids == [["0", "1", "3", "2"], ["0", "3", "1", "2"], ["3", "1", "0", "2"]]
-    assert replace(one, retriever_weight=12.0).by_reranker_alone == one
+    expected = estimate_retriever_weight(telling)
+    assert estimate_retriever_weight([*others, *telling]) == expected
+    with pytest.raises(ThresholdError, match="19 questions have both gold and other documents"):
+        estimate_retriever_weight([*others, *telling[1:]])

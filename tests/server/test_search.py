@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ragvl import Document, Query, RagVL, Retriever
+from ragvl.reranker import place_prior
 from ragvl.server.app import create_app
 from ragvl.server.services import Services
 from ragvl.server.stages import Stages
@@ -54,19 +55,17 @@ def test_search_is_retrieving_and_ranking(client: TestClient, demo: Stages) -> N
         assert answer["timings"].keys() == {"queue", "retrieve", "score", "total"}
 
 
-def test_the_indexs_score_counts_for_the_order(demo: Stages, make_services: MakeServices) -> None:
+def test_the_indexs_order_counts_in_reranking(demo: Stages, make_services: MakeServices) -> None:
     assert demo.retriever is not None
     question = demo.examples[0]
-    services = make_services(
-        reranker=demo.reranker, retriever=demo.retriever, retriever_weight=25.0
-    )
+    services = make_services(reranker=demo.reranker, retriever=demo.retriever, retriever_weight=2.5)
     with TestClient(create_app(services)) as client:
         answer = _asked(client, "/v1/search", query=question, num_candidates=8)
         given = _asked(client, "/v1/search", query=question, documents=["Red.", "Blue."])
-    assert answer["retriever_weight"] == 25.0
+    assert answer["retriever_weight"] == 2.5
     found = demo.retriever.retrieve(question, 8)
     documents = [hit.document for hit in found]
-    ranked = demo.reranker.rank(question, documents, prior=[25.0 * hit.score for hit in found])
+    ranked = demo.reranker.rank(question, documents, prior=place_prior(8, 2.5))
     told = [(one["index"], one["raw_score"], one["kept"]) for one in answer["results"]]
     assert told == [(one.index, one.raw, one.kept) for one in ranked]
     assert told != [

@@ -21,7 +21,8 @@ export function showOrders(ranked, threshold, face) {
       ...(one.kept ? [element("span", { className: "badge" }, "kept")] : []),
     ]),
   );
-  const passed = ranked.filter((one) => one.passed).length;
+  // Where the index's order counts, too, one that passes may stand after one that does not
+  const passed = ranked.findLastIndex((one) => one.passed) + 1;
   byId("before").replaceChildren(...before);
   byId("after").replaceChildren(...after.slice(0, passed));
   byId("below").replaceChildren(...after.slice(passed));

@@ -65,15 +65,15 @@ class Found(RerankResult):
 
 
 class SearchAnswer(Answer):
-    """Documents by relevance, the most relevant first."""
+    """Documents by relevance, and where that counts by the index's order; the first comes first."""
 
     id: str
     model: str
     threshold: float = Field(description="From what relevance a document is kept.")
     retriever_weight: float | None = Field(
         None,
-        description="So many times its `retrieval_score` is added to a document's `raw_score` for "
-        "the order; absent where nothing is.",
+        description="How much the index's order counts: a `raw_score` is lowered by so many times "
+        "the logarithm of the document's place in it. Absent where it does not count.",
     )
     results: list[Found]
     unusable: list[str] | None = Field(

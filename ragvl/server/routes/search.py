@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from ragvl.data.document import Document
 from ragvl.data.images import DocumentError
 from ragvl.mllm import PromptTooLongError
-from ragvl.reranker import ScoredPair, relevance_order
+from ragvl.reranker import ScoredPair, place_prior, relevance_order
 from ragvl.server.bodies import json_answer, read_body
 from ragvl.server.contents import Contents, Placed, contents_of, listed
 from ragvl.server.deadlines import call
@@ -130,6 +130,7 @@ class _Ranking:
         pairs: their scores by place; of a document of the index that cannot be used there is none.
         order: places, the most relevant first.
         threshold: from what relevance a document is kept.
+        retriever_weight: how much the retriever's order counts.
     """
 
     documents: Sequence[Document]
@@ -138,6 +139,7 @@ class _Ranking:
     pairs: dict[int, ScoredPair]
     order: list[int]
     threshold: float
+    retriever_weight: float
 
     def is_kept(self, place: int) -> bool:
         """Whether the document at `place` reaches the threshold."""
@@ -191,12 +193,12 @@ async def _ranking(pipeline: Pipeline, asked: _Asked) -> _Ranking:
         [places[i] for i in chosen],
         asked.token_limit,
     )
-    prior = None
-    if retrieved_by is not None:
-        prior = [pipeline.retriever_weight * retrieved_by[i] for i in chosen]
-    order = [chosen[i] for i in relevance_order([one.raw for one in scores], prior)]
+    weight = 0.0 if retrieved_by is None else pipeline.retriever_weight
+    prior = place_prior(len(documents), weight)
+    raw = [one.raw for one in scores]
+    order = [chosen[i] for i in relevance_order(raw, [prior[i] for i in chosen])]
     pairs = dict(zip(chosen, scores, strict=True))
-    return _Ranking(documents, ids, retrieved_by, pairs, order, asked.threshold)
+    return _Ranking(documents, ids, retrieved_by, pairs, order, asked.threshold, weight)
 
 
 def _usable(results: Sequence[ScoredPair | Exception]) -> list[int]:
@@ -220,7 +222,7 @@ def _told(ranking: _Ranking, asked: _Asked, pipeline: Pipeline) -> dict[str, Any
     return {
         "model": pipeline.model_name,
         "threshold": ranking.threshold,
-        "retriever_weight": (pipeline.retriever_weight or None) if ranking.retrieved_by else None,
+        "retriever_weight": ranking.retriever_weight or None,
         "results": [_found(ranking, place, asked.body) for place in shown],
         "unusable": unusable or None,
         "usage": usage_of(list(ranking.pairs.values())),
