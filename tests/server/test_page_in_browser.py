@@ -225,6 +225,28 @@ def test_an_example_of_the_demo_is_answered_as_the_server_does(
         page.wait_for_function("(one) => one.naturalWidth > 0", arg=picture.element_handle())
 
 
+def test_what_is_below_the_threshold_is_below_all_that_pass(
+    demo: Stages, make_services: Callable[..., Any], open_page: OpenPage
+) -> None:
+    """Where the index's order counts, documents that pass stand among others."""
+    services = make_services(
+        demo.reranker, retriever=demo.retriever, retriever_weight=1e6, examples=demo.examples
+    )
+    with live(services) as server:
+        question = demo.examples[0]
+        with server.client() as client:
+            results = client.post("/v1/search", json={"query": question}).json()["results"]
+        passed = [one["kept"] for one in results]
+        assert passed != sorted(passed, reverse=True), "or nothing is shown"
+        page = open_page(server)
+        page.get_by_role("button", name=question).click()
+        wait_for_result(page)
+        ranked = [(one["index"], one["relevance_score"]) for one in results]
+        last = max(place for place, one in enumerate(passed) if one)
+        assert rows_of(page, "after") == ranked[: last + 1]
+        assert rows_of(page, "below") == ranked[last + 1 :]
+
+
 def test_times_are_shown_cold_and_then_warm(world: LiveServer, open_page: OpenPage) -> None:
     page = open_page(world)
     rerank = page.locator("#timing-rows tr.score data")
