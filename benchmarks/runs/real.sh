@@ -57,7 +57,8 @@ step_evaluate() {
     for set in ${SETS:-named blind german photos screens}; do
         # Of `blind` all that there are: its captions do not tell one thing from another
         candidates=20 && [ $set != blind ] || candidates=1000
-        # Each set has its own weight of pictures, or none where val is too small to tell: exit 1
+        # Each set has its own weights and threshold, or none where val is too small to tell: exit 1
+        rm -f $MODELS/reranker/ragvl_thresholds.json
         ragvl calibrate $ROOT/sets/$set --split val $BOTH --reranker $MODELS/reranker \
             --candidates $candidates --template instruction-first --fusion estimate \
             --retriever-weight estimate --threshold f1 --dtype bfloat16 || [ $? = 1 ]
