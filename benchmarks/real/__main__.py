@@ -74,13 +74,14 @@ def weights(root: Root = RUNS) -> None:
 @app.command()
 def learn(root: Root = RUNS) -> None:
     """Unpacks more pictures to train on, and writes the sets that the MLLM learns from."""
-    from real.learning import lessons, write_describe, write_learn
+    from real.learning import lessons, write_describe, write_learn, write_relevance
 
     layout = Layout(root)
     with _said():
         train, val = lessons(layout)
         print(write_describe(layout, train, val))
         print(write_learn(layout, train, val))
+        print(write_relevance(layout, train, val))
 
 
 @app.command()

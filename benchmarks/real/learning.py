@@ -1,8 +1,9 @@
 """What the real world's models learn from: stamps of the train split, Open Clip Art, and emoji.
 
 A lesson is a picture, a text that names what it shows, and its kind. Lessons train the dual encoder
-as pairs. The MLLM learns from them as two sets: `describe` asks of every picture what it shows;
-`learn` has questions like those of `named` and `blind`, of stamps and Open Clip Art.
+as pairs. The MLLM learns from them as sets: `describe` asks of every picture what it shows; `learn`
+has questions like those of `named` and `blind`, of stamps and Open Clip Art; `relevance` has the
+same with distractors, pictures of the same kind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from real.words import colors_in, same_thing, thing_of, without_colors
 
 _NAMING = ("named", "photos")  # sets whose captions name what is seen
 _STAMPS = "stamps"  # the collection that `named` and `blind` tell of
-LEARN, DESCRIBE = "learn", "describe"  # the names of the sets
+LEARN, DESCRIBE, RELEVANCE = "learn", "describe", "relevance"  # the names of the sets
+_DISTRACTORS = 8  # of a question at most
 DESCRIBE_QUESTION = "What does the picture show?"
 _OTHERS = ("photos", "screens")  # sets whose own questions of these splits are taken
 _NAMED = 0.25  # the share of lessons whose caption tells the thing, as in the set `named`
@@ -238,6 +240,49 @@ def write_describe(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson
         write_lines(folder / f"{split}.jsonl", questions)
     write_lines(folder / "documents.jsonl", documents)
     return folder
+
+
+def write_relevance(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) -> Path:
+    """Writes the set `relevance`: `learn`, whose questions of things have distractors.
+
+    These are of the same kind, so that most have the same caption, and show another thing. Who is
+    to tell them from the gold pictures has to look: what a retriever finds is mostly of another
+    kind, which its caption tells.
+
+    Returns:
+        its folder.
+    """
+    learn, folder = layout.sets / LEARN, layout.sets / RELEVANCE
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, part in {"train": train, "val": val}.items():
+        things = {one.id: one for one in part if one.kind is not None and one.asked}
+        questions = []
+        for line in _lines(learn / f"{split}.jsonl"):
+            gold = [things[id] for id in line["gold"] if id in things]
+            others = _of_the_same_kind(gold, list(things.values())) if gold else []
+            questions.append(line | ({"distractors": others} if others else {}))
+        write_lines(folder / f"{split}.jsonl", questions)
+    write_lines(folder / "documents.jsonl", _lines(learn / "documents.jsonl"))
+    return folder
+
+
+def _of_the_same_kind(gold: Sequence[Lesson], things: Sequence[Lesson]) -> list[str]:
+    """Ids of other things of the first gold one's kind, as an order drawn by their names has them.
+
+    What has the thing's name among its words, or shares its question, is no other thing.
+    """
+    name = same_thing(gold[0].text)
+    shared = re.compile(rf"\b{re.escape(name)}(?:e?s)?\b", re.IGNORECASE)
+
+    def is_other(one: Lesson) -> bool:
+        words = " ".join((one.text, *one.keywords))
+        return one.question != gold[0].question and not (name and shared.search(words))
+
+    def drawn(one: Lesson) -> bytes:
+        return hashlib.sha256(f"{gold[0].id} {one.id}".encode()).digest()
+
+    same = [one for one in things if one.kind == gold[0].kind and is_other(one)]
+    return [one.id for one in sorted(same, key=drawn)[:_DISTRACTORS]]
 
 
 def _questions(part: Sequence[Lesson]) -> Iterator[dict[str, object]]:

@@ -47,9 +47,9 @@ step_describer() { # says what pictures show, before it is asked whether they ar
     train generator describer base describe --noise.data_level 0 --per_device_train_batch_size 16
 }
 step_reranker() {
-    [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/learn --split train \
-        $BOTH --fusion 0.7 --depth 100 --ratio 2 --index $ROOT/work/index --out $ROOT/ranking.jsonl
-    train reranker reranker describer learn --ranking $ROOT/ranking.jsonl
+    [ -e $ROOT/ranking.jsonl ] || ragvl data ranking $ROOT/sets/relevance --split train $BOTH --fusion 0.7 \
+        --depth 100 --ratio 2 --labelled 0.6 --index $ROOT/work/index --out $ROOT/ranking.jsonl
+    train reranker reranker describer relevance --ranking $ROOT/ranking.jsonl
 }
 step_generator() { train generator generator base learn; }
 step_evaluate() {
@@ -71,8 +71,8 @@ step_evaluate() {
 }
 step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's tokens
     local more="--ranking $ROOT/ranking.jsonl --max_steps 100 --learning_rate 1e-4"
-    train reranker image_tokens reranker learn $more --image_tokens 0.25
-    train reranker image_tokens_control reranker learn $more # as long, with all tokens
+    train reranker image_tokens reranker relevance $more --image_tokens 0.25
+    train reranker image_tokens_control reranker relevance $more # as long, with all tokens
     real image-tokens
 }
 

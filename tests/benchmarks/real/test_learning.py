@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from real import emoji, openclipart
 from real.layout import Layout
-from real.learning import Lesson, lessons, write_describe, write_learn
+from real.learning import Lesson, lessons, write_describe, write_learn, write_relevance
 from real.openclipart import title_of, unpack
 from real.sets import write_lines
 from tiny_packages import png, write_deb, write_npm
@@ -240,5 +240,44 @@ def test_the_set_to_learn_from_has_nothing_of_the_test_split(
         "Cow",
         "Print",
     }
+    relevance = open_questions(
+        write_relevance(layout, learned, held_out), split="train", purpose="train"
+    )
+    assert not relevance.problems
+    assert relevance.document_ids() == train.document_ids()
+    assert {q.text: q.gold for q in relevance.questions} == {q.text: q.gold for q in asked.values()}
     val = open_questions(folder, split="val")
     assert set(val.document_ids()) == {"stamps/frog.png", "photos/val", "screens/val"}
+
+
+def test_distractors_are_other_things_of_the_same_kind(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for name, color in {"red": RED, "green": GREEN}.items():
+        (tmp_path / f"{name}.png").write_bytes(png(color))
+    texts = {
+        "hen": ("A hen.", "Birds."),
+        "hen 2": ("A hen.", "Birds."),  # asked for by the same question
+        "owl": ("An owl.", "Birds."),
+        "nest": ("A nest.", "Birds."),  # has the hen's name among its words
+        "fish": ("A fish.", "Fish."),
+        **{f"bird {i}": (f"A bird of kind {i}.", "Birds.") for i in range(9)},
+    }
+    things = [
+        Lesson(id, tmp_path / "red.png", text, kind, ("hens",) if id == "nest" else ())
+        for id, (text, kind) in texts.items()
+    ]
+    for name in ("photos", "screens"):
+        for file in ("documents", "train", "val"):
+            write_lines(layout.sets / name / f"{file}.jsonl", [])
+    write_learn(layout, things, [])
+    folder = write_relevance(layout, things, [])
+    by_gold = {q.gold: q.negatives for q in open_questions(folder, split="train").questions}
+    birds = {"owl", *(f"bird {i}" for i in range(9))}
+    of_hens = by_gold["hen", "hen 2"]
+    assert len(of_hens) == 8 and birds.issuperset(of_hens)
+    of_owls = by_gold["owl",]
+    assert len(of_owls) == 8 and {"fish", "owl"}.isdisjoint(of_owls)
+    assert list(of_hens) != sorted(of_hens), "drawn, not the first ones"
+    assert by_gold["fish",] == ()
+    again = write_relevance(layout, things, [])
+    assert {q.gold: q.negatives for q in open_questions(again, split="train").questions} == by_gold
