@@ -62,7 +62,8 @@ def real(results: Results) -> str:
             rows.append([name, *[NOT_MEASURED] * (len(header) - 1)])
             continue
         pool = _pool(result)
-        orders = found_by_order(pool)
+        # Where the retriever's order does not count, the reranker's is its own
+        orders = {"reranker alone": pool.reranked, **found_by_order(pool)}
         rows.append(
             [
                 *(name, f"{result.num_questions:,}", f"{pool.num_documents:,}"),
