@@ -79,6 +79,10 @@ class Lesson:
         article = "An" if self.colors[0] == "orange" else "A"
         return f"{article} {self.colors[0]} {words}"
 
+    def seen_from(self, folder: Path) -> str:
+        """The path to its picture from a folder."""
+        return os.path.relpath(self.picture.resolve(), folder.resolve())
+
     @cached_property
     def colors(self) -> tuple[str, ...]:
         """The colors that its text tells, then those that it mostly has."""
@@ -196,8 +200,8 @@ def write_learn(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson]) 
         things = [lesson for lesson in part if lesson.kind is not None and lesson.asked]
         questions = [*_questions(things)]
         for lesson in things:
-            image = os.path.relpath(lesson.picture.resolve(), folder.resolve())
             caption = lesson.text if _is_named(lesson) else lesson.kind
+            image = lesson.seen_from(folder)
             documents.append({"id": lesson.id, "image": image, "caption": caption, "split": split})
         for name in _OTHERS:
             other = layout.sets / name  # whose paths to pictures are the same as from here
@@ -226,7 +230,7 @@ def write_describe(layout: Layout, train: Sequence[Lesson], val: Sequence[Lesson
     documents: list[dict[str, object]] = []
     for split, part in {"train": train, "val": val}.items():
         for lesson in part:
-            image = os.path.relpath(lesson.picture.resolve(), folder.resolve())
+            image = lesson.seen_from(folder)
             documents.append({"id": lesson.id, "image": image, "split": split})
         questions = (
             {
