@@ -168,7 +168,7 @@ ablation: $(VENV)/.dev ## Compare kinds of noise and shares of data (hours on tw
 	$(RUN)/ablation.sh
 	$(MAKE) tables
 
-real: $(VENV)/.dev ## Fetch real pictures and weights by name; train and evaluate on them (hours; goes on)
+real: $(VENV)/.dev ## Fetch real pictures and weights by name; evaluate on them (an hour or two; goes on)
 	$(RUN)/real.sh
 	$(MAKE) tables
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from real.layout import RUNS, Layout
+from real.layout import RUNS, Layout, Tuned
 from real.packages import PACKAGES, MissingPackagesError
 from real.packages import fetch as fetch_packages
 
@@ -95,8 +95,9 @@ def retriever(
     from real import retriever
     from real.learning import lessons
 
-    make = partial(retriever.make, trained=None) if anew else retriever.make
-    _make(Layout(root), "retriever", make, lessons)
+    layout = Layout(root)
+    settings = {"trained": None} if anew else {}
+    _make(layout, "retriever", lambda: retriever.make(layout, *lessons(layout), **settings))
 
 
 @app.command()
@@ -104,12 +105,33 @@ def base(
     root: Root = RUNS,
     anew: Annotated[bool, typer.Option(help="Fit its projector anew: minutes.")] = False,
 ) -> None:
-    """Assembles the MLLM that reranker and generator are tuned from, of what was fitted before."""
+    """Assembles the MLLM that all others are tuned from, of what was fitted before."""
     from real import mllm
     from real.learning import lessons
 
-    make = partial(mllm.make, trained=None) if anew else mllm.make
-    _make(Layout(root), "base", make, lessons)
+    layout = Layout(root)
+    settings = {"trained": None} if anew else {}
+    _make(layout, "base", lambda: mllm.make(layout, *lessons(layout), **settings))
+
+
+@app.command()
+def tuned(root: Root = RUNS) -> None:
+    """Makes describer, reranker and generator, of adapters that were trained before."""
+    from real.tuned import TUNED_FROM, make
+
+    layout = Layout(root)
+    for name in TUNED_FROM:  # the first of them first: others are tuned from it
+        _make(layout, name, partial(make, layout, name))
+
+
+@app.command()
+def keep(name: Tuned, root: Root = RUNS) -> None:
+    """Keeps the adapters of a finished training in `trained/`, and makes the model of them."""
+    from real.tuned import keep, make
+
+    layout = Layout(root)
+    print(keep(layout, name))
+    print(make(layout, name))
 
 
 @app.command()
@@ -124,12 +146,12 @@ def image_tokens(root: Root = RUNS) -> None:
     print(f"wrote {save('image_tokens_real', result, torch.device('cpu'))}")
 
 
-def _make(layout: Layout, name: str, make: Callable[..., Path], lessons: Callable) -> None:
+def _make(layout: Layout, name: str, make: Callable[[], Path]) -> None:
     if (layout.models / name / "config.json").exists():
         print(f"there already: {layout.models / name}")
         return
     with _said():
-        print(make(layout, *lessons(layout)))
+        print(make())
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 RUNS = Path("runs/real")
 SETS = ("named", "blind", "german", "photos", "screens")
+Tuned = Literal["describer", "reranker", "generator"]  # models that `ragvl train` tunes
 SPLITS = ("train", "val", "test")
 
 
@@ -52,6 +54,11 @@ class Layout:
         return self.root / "weights"
 
     @property
+    def training(self) -> Path:
+        """What `ragvl train` writes, a folder a model."""
+        return self.root / "training"
+
+    @property
     def models(self) -> Path:
-        """What was trained here."""
+        """Models made of what was trained."""
         return self.root / "models"

@@ -26,19 +26,26 @@ from real.learning import Lesson
 from real.mllm import IMAGE, assemble, fit_to_words, mean_word, processor_of, read_as_words
 from real.retriever import changed
 from real.retriever import make as make_retriever
+from real.tuned import keep
+from real.tuned import make as make_tuned
 from real.tuning import Schedule
 from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
 from safetensors.torch import load_file, save_file
 from tiny_models.eight import llava_tokenizer
 from tiny_models.parts import text_config
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from ragvl import Document, Reranker
+from ragvl.cli import app
+from ragvl.data.synthetic import Places, write_world
 from ragvl.mllm import ConvolutionalVisionConfig, ConvolutionalVisionModel
 from ragvl.retriever import DualEncoder
 from ragvl.training.adapters import layers_to_adapt
-from ragvl.training.command import Stage, plan
+from ragvl.training.command import Stage, plan, run
+from ragvl.training.run_record import learned_questions
 
+RETRIEVER = Path(__file__).parents[3] / "ragvl" / "assets" / "tiny-retriever"
 RECIPES = Path(real_mllm.__file__).parent / "recipes"
 NAMES = ["barn", "old house", "river"]
 FEATURES, SIZE = 12, 40  # of pictures; the map has 5 x 5 places, of which at most 2 x 2 are a token
@@ -325,6 +332,54 @@ def test_the_recipes_train_decoder_and_projector(
     # Two layers of seven, and the projector's two
     assert len(adapted.targets) == 2 * 7 + 2
     assert not any("vision_tower" in name for name in adapted.targets)
+
+
+def test_a_model_of_kept_adapters_is_the_one_that_was_trained(
+    tower_folder: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    layout, kept = Layout(tmp_path / "real"), tmp_path / "trained"
+    world = write_world(tmp_path / "world", Places(), counts={"train": 2}, seed=4)
+    with pytest.raises(FileNotFoundError, match="base yet: make it first"):
+        make_tuned(layout, "describer", kept)
+    model, tokenizer = assemble(tower_with_classes(tower_folder), decoder_folder)
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight)
+    model.to(torch.bfloat16).save_pretrained(layout.models / "base")
+    processor_of(model.model.vision_tower, tower_folder, tokenizer).save_pretrained(
+        layout.models / "base"
+    )
+    ranking = tmp_path / "ranking.jsonl"
+    flags = ["data", "ranking", str(world), "--encoder", str(RETRIEVER), "--out", str(ranking)]
+    assert CliRunner().invoke(app, flags).exit_code == 0
+
+    for stage, name, start in (
+        ("generator", "describer", "base"),
+        ("reranker", "reranker", "describer"),
+    ):
+        with pytest.raises(FileNotFoundError, match="not finished"):
+            keep(layout, name, kept)
+        flags = [f"--config={RECIPES / stage}.yaml", f"--model={layout.models / start}"]
+        flags += [f"--data={world}", f"--output_dir={layout.training / name}", "--max_steps=2"]
+        flags += ["--learning_rate=0.01", "--report_to=none", "--disable_tqdm=true"]
+        flags += [f"--ranking={ranking}"] if stage == "reranker" else []
+        run(stage, flags)
+        keep(layout, name, kept)
+        made = load_file(make_tuned(layout, name, kept) / "model.safetensors")
+        trained = load_file(layout.training / name / "model.safetensors")
+        before = load_file(layout.models / start / "model.safetensors")
+        assert made.keys() == trained.keys()
+        moved = [key for key in made if not torch.equal(made[key], before[key])]
+        assert len(moved) == 2 * 7 + 2
+        for key in made:  # both are rounded to bfloat16, in another order
+            torch.testing.assert_close(made[key], trained[key], rtol=2**-7, atol=1e-4)
+    folder = layout.models / "reranker"
+    assert learned_questions(folder) == learned_questions(layout.training / "reranker") != set()
+    assert Reranker.from_pretrained(folder, device="cpu").template_name == "instruction-first"
+    assert (
+        json.loads((kept / "reranker" / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+        == "describer"
+    )
 
 
 def test_pairs_have_each_wording_of_their_own_lesson(

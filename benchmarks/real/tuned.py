@@ -1,0 +1,83 @@
+"""The models that `ragvl train` tunes, made of adapters that were trained before.
+
+Training takes an hour or more, so the adapters are kept in `trained/`, as PEFT writes them: other
+machines start from these, and every figure is of models that are made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ragvl.files import follow_umask, write_text
+from ragvl.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json
+from ragvl.training.run_record import RUN_FILE, is_finished
+from real.layout import Layout, Tuned
+
+TRAINED = Path(__file__).parent / "trained"
+TUNED_FROM: dict[Tuned, str] = {"describer": "base", "reranker": "describer", "generator": "base"}
+_AS_IT_IS = CONFIG, RUN_FILE  # with the template, and the questions, that a model was trained on
+
+
+def keep(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
+    """Copies the adapters of a training that is finished, in float16, which halves their bytes.
+
+    Args:
+        layout: has the training's folder.
+        name: one of `TUNED_FROM`.
+        trained: where adapters are kept, a folder a model.
+
+    Returns:
+        their folder.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    run = layout.training / name
+    if not is_finished(run):
+        raise FileNotFoundError(f"the training of {run} is not finished")
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    kept = trained / name
+    kept.mkdir(parents=True, exist_ok=True)
+    weights = load_file(last / ADAPTER_WEIGHTS)
+    save_file({key: one.half() for key, one in weights.items()}, kept / ADAPTER_WEIGHTS)
+    follow_umask(kept / ADAPTER_WEIGHTS)
+    config = read_json(last / ADAPTER_CONFIG) | {"base_model_name_or_path": TUNED_FROM[name]}
+    config["target_modules"] = sorted(config["target_modules"])
+    write_text(kept / ADAPTER_CONFIG, json.dumps(config, indent=1) + "\n")
+    for file in _AS_IT_IS:
+        shutil.copyfile(run / file, kept / file)
+    return kept
+
+
+def make(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
+    """Writes a model: what it was tuned from, with its adapters merged into the weights.
+
+    Args:
+        layout: has what it was tuned from.
+        name: one of `TUNED_FROM`.
+        trained: where adapters are kept.
+
+    Returns:
+        its folder.
+
+    Raises:
+        FileNotFoundError: what it was tuned from is not made yet.
+    """
+    start, out, kept = layout.models / TUNED_FROM[name], layout.models / name, trained / name
+    if not (start / CONFIG).exists():
+        raise FileNotFoundError(f"there is no {start} yet: make it first")
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, str(kept)).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(out)
+    AutoProcessor.from_pretrained(start).save_pretrained(out)
+    follow_umask(*out.glob("*.safetensors"))
+    for file in _AS_IT_IS:
+        shutil.copyfile(kept / file, out / file)
+    return out
