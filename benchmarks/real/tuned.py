@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ragvl.files import follow_umask, write_text
+from ragvl.mllm import MLLM
 from ragvl.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json
 from ragvl.training.run_record import RUN_FILE, is_finished
 from real.layout import Layout, Tuned
@@ -73,10 +73,10 @@ def make(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
     start, out, kept = layout.models / TUNED_FROM[name], layout.models / name, trained / name
     if not (start / CONFIG).exists():
         raise FileNotFoundError(f"there is no {start} yet: make it first")
-    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(kept)).merge_and_unload()
+    mllm = MLLM.from_pretrained(start, device="cpu", dtype="float32")
+    merged = PeftModel.from_pretrained(mllm.model, str(kept)).merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(out)
-    AutoProcessor.from_pretrained(start).save_pretrained(out)
+    mllm.prompting.processor.save_pretrained(out)
     follow_umask(*out.glob("*.safetensors"))
     for file in _AS_IT_IS:
         shutil.copyfile(kept / file, out / file)

@@ -334,6 +334,7 @@ def test_the_recipes_train_decoder_and_projector(
     assert not any("vision_tower" in name for name in adapted.targets)
 
 
+@pytest.mark.slow
 def test_a_model_of_kept_adapters_is_the_one_that_was_trained(
     tower_folder: Path, decoder_folder: Path, tmp_path: Path
 ) -> None:
