@@ -17,7 +17,7 @@ from ragvl.distributed.owners import Owners
 from ragvl.distributed.worker import versions
 from ragvl.extras import extra
 from ragvl.messages import validation_reason
-from ragvl.retriever import open_index
+from ragvl.retriever import parse_fusion
 from ragvl.server.access import ApiKeys
 from ragvl.server.app import create_app
 from ragvl.server.logs import configure_logs
@@ -31,7 +31,7 @@ from ragvl.server.settings import (
     Seconds,
     ServerSettings,
 )
-from ragvl.server.stages import estimated_weight
+from ragvl.server.stages import estimated_weight, open_filled_index, take_saved_fusion
 
 with extra("ray", "ray"):
     from ray import serve
@@ -67,6 +67,9 @@ class AppSettings(ServerSettings):
     index: str | None = Field(None, description="An index to search in, where the ingress runs.")
     encoder: str | None = Field(None, description="The index's dual encoder, if it was moved.")
     text_encoder: str | None = Field(None, description="The same of its text encoder.")
+    fusion: str | None = Field(
+        None, description="Makes one order of both encoders; by default as estimated, or as saved."
+    )
     retriever_weight: float | None = Field(
         None,
         ge=0,
@@ -83,6 +86,11 @@ class AppSettings(ServerSettings):
             raise ValueError(
                 f"{', '.join(sorted(idle))}: of no use here: Ray Serve listens (http_options)"
             )
+        of_index = {"encoder", "text_encoder", "fusion", "retriever_weight"}
+        if self.index is None and (unused := of_index & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(unused))}: of no use without an index")
+        if self.fusion is not None:
+            parse_fusion(self.fusion)
         return self
 
     @field_validator("model", "index", "encoder", "text_encoder", "cache", "api_key_file")
@@ -142,10 +150,17 @@ class Ingress:
         keys = ApiKeys.find(settings.api_key_file)
         retriever = None
         if settings.index is not None:
-            retriever = open_index(
-                settings.index, encoder=settings.encoder, text_encoder=settings.text_encoder
+            retriever = open_filled_index(
+                settings.index,
+                encoder=settings.encoder,
+                text_encoder=settings.text_encoder,
+                fusion=None if settings.fusion is None else parse_fusion(settings.fusion),
             )
         described = await self._link.describe()
+        saved = described.thresholds
+        if settings.fusion is None and saved is not None and saved.fusion is not None:
+            estimate = saved.fusion, saved.encoder
+            take_saved_fusion(retriever, lambda: [estimate])
         weight = settings.retriever_weight
         if weight is None:
             weight = estimated_weight(described.thresholds, retriever)

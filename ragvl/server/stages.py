@@ -115,24 +115,38 @@ def load_stages(
         check_reader(generator)
     retriever = None
     if index is not None:
-        retriever = open_index(
+        retriever = open_filled_index(
             index, encoder=encoder, text_encoder=text_encoder, fusion=fusion, device=device
         )
-        if not len(retriever):
-            raise ValueError(f"the index in {shown(index)} holds no documents")
     writer = None
     if generator is not None:
         writer = Generator.from_pretrained(
             generator, device=device, dtype=dtype, caption_tokens=caption_tokens, date=date
         )
     reranker = load_reranker()
-    if fusion is None and thresholds is not None and isinstance(retriever, FusedRetriever):
-        _take_saved_fusion(
+    if fusion is None and thresholds is not None:
+        take_saved_fusion(
             retriever, partial(saved_fusions, thresholds, reranker.template_name, **location or {})
         )
     if retriever_weight is None:
         retriever_weight = estimated_weight(reranker.thresholds, retriever)
     return Stages(reranker, retriever, writer, retriever_weight=retriever_weight)
+
+
+def open_filled_index(index: str | Path, **settings: Any) -> DocumentRetriever:
+    """An index to search in.
+
+    Args:
+        index: what `ragvl index` wrote.
+        settings: see `open_index`.
+
+    Raises:
+        ValueError: it holds no documents; others, and OSError, as `open_index`.
+    """
+    retriever = open_index(index, **settings)
+    if not len(retriever):
+        raise ValueError(f"the index in {shown(index)} holds no documents")
+    return retriever
 
 
 def estimated_weight(
@@ -147,10 +161,17 @@ def estimated_weight(
     return weight
 
 
-def _take_saved_fusion(
-    retriever: FusedRetriever, find: Callable[[], list[tuple[str, str]]]
+def take_saved_fusion(
+    retriever: DocumentRetriever | None, find: Callable[[], list[tuple[str, str]]]
 ) -> None:
-    """Has documents found by the fusion that was estimated for these encoders, if one was."""
+    """Has documents found by the fusion that was estimated for an index's encoders, if one was.
+
+    Args:
+        retriever: the index; one of a single encoder stays as it is.
+        find: gives fusions, each with what it was estimated for; see `saved_fusions`.
+    """
+    if not isinstance(retriever, FusedRetriever):
+        return
     try:
         estimates = find()
     except ThresholdError as error:

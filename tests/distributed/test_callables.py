@@ -223,6 +223,7 @@ def test_a_model_that_is_not_there_is_named_with_the_node(callable: Any, tmp_pat
         callable(tmp_path / "gone")
 
 
+@pytest.mark.slow
 def test_a_worker_whose_model_is_gone_or_another_says_which_node_that_is(
     tmp_path: Path, pictures: list[Path]
 ) -> None:
@@ -294,6 +295,7 @@ def test_without_ray_the_message_says_what_to_install() -> None:
     assert done.stdout.strip() == 'ray is not installed: pip install "ragvl[ray]"', done.stderr
 
 
+@pytest.mark.slow
 def test_an_address_where_nobody_listens_is_refused() -> None:
     """In a process of its own, which is connected to no cluster."""
     pytest.importorskip("ray")

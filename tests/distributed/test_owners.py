@@ -164,6 +164,7 @@ def test_scores_are_those_of_one_process_and_each_document_is_one_owners(
     run(main)
 
 
+@pytest.mark.slow
 def test_a_lost_owners_work_is_done_by_the_others_and_only_its(
     link: InProcess, expected: Any
 ) -> None:

@@ -86,6 +86,7 @@ def test_each_prefix_is_built_once_in_the_whole_cluster(
     assert all(re.match(r"[01]\.\d{3} \S.*", line) for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pandas", "pyarrow", "numpy"])
 def test_pictures_in_memory_are_read_from_rays_own_types(
     ray: Any, form: str, tmp_path: Path

@@ -6,6 +6,7 @@ import base64
 import importlib
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ import pytest
 import torch
 import yaml
 from starlette.testclient import TestClient
+from tiny_encoders import save_text_encoder
 
-from ragvl import Reranker
+from ragvl import Document, Reranker, Retriever
+from ragvl.reranker import THRESHOLDS_FILE, SavedThresholds
+from ragvl.retriever import DualEncoder, FusedRetriever, TextEncoder, parse_fusion
 from ragvl.server.app import create_app
 from ragvl.server.run import build_services
 from ragvl.server.settings import TINY_RERANKER, ServerSettings
-from ragvl.server.stages import Stages, load_stages
+from ragvl.server.stages import ASSETS, load_stages
 
 pytest.importorskip("ray.serve")
 
+TINY_RETRIEVER = ASSETS / "tiny-retriever"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.yaml"
 LIMITS: dict[str, Any] = {"device_cache": "64MiB", "max_documents": 40, "max_pairs": 200}
 SECONDS = 120  # a bound for what Ray does on a busy machine, not a wait
@@ -63,7 +69,38 @@ class App:
 
 
 @pytest.fixture(scope="module")
-def app(cluster: Any) -> Iterator[App]:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index by two encoders, of documents with texts."""
+    folder = tmp_path_factory.mktemp("index")
+    retriever = _retriever(folder)
+    retriever.add([Document(text=f"Mill {i} is high.", id=f"mill {i}") for i in range(9)])
+    retriever.save(folder / "index")
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped reranker, with what was estimated for the index's encoders."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(TINY_RERANKER, folder, dirs_exist_ok=True)
+    thresholds = SavedThresholds.of_model(TINY_RERANKER)
+    assert thresholds is not None
+    retriever = _retriever(folder)
+    retriever.fusion = parse_fusion("0.4")
+    replace(
+        thresholds, encoder=retriever.name, fusion=retriever.fusion.name, retriever_weight=2.0
+    ).save(folder / THRESHOLDS_FILE)
+    return folder
+
+
+def _retriever(folder: Path) -> FusedRetriever:
+    texts = TextEncoder.from_pretrained(save_text_encoder(folder / "text"), device="cpu")
+    pictures = DualEncoder.from_pretrained(TINY_RETRIEVER, device="cpu")
+    return FusedRetriever(Retriever(pictures), Retriever(texts))
+
+
+@pytest.fixture(scope="module")
+def app(cluster: Any, model: Path, index: Path) -> Iterator[App]:
     """Two replicas of a core each, served on a free port."""
     from ray import serve
 
@@ -76,6 +113,7 @@ def app(cluster: Any) -> Iterator[App]:
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         given = {"replicas": "2", "dtype": "float32", "health_seconds": "60", **LIMITS}
+        given |= {"model": str(model), "index": str(index)}
         serve.run(build(given), name="ragvl")
         running = App(serve, f"http://127.0.0.1:{port}")
         with running.client:
@@ -85,20 +123,16 @@ def app(cluster: Any) -> Iterator[App]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[TestClient]:
+def alone(model: Path, index: Path) -> Iterator[TestClient]:
     """The same server in one process, with as many threads as a replica."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def load() -> Reranker:
-        return Reranker.from_pretrained(
-            TINY_RERANKER, device="cpu", dtype="float32", prefix_cache="64MiB"
-        )
+        return Reranker.from_pretrained(model, device="cpu", dtype="float32", prefix_cache="64MiB")
 
-    stages = load_stages(load, thresholds=TINY_RERANKER)
-    services = build_services(
-        Stages(stages.reranker), ServerSettings(**LIMITS), model=str(TINY_RERANKER)
-    )
+    stages = load_stages(load, thresholds=model, index=index, device="cpu")
+    services = build_services(stages, ServerSettings(**LIMITS), model=str(model))
     with TestClient(create_app(services)) as client:
         yield client
     torch.set_num_threads(threads)
@@ -171,6 +205,14 @@ def test_answers_are_those_of_one_process(
         assert ours.status_code == 422
 
 
+@pytest.mark.slow
+def test_what_was_estimated_for_the_index_is_taken(app: App, alone: TestClient) -> None:
+    found = app.client.post("/v1/search", json={"query": "Which mill is high?"})
+    assert found.json()["retriever_weight"] == 2, "estimated for a fusion that is not the index's"
+    assert plain(found) == plain(alone.post("/v1/search", json={"query": "Which mill is high?"}))
+
+
+@pytest.mark.slow
 def test_each_document_is_built_by_one_replica(app: App) -> None:
     before = app.owners()
     documents = [f"Tower {i} is high." for i in range(30)]
@@ -290,12 +332,15 @@ def test_paths_are_those_of_the_folder_where_it_is_built(
     assert AppSettings(model="of/a-hub").model == "of/a-hub"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"replicas": "0"}, "replicas"),
         ({"replica": "2"}, "replica"),
         ({"port": "80"}, "Ray Serve listens"),
+        ({"fusion": "0.4", "retriever_weight": "1"}, "fusion, retriever_weight: of no use without"),
+        ({"index": "an index", "fusion": "2"}, "fusion"),
         ({"device_cache": "64MiB", "held_documents": "much"}, "held_documents"),
     ],
 )
