@@ -386,6 +386,7 @@ def test_warm_fills_a_cache_that_rerank_uses(
     assert "in the cache" not in outcomes[0].stderr
 
 
+@pytest.mark.slow
 def test_compressed_prefixes_are_of_use_to_the_same_compression(
     tiny_model: Callable[[str], Path], pictures: list[str], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_the_version_is_printed_and_nothing_else() -> None:
     assert (outcome.exit_code, outcome.stdout) == (0, f"ragvl {ragvl.__version__}\n")
 
 
+@pytest.mark.slow
 def test_commands_and_options_complete_in_a_shell() -> None:
     code = "from ragvl.cli import app; app(prog_name='ragvl')"
     for words, place, expected in (
@@ -138,6 +139,7 @@ def test_rerank_imports_what_it_needs_and_prints_its_table_alone(tmp_path: Path)
     assert (heavy, done.stderr) == ("HEAVY [] True", "")
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_its_exit_code_and_all_that_was_to_be_done() -> None:
     """Once threads have ended and handlers have run, with what was printed."""
     code = """

@@ -54,6 +54,7 @@ def test_a_reranker_is_trained_on_questions_of_ones_own(
         assert (one.answer == "Yes") == (one.document in gold[one.question_id or ""])
 
 
+@pytest.mark.slow
 def test_found_first_counts_questions_whose_gold_document_is_first(
     demo: Stages, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_an_answer_carries_every_stage(
     assert all(milliseconds > 0 for milliseconds in answer.timings.values())
 
 
+@pytest.mark.slow
 def test_the_retrievers_order_counts_as_estimated(
     dataset: WebQA, stages: tuple[Retriever, Reranker, Generator], tmp_path: Path
 ) -> None:

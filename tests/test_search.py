@@ -417,6 +417,7 @@ def test_a_folder_is_indexed_once_and_followed(
     assert "1 new, 0 changed, 0 gone" in run(*command).stderr
 
 
+@pytest.mark.slow
 def test_a_folders_index_is_made_again_where_it_must_be(
     encoders: dict[str, str], photos: Path, tmp_path: Path
 ) -> None:

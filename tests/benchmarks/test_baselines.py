@@ -59,6 +59,7 @@ def test_same_scores_as_the_reranker(
     assert_same_scores(baseline, checkpoint, documents[::-1], query="Is {{ it }} <image> 'so'?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ON_A_STOCK_MODEL)
 def test_of_several_spellings_of_an_answer_one_is_read(
     baseline: type, tiny_model: Callable[[str], Path], documents: list[Document]
@@ -66,6 +67,7 @@ def test_of_several_spellings_of_an_answer_one_is_read(
     assert_same_scores(baseline, tiny_model("internvl"), documents)  # it has "Yes" and " Yes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name.startswith("tiny-")])
 def test_a_stock_cache_knows_each_family(
     shape: str, tmp_path: Path, documents: list[Document]

@@ -58,6 +58,7 @@ def test_says_how_long_prompts_were(cases: list[dict[str, Any]]) -> None:
     assert abs(suffixes[1] - SUFFIX_TOKENS[1]) <= 2
 
 
+@pytest.mark.slow
 def test_percentiles_of_single_calls(cases: list[dict[str, Any]]) -> None:
     for case in cases:
         for state, calls in (("warm", WARM_CALLS), ("cold", COLD_CALLS)):

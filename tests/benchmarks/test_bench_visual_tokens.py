@@ -31,6 +31,7 @@ def test_a_known_picture_saves_the_vision_towers_work(result: dict[str, Any]) ->
         assert 0 <= row["break_even"] < 0.05
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_tier(result: dict[str, Any]) -> None:
     results = {
         "prefix_cache_cpu": json.loads((RESULTS / "prefix_cache_cpu.json").read_text()),

@@ -44,6 +44,7 @@ def test_every_operation_is_timed_against_torch(result: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_its_table_has_a_row_for_each_case(result: dict[str, Any]) -> None:
     tests = {"tests": 9, "failures": 1, "errors": 1, "skipped": 2}
     table = gpu_ops.speed_table({"gpu_ops": result, "gpu_tests_ops": {"tests": tests}})

@@ -109,6 +109,7 @@ def test_goals_of_a_model_are_the_promised_figures() -> None:
     assert reached["internvl2-2b, 256 image tokens", "warm pairs a second"]
 
 
+@pytest.mark.slow
 def test_tables_and_the_plot_have_what_was_measured(
     model: dict[str, Any], tiers: dict[str, Any]
 ) -> None:

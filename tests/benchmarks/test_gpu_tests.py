@@ -38,6 +38,7 @@ def test_everything_is_counted(folder: Path) -> None:
     assert (goal["value"], goal["reached"]) == (1, False)
 
 
+@pytest.mark.slow
 def test_when_the_time_is_up_it_says_so(folder: Path) -> None:
     (folder / "test_slow.py").write_text(TESTS.format(seconds=600))
     tests = gpu_tests.run_tests([str(folder)], 0.1)

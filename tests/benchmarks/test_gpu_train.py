@@ -61,6 +61,7 @@ def test_the_largest_batch_is_found(limit: int) -> None:
     assert limit - max(1, limit // 16) < size <= limit
 
 
+@pytest.mark.slow
 def test_tables_have_a_row_for_each_arm(steps: dict[str, Any]) -> None:
     results = {"gpu_train_internvl2-1b": steps}
     table = gpu_train.cost_table(results)

@@ -29,6 +29,7 @@ def test_as_many_parameters_as_the_published_model(name: str) -> None:
     assert model.num_parameters() / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny")])
 def test_pictures_and_questions_are_as_long_as_requested(name: str, tmp_path: Path) -> None:
     write_model(tmp_path, SHAPES[name], image_tokens=36)

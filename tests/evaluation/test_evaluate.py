@@ -472,6 +472,7 @@ def test_data_that_have_changed_are_computed_again(
     check(twin)
 
 
+@pytest.mark.slow
 def test_a_broken_gold_picture_leaves_its_question_out_every_time(
     own: Path, models: Models, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     assert "is of one fusion" in run("calibrate", "val", *fixed, exit_code=1)["said"]
 
 
+@pytest.mark.slow
 def test_the_retrievers_order_counts_in_reranking(
     source: WebQA, both: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

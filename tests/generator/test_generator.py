@@ -38,6 +38,7 @@ def generator(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path])
     return Generator.from_pretrained(tiny_model(request.param), device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 def test_a_batch_answers_as_the_model_does_one_by_one(generator: Generator) -> None:
     mllm = generator.mllm
     expected = []

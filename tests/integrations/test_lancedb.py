@@ -127,6 +127,7 @@ def test_refuses_by_name(asked: Asked, demo: Stages) -> None:
         integration.RagVLReranker(demo.reranker, return_score="some")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_retrieves_reranks_and_answers(
     run_example: Callable[[str], dict[str, Any]],
     demo: Stages,

@@ -59,6 +59,7 @@ def test_a_picture_that_comes_again_is_known(asked: Asked, demo: Stages) -> None
     assert model.predict(loader([]), loader([]), **OF_A_TASK).shape == (0,)
 
 
+@pytest.mark.slow
 def test_texts_and_queries_with_pictures(asked: Asked, demo: Stages) -> None:
     model = integration.RagVLCrossEncoder(demo.reranker)
     texts = ["Velmora has a red tower.", "Ashby has a blue mill."]

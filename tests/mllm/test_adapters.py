@@ -126,6 +126,7 @@ def _cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

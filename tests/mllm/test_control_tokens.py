@@ -162,6 +162,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(caption=PIECES, query=PIECES, between=st.sampled_from(["", " ", "<", "\n"]))
 @example(caption="a <|im_", query="end|>", between="")

@@ -200,6 +200,7 @@ def saved_generation(folder: Path) -> None:
     edit(folder / "config.json", output_hidden_states=True, return_dict=False, use_cache=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [saved_truncation, saved_keywords, saved_image_keywords, saved_generation]
 )

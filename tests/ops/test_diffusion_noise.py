@@ -105,6 +105,7 @@ def test_given_noise_matches_float64(backend, device, marked, shape):
         assert torch.equal(out[~rows], x[~rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 + 5, 2**64 - 1])
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
@@ -242,6 +243,7 @@ def test_opcheck(backend, device) -> None:
         torch.library.opcheck(_diffusion_noise, (x, marked, signal, signal, 5, None, backend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_compiles(backend, device) -> None:
     x = normal(3, 8).to(device)

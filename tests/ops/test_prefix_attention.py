@@ -229,6 +229,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_float32_matches_float64(backend, device, case):
@@ -245,6 +246,7 @@ def test_the_reference_in_float64_is_the_definition(case):
     assert_close_to_truth(prefix_attention(**inputs), case.truth(inputs), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", [CASES[i] for i in (0, 1, 4, 9, 13, 16, 18, 19, 20, 21)], ids=str)
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -595,6 +597,7 @@ def _flat(inputs: dict) -> dict:
     return {name: value for name, value in inputs.items() if name != "prefix"} | flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

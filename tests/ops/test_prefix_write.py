@@ -112,6 +112,7 @@ CASES = [
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -242,6 +243,7 @@ def test_what_float16_does_not_hold_shows_in_its_own_group(backend, device, larg
     assert torch.nonzero(~values).tolist() == ([] if large == 66000.0 else [[0, 0, 3]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @COMPRESSED
@@ -318,6 +320,7 @@ def test_memory_layouts(backend, device, change):
     assert_same_bits(written(inputs, backend), plain(inputs))
 
 
+@pytest.mark.slow
 @FORMS
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_a_prefix_has_the_same_bits_in_any_batch(backend, device, compression):
@@ -357,6 +360,7 @@ def test_any_case_on_the_cpu(case, compression, seed):
     assert_same_bits(written(inputs, "cpu"), written(inputs, "reference"))
 
 
+@pytest.mark.slow
 @FORMS
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_opcheck(backend, device, compression):

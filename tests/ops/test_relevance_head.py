@@ -420,6 +420,7 @@ def test_gradient_of_a_tensor_given_twice():
     torch.testing.assert_close(ours, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [Case(3, 8), Case(3, 8, 4, 2, "layer", True, True, True, 2.0)])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_opcheck(backend, device, case):
@@ -430,6 +431,7 @@ def test_opcheck(backend, device, case):
     torch.library.opcheck(_relevance_head, (), {**inputs, "backend": backend})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_torch_compile_keeps_it_whole(backend, device):
     def rerank(scale: float, **inputs) -> Tensor:

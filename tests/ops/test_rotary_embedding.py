@@ -148,6 +148,7 @@ def test_a_position_has_the_same_bits_in_any_batch(backend, device):
         assert torch.equal(together[1:2].index_select(2, order), fewer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_angle", [True, False])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_opcheck(backend, device, one_angle):

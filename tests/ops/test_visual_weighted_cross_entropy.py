@@ -110,6 +110,7 @@ def gradients(function, inputs: dict, names: list[str], **options) -> list[Tenso
     return [leaves[name].grad for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("names", [["hidden"], ["head_weight"], ["hidden", "head_weight"]])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -143,6 +144,7 @@ def test_weights_are_constants() -> None:
     assert hidden.grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("chunk_bytes", [1 << 30, 1])
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -164,6 +166,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_torch(
         assert_no_worse(ours, torchs, best, floor=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), KERNELS)
 def test_chunks_change_nothing(backend, device, monkeypatch):
     inputs = replace(CASES[4], bias=True).inputs(device)

@@ -50,6 +50,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *methods: tuple[type, str]) -> None:
         monkeypatch.setattr(owner, name, fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("keep", ["kv", "features"])
 def test_another_process_finds_it_on_disk(
@@ -252,6 +253,7 @@ app()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_warm_goes_on_where_it_was(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

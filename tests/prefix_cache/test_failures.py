@@ -67,6 +67,7 @@ def pages_in_use(cache: PrefixCache) -> int:
     return used_pages(cache._device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
     ("owner", "name"),
@@ -234,6 +235,7 @@ def test_a_record_that_holds_nan_is_computed_again(
     assert all(record is not None and are_finite(record.tensors.values()) for record in healed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["kv", "features"])
 @pytest.mark.parametrize(
     ("name", "value"),

@@ -133,6 +133,7 @@ def ragged_pairs() -> list[tuple[str, Document]]:
     return [(query, d) for query in ("Is it red?", "Which of the two is older?") for d in documents]
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("tier", ["host", "disk"])
 @pytest.mark.parametrize("keep", ["kv", "features"])

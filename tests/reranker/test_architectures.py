@@ -56,6 +56,7 @@ def test_a_batch_has_what_the_models_own_processor_gives(
         assert padding is None, "other threads would tokenise with it"
 
 
+@pytest.mark.slow
 @EACH
 @torch.inference_mode()
 def test_prompts_with_more_and_fewer_pictures_share_a_batch(
@@ -84,6 +85,7 @@ def test_prompts_with_more_and_fewer_pictures_share_a_batch(
     torch.testing.assert_close(torch.stack(logits), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @EACH
 def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
@@ -107,6 +109,7 @@ def test_scores_are_those_of_plain_scoring_and_the_same_bits_in_any_company(
     assert torch.equal(alone, cold[:5])
 
 
+@pytest.mark.slow
 @EACH
 def test_documents_of_several_pictures_and_of_none(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
@@ -131,6 +134,7 @@ def test_documents_of_several_pictures_and_of_none(
     assert reranker.prefix_cache.statistics()["device"].misses == misses == len(documents)
 
 
+@pytest.mark.slow
 @EACH
 def test_visual_tokens_on_disk_give_the_same_bits(
     architecture: str,
@@ -148,6 +152,7 @@ def test_visual_tokens_on_disk_give_the_same_bits(
     assert "computed again" not in caplog.text
 
 
+@pytest.mark.slow
 @EACH
 def test_the_picture_and_the_caption_matter(
     architecture: str, tiny_mllm: Callable[[str], MLLM]

@@ -121,6 +121,7 @@ def test_the_number_of_threads_does_not_show(mllm: MLLM) -> None:
         torch.testing.assert_close(scores, results[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_compressed_prefixes_are_nearly_exact(mllm: MLLM) -> None:
     pairs = [(query, document) for query in QUERIES for document in ragged_documents()]
     rerankers = [
@@ -137,6 +138,7 @@ def test_compressed_prefixes_are_nearly_exact(mllm: MLLM) -> None:
     assert torch.equal(alone.flip(0), int4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "is_whole"), [("qwen3_5", True), ("qwen3_vl", False)])
 def test_a_token_that_merges_across_the_cut_costs_no_correctness(
     architecture: str,

@@ -136,6 +136,7 @@ MODULES: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", MODULES)
 def test_modules_that_are_set_otherwise(change: str, own: Path) -> None:
     """No weight differs, and yet it is another model."""
@@ -265,6 +266,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_checkpoint_takes_anothers_prefixes_thresholds_or_journals(
     change: str, own: Path, tiny_model: Callable[[str], Path], tmp_path: Path

@@ -121,6 +121,7 @@ def plain_raws(
     return torch.tensor(raw, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *HYBRIDS])
 def test_scores_are_those_of_a_plain_forward_without_the_dropped_tokens(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path

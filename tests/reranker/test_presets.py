@@ -38,6 +38,7 @@ def reranker_of(preset: Preset | str, folder: Path) -> Reranker:
     return Reranker.from_pretrained(folder, preset=preset, device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURE)
 def test_scores_equal_plain_scoring_on_the_presets_prompt(
     name: str, tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture

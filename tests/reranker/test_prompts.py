@@ -54,6 +54,7 @@ def by_hugging_face(reranker: Reranker, query: str, document: Document) -> str:
     return reranker.mllm.prompting.processor.apply_chat_template(says, add_generation_prompt=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [CAPTION, SIDE_BY_SIDE], ids=lambda template: template.name)
 @pytest.mark.parametrize(
     "change",
@@ -153,6 +154,7 @@ def test_a_preset_may_name_the_tokens_as_the_vocabulary_spells_them(tiny_model, 
     assert other.no_token_ids == [vocabulary["No"]], "the vocabulary has not both"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "words"), [("monoqwen2-vl", ("True", "False")), ("qwen3-vl-reranker", ("yes", "no"))]
 )

@@ -273,6 +273,7 @@ ROLES = """\
 **Document**:\n{{ side('document') }}\n**Query**:\n{{ side('query') }}"""
 
 
+@pytest.mark.slow
 def test_jina_reranker_m0_is_known_by_its_files(
     published: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -446,6 +447,7 @@ def test_nothing_is_scored_that_says_nothing_of_one_side(
         reranker.score([(query, Document(text=document, id="filler"))])
 
 
+@pytest.mark.slow
 def test_qwen3_vl_reranker_keeps_its_limits_of_pixels(published: Callable[[str], Path]) -> None:
     prompting = load(published("qwen3_vl_reranker"), "qwen3-vl-reranker").mllm.prompting
     for size in ((20, 30), (2000, 1100), (300, 200)):

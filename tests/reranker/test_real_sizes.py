@@ -61,6 +61,7 @@ def setup(
     torch.cuda.empty_cache()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_generate(setup: Setup) -> None:
     plain, ours = {}, {}
     for dtype in (HALF, torch.float32):
@@ -89,6 +90,7 @@ def test_company_and_cache_change_no_bit(setup: Setup, dtype: torch.dtype) -> No
     assert torch.equal(Reranker(mllm, prefix_cache=None).score(pairs, progress=False), cold)
 
 
+@pytest.mark.slow
 def test_two_threads_get_the_scores_of_one(setup: Setup) -> None:
     mllm = setup.mllm(HALF)
     expected = Reranker(mllm).score(setup.pairs, progress=False)

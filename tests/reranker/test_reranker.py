@@ -47,6 +47,7 @@ def tiny_reranker(tiny_model: Callable[[str], Path]) -> Reranker:
     return Reranker.from_pretrained(tiny_model(TINY), device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 def test_scores_equal_plain_scoring_at_any_batch_size_and_in_any_order(reranker: Reranker) -> None:
     pairs = ragged_pairs()
     expected = plain_scores(reranker, pairs).numpy()
@@ -386,6 +387,7 @@ def test_a_score_that_is_nan_is_skipped_alone(
         reranker.rank(QUERY, documents)
 
 
+@pytest.mark.slow
 def test_more_pairs_than_one_window(tiny_reranker: Reranker) -> None:
     """Windows of prepared pictures hand over correctly: scores do not depend on them."""
     documents = [Document(picture(i, 40 + i, 48), caption="x" * i) for i in range(45)]

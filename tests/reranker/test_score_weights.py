@@ -104,6 +104,7 @@ def scored(tiny_model, tmp_path_factory) -> Callable[[str], Path]:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llava", "qwen2_vl", "internvl", "qwen3_vl"])
 @pytest.mark.parametrize("head", [LINEAR, MLP, DENSE], ids=["linear", "mlp", "dense"])
 def test_a_network_is_read_from_the_checkpoint(architecture, head, scored, tiny_mllm) -> None:

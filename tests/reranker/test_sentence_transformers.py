@@ -109,6 +109,7 @@ def with_keys(**keys: Any) -> Callable[[dict], dict]:
 ORDERS = pytest.mark.parametrize("document_first", [True, False])
 
 
+@pytest.mark.slow
 @ORDERS
 @pytest.mark.parametrize("architecture", PICTURES)
 def test_scores_are_those_of_sentence_transformers(architecture, document_first, checkpoint):
@@ -122,6 +123,7 @@ def test_scores_are_those_of_sentence_transformers(architecture, document_first,
     np.testing.assert_allclose(reranker.predict(pairs[::-1])[::-1], expected, **EXACT)
 
 
+@pytest.mark.slow
 @ORDERS
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_scores_as_there(head, document_first, checkpoint):

@@ -98,6 +98,7 @@ def test_known_pictures_cost_nothing_and_change_no_bit(
         assert torch.equal(batched.score(pairs, batch_size=3), together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", MORE_ARCHITECTURES)
 def test_known_pictures_cost_more_architectures_nothing(
     architecture: str, tiny_mllm: Callable[[str], MLLM]
@@ -129,6 +130,7 @@ def test_a_picture_query_costs_no_vision_again_where_prefixes_are_reused(
     assert budget.attach_pictures(mllm).untouched_bytes == pages.pool.size * pages.page_bytes // 8
 
 
+@pytest.mark.slow
 def test_one_line_says_what_is_cached(
     tiny_mllm: Callable[[str], MLLM], mllm: MLLM, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_model_that_looks_at_pictures_in_its_own_way_caches_nothing(
 # --- tiers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["idefics3", "qwen3_vl", "gemma3"])
 def test_visual_tokens_come_back_from_a_folder(
     architecture: str, tiny_mllm: Callable[[str], MLLM], tmp_path: Path

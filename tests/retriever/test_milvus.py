@@ -401,6 +401,7 @@ def run() -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_commands(
     run: Run,
     place: str,

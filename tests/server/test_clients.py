@@ -159,6 +159,7 @@ class TestNvidia:
             Passage(page_content=TEXTS[1]),
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch", [32, 3])
     def test_ranks_pictures(self, ranker, passages, logits, server, batch):
         made = ranker(server, max_batch_size=batch, truncate="END")

@@ -180,6 +180,7 @@ def test_more_connections_than_allowed_are_closed(make_services: Callable[..., A
         assert first.getresponse().read() == b'{"status":"ok"}'
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_its_answers_is_cut_off(strict: LiveServer) -> None:
     with connect(strict) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

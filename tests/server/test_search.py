@@ -74,6 +74,7 @@ def test_the_indexs_order_counts_in_reranking(demo: Stages, make_services: MakeS
     assert "retriever_weight" not in given, "what a request brings was not retrieved"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "body"),
     [

@@ -125,6 +125,7 @@ def test_saved_thresholds_come_along_where_they_are_the_rerankers(
     assert "the saved thresholds are not used" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_was_estimated_for_an_indexs_encoders_is_taken(
     demo: Stages,
     tmp_path: Path,

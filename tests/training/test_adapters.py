@@ -73,6 +73,7 @@ def test_adapters_compute_in_the_models_dtype_and_learn_in_float32(
     assert {t.dtype for t in saved if t.shape[-1] == x.shape[-1]} == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_frozen_tower_has_no_adapters(architecture: str, fresh: Callable[[str], MLLM]) -> None:
     mllm = fresh(architecture)

@@ -38,6 +38,7 @@ def example(reranker: Reranker, query: str, document: Document) -> Example:
     return Example(prompt, [document], "Yes", document.pictures, prefix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llava", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5"])
 def test_a_whole_forward_gives_the_scores_of_cached_prefixes(
     architecture: str, tiny_model: Callable[[str], Path], tmp_path: Path

@@ -118,6 +118,7 @@ def test_what_the_noise_did_to_the_weights_is_noted(
     assert all("token_weight" not in entry for entry in history(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["both", "release"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(
@@ -190,6 +191,7 @@ def test_adapters_are_merged_into_what_is_saved(
     assert changed == {f"{decoder}.{name}" for name in linear}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_gradient_checkpointing_changes_no_loss(
     rank: int, fresh: Callable[..., MLLM], questions: WebQA, tmp_path: Path
@@ -390,6 +392,7 @@ app()
 """
 
 
+@pytest.mark.slow
 def test_adapters_begin_as_the_seed_says(
     tiny_model: Callable[[str], Path], small_world: Path, tmp_path: Path
 ) -> None:

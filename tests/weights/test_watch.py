@@ -175,6 +175,7 @@ def test_a_copy_watches_its_own_weights() -> None:
         assert not watch.look()
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_is_no_change() -> None:
     """An encoder's name, and so its indexes, outlive what a library leaves in its modules."""
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
