@@ -61,6 +61,10 @@ def test_a_row_of_each_set(evaluation: dict[str, Any]) -> None:
     for order, share in (shares | {"ceiling": "75.0"}).items():
         assert cells[order].startswith(f"{share} ("), order
     assert cells["gain by reranking"].startswith("+25.0 (")
+    assert cells["retriever's weight"] == "0"
+    models = evaluation["models"] | {"retriever_weight": 0.604}
+    weighed = rows(TABLES["real"]({"real_blind": evaluation | {"models": models}}))
+    assert weighed["blind"][-1] == "0.604"
 
 
 def test_a_table_of_one_set(evaluation: dict[str, Any]) -> None:
