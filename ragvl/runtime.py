@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from torch import Tensor
 
 from ragvl.messages import quoted, shown
 
+logger = logging.getLogger(__name__)
+
+# By which a CPU multiplies numbers of 16 bits, of x86 and of ARM, as Linux names them
+_INSTRUCTIONS = {
+    torch.bfloat16: frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
+    torch.float16: frozenset({"avx512_fp16", "amx_fp16", "asimdhp"}),
+}
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 
 
@@ -83,6 +92,8 @@ def mapped_device(device: str | torch.device, device_map: DeviceMap | None) -> s
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The floating dtype that `dtype` means; "auto" is bfloat16 on a GPU, float32 on a CPU.
 
+    Of one that a CPU has no instructions for, a warning says so, once.
+
     Raises:
         ValueError: `dtype` names no floating-point dtype of torch.
     """
@@ -93,14 +104,32 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         raise ValueError(
             f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
+    if device.type == "cpu" and resolved in _INSTRUCTIONS and _cpu_flags():
+        if not _INSTRUCTIONS[resolved] & _cpu_flags():
+            _warn_of_slow_products(resolved)
     return resolved
+
+
+@cache
+def _warn_of_slow_products(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    logger.warning(
+        "this CPU has no instructions for %s: products take several times as long as in float32; "
+        "dtype='float32' is faster, in twice the memory",
+        name,
+    )
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware, and so faster than float32."""
+    return bool(_INSTRUCTIONS[torch.bfloat16] & _cpu_flags())
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What Linux says that the CPU has; nothing where that is not known."""
     facts = Path("/proc/cpuinfo")
-    flags = facts.read_text() if facts.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return frozenset(facts.read_text().split()) if facts.exists() else frozenset()
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from ragvl import Reranker
-from ragvl.runtime import mapped_device
+from ragvl import runtime
+from ragvl.runtime import mapped_device, multiplies_bfloat16, resolve_dtype
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -53,3 +58,34 @@ def test_a_device_and_a_map_are_not_both_given():
 def test_a_model_is_put_where_the_map_says(tiny_model):
     reranker = Reranker.from_pretrained(tiny_model("llava"), device_map={"": "cpu"})
     assert reranker.mllm.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flags", "is_slow"),
+    [
+        ("bfloat16", "fma avx2 avx512f", True),
+        ("bfloat16", "fma avx512_bf16", False),
+        ("bfloat16", "fp asimd bf16", False),
+        ("float16", "fma avx512_bf16", True),
+        ("float16", "fp asimd asimdhp", False),
+        ("float32", "fma avx2", False),
+        ("auto", "fma avx2", False),
+        ("bfloat16", "", False),  # nobody knows
+    ],
+)
+def test_a_dtype_that_a_cpu_is_slow_with_is_named_once(dtype, flags, is_slow, monkeypatch, caplog):
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags.split()))
+    runtime._warn_of_slow_products.cache_clear()
+    for _ in range(2):
+        resolve_dtype(dtype, CPU)
+    expected = [f"no instructions for {dtype}: .* dtype='float32' is faster"] * is_slow
+    assert len(caplog.messages) == len(expected)
+    assert all(re.search(*pair) for pair in zip(expected, caplog.messages, strict=True))
+    resolve_dtype(dtype, torch.device("meta"))
+    assert len(caplog.messages) == len(expected), "another device is no CPU"
+
+
+def test_what_a_cpu_multiplies_is_what_linux_says(monkeypatch):
+    for flags, expected in (("avx2", False), ("amx_bf16 avx2", True), ("", False)):
+        monkeypatch.setattr(runtime, "_cpu_flags", lambda flags=flags: frozenset(flags.split()))
+        assert multiplies_bfloat16() is expected
