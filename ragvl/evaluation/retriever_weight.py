@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from ragvl.evaluation.ranking import Ranking
 from ragvl.reranker import ThresholdError, place_prior
 
+_Table = NDArray[np.float64]
+
 MIN_QUESTIONS = 20  # that an estimate needs
-# How far places are spread beside how far raw scores are: from hardly to almost alone
-_RATIOS = (0.0, *(2 ** (step / 2) for step in range(-8, 9)))
+_MOST = 16.0  # where places spread so many times as far as raw scores, these hardly count
 
 
 def estimate_retriever_weight(rankings: Sequence[Ranking]) -> float:
-    """The weight by which gold documents come first: the one of the highest mean reciprocal rank.
+    """The weight by which gold documents are likeliest to come first.
 
-    Weights are tried by which places spread 0, 1/16, ..., 16 times as far as raw scores do, within
-    a question. Of several that are as good, the one in their middle is taken, which is least likely
-    to be so by luck.
+    A conditional logit (McFadden, 1974): that a gold document comes first has the probability of
+    gold documents in the softmax, over a question's candidates, of a raw - b ln(place). The a and b
+    of the highest likelihood, neither below 0, give the weight b / a. A standard normal prior on
+    both, in units of how far raw scores and ln(place) spread within a question, keeps them finite
+    where one of them tells all.
 
     Args:
         rankings: of a dev split; those whose candidates are all gold, or none, tell nothing.
@@ -38,15 +42,27 @@ def estimate_retriever_weight(rankings: Sequence[Ranking]) -> float:
             f"{len(telling)} questions have both gold and other documents among their candidates: "
             f"{MIN_QUESTIONS} are needed to estimate the retriever's weight"
         )
-    raw = [[c.raw for c in ranking.retrieved if c.is_scored] for ranking in telling]
-    places = [place_prior(len(ranking.retrieved), 1.0) for ranking in telling]
-    unit = _spread(raw) / _spread(places)
-    means = [
-        np.mean([_reciprocal_rank(ranking, ratio * unit) for ranking in telling])
-        for ratio in _RATIOS
-    ]
-    best = np.flatnonzero(np.isclose(means, max(means), rtol=0, atol=1e-9))
-    return _RATIOS[best[len(best) // 2]] * unit
+    raw, places, is_gold = _tables(telling)
+    spreads = [float(np.sqrt(np.nanvar(one, axis=1).mean())) for one in (raw, places)]
+    if not spreads[0]:
+        return 0.0  # equal raw scores leave the retriever's order
+    orders = np.stack([raw / spreads[0], places / spreads[1]])
+    of_raw, of_places = minimize(
+        _loss, np.ones(2), args=(orders, is_gold), jac=True, bounds=[(0, None)] * 2
+    ).x
+    ratio = min(of_places / of_raw, _MOST) if of_raw else _MOST
+    return float(ratio * spreads[0] / spreads[1]) if of_places else 0.0
+
+
+def _tables(rankings: Sequence[Ranking]) -> tuple[_Table, _Table, NDArray[np.bool_]]:
+    """(questions, candidates): raw scores, -ln(place), which are gold; NaN where none is scored."""
+    shape = len(rankings), max(len(ranking.retrieved) for ranking in rankings)
+    raw, is_gold = np.full(shape, np.nan), np.zeros(shape, bool)
+    for row, ranking in enumerate(rankings):
+        for place, one in enumerate(ranking.retrieved):
+            if one.is_scored:
+                raw[row, place], is_gold[row, place] = one.raw, one.id in ranking.question.gold
+    return raw, np.where(np.isnan(raw), np.nan, place_prior(shape[1], 1.0)), is_gold
 
 
 def _tells(ranking: Ranking) -> bool:
@@ -54,12 +70,17 @@ def _tells(ranking: Ranking) -> bool:
     return any(gold) and not all(gold)
 
 
-def _reciprocal_rank(ranking: Ranking, weight: float) -> float:
-    reranked = replace(ranking, retriever_weight=weight).reranked
-    gold = ranking.question.gold
-    return next(1 / place for place, one in enumerate(reranked, start=1) if one.id in gold)
+def _loss(factors: _Table, orders: _Table, is_gold: NDArray[np.bool_]) -> tuple[float, _Table]:
+    """The negative logarithm of likelihood and prior, and its gradient.
 
-
-def _spread(values: Sequence[Sequence[float]]) -> float:
-    """The standard deviation within a question."""
-    return math.sqrt(float(np.mean([np.var(of_one) for of_one in values])))
+    Args:
+        factors: (2,): of raw scores and of places.
+        orders: (2, questions, candidates): both, NaN where none is scored.
+        is_gold: (questions, candidates): which are gold.
+    """
+    scored = np.nan_to_num(orders)
+    totals = np.where(np.isnan(orders[0]), -np.inf, np.tensordot(factors, scored, 1))
+    of_gold = np.where(is_gold, totals, -np.inf)
+    loss = (logsumexp(totals, axis=1) - logsumexp(of_gold, axis=1)).sum() + factors @ factors / 2
+    surplus = softmax(totals, axis=1) - softmax(of_gold, axis=1)
+    return float(loss), np.tensordot(scored, surplus, 2) + factors

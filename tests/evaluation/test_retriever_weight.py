@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 
 from ragvl.data.questions import Question
 from ragvl.evaluation.ranking import Candidate, Ranking
@@ -63,6 +64,51 @@ def test_the_estimate_is_about_as_good_as_what_the_gold_was_drawn_by(
     unseen = drawn(of_raw, of_places, 2000, seed=1)
     assert mrr(unseen, estimated) > mrr(unseen, of_places / of_raw) - 0.01
     assert mrr(unseen, estimated) > max(mrr(unseen, 0), mrr(unseen, 1e6)) - 0.01
+
+
+@pytest.mark.parametrize(("of_raw", "of_places"), [(1.0, 1.0), (0.3, 1.5), (2.0, 0.5)])
+def test_the_estimate_is_near_what_the_gold_was_drawn_by(of_raw: float, of_places: float) -> None:
+    estimated = estimate_retriever_weight(drawn(of_raw, of_places, 10_000))
+    assert estimated == pytest.approx(of_places / of_raw, rel=0.1)
+
+
+def test_no_other_weight_is_likelier() -> None:
+    rng = np.random.default_rng(3)
+    rankings = []
+    for _ in range(60):  # several gold ones, lists of any length, pictures that cannot be used
+        raw = rng.normal(size=rng.integers(4, 30)) * 3
+        gold = rng.permutation(len(raw))[: rng.integers(1, 3)]
+        raw[gold] += 2
+        raw[rng.permutation(np.delete(np.arange(len(raw)), gold))[0]] = math.nan
+        rankings.append(ranking(raw, gold.tolist()))
+    rows = [([c.raw for c in one.retrieved], one.question.gold) for one in rankings]
+    spreads = [
+        math.sqrt(np.mean([np.nanvar(raw) for raw, _ in rows])),
+        math.sqrt(np.mean([np.var(np.log1p(np.flatnonzero(~np.isnan(raw)))) for raw, _ in rows])),
+    ]
+
+    def likelihood(of_raw: float, of_places: float) -> float:
+        prior = ((of_raw * spreads[0]) ** 2 + (of_places * spreads[1]) ** 2) / 2
+        logs = []
+        for raw, gold in rows:
+            shares = {
+                str(i): math.exp(of_raw * one - of_places * math.log(i + 1))
+                for i, one in enumerate(raw)
+                if not math.isnan(one)
+            }
+            logs.append(math.log(sum(shares[id] for id in gold) / sum(shares.values())))
+        return sum(logs) - prior
+
+    def best(weight: float) -> float:
+        loss = minimize_scalar(
+            lambda of_raw: -likelihood(of_raw, weight * of_raw), bounds=(0, 3), method="bounded"
+        )
+        return -loss.fun
+
+    weight = estimate_retriever_weight(rankings)
+    assert weight > 0
+    for other in (0.0, 0.8, 0.95, 1.05, 1.25, 4.0):
+        assert best(other * weight) < best(weight)
 
 
 @settings(max_examples=20, deadline=None)
