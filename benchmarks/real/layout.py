@@ -39,6 +39,11 @@ class Layout:
         return self.root / "sets"
 
     @property
+    def calibration(self) -> Path:
+        """What weights and thresholds are estimated on, a folder each of `SETS`."""
+        return self.root / "calibration"
+
+    @property
     def pairs(self) -> Path:
         """Lines of picture and text to train a dual encoder on."""
         return self.root / "pairs.jsonl"

@@ -91,8 +91,23 @@ class RealSet:
         return [document.picture for document in self.documents if document.split == split]
 
     def write(self, layout: Layout) -> None:
-        """Writes documents.jsonl and the splits' files into its folder."""
-        folder = layout.sets / self.name
+        """Writes documents.jsonl and the splits' files into its folder, and what calibrates.
+
+        A folder of `layout.calibration` has the questions of val once more. They search as many
+        pictures as those of the test: val's, and some of train's. How much an order is to be
+        trusted depends on among how many it was found.
+        """
+        splits = self._splits
+        self._write(layout, layout.sets / self.name, splits, SPLITS)
+        val, train, test = (self.pictures(split) for split in ("val", "train", "test"))
+        more = _shuffled(train, salt=self.name)[: max(len(test) - len(val), 0)]
+        searched = dict.fromkeys([*val, *more], "val")
+        self._write(layout, layout.calibration / self.name, searched, ["val"])
+
+    def _write(
+        self, layout: Layout, folder: Path, documents: Mapping[str, str], splits: Iterable[str]
+    ) -> None:
+        """Writes these documents, by picture and split, and the questions of these splits."""
         folder.mkdir(parents=True, exist_ok=True)
         pictures = Path(os.path.relpath(layout.pictures, folder)).as_posix()
         write_lines(
@@ -102,12 +117,13 @@ class RealSet:
                     "id": document.picture,
                     "image": f"{pictures}/{document.picture}",
                     **({"caption": document.caption} if document.caption else {}),
-                    "split": document.split,
+                    "split": documents[document.picture],
                 }
                 for document in self.documents
+                if document.picture in documents
             ),
         )
-        for split in SPLITS:
+        for split in splits:
             write_lines(
                 folder / f"{split}.jsonl",
                 (
@@ -123,6 +139,10 @@ class RealSet:
             )
 
 
+def _shuffled(keys: Iterable[str], *, salt: str) -> list[str]:
+    return sorted(set(keys), key=lambda key: hashlib.sha256(f"{salt}\n{key}".encode()).hexdigest())
+
+
 def _check_unique(kind: str, names: Iterable[str]) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise SetError(f"{kind} {twice[0]} is there twice")
@@ -136,7 +156,7 @@ def split_of(keys: Iterable[str], *, salt: str, shares: Sequence[float] = SHARES
         salt: another one gives other splits.
         shares: of train, val and test.
     """
-    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{salt}\n{key}".encode()).hexdigest())
+    order = _shuffled(keys, salt=salt)
     train = round(shares[0] * len(order))
     val = train + round(shares[1] * len(order))
     return {key: SPLITS[(rank >= train) + (rank >= val)] for rank, key in enumerate(order)}

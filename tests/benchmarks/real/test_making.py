@@ -71,6 +71,14 @@ def test_sets_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             read = open_questions(layout.sets / name, split=split)
             assert (len(read.questions), len(read.document_ids())) == tuple(counts.values())
             assert not read.problems.counts
+        held = {split: open_questions(layout.sets / name, split=split) for split in SPLITS}
+        calibration = open_questions(layout.calibration / name, split="val")
+        assert calibration.questions == held["val"].questions
+        searched = set(calibration.document_ids())
+        val, test = (set(held[split].document_ids()) for split in ("val", "test"))
+        assert searched >= val and searched.isdisjoint(test)
+        there = len(val) + len(held["train"].document_ids())
+        assert len(searched) == max(len(val), min(len(test), there))
 
     pairs = [json.loads(line) for line in layout.pairs.read_text().splitlines()]
     assert {pair["source"] for pair in pairs} == {"stamps", "gcompris", "gimp"}
