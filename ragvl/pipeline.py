@@ -71,7 +71,7 @@ class RagVL:
         self.top_k = checked_count("top_k", top_k)
         self.threshold = reranker.resolve_threshold(threshold)
         if retriever_weight is None:
-            retriever_weight = reranker.saved_weight(retriever.name)
+            retriever_weight = reranker.saved_weight(retriever.name, len(retriever))
         self.retriever_weight = checked_weight(retriever_weight)
 
     def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:

@@ -104,9 +104,9 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         raise ValueError(
             f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
-    if device.type == "cpu" and resolved in _INSTRUCTIONS and _cpu_flags():
-        if not _INSTRUCTIONS[resolved] & _cpu_flags():
-            _warn_of_slow_products(resolved)
+    needed = _INSTRUCTIONS.get(resolved, _cpu_flags())  # of others every CPU has them
+    if device.type == "cpu" and _cpu_flags() and not needed & _cpu_flags():
+        _warn_of_slow_products(resolved)
     return resolved
 
 

@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from ragvl import Reranker
-from ragvl import runtime
+from ragvl import Reranker, runtime
 from ragvl.runtime import mapped_device, multiplies_bfloat16, resolve_dtype
 
 CPU = torch.device("cpu")

@@ -270,7 +270,7 @@ def _find(
     if how.cache is not None:
         use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
     if weight is None:
-        weight = scorer.saved_weight(retriever.name)
+        weight = scorer.saved_weight(retriever.name, len(retriever))
         if weight:
             told = f"the retriever's order counts, with a weight of {weight:.3g}, as estimated"
             say(told, err=True)

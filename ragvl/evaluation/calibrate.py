@@ -16,6 +16,7 @@ from ragvl.evaluation.ranking import (
     check_prompts,
     estimate_fusion,
     rank_questions,
+    searched_documents,
 )
 from ragvl.evaluation.retriever_weight import estimate_retriever_weight
 from ragvl.evaluation.settings import EvaluationSettings
@@ -115,5 +116,6 @@ def calibrate(
         refused=refused,
         fusion=models.fusion.name if len(models.encoders) > 1 else None,
         retriever_weight=weight,
+        num_documents=searched_documents(rankings),
     )
     return saved, recalls

@@ -23,6 +23,7 @@ from ragvl.evaluation.ranking import (
     answerable,
     check_prompts,
     rank_questions,
+    searched_documents,
     wrong_pictures,
 )
 from ragvl.evaluation.result import EvaluationResult, ModelFingerprints
@@ -160,7 +161,9 @@ def evaluate(
                 for (of, name), texts in answers.items()
                 if of == pool
             },
-            estimated_otherwise=estimated_otherwise(pool, settings, models, top_k),
+            estimated_otherwise=estimated_otherwise(
+                pool, settings, models, top_k, searched_documents(ranked)
+            ),
         )
         for pool, ranked in rankings.items()
     }

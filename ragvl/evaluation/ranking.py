@@ -99,6 +99,11 @@ class Ranking:
         return [c for c in self.reranked if c.is_scored][:top_k]
 
 
+def searched_documents(rankings: Sequence[Ranking]) -> int:
+    """Among how many documents a question is searched, on average; 0 if that is not known."""
+    return round(sum(one.num_documents for one in rankings) / len(rankings)) if rankings else 0
+
+
 def answerable(
     source: QuestionSet, questions: Sequence[Question], vectors: DocumentVectors
 ) -> list[Question]:

@@ -180,6 +180,7 @@ class EstimatedOn:
         top_k: how many were kept at most.
         num_questions: how many questions.
         refused: why a threshold could not be estimated, by name.
+        num_documents: among how many a question was searched; 0 if that is not known.
     """
 
     data: str
@@ -188,6 +189,7 @@ class EstimatedOn:
     top_k: int
     num_questions: Count
     refused: dict[str, str]
+    num_documents: Count = 0
 
 
 @dataclass(frozen=True)

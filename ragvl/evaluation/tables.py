@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from ragvl.evaluation.answering import RETRIEVED
-from ragvl.evaluation.result import Comparison, EvaluationResult, Figure, Figures, PoolResult
+from ragvl.evaluation.result import (
+    Comparison,
+    EstimatedOn,
+    EvaluationResult,
+    Figure,
+    Figures,
+    PoolResult,
+)
+from ragvl.messages import shown
 from ragvl.output import print_table, say
 from ragvl.retriever.fusion import FUSED
 
@@ -26,7 +34,9 @@ def print_figures(result: EvaluationResult) -> None:
         for name, of_pool in pools.items():
             gain = of_pool.gain["recall@1"]
             say(f"{name} pool: reranking moves recall@1 by {_change(gain)} points")
-            for line in retrieval_remarks(of_pool, result.settings.num_candidates):
+            for line in retrieval_remarks(
+                of_pool, result.settings.num_candidates, result.estimated_on
+            ):
                 say(f"{name} pool: {line}")
     if first.kept or measures:
         names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
@@ -60,7 +70,9 @@ def found_by_order(pool: PoolResult) -> dict[str, Figures]:
     return {order: figures for order, figures in orders.items() if figures}
 
 
-def retrieval_remarks(pool: PoolResult, num_candidates: int) -> list[str]:
+def retrieval_remarks(
+    pool: PoolResult, num_candidates: int, estimated_on: EstimatedOn | None = None
+) -> list[str]:
     """What a reader of a pool's table must know of its retrieval, in sentences.
 
     An order is no better than chance where the interval of no figure lies above a random order's.
@@ -90,6 +102,12 @@ def retrieval_remarks(pool: PoolResult, num_candidates: int) -> list[str]:
                 "have the share of the orders estimated on a dev split (`ragvl calibrate --fusion "
                 "estimate`)"
             )
+    if estimated_on is not None and "num_documents" in pool.estimated_otherwise:
+        remarks.append(
+            f"what was estimated on {shown(estimated_on.data)} is of a search among "
+            f"{estimated_on.num_documents:,} documents, not {pool.num_documents:,}: estimate it "
+            "among about as many"
+        )
     return remarks
 
 

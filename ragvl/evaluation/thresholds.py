@@ -44,23 +44,36 @@ def estimated_on(settings: EvaluationSettings, models: Models) -> EstimatedOn | 
         top_k=saved.top_k,
         num_questions=len(saved.questions),
         refused=saved.refused,
+        num_documents=saved.num_documents,
     )
 
 
 def estimated_otherwise(
-    pool: Pool, settings: EvaluationSettings, models: Models, top_k: int
+    pool: Pool, settings: EvaluationSettings, models: Models, top_k: int, num_documents: int
 ) -> list[str]:
-    """In what the thresholds' estimation differs: where in anything, no precision is promised."""
+    """In what the estimation differs: where thresholds' in anything, no precision is promised.
+
+    Args:
+        pool: what is retrieved from.
+        settings: the evaluation's.
+        models: the models.
+        top_k: how many documents are kept at most.
+        num_documents: among how many a question is searched.
+    """
     saved = models.reranker.thresholds
-    if saved is None or not settings.estimated_thresholds:
+    if saved is None or not _estimated(settings, models):
         return []
-    return saved.differs(
-        pool=pool,
-        num_candidates=settings.num_candidates,
-        top_k=top_k,
-        encoder=models.retriever_name,
-        retriever_weight=models.retriever_weight,
-    )
+    differing = []
+    if settings.estimated_thresholds:
+        differing = saved.differs(
+            pool=pool,
+            num_candidates=settings.num_candidates,
+            top_k=top_k,
+            encoder=models.retriever_name,
+            retriever_weight=models.retriever_weight,
+        )
+    of_another_size = saved.searched_otherwise(num_documents) is not None
+    return differing + ["num_documents"] * of_another_size
 
 
 def _estimated(settings: EvaluationSettings, models: Models) -> list[str]:

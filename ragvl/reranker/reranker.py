@@ -288,13 +288,15 @@ class Reranker(CrossEncoderDialect):
             return None
         return saved
 
-    def saved_weight(self, retriever: str) -> float:
+    def saved_weight(self, retriever: str, num_documents: int = 0) -> float:
         """How much a retriever's order counts in reranking, as was estimated for it; else 0.
 
         Args:
             retriever: its name; see `DocumentRetriever.name`. The weight is of `place_prior`.
+            num_documents: how many it searches, see `SavedThresholds.weight_of`.
         """
-        return 0.0 if self.thresholds is None else self.thresholds.weight_of(retriever)
+        saved = self.thresholds
+        return 0.0 if saved is None else saved.weight_of(retriever, num_documents)
 
     def resolve_threshold(self, threshold: Threshold | None) -> float:
         """The relevance from which a document is kept: its own if None.

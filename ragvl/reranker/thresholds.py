@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
@@ -14,6 +15,8 @@ from annotated_types import Interval
 from ragvl.checkpoints import model_folder
 from ragvl.files import open_regular, write_text
 from ragvl.messages import quoted, shown, validation_reason
+
+logger = logging.getLogger(__name__)
 
 Threshold = str | float
 """A probability; "natural"; or a name that was estimated and saved with the model, such as
@@ -73,6 +76,7 @@ class SavedThresholds:
         fusion: what made one order of two encoders'; None of one encoder.
         retriever_weight: how much the retriever's order counts beside raw scores, in log-odds; see
             `place_prior`.
+        num_documents: among how many a question was searched; 0 if that is not known.
     """
 
     model: str
@@ -88,6 +92,7 @@ class SavedThresholds:
     refused: dict[str, str] = field(default_factory=dict)
     fusion: str | None = None
     retriever_weight: _Weight = 0.0
+    num_documents: Annotated[int, Interval(ge=0)] = 0
 
     def save(self, path: Path) -> None:
         """Writes them to a JSON file, beside those of other templates.
@@ -153,13 +158,32 @@ class SavedThresholds:
                     "or give a number"
                 )
 
-    def weight_of(self, retriever: str) -> float:
+    def weight_of(self, retriever: str, num_documents: int = 0) -> float:
         """How much a retriever's order counts, where that was estimated for it; else 0.
 
         Args:
             retriever: its name; see `DocumentRetriever.name`.
+            num_documents: how many it searches. A warning says where the weight is of a search
+                among many more, or fewer; 0 asks for none.
         """
-        return self.retriever_weight if retriever == self.encoder else 0.0
+        weight = self.retriever_weight if retriever == self.encoder else 0.0
+        if weight and (why := self.searched_otherwise(num_documents)) is not None:
+            logger.warning("the retriever's weight: %s", why)
+        return weight
+
+    def searched_otherwise(self, num_documents: int) -> str | None:
+        """Why estimates may not fit a search among so many documents; None where they may.
+
+        The more documents are searched, the less a place in the retriever's order tells, and the
+        more of them are relevant by mistake. Up to twice as many, or half, are taken for alike.
+        """
+        own = self.num_documents
+        if not own or not num_documents or own / 2 <= num_documents <= own * 2:
+            return None
+        return (
+            f"what was estimated on {shown(self.data)} is of a search among {own:,} documents, and "
+            f"here {num_documents:,} are searched: estimate it among about as many"
+        )
 
     def differs(self, **conditions: str | float) -> list[str]:
         """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""

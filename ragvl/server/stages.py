@@ -155,7 +155,7 @@ def estimated_weight(
     """How much an index's order counts, as was estimated for it and the log says; 0 if nothing."""
     if thresholds is None or retriever is None:
         return 0.0
-    weight = thresholds.weight_of(retriever.name)
+    weight = thresholds.weight_of(retriever.name, len(retriever))
     if weight:
         _log.info("the index's order counts, with a weight of %.3g, as estimated", weight)
     return weight

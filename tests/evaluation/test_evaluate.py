@@ -250,10 +250,17 @@ def test_thresholds_are_estimated_on_dev_and_applied_to_test(
         top_k=2,
         num_questions=len(dev.questions),
         refused=saved.refused,
+        num_documents=len(dev.document_ids()),
     )
     # a promise of precision is about the conditions it was estimated under
     differing = {name: pool.estimated_otherwise for name, pool in evaluated.result.pools.items()}
-    assert differing == {"full": [], "gold": ["pool"]}
+    assert len(dev.document_ids()) > 2 * len(source.document_ids())
+    assert differing == {"full": ["num_documents"], "gold": ["pool", "num_documents"]}
+    alike = replace(saved, num_documents=len(source.document_ids()))
+    calibrated = replace(models, reranker=Reranker(models.reranker.mllm, thresholds=alike))
+    evaluated = evaluate(source, calibrated, settings, work=kept, progress=False)
+    differing = {name: pool.estimated_otherwise for name, pool in evaluated.result.pools.items()}
+    assert differing == {"full": [], "gold": ["pool", "num_documents"]}
     other = replace(settings, pools=("full",), top_k=1, num_candidates=5)
     evaluated = evaluate(source, calibrated, other, work=kept, progress=False)
     assert evaluated.result.pools["full"].estimated_otherwise == ["num_candidates", "top_k"]

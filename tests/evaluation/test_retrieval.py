@@ -24,7 +24,14 @@ from ragvl.evaluation.evaluate import Evaluation, evaluate
 from ragvl.evaluation.metrics import chance_figures, ranking_figures
 from ragvl.evaluation.models import Models
 from ragvl.evaluation.report import write_report
-from ragvl.evaluation.result import EvaluationResult, Figure, PoolResult, from_json, to_json
+from ragvl.evaluation.result import (
+    EstimatedOn,
+    EvaluationResult,
+    Figure,
+    PoolResult,
+    from_json,
+    to_json,
+)
 from ragvl.evaluation.settings import EvaluationSettings
 from ragvl.evaluation.tables import print_figures, retrieval_remarks
 from ragvl.reranker import THRESHOLDS_FILE, Reranker, SavedThresholds, place_prior
@@ -153,6 +160,11 @@ def test_what_a_reader_must_know_is_said() -> None:
     assert len(retrieval_remarks(_pool(good, good, good), 5)) == 1
     unbounded = Figure(0.0, None, None, 1)
     assert len(retrieval_remarks(_pool(unbounded, unbounded, unbounded), 5)) == 1
+    elsewhere = EstimatedOn("dev", "full", 5, 2, 60, refused={}, num_documents=2000)
+    assert len(retrieval_remarks(_pool(good, good, good), 5, elsewhere)) == 1
+    other_size = replace(_pool(good, good, good), estimated_otherwise=["num_documents"])
+    remark = retrieval_remarks(other_size, 5, elsewhere)[-1]
+    assert "estimated on dev is of a search among 2,000 documents, not 100" in remark
     assert (
         retrieval_remarks(PoolResult(num_documents=1, answers={}, estimated_otherwise=[]), 5) == []
     )
@@ -204,7 +216,7 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     (tiny / THRESHOLDS_FILE).unlink()
     both = ["--encoder", str(ASSETS / "tiny-retriever")]
     both += ["--text-encoder", str(text_encoder.origin["path"]), "--reranker", str(tiny)]
-    options = [*both, "--template", "caption", "--candidates", "4", "--device", "cpu", "--json"]
+    options = [*both, "--template", "caption", "--candidates", "20", "--device", "cpu", "--json"]
 
     def run(command: str, split: str, *others: str, exit_code: int = 0) -> dict[str, Any]:
         arguments = [command, str(places), "--split", split, *options, *others]
@@ -228,9 +240,9 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     result = evaluated("--threshold", "f1")
     assert result["models"]["retriever_weight"] == weight
     pool = result["pools"]["full"]
-    assert pool["estimated_otherwise"] == []
+    assert pool["estimated_otherwise"] == ["num_documents"], "val has many more"
     alone = evaluated("--threshold", "f1", "--retriever-weight", "0")
-    assert alone["pools"]["full"]["estimated_otherwise"] == ["retriever_weight"]
+    assert alone["pools"]["full"]["estimated_otherwise"] == ["retriever_weight", "num_documents"]
     assert "reranker_alone" not in alone["pools"]["full"]
     assert "retriever_weight" not in alone["models"]
     assert pool["reranker_alone"] == alone["pools"]["full"]["reranked"]

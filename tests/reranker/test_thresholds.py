@@ -42,6 +42,22 @@ SAVED = SavedThresholds(
 )
 
 
+def test_a_search_among_many_more_documents_or_fewer_is_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weighed = replace(SAVED, retriever_weight=1.5, num_documents=100)
+    for alike in (50, 100, 200, 0):
+        assert weighed.searched_otherwise(alike) is None
+        assert weighed.weight_of("e", alike) == 1.5
+    assert SAVED.searched_otherwise(5) is None, "among how many is not known"
+    assert weighed.weight_of("another", 1000) == 0
+    assert not caplog.messages
+    for other in (49, 1000):
+        assert weighed.weight_of("e", other) == 1.5
+        assert f"search among 100 documents, and here {other:,} are" in caplog.messages[-1]
+    assert len(caplog.messages) == 2
+
+
 def test_numbers_and_names() -> None:
     assert resolve_threshold("natural") == resolve_threshold("natural", SAVED) == 0.5
     assert resolve_threshold(0) == 0.0
