@@ -19,9 +19,18 @@ from ragvl.mllm import MLLM
 from ragvl.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json
 from ragvl.training.run_record import RUN_FILE, is_finished
 from real.layout import Layout, Tuned
+from real.packages import sha256_of
 
 TRAINED = Path(__file__).parent / "trained"
 TUNED_FROM: dict[Tuned, str] = {"describer": "base", "reranker": "describer", "generator": "base"}
+# Files of `trained` that a model was tuned from, whose checksums are kept with its adapters
+_BASE = "retriever.safetensors", "projector.safetensors"
+_STARTS: dict[Tuned, tuple[str, ...]] = {
+    "describer": _BASE,
+    "reranker": (f"describer/{ADAPTER_WEIGHTS}",),
+    "generator": _BASE,
+}
+STARTS_FILE = "starts.json"
 _AS_IT_IS = CONFIG, RUN_FILE  # with the template, and the questions, that a model was trained on
 
 
@@ -53,7 +62,12 @@ def keep(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
     write_text(kept / ADAPTER_CONFIG, json.dumps(config, indent=1) + "\n")
     for file in _AS_IT_IS:
         shutil.copyfile(run / file, kept / file)
+    write_text(kept / STARTS_FILE, json.dumps(_starts(name, trained), indent=1) + "\n")
     return kept
+
+
+def _starts(name: Tuned, trained: Path) -> dict[str, str]:
+    return {file: sha256_of(trained / file) for file in _STARTS[name]}
 
 
 def make(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
@@ -69,10 +83,17 @@ def make(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
 
     Raises:
         FileNotFoundError: what it was tuned from is not made yet.
+        ValueError: its adapters were tuned from another one.
     """
     start, out, kept = layout.models / TUNED_FROM[name], layout.models / name, trained / name
     if not (start / CONFIG).exists():
         raise FileNotFoundError(f"there is no {start} yet: make it first")
+    was = read_json(kept / STARTS_FILE)
+    if others := [file for file, sha in _starts(name, trained).items() if was.get(file) != sha]:
+        raise ValueError(
+            f"the adapters of {kept} were tuned from another {' and '.join(others)}: tune them "
+            f"again with benchmarks/runs/real.sh {name}"
+        )
     mllm = MLLM.from_pretrained(start, device="cpu", dtype="float32")
     merged = PeftModel.from_pretrained(mllm.model, str(kept)).merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(out)

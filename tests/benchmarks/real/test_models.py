@@ -348,6 +348,9 @@ def test_a_model_of_kept_adapters_is_the_one_that_was_trained(
     processor_of(model.model.vision_tower, tower_folder, tokenizer).save_pretrained(
         layout.models / "base"
     )
+    kept.mkdir()
+    for file in ("retriever.safetensors", "projector.safetensors"):
+        (kept / file).write_bytes(b"of the base")
     ranking = tmp_path / "ranking.jsonl"
     flags = ["data", "ranking", str(world), "--encoder", str(RETRIEVER), "--out", str(ranking)]
     assert CliRunner().invoke(app, flags).exit_code == 0
@@ -381,6 +384,14 @@ def test_a_model_of_kept_adapters_is_the_one_that_was_trained(
         ]
         == "describer"
     )
+    (kept / "projector.safetensors").write_bytes(b"of another base")
+    with pytest.raises(ValueError, match=r"another projector.safetensors: .*real.sh describer"):
+        make_tuned(layout, "describer", kept)
+    make_tuned(layout, "reranker", kept)
+    weights = kept / "describer" / "adapter_model.safetensors"
+    save_file({key: 2 * one for key, one in load_file(weights).items()}, weights)
+    with pytest.raises(ValueError, match=r"another describer/adapter_model.safetensors: "):
+        make_tuned(layout, "reranker", kept)
 
 
 def test_pairs_have_each_wording_of_their_own_lesson(
