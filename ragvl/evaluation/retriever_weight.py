@@ -15,6 +15,8 @@ from ragvl.reranker import ThresholdError, place_prior
 _Table = NDArray[np.float64]
 
 MIN_QUESTIONS = 20  # that an estimate needs
+_ANY = 0.05  # a share of questions
+_NOTHING = 1e-9  # of the largest raw score: a spread of rounding alone
 _MOST = 16.0  # where places spread so many times as far as raw scores, these hardly count
 
 
@@ -22,16 +24,18 @@ def estimate_retriever_weight(rankings: Sequence[Ranking]) -> float:
     """The weight by which gold documents are likeliest to come first.
 
     A conditional logit (McFadden, 1974): that a gold document comes first has the probability of
-    gold documents in the softmax, over a question's candidates, of a raw - b ln(place). The a and b
-    of the highest likelihood, neither below 0, give the weight b / a. A standard normal prior on
-    both, in units of how far raw scores and ln(place) spread within a question, keeps them finite
-    where one of them tells all.
+    gold documents in the softmax, over a question's candidates, of a raw - b ln(place); in a
+    twentieth of the questions any candidate comes first, so that no single question decides. The a
+    and b of the highest likelihood, neither below 0, give the weight b / a. A standard normal prior
+    on both, in units of how far raw scores and ln(place) spread within a question, keeps them
+    finite where one of them tells all.
 
     Args:
         rankings: of a dev split; those whose candidates are all gold, or none, tell nothing.
 
     Returns:
-        The weight, in log-odds; see `place_prior`.
+        The weight, in log-odds; see `place_prior`. At most one by which places spread 16 times as
+        far as raw scores.
 
     Raises:
         ThresholdError: fewer than `MIN_QUESTIONS` tell anything.
@@ -43,10 +47,12 @@ def estimate_retriever_weight(rankings: Sequence[Ranking]) -> float:
             f"{MIN_QUESTIONS} are needed to estimate the retriever's weight"
         )
     raw, places, is_gold = _tables(telling)
-    spreads = [float(np.sqrt(np.nanvar(one, axis=1).mean())) for one in (raw, places)]
-    if not spreads[0]:
+    deviations = np.nanstd([raw, places], axis=2)
+    differs = deviations[0] > _NOTHING * np.nanmax(np.abs(raw), axis=1)
+    if not differs.any():
         return 0.0  # equal raw scores leave the retriever's order
-    orders = np.stack([raw / spreads[0], places / spreads[1]])
+    spreads = np.median(deviations[:, differs], axis=1)
+    orders = np.stack([raw, places]) / spreads[:, None, None]
     of_raw, of_places = minimize(
         _loss, np.ones(2), args=(orders, is_gold), jac=True, bounds=[(0, None)] * 2
     ).x
@@ -62,6 +68,8 @@ def _tables(rankings: Sequence[Ranking]) -> tuple[_Table, _Table, NDArray[np.boo
         for place, one in enumerate(ranking.retrieved):
             if one.is_scored:
                 raw[row, place], is_gold[row, place] = one.raw, one.id in ranking.question.gold
+    finite = raw[np.isfinite(raw)]
+    raw = np.clip(raw, finite.min(initial=0), finite.max(initial=0))
     return raw, np.where(np.isnan(raw), np.nan, place_prior(shape[1], 1.0)), is_gold
 
 
@@ -81,6 +89,10 @@ def _loss(factors: _Table, orders: _Table, is_gold: NDArray[np.bool_]) -> tuple[
     scored = np.nan_to_num(orders)
     totals = np.where(np.isnan(orders[0]), -np.inf, np.tensordot(factors, scored, 1))
     of_gold = np.where(is_gold, totals, -np.inf)
-    loss = (logsumexp(totals, axis=1) - logsumexp(of_gold, axis=1)).sum() + factors @ factors / 2
+    share = np.exp(logsumexp(of_gold, axis=1) - logsumexp(totals, axis=1))
+    of_any = is_gold.sum(axis=1) / (totals > -np.inf).sum(axis=1)
+    likelihood = (1 - _ANY) * share + _ANY * of_any
+    loss = factors @ factors / 2 - np.log(likelihood).sum()
     surplus = softmax(totals, axis=1) - softmax(of_gold, axis=1)
+    surplus *= ((1 - _ANY) * share / likelihood)[:, None]
     return float(loss), np.tensordot(scored, surplus, 2) + factors

@@ -83,8 +83,8 @@ def test_no_other_weight_is_likelier() -> None:
         rankings.append(ranking(raw, gold.tolist()))
     rows = [([c.raw for c in one.retrieved], one.question.gold) for one in rankings]
     spreads = [
-        math.sqrt(np.mean([np.nanvar(raw) for raw, _ in rows])),
-        math.sqrt(np.mean([np.var(np.log1p(np.flatnonzero(~np.isnan(raw)))) for raw, _ in rows])),
+        np.median([np.nanstd(raw) for raw, _ in rows]),
+        np.median([np.std(np.log1p(np.flatnonzero(~np.isnan(raw)))) for raw, _ in rows]),
     ]
 
     def likelihood(of_raw: float, of_places: float) -> float:
@@ -96,7 +96,8 @@ def test_no_other_weight_is_likelier() -> None:
                 for i, one in enumerate(raw)
                 if not math.isnan(one)
             }
-            logs.append(math.log(sum(shares[id] for id in gold) / sum(shares.values())))
+            share = sum(shares[id] for id in gold) / sum(shares.values())
+            logs.append(math.log(0.95 * share + 0.05 * len(gold) / len(shares)))
         return sum(logs) - prior
 
     def best(weight: float) -> float:
@@ -135,6 +136,28 @@ def test_whoever_tells_nothing_gives_way() -> None:
     assert mrr(constant, weight) == mrr(constant, 1.0), "equal scores leave the retriever's order"
     sure = drawn(50.0, 0.0)  # the reranker knows everything
     assert mrr(sure, estimate_retriever_weight(sure)) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("raw", [-20.0, -100.0, -1e6, -math.inf, math.inf])
+def test_one_question_does_not_decide(raw: float, seed: int) -> None:
+    """One gold document that is misjudged by far, or that no number can say how far."""
+    rankings = drawn(1.0, 1.0, 60, seed)
+    scores = [one.raw for one in rankings[0].retrieved]
+    gold = int(rankings[0].question.gold[0])
+    scores[gold if raw < 0 else (gold + 1) % 10] = raw
+    expected = estimate_retriever_weight(rankings)
+    estimated = estimate_retriever_weight([ranking(scores, [gold]), *rankings[1:]])
+    assert estimated == pytest.approx(expected, rel=0.3)
+
+
+def test_scores_that_differ_by_rounding_alone_leave_the_order() -> None:
+    rng = np.random.default_rng(0)
+    rankings = [
+        ranking((0.3 + rng.integers(-1, 2, 10) * 2**-54).tolist(), [gold])
+        for gold in rng.integers(0, 10, 30).tolist()
+    ]
+    assert estimate_retriever_weight(rankings) == 0
 
 
 def test_questions_that_tell_nothing_do_not_count() -> None:
