@@ -13,7 +13,7 @@ import torch
 from ragvl.ops.backends import OPERATIONS, BackendUnavailableError, choose, compiled
 from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.output import print_table
-from ragvl.runtime import multiplies_bfloat16
+from ragvl.runtime import is_slow_on_cpu, multiplies_bfloat16
 
 # A purpose and the distributions that serve it, any one of which is enough.
 _PACKAGES = {
@@ -105,7 +105,9 @@ def _cpu_bfloat16() -> str:
     """Whether dtype="bfloat16" is faster here, or only half the memory."""
     if multiplies_bfloat16():
         return 'in hardware: dtype="bfloat16" is faster than float32'
-    return "not in hardware: float32 is faster, several times on some CPUs"
+    if not is_slow_on_cpu(torch.bfloat16):
+        return "not known"
+    return "not in hardware: float32 is faster, many times on some CPUs"
 
 
 def _cpu_int8() -> str:

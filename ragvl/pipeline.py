@@ -71,8 +71,11 @@ class RagVL:
         self.top_k = checked_count("top_k", top_k)
         self.threshold = reranker.resolve_threshold(threshold)
         if retriever_weight is None:
-            retriever_weight = reranker.saved_weight(retriever.name, len(retriever))
+            retriever_weight = reranker.saved_weight(retriever.name)
         self.retriever_weight = checked_weight(retriever_weight)
+        if (saved := reranker.thresholds) is not None:
+            names = saved.named(self.threshold)
+            saved.warn_of_another_search(len(retriever), names=names, weight=retriever_weight)
 
     def answer(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """Answers `question` from the retriever's documents.

@@ -22,6 +22,7 @@ _INSTRUCTIONS = {
     torch.bfloat16: frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
     torch.float16: frozenset({"avx512_fp16", "amx_fp16", "asimdhp"}),
 }
+_FAMILIES = frozenset({"sse2", "asimd"})  # of x86 and of ARM
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 
 
@@ -92,8 +93,6 @@ def mapped_device(device: str | torch.device, device_map: DeviceMap | None) -> s
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The floating dtype that `dtype` means; "auto" is bfloat16 on a GPU, float32 on a CPU.
 
-    Of one that a CPU has no instructions for, a warning says so, once.
-
     Raises:
         ValueError: `dtype` names no floating-point dtype of torch.
     """
@@ -104,20 +103,30 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         raise ValueError(
             f"dtype={quoted(dtype)} is not a floating-point dtype; try 'float32' or 'bfloat16'"
         )
-    needed = _INSTRUCTIONS.get(resolved, _cpu_flags())  # of others every CPU has them
-    if device.type == "cpu" and _cpu_flags() and not needed & _cpu_flags():
-        _warn_of_slow_products(resolved)
     return resolved
 
 
+def warn_of_slow_products(dtype: torch.dtype, device: torch.device) -> None:
+    """Says, once a dtype, that a model computes on a CPU that has no instructions for it."""
+    if device.type == "cpu" and is_slow_on_cpu(dtype):
+        _warn_once(dtype)
+
+
 @cache
-def _warn_of_slow_products(dtype: torch.dtype) -> None:
+def _warn_once(dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
     logger.warning(
-        "this CPU has no instructions for %s: products take several times as long as in float32; "
+        "this CPU has no instructions for %s: products may take many times as long as in float32; "
         "dtype='float32' is faster, in twice the memory",
         name,
     )
+
+
+def is_slow_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether the CPU is known to lack instructions for products in a dtype of 16 bits."""
+    flags = _cpu_flags()
+    known = not flags.isdisjoint(_FAMILIES)
+    return known and dtype in _INSTRUCTIONS and flags.isdisjoint(_INSTRUCTIONS[dtype])
 
 
 def multiplies_bfloat16() -> bool:

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from ragvl import Reranker, runtime
-from ragvl.runtime import mapped_device, multiplies_bfloat16, resolve_dtype
+from ragvl.mllm import MLLM
+from ragvl.runtime import (
+    mapped_device,
+    multiplies_bfloat16,
+    resolve_dtype,
+    warn_of_slow_products,
+)
 
 CPU = torch.device("cpu")
 
@@ -62,25 +68,26 @@ def test_a_model_is_put_where_the_map_says(tiny_model):
 @pytest.mark.parametrize(
     ("dtype", "flags", "is_slow"),
     [
-        ("bfloat16", "fma avx2 avx512f", True),
-        ("bfloat16", "fma avx512_bf16", False),
-        ("bfloat16", "fp asimd bf16", False),
-        ("float16", "fma avx512_bf16", True),
-        ("float16", "fp asimd asimdhp", False),
-        ("float32", "fma avx2", False),
-        ("auto", "fma avx2", False),
+        ("bfloat16", "sse2 avx2 avx512f", True),
+        ("bfloat16", "sse2 avx512_bf16", False),
+        ("bfloat16", "asimd bf16", False),
+        ("float16", "sse2 avx512_bf16", True),
+        ("float16", "asimd asimdhp", False),
+        ("float32", "sse2 avx2", False),
+        ("auto", "sse2 avx2", False),
         ("bfloat16", "", False),  # nobody knows
+        ("bfloat16", "vsx mma", False),
     ],
 )
 def test_a_dtype_that_a_cpu_is_slow_with_is_named_once(dtype, flags, is_slow, monkeypatch, caplog):
     monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags.split()))
-    runtime._warn_of_slow_products.cache_clear()
+    runtime._warn_once.cache_clear()
     for _ in range(2):
-        resolve_dtype(dtype, CPU)
+        warn_of_slow_products(resolve_dtype(dtype, CPU), CPU)
     expected = [f"no instructions for {dtype}: .* dtype='float32' is faster"] * is_slow
     assert len(caplog.messages) == len(expected)
     assert all(re.search(*pair) for pair in zip(expected, caplog.messages, strict=True))
-    resolve_dtype(dtype, torch.device("meta"))
+    warn_of_slow_products(resolve_dtype(dtype, CPU), torch.device("meta"))
     assert len(caplog.messages) == len(expected), "another device is no CPU"
 
 
@@ -88,3 +95,12 @@ def test_what_a_cpu_multiplies_is_what_linux_says(monkeypatch):
     for flags, expected in (("avx2", False), ("amx_bf16 avx2", True), ("", False)):
         monkeypatch.setattr(runtime, "_cpu_flags", lambda flags=flags: frozenset(flags.split()))
         assert multiplies_bfloat16() is expected
+
+
+def test_a_model_says_so_when_it_is_to_compute(tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset({"sse2", "avx2"}))
+    runtime._warn_once.cache_clear()
+    mllm = MLLM.from_pretrained(tiny_model("llava"), device="cpu", dtype="bfloat16")
+    assert not caplog.messages, "it may be moved to a GPU, as in training"
+    Reranker(mllm)
+    assert "no instructions for bfloat16" in caplog.text

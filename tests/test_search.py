@@ -272,7 +272,7 @@ def test_search_takes_the_weight_that_was_estimated_for_its_models(
 
     outcome = run(*command)
     assert "the retriever's order counts, with a weight of 1e+06, as estimated" in outcome.stderr
-    assert "among 100 documents, and here 6 are searched" in caplog.text
+    assert "the retriever's weight: estimated on dev in a search among 100" in caplog.text
     assert places(outcome) == [1, 2, 3, 4, 5, 6], "in the retriever's order, near enough"
     assert json.loads(outcome.stdout)["retriever_weight"] == 1e6
     page = tmp_path / "page.html"

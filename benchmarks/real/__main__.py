@@ -47,7 +47,7 @@ def sets(
     from real.making import make_sets
 
     layout = Layout(root)
-    if layout.figures.exists() and not again:  # written last
+    if layout.figures.exists() and layout.calibration.exists() and not again:
         print(f"there already: {layout.sets}, {layout.pairs}")
         return
     with _said():

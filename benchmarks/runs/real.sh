@@ -65,18 +65,18 @@ step_generator() {
     real keep generator
 }
 step_evaluate() {
-    local set candidates dtype=float32
-    grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo && dtype=bfloat16 # others are slow with it
+    local set candidates dtype saved=$MODELS/reranker/ragvl_thresholds.json
+    dtype=$("$PYTHON" -c 'from ragvl.runtime import multiplies_bfloat16 as fast; print("bfloat16" if fast() else "float32")')
     for set in ${SETS:-named blind german photos screens}; do
         # Of `blind` all that there are: its captions do not tell one thing from another
         candidates=20 && [ $set != blind ] || candidates=1000
         # Each set has its own weights and threshold, or none where val is too small to tell: exit 1.
         # They are estimated with as many pictures as the test has: the more, the less an order tells
-        rm -f $MODELS/reranker/ragvl_thresholds.json
+        rm -f $saved
         ragvl calibrate $ROOT/calibration/$set --split val $BOTH --reranker $MODELS/reranker \
             --candidates $candidates --template instruction-first --fusion estimate \
             --retriever-weight estimate --threshold f1 --dtype $dtype \
-            --work $ROOT/calibration/work/$set || [ $? = 1 ]
+            --work $ROOT/calibration/work/$set || [ -e $saved ]
         ragvl evaluate $ROOT/sets/$set --split test --pool full --candidates $candidates \
             $BOTH --reranker $MODELS/reranker --template instruction-first \
             --generator $MODELS/generator --max-new-tokens 16 --timed 0 \

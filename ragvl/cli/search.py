@@ -270,10 +270,13 @@ def _find(
     if how.cache is not None:
         use = CacheUse(how.cache, scorer, [(asked, one) for one in documents])
     if weight is None:
-        weight = scorer.saved_weight(retriever.name, len(retriever))
+        weight = scorer.saved_weight(retriever.name)
         if weight:
             told = f"the retriever's order counts, with a weight of {weight:.3g}, as estimated"
             say(told, err=True)
+    if scorer.thresholds is not None and where is None:  # else how many there are is not known
+        names = scorer.thresholds.named(scorer.threshold)
+        scorer.thresholds.warn_of_another_search(len(retriever), names=names, weight=weight)
     prior = place_prior(len(retrieved), weight)
     ranked = scorer.rank(asked, documents, on_error="skip", prior=prior)
     found = Found.of(asked, index, len(retriever), retrieved, ranked, scorer.threshold, weight)

@@ -31,7 +31,12 @@ from ragvl.server.settings import (
     Seconds,
     ServerSettings,
 )
-from ragvl.server.stages import estimated_weight, open_filled_index, take_saved_fusion
+from ragvl.server.stages import (
+    estimated_weight,
+    open_filled_index,
+    take_saved_fusion,
+    warn_of_another_search,
+)
 
 with extra("ray", "ray"):
     from ray import serve
@@ -164,6 +169,7 @@ class Ingress:
         weight = settings.retriever_weight
         if weight is None:
             weight = estimated_weight(described.thresholds, retriever)
+        warn_of_another_search(described.thresholds, retriever, weight)
         services = services_over(
             Owners(self._link),
             settings,

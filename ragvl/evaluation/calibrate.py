@@ -90,6 +90,8 @@ def calibrate(
         )[pool]
     values, refused = {}, {}
     weight = models.retriever_weight
+    if (before := models.reranker.thresholds) is not None and not weigh_retriever:
+        before.warn_of_another_search(searched_documents(rankings), weight=weight)
     if weigh_retriever:
         try:
             weight = estimate_retriever_weight(rankings)

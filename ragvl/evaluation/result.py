@@ -134,6 +134,8 @@ class PoolResult:
 
     Attributes:
         num_documents: in the pool.
+        searched_documents: among how many of them a question was searched, on average; 0 if that is
+            not known.
         retrieved: figures of the retriever's order: "recall@1", ..., "mrr", "ndcg@10". This and the
             figures down to `recalls` are about questions whose gold documents are known, and absent
             where there are none.
@@ -150,11 +152,12 @@ class PoolResult:
         recalls: relevance of the documents that were ranked first.
         answers: by what they are from: "retrieved", a threshold, "gold", "none"; empty without a
             generator.
-        estimated_otherwise: in what the thresholds' estimation differs; no precision is promised
-            where it differs in anything.
+        estimated_otherwise: in what the estimation of thresholds and of the retriever's weight
+            differs; no precision is promised where it differs in anything.
     """
 
     num_documents: Count
+    searched_documents: Count = field(default=0, metadata=ABSENT)
     retrieved: Figures = field(default_factory=dict, metadata=ABSENT)
     alone: dict[str, Figures] = field(default_factory=dict, metadata=ABSENT)
     chance: Figures = field(default_factory=dict, metadata=ABSENT)
@@ -171,7 +174,7 @@ class PoolResult:
 
 @dataclass(frozen=True)
 class EstimatedOn:
-    """What the thresholds were estimated on.
+    """What thresholds and the retriever's weight were estimated on.
 
     Attributes:
         data: the data set.

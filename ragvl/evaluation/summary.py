@@ -18,7 +18,7 @@ from ragvl.evaluation.metrics import (
     reliability,
     selection_figures,
 )
-from ragvl.evaluation.ranking import Ranking
+from ragvl.evaluation.ranking import Ranking, searched_documents
 from ragvl.evaluation.result import AnswerFigures, Figures, PoolResult, Reliability
 from ragvl.retriever import ORDERS
 
@@ -48,6 +48,7 @@ def pool_result(
     """
     result = PoolResult(
         num_documents=num_documents,
+        searched_documents=searched_documents(rankings),
         answers=dict(answers),
         estimated_otherwise=list(estimated_otherwise),
     )

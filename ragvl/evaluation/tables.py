@@ -34,10 +34,9 @@ def print_figures(result: EvaluationResult) -> None:
         for name, of_pool in pools.items():
             gain = of_pool.gain["recall@1"]
             say(f"{name} pool: reranking moves recall@1 by {_change(gain)} points")
-            for line in retrieval_remarks(
-                of_pool, result.settings.num_candidates, result.estimated_on
-            ):
-                say(f"{name} pool: {line}")
+    for name, of_pool in pools.items():
+        for line in retrieval_remarks(of_pool, result.settings.num_candidates, result.estimated_on):
+            say(f"{name} pool: {line}")
     if first.kept or measures:
         names = ["threshold", "prec.", "recall", "F1", *(f"answers, {m}" for m in measures)]
         rows = [[pool, *row] for pool in pools for row in _kept_rows(result, pools[pool])]
@@ -77,10 +76,17 @@ def retrieval_remarks(
 
     An order is no better than chance where the interval of no figure lies above a random order's.
     """
+    remarks = []
+    if estimated_on is not None and "num_documents" in pool.estimated_otherwise:
+        remarks.append(
+            f"estimates are from {shown(estimated_on.data)}, where a question was searched among "
+            f"{estimated_on.num_documents:,} documents, and here among "
+            f"{pool.searched_documents:,}: estimate among about as many"
+        )
     if not pool.ceiling:
-        return []
+        return remarks
     widest = _widest(pool.ceiling, num_candidates)
-    remarks = [
+    remarks += [
         f"{percent(pool.ceiling[widest])} % of the gold documents are among the {num_candidates} "
         "candidates, which is the ceiling of what reranking can find"
     ]
@@ -102,12 +108,6 @@ def retrieval_remarks(
                 "have the share of the orders estimated on a dev split (`ragvl calibrate --fusion "
                 "estimate`)"
             )
-    if estimated_on is not None and "num_documents" in pool.estimated_otherwise:
-        remarks.append(
-            f"what was estimated on {shown(estimated_on.data)} is of a search among "
-            f"{estimated_on.num_documents:,} documents, not {pool.num_documents:,}: estimate it "
-            "among about as many"
-        )
     return remarks
 
 

@@ -51,7 +51,7 @@ def estimated_on(settings: EvaluationSettings, models: Models) -> EstimatedOn | 
 def estimated_otherwise(
     pool: Pool, settings: EvaluationSettings, models: Models, top_k: int, num_documents: int
 ) -> list[str]:
-    """In what the estimation differs: where thresholds' in anything, no precision is promised.
+    """In what the estimation differs; see `PoolResult`.
 
     Args:
         pool: what is retrieved from.
@@ -72,8 +72,7 @@ def estimated_otherwise(
             encoder=models.retriever_name,
             retriever_weight=models.retriever_weight,
         )
-    of_another_size = saved.searched_otherwise(num_documents) is not None
-    return differing + ["num_documents"] * of_another_size
+    return differing + ["num_documents"] * (not saved.is_alike(num_documents))
 
 
 def _estimated(settings: EvaluationSettings, models: Models) -> list[str]:

@@ -29,6 +29,7 @@ from ragvl.mllm import (
 from ragvl.progress import ProgressBar
 from ragvl.reranker.arguments import as_documents, checked_query, refuse_one_document
 from ragvl.reranker.prompts import check_caption
+from ragvl.runtime import warn_of_slow_products
 from ragvl.torch_context import default_torch_context
 from ragvl.workers import Pending, Workers, ahead
 
@@ -48,6 +49,7 @@ class Generator:
     """
 
     def __init__(self, mllm: MLLM, *, caption_tokens: int | None = None) -> None:
+        warn_of_slow_products(mllm.dtype, mllm.device)
         self.mllm = mllm
         self._captions = CaptionLimit(mllm.prompting, caption_tokens)
 

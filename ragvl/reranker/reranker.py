@@ -85,7 +85,7 @@ from ragvl.reranker.thresholds import (
     thresholds_file,
 )
 from ragvl.reranker.whole_prompts import WholePrompts
-from ragvl.runtime import mapped_device
+from ragvl.runtime import mapped_device, warn_of_slow_products
 from ragvl.torch_context import default_torch_context
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ class Reranker(CrossEncoderDialect):
         lengths: Lengths = NO_LIMITS,
         activation: str = "sigmoid",
     ) -> None:
+        warn_of_slow_products(mllm.dtype, mllm.device)
         self.mllm = mllm
         self.activation = activation
         self.template = resolve_template(template).for_model(mllm.prompting)
@@ -288,15 +289,13 @@ class Reranker(CrossEncoderDialect):
             return None
         return saved
 
-    def saved_weight(self, retriever: str, num_documents: int = 0) -> float:
+    def saved_weight(self, retriever: str) -> float:
         """How much a retriever's order counts in reranking, as was estimated for it; else 0.
 
         Args:
             retriever: its name; see `DocumentRetriever.name`. The weight is of `place_prior`.
-            num_documents: how many it searches, see `SavedThresholds.weight_of`.
         """
-        saved = self.thresholds
-        return 0.0 if saved is None else saved.weight_of(retriever, num_documents)
+        return 0.0 if self.thresholds is None else self.thresholds.weight_of(retriever)
 
     def resolve_threshold(self, threshold: Threshold | None) -> float:
         """The relevance from which a document is kept: its own if None.

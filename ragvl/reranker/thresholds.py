@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
+from ragvl.arguments import checked_weight
 from ragvl.checkpoints import model_folder
 from ragvl.files import open_regular, write_text
 from ragvl.messages import quoted, shown, validation_reason
@@ -102,10 +104,11 @@ class SavedThresholds:
 
         Raises:
             ThresholdError: the file holds something else.
-            ValueError: a value of these is no probability.
+            ValueError: a value of these is no probability, or the weight no number from 0.
         """
         for name, value in self.values.items():
             _probability(value, f"the threshold {quoted(name)}")
+        checked_weight(self.retriever_weight)
         every = _read(path) if path.exists() else {}
         before = every.get(self.template)
         merged = self if before is None else self._joined(before)
@@ -158,38 +161,58 @@ class SavedThresholds:
                     "or give a number"
                 )
 
-    def weight_of(self, retriever: str, num_documents: int = 0) -> float:
+    def weight_of(self, retriever: str) -> float:
         """How much a retriever's order counts, where that was estimated for it; else 0.
 
         Args:
             retriever: its name; see `DocumentRetriever.name`.
-            num_documents: how many it searches. A warning says where the weight is of a search
-                among many more, or fewer; 0 asks for none.
         """
-        weight = self.retriever_weight if retriever == self.encoder else 0.0
-        if weight and (why := self.searched_otherwise(num_documents)) is not None:
-            logger.warning("the retriever's weight: %s", why)
-        return weight
+        return self.retriever_weight if retriever == self.encoder else 0.0
 
-    def searched_otherwise(self, num_documents: int) -> str | None:
-        """Why estimates may not fit a search among so many documents; None where they may.
+    def named(self, threshold: float) -> list[str]:
+        """Names under which a threshold was estimated; none of a number that was not."""
+        return [name for name, value in self.values.items() if value == threshold]
 
-        The more documents are searched, the less a place in the retriever's order tells, and the
-        more of them are relevant by mistake. Up to twice as many, or half, are taken for alike.
+    def is_alike(self, num_documents: int) -> bool:
+        """Whether estimates may fit a search among so many documents.
+
+        The more are searched, the less a place in the retriever's order tells, and the more of them
+        are relevant by mistake. Up to twice as many, or half, pass for alike, and so does a number
+        that is not known, 0.
         """
         own = self.num_documents
-        if not own or not num_documents or own / 2 <= num_documents <= own * 2:
-            return None
-        return (
-            f"what was estimated on {shown(self.data)} is of a search among {own:,} documents, and "
-            f"here {num_documents:,} are searched: estimate it among about as many"
-        )
+        return not own or not num_documents or own / 2 <= num_documents <= own * 2
+
+    def warn_of_another_search(
+        self, num_documents: int, *, names: Sequence[str] = (), weight: float = 0.0
+    ) -> None:
+        """Warns where estimates are used in a search among many more documents, or fewer.
+
+        Args:
+            num_documents: how many are searched; 0 if that is not known.
+            names: of thresholds that are used.
+            weight: the retriever's, as it is used.
+        """
+        used = [f"threshold {quoted(name)}" for name in names]
+        if weight and weight == self.retriever_weight:
+            used.append("the retriever's weight")
+        if used and not self.is_alike(num_documents):
+            logger.warning(
+                "%s: estimated on %s in a search among %s documents, and here %s are searched: "
+                "estimate among about as many",
+                " and ".join(used),
+                shown(self.data),
+                f"{self.num_documents:,}",
+                f"{num_documents:,}",
+            )
 
     def differs(self, **conditions: str | float) -> list[str]:
         """Under which of these conditions it was not estimated, by name: `pool`, `top_k`, ..."""
         return [name for name, value in conditions.items() if getattr(self, name) != value]
 
     def _joined(self, before: SavedThresholds) -> SavedThresholds:
+        if not before.num_documents:  # of an earlier version, which did not know
+            before = replace(before, num_documents=self.num_documents)
         if replace(before, values={}, refused={}) != replace(self, values={}, refused={}):
             return self
         estimated = {*self.values, *self.refused}

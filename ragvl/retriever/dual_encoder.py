@@ -47,7 +47,7 @@ from ragvl.retriever.encoding import (
     text_of,
     unit,
 )
-from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.runtime import resolve_device, resolve_dtype, warn_of_slow_products
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import Watch, model_tensors, weights_name
 from ragvl.workers import Workers, ahead
@@ -99,7 +99,9 @@ class DualEncoder:
         saved, _ = model_tensors(model)
         self._weights_name = weights_name(saved)
         self.device = resolve_device(device)
-        self.model = model.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        resolved = resolve_dtype(dtype, self.device)
+        warn_of_slow_products(resolved, self.device)
+        self.model = model.to(self.device, resolved).eval()
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.origin: Mapping[str, str] = {}

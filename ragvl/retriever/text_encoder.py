@@ -36,7 +36,7 @@ from ragvl.retriever.encoding import (
     origin_of,
     text_of,
 )
-from ragvl.runtime import resolve_device, resolve_dtype
+from ragvl.runtime import resolve_device, resolve_dtype, warn_of_slow_products
 from ragvl.torch_context import default_torch_context
 from ragvl.weights import model_tensors, weights_name
 
@@ -85,7 +85,9 @@ class TextEncoder:
         self.device = resolve_device(device)
         self.origin: Mapping[str, str] = {}
         self.fingerprint = _fingerprint(model)
-        self.model = model.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        resolved = resolve_dtype(dtype, self.device)
+        warn_of_slow_products(resolved, self.device)
+        self.model = model.to(self.device, resolved).eval()
         self._lock = fork_safe(threading.Lock())  # a tokenizer keeps a call's padding
         try:
             self.dim: int = self.encode_texts([_PROBE]).shape[1]

@@ -130,6 +130,7 @@ def load_stages(
         )
     if retriever_weight is None:
         retriever_weight = estimated_weight(reranker.thresholds, retriever)
+    warn_of_another_search(reranker.thresholds, retriever, retriever_weight)
     return Stages(reranker, retriever, writer, retriever_weight=retriever_weight)
 
 
@@ -155,10 +156,25 @@ def estimated_weight(
     """How much an index's order counts, as was estimated for it and the log says; 0 if nothing."""
     if thresholds is None or retriever is None:
         return 0.0
-    weight = thresholds.weight_of(retriever.name, len(retriever))
+    weight = thresholds.weight_of(retriever.name)
     if weight:
         _log.info("the index's order counts, with a weight of %.3g, as estimated", weight)
     return weight
+
+
+def warn_of_another_search(
+    thresholds: SavedThresholds | None, retriever: DocumentRetriever | None, weight: float
+) -> None:
+    """Warns where a server's index has many more documents than were searched, or fewer.
+
+    Args:
+        thresholds: what was estimated; a request may name any of them.
+        retriever: the index.
+        weight: how much its order counts.
+    """
+    if thresholds is not None and retriever is not None:
+        names = list(thresholds.values)
+        thresholds.warn_of_another_search(len(retriever), names=names, weight=weight)
 
 
 def take_saved_fusion(

@@ -38,6 +38,7 @@ from ragvl.model_files import (
     weight_files,
 )
 from ragvl.reranker.presets import TRAINED_TEMPLATE
+from ragvl.runtime import warn_of_slow_products
 from ragvl.training.adapters import LoraSettings, layers_to_adapt, trainable
 from ragvl.training.examples import Collator, Example
 from ragvl.training.fewer_image_tokens import check_trainable, through_backward
@@ -337,6 +338,8 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
         raise UnsupportedModelError(
             "float16 weights underflow in training: load them in float32, or in bfloat16"
         )
+    autocast = torch.bfloat16 if arguments.bf16 else mllm.model.dtype
+    warn_of_slow_products(autocast, arguments.device)
     if mllm.image_tokens < 1:
         check_trainable(mllm)
     # A broken set shows here, before the folder is touched

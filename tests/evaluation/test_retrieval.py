@@ -162,9 +162,11 @@ def test_what_a_reader_must_know_is_said() -> None:
     assert len(retrieval_remarks(_pool(unbounded, unbounded, unbounded), 5)) == 1
     elsewhere = EstimatedOn("dev", "full", 5, 2, 60, refused={}, num_documents=2000)
     assert len(retrieval_remarks(_pool(good, good, good), 5, elsewhere)) == 1
-    other_size = replace(_pool(good, good, good), estimated_otherwise=["num_documents"])
-    remark = retrieval_remarks(other_size, 5, elsewhere)[-1]
-    assert "estimated on dev is of a search among 2,000 documents, not 100" in remark
+    otherwise = {"searched_documents": 100, "estimated_otherwise": ["num_documents"]}
+    told = "from dev, where a question was searched among 2,000 documents, and here among 100: "
+    assert told in retrieval_remarks(replace(_pool(good, good, good), **otherwise), 5, elsewhere)[0]
+    without_gold = PoolResult(num_documents=500, answers={}, **otherwise)
+    assert [told in remark for remark in retrieval_remarks(without_gold, 5, elsewhere)] == [True]
     assert (
         retrieval_remarks(PoolResult(num_documents=1, answers={}, estimated_otherwise=[]), 5) == []
     )

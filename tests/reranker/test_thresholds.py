@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -45,17 +46,38 @@ SAVED = SavedThresholds(
 def test_a_search_among_many_more_documents_or_fewer_is_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    weighed = replace(SAVED, retriever_weight=1.5, num_documents=100)
+    saved = replace(SAVED, retriever_weight=1.5, num_documents=100)
+    assert saved.weight_of("e") == 1.5
+    assert saved.weight_of("another") == 0
+    assert saved.named(0.75) == ["precision>=0.9"]
+    assert saved.named(0.5) == []
     for alike in (50, 100, 200, 0):
-        assert weighed.searched_otherwise(alike) is None
-        assert weighed.weight_of("e", alike) == 1.5
-    assert SAVED.searched_otherwise(5) is None, "among how many is not known"
-    assert weighed.weight_of("another", 1000) == 0
+        saved.warn_of_another_search(alike, names=["f1"], weight=1.5)
+    SAVED.warn_of_another_search(5, names=["f1"])  # of an earlier version, which did not know
+    saved.warn_of_another_search(1000, weight=0.4)  # another weight than was estimated
     assert not caplog.messages
-    for other in (49, 1000):
-        assert weighed.weight_of("e", other) == 1.5
-        assert f"search among 100 documents, and here {other:,} are" in caplog.messages[-1]
-    assert len(caplog.messages) == 2
+    saved.warn_of_another_search(49, names=["f1"], weight=0.4)
+    saved.warn_of_another_search(1000, weight=1.5)
+    few, many = caplog.messages
+    assert few.startswith("threshold 'f1': estimated on places, val in a search among 100 doc")
+    assert "the retriever's weight: estimated" in many and "here 1,000 are searched" in many
+
+
+def test_what_was_estimated_before_sizes_were_known_stays(tmp_path: Path) -> None:
+    path = tmp_path / THRESHOLDS_FILE
+    SAVED.save(path)
+    replace(SAVED, values={"f1": 0.5}, refused={}, num_documents=100).save(path)
+    joined = SavedThresholds.load(path)
+    assert joined is not None and joined.num_documents == 100
+    assert joined.values == SAVED.values | {"f1": 0.5}
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -1.0])
+def test_a_weight_that_could_not_be_read_again_is_not_saved(weight: float, tmp_path: Path) -> None:
+    path = tmp_path / THRESHOLDS_FILE
+    with pytest.raises(ValueError, match="expected a number from 0"):
+        replace(SAVED, retriever_weight=weight).save(path)
+    assert not path.exists()
 
 
 def test_numbers_and_names() -> None:
