@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ragvl.files import follow_umask, write_text
 from ragvl.mllm import MLLM
 from ragvl.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json
-from ragvl.training.run_record import RUN_FILE, is_finished
+from ragvl.reranker.presets import TRAINED_TEMPLATE
+from ragvl.training.run_record import RUN_FILE, is_finished, noted_run
 from real.layout import Layout, Tuned
 from real.packages import sha256_of
 
@@ -47,10 +48,13 @@ def keep(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
 
     Raises:
         FileNotFoundError: it is not finished.
+        ValueError: it started from another model than is there now.
     """
-    run = layout.training / name
+    run, start = layout.training / name, layout.models / TUNED_FROM[name]
     if not is_finished(run):
         raise FileNotFoundError(f"the training of {run} is not finished")
+    if not _started_from(start, run):
+        raise ValueError(f"{run} did not start from this {start}: move it away, and tune again")
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     kept = trained / name
     kept.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,14 @@ def keep(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
         shutil.copyfile(run / file, kept / file)
     write_text(kept / STARTS_FILE, json.dumps(_starts(name, trained), indent=1) + "\n")
     return kept
+
+
+def _started_from(start: Path, run: Path) -> bool:
+    """Whether a training, which notes its start's fingerprint, began with a model as it is now."""
+    mllm = MLLM.from_pretrained(start, device="cpu", dtype="bfloat16")  # the recipes' dtype
+    if template := read_json(run / CONFIG).get(TRAINED_TEMPLATE):
+        setattr(mllm.model.config, TRAINED_TEMPLATE, template)  # before it is fingerprinted
+    return noted_run(run).get("model") == mllm.fingerprint
 
 
 def _starts(name: Tuned, trained: Path) -> dict[str, str]:
@@ -88,7 +100,7 @@ def make(layout: Layout, name: Tuned, trained: Path = TRAINED) -> Path:
     start, out, kept = layout.models / TUNED_FROM[name], layout.models / name, trained / name
     if not (start / CONFIG).exists():
         raise FileNotFoundError(f"there is no {start} yet: make it first")
-    was = read_json(kept / STARTS_FILE)
+    was = read_json(kept / STARTS_FILE) if (kept / STARTS_FILE).exists() else {}
     if others := [file for file, sha in _starts(name, trained).items() if was.get(file) != sha]:
         raise ValueError(
             f"the adapters of {kept} were tuned from another {' and '.join(others)}: tune them "

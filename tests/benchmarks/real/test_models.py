@@ -384,6 +384,11 @@ def test_a_model_of_kept_adapters_is_the_one_that_was_trained(
         ]
         == "describer"
     )
+    weights = layout.models / "base" / "model.safetensors"
+    changed_base = {key: one + 1 for key, one in load_file(weights).items()}
+    save_file(changed_base, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"describer did not start from this .*base: move it"):
+        keep(layout, "describer", kept)
     (kept / "projector.safetensors").write_bytes(b"of another base")
     with pytest.raises(ValueError, match=r"another projector.safetensors: .*real.sh describer"):
         make_tuned(layout, "describer", kept)
