@@ -236,7 +236,8 @@ def calibrate(
             say(f"{name}: {value:.4f}")
         for name, reason in saved.refused.items():
             say(f"{name}: none; {reason}")
-        say(f"from {len(saved.questions)} questions of {saved.data}; saved in {out}")
+        among = f", searched among {saved.num_documents:,} documents"
+        say(f"from {len(saved.questions)} questions of {saved.data}{among}; saved in {out}")
     if not (saved.values or weigh or (weigh_retriever and RETRIEVER_WEIGHT not in saved.refused)):
         sys.exit(1)
 

@@ -833,7 +833,7 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     assert {"natural", "f1"} <= set(figures["thresholds"])
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/") > 20
-    assert "Thresholds were estimated on 40 questions" in report
+    assert "Estimates are from 40 questions" in report
     assert "Against drawn places, test (520 questions)" in report
     assert f"reranker {model.parent}, subfolder reranker" in report
     assert figures["compared"]["pools"]["full"]["f1, kept by natural"]["change"]["low"] < 0.2
