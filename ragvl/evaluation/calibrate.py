@@ -90,8 +90,12 @@ def calibrate(
         )[pool]
     values, refused = {}, {}
     weight = models.retriever_weight
-    if (before := models.reranker.thresholds) is not None and not weigh_retriever:
+    own = tuple(question_name(q.id, q.text) for q in questions)
+    weighed_on: tuple[str, ...] = ()
+    before = models.reranker.thresholds
+    if before is not None and not weigh_retriever and weight == before.retriever_weight > 0:
         before.warn_of_another_search(searched_documents(rankings), weight=weight)
+        weighed_on = before.weight_questions or before.questions
     if weigh_retriever:
         try:
             weight = estimate_retriever_weight(rankings)
@@ -113,11 +117,12 @@ def calibrate(
         num_candidates=settings.num_candidates,
         top_k=top_k,
         data=source.name,
-        questions=tuple(question_name(q.id, q.text) for q in questions),
+        questions=own,
         values=values,
         refused=refused,
         fusion=models.fusion.name if len(models.encoders) > 1 else None,
         retriever_weight=weight,
         num_documents=searched_documents(rankings),
+        weight_questions=() if weighed_on == own else weighed_on,
     )
     return saved, recalls

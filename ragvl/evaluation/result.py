@@ -134,8 +134,8 @@ class PoolResult:
 
     Attributes:
         num_documents: in the pool.
-        searched_documents: among how many of them a question was searched, on average; 0 if that is
-            not known.
+        searched_documents: among how many of them a question was searched, on average; None if that
+            is not known.
         retrieved: figures of the retriever's order: "recall@1", ..., "mrr", "ndcg@10". This and the
             figures down to `recalls` are about questions whose gold documents are known, and absent
             where there are none.
@@ -157,7 +157,7 @@ class PoolResult:
     """
 
     num_documents: Count
-    searched_documents: Count = field(default=0, metadata=ABSENT)
+    searched_documents: Count | None = field(default=None, metadata=ABSENT)
     retrieved: Figures = field(default_factory=dict, metadata=ABSENT)
     alone: dict[str, Figures] = field(default_factory=dict, metadata=ABSENT)
     chance: Figures = field(default_factory=dict, metadata=ABSENT)
@@ -183,7 +183,7 @@ class EstimatedOn:
         top_k: how many were kept at most.
         num_questions: how many questions.
         refused: why a threshold could not be estimated, by name.
-        num_documents: among how many a question was searched; 0 if that is not known.
+        num_documents: among how many a question was searched; None if that is not known.
     """
 
     data: str
@@ -192,7 +192,7 @@ class EstimatedOn:
     top_k: int
     num_questions: Count
     refused: dict[str, str]
-    num_documents: Count = 0
+    num_documents: Count | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def pool_result(
     """
     result = PoolResult(
         num_documents=num_documents,
-        searched_documents=searched_documents(rankings),
+        searched_documents=searched_documents(rankings) or None,
         answers=dict(answers),
         estimated_otherwise=list(estimated_otherwise),
     )

@@ -23,11 +23,17 @@ def resolve_thresholds(
     saved = models.reranker.thresholds
     estimated = _estimated(settings, models)
     if estimated and saved is not None:
-        own = {question_name(q.id, q.text) for q in questions}.intersection(saved.questions)
-        if own:
+        asked = {question_name(q.id, q.text) for q in questions}
+        if own := asked.intersection(saved.questions):
             raise ThresholdError(
                 f"{', '.join(estimated)}: estimated on {saved.data}, of which {len(own)} questions "
                 "are asked here: they would be judged by their own estimates"
+            )
+        own = asked.intersection(saved.weight_questions)
+        if own and RETRIEVER_WEIGHT in estimated:
+            raise ThresholdError(
+                f"{RETRIEVER_WEIGHT}: estimated before {saved.data}, on {len(own)} questions that "
+                "are asked here: they would be judged by their own estimate"
             )
     return {str(t): resolve_threshold(t, saved) for t in settings.thresholds}
 
@@ -44,7 +50,7 @@ def estimated_on(settings: EvaluationSettings, models: Models) -> EstimatedOn | 
         top_k=saved.top_k,
         num_questions=len(saved.questions),
         refused=saved.refused,
-        num_documents=saved.num_documents,
+        num_documents=saved.num_documents or None,
     )
 
 

@@ -79,6 +79,8 @@ class SavedThresholds:
         retriever_weight: how much the retriever's order counts beside raw scores, in log-odds; see
             `place_prior`.
         num_documents: among how many a question was searched; 0 if that is not known.
+        weight_questions: names of the questions that the retriever's weight is from, where it was
+            estimated before, on others.
     """
 
     model: str
@@ -95,6 +97,7 @@ class SavedThresholds:
     fusion: str | None = None
     retriever_weight: _Weight = 0.0
     num_documents: Annotated[int, Interval(ge=0)] = 0
+    weight_questions: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Writes them to a JSON file, beside those of other templates.

@@ -253,6 +253,11 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     unweighed = ["--threshold", "natural", "--retriever-weight", "0"]
     assert evaluated(*unweighed, split="val")["estimated_on"] is None
 
+    run("calibrate", "val", "--threshold", "f1", "--questions", "30")  # the weight is of all 60
+    others = ["--threshold", "natural", "--skip", "30"]
+    own = evaluated(*others, split="val", exit_code=1)["said"]
+    assert "retriever_weight: estimated before" in own and "on 30 questions that are asked" in own
+
     few = ["--retriever-weight", "estimate", "--threshold", "f1", "--questions", "10"]
     run("calibrate", "val", *few, exit_code=1)
     refused = SavedThresholds.load(tiny / THRESHOLDS_FILE, "caption")
