@@ -219,6 +219,7 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     both = ["--encoder", str(ASSETS / "tiny-retriever")]
     both += ["--text-encoder", str(text_encoder.origin["path"]), "--reranker", str(tiny)]
     options = [*both, "--template", "caption", "--candidates", "20", "--device", "cpu", "--json"]
+    kept = ["--work", str(tmp_path / "work")]  # raw scores, which no weight changes
 
     def run(command: str, split: str, *others: str, exit_code: int = 0) -> dict[str, Any]:
         arguments = [command, str(places), "--split", split, *options, *others]
@@ -230,10 +231,10 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
         out = ["--pool", "full", "--timed", "0", "--out", str(tmp_path / "out")]
         return run("evaluate", split, *out, *others, exit_code=exit_code)
 
-    first = run("calibrate", "val", "--retriever-weight", "estimate", "--threshold", "f1")
+    first = run("calibrate", "val", *kept, "--retriever-weight", "estimate", "--threshold", "f1")
     weight, f1 = first["retriever_weight"], first["values"]["f1"]
     assert weight > 0
-    again = run("calibrate", "val", "--threshold", "adaptive")
+    again = run("calibrate", "val", *kept, "--threshold", "adaptive")
     assert again["retriever_weight"] == weight, "as it was estimated before"
     saved = SavedThresholds.load(tiny / THRESHOLDS_FILE, "caption")
     assert saved is not None
@@ -253,13 +254,14 @@ def test_the_retrievers_weight_is_estimated_saved_and_taken(
     unweighed = ["--threshold", "natural", "--retriever-weight", "0"]
     assert evaluated(*unweighed, split="val")["estimated_on"] is None
 
-    run("calibrate", "val", "--threshold", "f1", "--questions", "30")  # the weight is of all 60
+    # Thresholds of half of the questions, with the weight of all 60
+    run("calibrate", "val", *kept, "--threshold", "f1", "--questions", "30")
     others = ["--threshold", "natural", "--skip", "30"]
     own = evaluated(*others, split="val", exit_code=1)["said"]
     assert "retriever_weight: estimated before" in own and "on 30 questions that are asked" in own
 
     few = ["--retriever-weight", "estimate", "--threshold", "f1", "--questions", "10"]
-    run("calibrate", "val", *few, exit_code=1)
+    run("calibrate", "val", *kept, *few, exit_code=1)
     refused = SavedThresholds.load(tiny / THRESHOLDS_FILE, "caption")
     assert refused is not None and refused.retriever_weight == 0
     assert "20 are needed" in refused.refused["retriever_weight"]
