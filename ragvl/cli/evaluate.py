@@ -225,7 +225,11 @@ def calibrate(
         figures = {"values": saved.values, "refused": saved.refused, "data": saved.data}
         fusion = {} if saved.fusion is None else {"fusion": saved.fusion}
         order = {**fusion, "retriever_weight": saved.retriever_weight}
-        counts = {"questions": len(saved.questions), "trained_on": num_learned}
+        counts = {
+            "questions": len(saved.questions),
+            "trained_on": num_learned,
+            "documents": saved.num_documents,
+        }
         print_json({**figures, **order, **counts, "file": str(out)})
     else:
         if saved.fusion is not None:

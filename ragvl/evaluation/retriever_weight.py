@@ -68,7 +68,7 @@ def _tables(rankings: Sequence[Ranking]) -> tuple[_Table, _Table, NDArray[np.boo
         for place, one in enumerate(ranking.retrieved):
             if one.is_scored:
                 raw[row, place], is_gold[row, place] = one.raw, one.id in ranking.question.gold
-    finite = raw[np.isfinite(raw)]
+    finite = raw[np.isfinite(raw)]  # what is infinite counts as the farthest that is not
     raw = np.clip(raw, finite.min(initial=0), finite.max(initial=0))
     return raw, np.where(np.isnan(raw), np.nan, place_prior(shape[1], 1.0)), is_gold
 

@@ -338,8 +338,8 @@ def _check(mllm: MLLM, arguments: TrainingArguments, examples: Dataset[Example])
         raise UnsupportedModelError(
             "float16 weights underflow in training: load them in float32, or in bfloat16"
         )
-    autocast = torch.bfloat16 if arguments.bf16 else mllm.model.dtype
-    warn_of_slow_products(autocast, arguments.device)
+    computes_in = torch.bfloat16 if arguments.bf16 else mllm.model.dtype
+    warn_of_slow_products(computes_in, arguments.device)
     if mllm.image_tokens < 1:
         check_trainable(mllm)
     # A broken set shows here, before the folder is touched

@@ -816,6 +816,7 @@ def test_the_commands_calibrate_then_evaluate(places: Path, tmp_path: Path) -> N
     assert outcome.exit_code == 0, outcome.output
     printed = json.loads(outcome.stdout)
     assert (printed["questions"], printed["trained_on"]) == (40, 2)
+    assert printed["documents"] == len(WebQA(places, split="val").document_ids())
     assert "was trained on 2 of these 40 questions" in outcome.stderr
     assert plot.read_text().startswith("<?xml")
     saved = SavedThresholds.load(model / "ragvl_thresholds.json")
