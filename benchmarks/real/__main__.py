@@ -135,6 +135,18 @@ def keep(name: Tuned, root: Root = RUNS) -> None:
 
 
 @app.command()
+def known_things(root: Root = RUNS) -> None:
+    """Finds the things of `blind` whose names the tower was taught, and those it was not."""
+    import torch
+    from common import save
+
+    from real.known_things import measure
+
+    result = measure(Layout(root))
+    print(f"wrote {save('real_known_things', result, torch.device('cpu'))}")
+
+
+@app.command()
 def image_tokens(root: Root = RUNS) -> None:
     """Ranks with prefixes that keep a quarter of a picture's tokens (an hour)."""
     import torch

@@ -84,6 +84,9 @@ step_evaluate() {
         cp $ROOT/evaluated/$set/result.json $RESULTS/real_$set.json
     done
 }
+step_known_things() { # what `blind` comes down to
+    real known-things
+}
 step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's tokens
     step_ranking
     local more="--ranking $ROOT/ranking.jsonl --max_steps 100 --learning_rate 1e-4"
@@ -92,7 +95,7 @@ step_image_tokens() { # after `evaluate`: prefixes with a quarter of a picture's
     real image-tokens
 }
 
-[ $# -gt 0 ] || set -- fetch sets models evaluate
+[ $# -gt 0 ] || set -- fetch sets models evaluate known_things
 for step in "$@"; do
     step_$step
 done

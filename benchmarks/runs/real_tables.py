@@ -146,6 +146,37 @@ def _change(gain: Figure) -> str:
     return f"{signed(gain)} ({ends})" if ends else signed(gain)
 
 
+def known_things(results: Results) -> str:
+    """Of `blind`: how many things are found whose names the tower was taught, and of the others."""
+    header = ["a thing's name", "questions", "such as", "zero-shot", "trained"]
+    result = results.get("real_known_things")
+    if result is None:
+        return unmeasured(header, 1)
+    rows = [
+        [
+            _closeness(row["most"], row["least"]),
+            f"{row['questions']:,}",
+            ", ".join(row["things"]),
+            percent(row["zero_shot"]),
+            percent(row["trained"]),
+        ]
+        for row in result["rows"]
+    ]
+    return table(
+        header,
+        rows,
+        f"Percent of questions of which a right picture is first of {result['pictures']:,}, by "
+        "pictures alone. How close a name is to the closest of ImageNet's is their cosine by the "
+        "text encoder.",
+    )
+
+
+def _closeness(most: float | None, least: float | None) -> str:
+    if most is None:
+        return f"is a class's, or nearly ({least} or more)"
+    return f"below {most}" if least is None else f"{least} to {most}"
+
+
 def image_tokens(results: Results) -> str:
     """Of some real sets: what prefixes with a quarter of a picture's tokens cost."""
     header = [
@@ -191,6 +222,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "real": real,
     "real_sets": real_sets,
     "real_retriever": real_retriever,
+    "real_known_things": known_things,
     "image_tokens_real": image_tokens,
     **{f"real_{name}": partial(real_set, name) for name in SETS},
 }

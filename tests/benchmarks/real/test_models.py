@@ -21,15 +21,18 @@ from real.dual_encoder import (
     zero_shot,
 )
 from real.features import features_of
+from real.known_things import measure as measure_known_things
 from real.layout import Layout
 from real.learning import Lesson
 from real.mllm import IMAGE, assemble, fit_to_words, mean_word, processor_of, read_as_words
 from real.retriever import changed
 from real.retriever import make as make_retriever
+from real.sets import write_lines
 from real.tuned import keep
 from real.tuned import make as make_tuned
 from real.tuning import Schedule
 from real.weights import CLASS_NAMES, CLASSIFIER, image_processor
+from runs.real_tables import TABLES
 from safetensors.torch import load_file, save_file
 from tiny_models.eight import llava_tokenizer
 from tiny_models.parts import text_config
@@ -220,6 +223,63 @@ def test_a_trained_retriever_is_made_again_of_what_was_kept(
         expected = model.state_dict()[name] if name in kept else before[name]
         torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-3)
         assert name in kept or torch.equal(weight, expected)
+
+
+def test_known_things_are_told_from_others(
+    tower_folder: Path, text_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path)
+    layout.weights.mkdir()
+    (layout.weights / "efficientnet-lite0").symlink_to(tower_folder)
+    (layout.weights / "minilm").symlink_to(text_folder)
+    with pytest.raises(FileNotFoundError, match="retriever yet"):
+        measure_known_things(layout)
+    model = zero_shot(tower_folder, text_folder)
+    with torch.no_grad():
+        model.visual_projection.weight.neg_()  # the most similar picture becomes the least so
+    model.save_pretrained(layout.models / "retriever")
+    llava_tokenizer().save_pretrained(layout.models / "retriever")
+    image_processor(SIZE).save_pretrained(layout.models / "retriever")
+
+    things = ["river", "a tall tower of stone", "barn", "whale?"]
+    folder = layout.sets / "blind"
+    folder.mkdir(parents=True)
+    documents = [{"id": str(n), "image": str(one)} for n, one in enumerate(pictures[:8])]
+    encoder = DualEncoder(zero_shot(tower_folder, text_folder), image_processor(SIZE),
+                          llava_tokenizer(), device="cpu")  # fmt: skip
+    asked = [f"Where is the {name}?" for name in things]
+    similar = encoder.encode_texts(asked) @ encoder.encode_documents(pictures[:8]).T
+    # Zero-shot finds the first and the third, whatever their names; the negated finds the second
+    gold = [similar[0].argmax(), similar[1].argmin(), similar[2].argmax(), similar[3].argsort()[3]]
+    questions = [
+        {"id": name, "question": text, "gold": [str(one)]}
+        for name, text, one in zip(things, asked, gold, strict=True)
+    ]
+    write_lines(folder / "documents.jsonl", documents)
+    write_lines(folder / "test.jsonl", questions)
+
+    result = measure_known_things(layout)
+    named = encoder.encode_texts([f"a {name}" for name in NAMES])
+    told = []
+    for row in result["rows"]:
+        least, most = (row[end] or infinite for end, infinite in (("least", -9), ("most", 9)))
+        inside = [
+            name
+            for name in things
+            if least <= max(named @ encoder.encode_texts([f"a {name}"])[0]) < most
+        ]
+        assert row["things"] == inside
+        assert row["questions"] == len(inside) > 0
+        found = {"zero_shot": {"river", "barn"}, "trained": {things[1]}}
+        for model_name, names in found.items():
+            assert row[model_name] == pytest.approx(len(names & {*inside}) / len(inside))
+        told += inside
+    assert sorted(told) == sorted(things)
+    assert {"river", "barn"} <= {*result["rows"][0]["things"]}
+    text = TABLES["real_known_things"]({"real_known_things": result})
+    assert "| is a class's, or nearly (0.9 or more) |" in text
+    assert "first of 8" in text
+    assert "not measured" in TABLES["real_known_things"]({})
 
 
 def test_texts_that_say_the_same_have_each_others_pictures() -> None:
