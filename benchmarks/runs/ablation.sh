@@ -2,7 +2,7 @@
 # Compares kinds of noise and shares of data; hours on two CPU cores. A second call goes on where
 # the first was stopped, on another machine too once the runs in benchmarks/results/runs are
 # committed. With grids named, only those: ablation.sh noise_gpu, or, after `make real`,
-# ablation.sh real_noise
+# ablation.sh real_noise real_generator
 source "$(dirname "$0")/common.sh"
 
 # What grids on the drawn world start from is benchmarks/ablations/seeing-base: a base that has seen
@@ -19,7 +19,7 @@ drawn_world() {
 }
 
 [ $# -gt 0 ] || set -- noise low_resource
-[ "$*" = real_noise ] || drawn_world
+! printf '%s\n' "$@" | grep -qv ^real_ || drawn_world
 for grid in "$@"; do
     out=runs/ablations/$grid kept=$RESULTS/runs/$grid failed=0
     mkdir -p $out/runs $kept

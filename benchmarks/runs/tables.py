@@ -224,14 +224,20 @@ def ablation_real_noise(results: Results) -> str:
     return _ablation(results, "ablation_real_noise")
 
 
+def ablation_real_generator(results: Results) -> str:
+    """Which training of the real generator does best on val."""
+    return _ablation(results, "ablation_real_generator")
+
+
 def _ablation(results: Results, name: str) -> str:
     if name not in results:
         return unmeasured(["arm", "gold"])
     result = from_json(AblationResult, results[name])
+    seeds = f"mean of {len(result.seeds)} seeds with Student's 95 % interval"
     note = (
-        f"Percent of {result.num_questions} test questions; mean of {len(result.seeds)} "
-        f"seeds with Student's 95 % interval, {result.settings['max_steps']} steps if not said "
-        "otherwise."
+        f"Percent of {result.num_questions} questions of {result.test}; "
+        f"{seeds if len(result.seeds) > 1 else 'one seed'}, {result.settings['max_steps']} steps "
+        "if not said otherwise."
     )
     if result.noise_ratios:
         ratios = ", ".join(f"{n}: {100 * r:.0f} %" for n, r in result.noise_ratios.items() if r)
@@ -291,5 +297,6 @@ TABLES = (
     ablation_noise,
     ablation_low_resource,
     ablation_real_noise,
+    ablation_real_generator,
     overhead,
 )
