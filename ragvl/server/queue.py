@@ -141,11 +141,11 @@ class Queue:
             job.num_running += count
             job.turn_left -= count
             room -= count
-            if not job.waiting:
-                del lane[job]
-            elif job.turn_left == 0:
+            if job.turn_left == 0:  # also of one that leaves: it may be put back
                 job.turn_left = self._turn
                 lane.move_to_end(job)
+            if not job.waiting:
+                del lane[job]
             if job.whole:
                 break
         self._note_started(pieces)

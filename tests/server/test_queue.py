@@ -103,6 +103,17 @@ def test_what_is_put_back_comes_first_of_its_job():
     assert [(p.job, list(p.places)) for p in take(queue)] == [(other, [0, 1]), (new, [2, 3, 4, 5])]
 
 
+def test_what_is_put_back_of_a_job_whose_turn_was_over_has_another():
+    queue = Queue(TURN)
+    new, function = job(TURN), Job("generate", [print], whole=True)
+    queue.add(new)
+    (piece,) = take(queue)
+    queue.put_back([Piece(new, piece.places[1:])])
+    queue.finish([Piece(new, piece.places[:1])])
+    queue.add(function)
+    assert [taken(queue) for _ in range(2)] == [[new] * (TURN - 1), [function]]
+
+
 def test_a_job_with_an_error_is_over_at_once():
     queue = Queue(TURN)
     fails = job(12)
