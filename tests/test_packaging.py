@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import ragvl
 from ragvl import _C
@@ -152,6 +153,22 @@ def test_wheels_and_tests_are_for_the_same_pythons():
     matrix = yaml_of(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]
     assert [f"3.{minor}" for minor in wheels] == matrix["python"]
     assert project["project"]["requires-python"] == f">={matrix['python'][0]}"
+
+
+def test_what_is_pinned_takes_the_first_python_that_is_promised():
+    """Debian's Python is 3.11.2; pip says no more than that the pins are in conflict."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    first = f"{project['requires-python'].removeprefix('>=')}.0"
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    installed = {one.name: one for one in importlib.metadata.distributions()}
+    needs = {
+        name: installed[name].metadata["Requires-Python"] for name in pinned if name in installed
+    }
+    assert len(needs) > 100
+    refusing = {
+        name: need for name, need in needs.items() if need and first not in SpecifierSet(need)
+    }
+    assert not refusing
 
 
 def test_one_version_everywhere():
