@@ -1,8 +1,11 @@
 // int8_linear on the CPU: rows are rounded to 8 bits first; then panels of 32 columns times blocks
-// of a few rows, whose sums stay in registers while the weights pass.
+// of a few rows, whose sums stay in registers while the weights pass. With AMX the registers are
+// tiles, of 16 rows by 16 columns.
 #include "int8_linear.h"
 
 #include <algorithm>
+
+#include "tiles.h"
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -14,7 +17,6 @@ namespace {
 constexpr int64_t lanes = 16;        // columns whose sums are a vector
 constexpr int64_t panel_size = 32;   // columns whose sums are taken at once
 constexpr int64_t depth = 4;         // neighbours along the sum that are multiplied at once
-constexpr int64_t max_rows = 12;     // whose sums the registers hold
 constexpr int64_t chunk_size = 192;  // rows that stay in the cache while panels pass
 
 typedef int32_t IntVector __attribute__((vector_size(lanes * sizeof(int32_t))));
@@ -52,6 +54,78 @@ void round_row(const Int8LinearParams& p, int64_t row) {
   std::fill(codes + p.dim, codes + p.padded_dim, uint8_t{128});
 }
 
+// A row's sums in a panel, as numbers of the output.
+template <class T>
+void write_panel(const Int8LinearParams& p, int64_t row, int64_t column,
+                 const IntVector (&sums)[2]) {
+  float y[panel_size];
+  for (int64_t half = 0; half < 2; ++half) {
+    Vector scales;
+    load(p.weight_scales + column + half * lanes, &scales);
+    const Vector scaled = __builtin_convertvector(sums[half], Vector) * scales * p.scales[row];
+    memcpy(y + half * lanes, &scaled, sizeof scaled);
+  }
+  const T* bias = static_cast<const T*>(p.bias);
+  const int64_t size = std::min(panel_size, p.columns - column);
+  T* out = static_cast<T*>(p.out) + row * p.columns + column;
+  if (bias) {
+    for (int64_t j = 0; j < size; ++j) y[j] += to_float(bias[column + j]);
+  }
+  if (size == panel_size) {
+    for (int64_t j = 0; j < panel_size; ++j) from_float(y[j], out + j);
+  } else {
+    for (int64_t j = 0; j < size; ++j) from_float(y[j], out + j);
+  }
+}
+
+#if defined(__AMX_INT8__)
+constexpr int64_t row_step = tile_rows;
+constexpr int64_t max_rows = 2 * row_step;
+
+// A panel's columns of up to 32 rows.
+template <class T>
+void multiply_rows(const Int8LinearParams& p, int64_t row, int64_t size, int64_t column) {
+  const uint8_t* codes = p.codes + row * p.padded_dim;
+  const uint8_t* below = codes + tile_rows * p.padded_dim;
+  const int8_t* left = p.weight + column * p.padded_dim;
+  const int8_t* right = left + lanes * p.padded_dim;
+  const bool two = size > tile_rows;
+  alignas(64) IntVector sums[2][2][tile_rows];  // of tiles of rows, and of columns
+
+  _tile_loadd(0, p.offsets + column, 0);  // one line for all rows
+  _tile_loadd(1, p.offsets + column + lanes, 0);
+  if (two) {
+    _tile_loadd(2, p.offsets + column, 0);
+    _tile_loadd(3, p.offsets + column + lanes, 0);
+  }
+  for (int64_t i = 0; i < p.padded_dim; i += tile_bytes) {
+    _tile_loadd(6, left + i * lanes, tile_bytes);
+    _tile_loadd(7, right + i * lanes, tile_bytes);
+    _tile_loadd(4, codes + i, p.padded_dim);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    if (two) {
+      _tile_loadd(5, below + i, p.padded_dim);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums[0][0], tile_bytes);
+  _tile_stored(1, sums[0][1], tile_bytes);
+  if (two) {
+    _tile_stored(2, sums[1][0], tile_bytes);
+    _tile_stored(3, sums[1][1], tile_bytes);
+  }
+  for (int64_t r = 0; r < size; ++r) {
+    const IntVector own[2] = {sums[r / tile_rows][0][r % tile_rows],
+                              sums[r / tile_rows][1][r % tile_rows]};
+    write_panel<T>(p, row + r, column, own);
+  }
+}
+#else
+constexpr int64_t row_step = 1;
+constexpr int64_t max_rows = 12;  // whose sums the registers hold
+
 // Adds to each column's sum four codes of a row, one after the other in `codes`, times the
 // column's weights.
 inline void add_products(uint32_t codes, const int8_t* weights, IntVector& sums) {
@@ -86,24 +160,7 @@ template <class T, int64_t rows>
       add_products(code, right + i * lanes, sums[r][1]);
     }
   }
-
-  const T* bias = static_cast<const T*>(p.bias);
-  const int64_t size = std::min(panel_size, p.columns - column);
-  for (int64_t r = 0; r < rows; ++r) {
-    float y[panel_size];
-    for (int64_t half = 0; half < 2; ++half) {
-      Vector scales;
-      load(p.weight_scales + column + half * lanes, &scales);
-      const Vector scaled =
-          __builtin_convertvector(sums[r][half], Vector) * scales * p.scales[row + r];
-      memcpy(y + half * lanes, &scaled, sizeof scaled);
-    }
-    T* out = static_cast<T*>(p.out) + (row + r) * p.columns + column;
-    if (bias) {
-      for (int64_t j = 0; j < size; ++j) y[j] += to_float(bias[column + j]);
-    }
-    for (int64_t j = 0; j < size; ++j) from_float(y[j], out + j);
-  }
+  for (int64_t r = 0; r < rows; ++r) write_panel<T>(p, row + r, column, sums[r]);
 }
 
 // The same, with the number of rows known when compiling.
@@ -114,6 +171,7 @@ void multiply_rows(const Int8LinearParams& p, int64_t row, int64_t size, int64_t
   }
   multiply<T, rows>(p, row, column);
 }
+#endif
 
 template <class T>
 void all_rows(const Int8LinearParams& p, int threads) {
@@ -122,13 +180,18 @@ void all_rows(const Int8LinearParams& p, int threads) {
   {
 #pragma omp for
     for (int64_t row = 0; row < p.rows; ++row) round_row<T>(p, row);
+#if defined(__AMX_INT8__)
+    const TilesInUse tiles;
+    TilesInUse::written(p.codes);
+#endif
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       for (int64_t column = 0; column < p.columns; column += panel_size) {
         const int64_t first = chunk * chunk_size, end = std::min(p.rows, first + chunk_size);
         // Blocks of even size: a last one of a few rows would leave most registers idle
         const int64_t blocks = (end - first + max_rows - 1) / max_rows;
-        const int64_t size = (end - first + blocks - 1) / blocks;
+        const int64_t steps = (end - first + blocks * row_step - 1) / (blocks * row_step);
+        const int64_t size = steps * row_step;
         for (int64_t row = first; row < end; row += size) {
           multiply_rows<T>(p, row, std::min(size, end - row), column);
         }

@@ -4,10 +4,36 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(RAGVL_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ragvl {
+namespace {
+
+// Whether this process may use AMX's tiles. Linux has to be asked, since they make what it saves of
+// a thread much larger.
+bool may_use_tiles() {
+#if defined(RAGVL_X86) && defined(__linux__)
+  constexpr unsigned tile = 1u << 24, int8 = 1u << 25, bf16 = 1u << 22;  // CPUID 7, EDX
+  constexpr long ask_for_state = 0x1023, tile_data = 18;                 // ARCH_REQ_XCOMP_PERM
+  unsigned a, b, c, d;
+  const unsigned wanted = tile | int8 | bf16;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted &&
+         syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512_bf16:
       return "avx512_bf16";
     case Isa::avx512_vnni:
@@ -34,7 +60,11 @@ std::vector<Isa> available_isas() {
       isas.push_back(Isa::avx512);
       if (__builtin_cpu_supports("avx512vnni")) {
         isas.push_back(Isa::avx512_vnni);
-        if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512_bf16);
+        if (__builtin_cpu_supports("avx512bf16")) {
+          isas.push_back(Isa::avx512_bf16);
+          static const bool tiles = may_use_tiles();
+          if (tiles) isas.push_back(Isa::amx);
+        }
       }
     }
   }

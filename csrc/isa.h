@@ -5,7 +5,7 @@
 
 namespace ragvl {
 
-enum class Isa { baseline, avx2, avx512, avx512_vnni, avx512_bf16 };
+enum class Isa { baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
 const char* isa_name(Isa isa);
 
@@ -30,9 +30,11 @@ Isa chosen_isa();
   RAGVL_DECLARE_IN(avx2, op, Params)         \
   RAGVL_DECLARE_IN(avx512, op, Params)       \
   RAGVL_DECLARE_IN(avx512_vnni, op, Params)  \
-  RAGVL_DECLARE_IN(avx512_bf16, op, Params)
+  RAGVL_DECLARE_IN(avx512_bf16, op, Params)  \
+  RAGVL_DECLARE_IN(amx, op, Params)
 #define RAGVL_CPU_KERNEL(op)                                               \
-  (::ragvl::chosen_isa() == ::ragvl::Isa::avx512_bf16   ? &avx512_bf16::op \
+  (::ragvl::chosen_isa() == ::ragvl::Isa::amx           ? &amx::op         \
+   : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512_bf16 ? &avx512_bf16::op \
    : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512_vnni ? &avx512_vnni::op \
    : ::ragvl::chosen_isa() == ::ragvl::Isa::avx512      ? &avx512::op      \
    : ::ragvl::chosen_isa() == ::ragvl::Isa::avx2        ? &avx2::op        \

@@ -7,11 +7,14 @@
 //
 // What is multiplied are floats or, in bfloat16 where the CPU has instructions for it, pairs of
 // bfloat16 whose two products are added to a float at once: twice as many numbers an instruction.
+// With AMX pairs are multiplied in tiles: 16 rows by 16 pairs by 16 columns an instruction.
 #include "prefix_attention.h"
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
+
+#include "tiles.h"
 
 #include <algorithm>
 #include <cfloat>
@@ -26,13 +29,13 @@ namespace {
 // what is multiplied.
 #if defined(__AVX512F__)
 constexpr int64_t vector_size = 16;
-constexpr int64_t max_rows = 12;
+constexpr int64_t rows_in_registers = 12;
 #elif defined(__AVX2__)
 constexpr int64_t vector_size = 8;
-constexpr int64_t max_rows = 6;
+constexpr int64_t rows_in_registers = 6;
 #else
 constexpr int64_t vector_size = 4;
-constexpr int64_t max_rows = 6;
+constexpr int64_t rows_in_registers = 6;
 #endif
 typedef float Vector __attribute__((vector_size(vector_size * sizeof(float))));
 typedef int32_t IntVector __attribute__((vector_size(vector_size * sizeof(int32_t))));
@@ -72,6 +75,25 @@ inline Pair pair_of(float first, float second) {
 // Numbers in each of the lanes that are multiplied.
 template <class Lane>
 constexpr int64_t width = std::is_same_v<Lane, Pair> ? 2 : 1;
+
+#if defined(__AMX_BF16__)
+template <class Lane>
+constexpr bool tiled = std::is_same_v<Lane, Pair>;
+#else
+template <class Lane>
+constexpr bool tiled = false;
+#endif
+
+// The most rows of a block. Tiles hold the sums of two times 16.
+template <class Lane>
+constexpr int64_t max_rows = tiled<Lane> ? 32 : rows_in_registers;
+
+// The lanes of so many numbers, for tiles filled up with zeros to whole ones.
+template <class Lane>
+constexpr int64_t lanes_of(int64_t size) {
+  const int64_t lanes = ceil_div(size, width<Lane>);
+  return tiled<Lane> ? round_up(lanes, tile_size) : lanes;
+}
 
 // sum + factor * lanes, where `factor` is the same in all lanes
 inline Vector multiply_add(Vector sum, float factor, Vector lanes) { return sum + factor * lanes; }
@@ -151,10 +173,10 @@ struct Row {
 template <class Lane>
 struct Block {
   int64_t size;         // rows, at most max_rows
-  const Lane* queries;  // [lanes of dim, max_rows]
+  const Lane* queries;  // [lanes of dim, max_rows]; for tiles [max_rows, lanes of dim]
   float factor;         // what their products are multiplied by
   Row* rows;            // [size]
-  float* outs;          // [size, padded_dim], not yet divided by the sums
+  float* outs;          // [size, padded_dim], not yet divided by the sums; of tiles [max_rows, ..]
 };
 
 template <class Lane>
@@ -180,7 +202,7 @@ template <int64_t rows, class Lane>
                                    int64_t depth, Scores<float>* scores) {
   const int64_t next = key + vector_size;
   Vector sums[rows][2] = {};
-  add_products<1, max_rows>(
+  add_products<1, max_rows<Lane>>(
       sums, block.queries, chunk.tiles[key / tile_size].keys + key % tile_size,
       chunk.tiles[next / tile_size].keys + next % tile_size, chunk.key_stride, depth);
   for (int64_t r = 0; r < rows; ++r) {
@@ -192,7 +214,8 @@ template <int64_t rows, class Lane>
 template <int64_t rows, class Lane>
 [[gnu::noinline]] void value_panel(const Chunk<Lane>& chunk, int64_t column,
                                    const Scores<Lane>* powers, const float* factors,
-                                   int64_t padded_dim, float* outs) {
+                                   const Block<Lane>& block, int64_t padded_dim) {
+  float* const outs = block.outs;
   Vector sums[rows][2];
   for (int64_t r = 0; r < rows; ++r) {
     sums[r][0] = factors[r] * load(outs + r * padded_dim + column);
@@ -209,6 +232,91 @@ template <int64_t rows, class Lane>
     store(sums[r][1], outs + r * padded_dim + column + vector_size);
   }
 }
+
+#if defined(__AMX_BF16__)
+// The same two in tiles: 0 to 3 hold the sums of 16 rows twice by 16 columns twice, 4 and 5 what
+// rows and 6 and 7 what columns are multiplied by. Rows after the block's last have sums, too,
+// which nobody reads.
+constexpr int64_t row_bytes = chunk_size * sizeof(float);
+
+template <int64_t rows>
+[[gnu::noinline]] void score_panel(const Chunk<Pair>& chunk, int64_t key, const Block<Pair>& block,
+                                   int64_t depth, Scores<float>* scores) {
+  const bool two = block.size > tile_rows;
+  const Pair* left = chunk.tiles[key / tile_size].keys;
+  const Pair* right = chunk.tiles[key / tile_size + 1].keys;
+  const Pair* queries = block.queries;
+  TilesInUse::written(queries);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t i = 0; i < depth; i += tile_size) {
+    _tile_loadd(6, left + i * tile_size, tile_bytes);
+    _tile_loadd(7, right + i * tile_size, tile_bytes);
+    _tile_loadd(4, queries + i, depth * sizeof(Pair));
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (two) {
+      _tile_loadd(5, queries + tile_rows * depth + i, depth * sizeof(Pair));
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, scores[0] + key, row_bytes);
+  _tile_stored(1, scores[0] + key + tile_size, row_bytes);
+  if (two) {
+    _tile_stored(2, scores[tile_rows] + key, row_bytes);
+    _tile_stored(3, scores[tile_rows] + key + tile_size, row_bytes);
+  }
+  for (int64_t r = 0; r < block.size; ++r) {
+    float* const row = scores[r] + key;
+    store(block.factor * load(row), row);
+    store(block.factor * load(row + vector_size), row + vector_size);
+  }
+}
+
+template <int64_t rows>
+[[gnu::noinline]] void value_panel(const Chunk<Pair>& chunk, int64_t column,
+                                   const Scores<Pair>* powers, const float* factors,
+                                   const Block<Pair>& block, int64_t padded_dim) {
+  const bool two = block.size > tile_rows;
+  float* const outs = block.outs + column;
+  float* const below = outs + tile_rows * padded_dim;
+  for (int64_t r = 0; r < block.size; ++r) {
+    float* const row = outs + r * padded_dim;
+    store(factors[r] * load(row), row);
+    store(factors[r] * load(row + vector_size), row + vector_size);
+  }
+  TilesInUse::written(outs);
+  const int64_t stride = padded_dim * sizeof(float);
+  _tile_loadd(0, outs, stride);
+  _tile_loadd(1, outs + tile_size, stride);
+  if (two) {
+    _tile_loadd(2, below, stride);
+    _tile_loadd(3, below + tile_size, stride);
+  }
+  const Pair* values = chunk.tiles[0].values + column;  // of all tiles, one after the other
+  for (int64_t pair = 0; 2 * pair < chunk.size; pair += tile_size) {
+    _tile_loadd(6, values + pair * padded_dim, stride);
+    _tile_loadd(7, values + pair * padded_dim + tile_size, stride);
+    _tile_loadd(4, powers[0] + pair, sizeof powers[0]);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (two) {
+      _tile_loadd(5, powers[tile_rows] + pair, sizeof powers[0]);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, outs, stride);
+  _tile_stored(1, outs + tile_size, stride);
+  if (two) {
+    _tile_stored(2, below, stride);
+    _tile_stored(3, below + tile_size, stride);
+  }
+}
+#endif
 
 // Lanes of neighbouring numbers, `stride` lanes apart. A pair's missing second number is zero.
 template <class T>
@@ -279,21 +387,22 @@ inline Vector powers_of(const Scores<float>& scores, float maximum, int64_t size
   return sum;
 }
 
-// Adds a chunk to what the rows of a block have gathered.
+// Adds a chunk to what the rows of a block have gathered; in tiles to `rows` or fewer of them.
 template <int64_t rows, class Lane>
 void attend(const PrefixAttentionParams& p, const Chunk<Lane>& chunk, const Block<Lane>& block,
             Lookahead& ahead) {
   const int64_t padded_dim = round_up(p.dim, panel_size);
+  const int64_t num_rows = tiled<Lane> ? block.size : rows;
   const int64_t size = round_up(chunk.size, panel_size);
   alignas(64) Scores<float> scores[rows];
   for (int64_t key = 0; key < size; key += panel_size) {
     ahead.prefetch();
-    score_panel<rows>(chunk, key, block, ceil_div(p.dim, width<Lane>), scores);
+    score_panel<rows>(chunk, key, block, lanes_of<Lane>(p.dim), scores);
   }
 
   // What takes a row's earlier sums from its earlier maximum to the new one.
   float factors[round_up(rows, vector_size)] = {};
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < num_rows; ++r) {
     Row& row = block.rows[r];
     const int64_t own = row.position - chunk.position;
     const int64_t first = std::clamp<int64_t>(own - p.sliding_window + 1, 0, size);
@@ -304,11 +413,11 @@ void attend(const PrefixAttentionParams& p, const Chunk<Lane>& chunk, const Bloc
     factors[r] = row.maximum - maximum;
     row.maximum = maximum;
   }
-  for (int64_t r = 0; r < rows; r += vector_size) {
+  for (int64_t r = 0; r < num_rows; r += vector_size) {
     store(exp2_of_nonpositive(load(factors + r)), factors + r);
   }
   alignas(64) Scores<Lane> powers[rows];
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < num_rows; ++r) {
     Row& row = block.rows[r];
     const Vector sum = powers_of<Lane>(scores[r], row.maximum, size, powers[r]);
     store(factors[r] * load(row.sums) + sum, row.sums);
@@ -316,16 +425,16 @@ void attend(const PrefixAttentionParams& p, const Chunk<Lane>& chunk, const Bloc
 
   for (int64_t column = 0; column < padded_dim; column += panel_size) {
     ahead.prefetch();
-    value_panel<rows>(chunk, column, powers, factors, padded_dim, block.outs);
+    value_panel<rows>(chunk, column, powers, factors, block, padded_dim);
   }
 }
 
-// The same, with the number of rows known when compiling.
-template <int64_t rows = max_rows, class Lane>
+// The same, with the number of rows known when compiling, but for tiles.
+template <class Lane, int64_t rows = max_rows<Lane>>
 void attend_block(const PrefixAttentionParams& p, const Chunk<Lane>& chunk,
                   const Block<Lane>& block, Lookahead& ahead) {
-  if constexpr (rows > 1) {
-    if (block.size < rows) return attend_block<rows - 1>(p, chunk, block, ahead);
+  if constexpr (rows > 1 && !tiled<Lane>) {
+    if (block.size < rows) return attend_block<Lane, rows - 1>(p, chunk, block, ahead);
   }
   attend<rows>(p, chunk, block, ahead);
 }
@@ -346,9 +455,9 @@ class Worker {
         group(p.heads / p.kv_heads),
         padded_dim(round_up(p.dim, panel_size)),
         rows(group * (p.last_only ? 1 : longest_suffix(p))),
-        depth(ceil_div(p.dim, width<Lane>)),
-        queries(round_up(rows.size(), max_rows) * depth),
-        outs(rows.size() * padded_dim),
+        depth(lanes_of<Lane>(p.dim)),
+        queries(round_up(rows.size(), max_rows<Lane>) * depth),
+        outs(round_up(rows.size(), tiled<Lane> ? max_rows<Lane> : 1) * padded_dim),
         keys(chunk_size * depth),
         values(chunk_size / width<Lane> * padded_dim),
         floats(compressed && width<Lane> == 2 ? tile_size * padded_dim : 0),
@@ -384,13 +493,15 @@ class Worker {
     first_row = p.last_only ? candidate : p.suffix_starts[candidate];
     num_rows = group * (suffix_length - first_token);
     // Blocks of even size: a last one of a few rows would leave most registers idle.
-    num_blocks = ceil_div(num_rows, max_rows);
-    block_size = ceil_div(num_rows, num_blocks);
+    num_blocks = ceil_div(num_rows, max_rows<Lane>);
+    block_size = tiled<Lane> ? max_rows<Lane> : ceil_div(num_rows, num_blocks);
     for (int64_t r = 0; r < num_rows; ++r) {
       rows[r] = Row{prefix_length + first_token + r / group};
       const T* query = at<T>(p.q, query_row(r), query_head(r));
-      Lane* to = queries.data() + r / block_size * max_rows * depth + r % block_size;
-      scatter(query, p.dim, to, max_rows);
+      Lane* block = queries.data() + r / block_size * max_rows<Lane> * depth;
+      const int64_t row = r % block_size;
+      tiled<Lane> ? scatter(query, p.dim, block + row * depth, 1)
+                  : scatter(query, p.dim, block + row, max_rows<Lane>);
     }
     std::fill_n(outs.begin(), num_rows * padded_dim, 0.0f);
   }
@@ -413,7 +524,7 @@ class Worker {
       const bool past = chunk.position + chunk.size <= rows[first].position + 1 - p.sliding_window;
       if (future || past) continue;
       attend_block(p, chunk,
-                   Block<Lane>{size, queries.data() + b * max_rows * depth, factor,
+                   Block<Lane>{size, queries.data() + b * max_rows<Lane> * depth, factor,
                                rows.data() + first, outs.data() + first * padded_dim},
                    ahead);
     }
@@ -468,6 +579,7 @@ class Worker {
         chunk.tiles[t] = chunk.tiles[0];
       }
     }
+    clear_values(chunk.size);
     return chunk;
   }
 
@@ -505,7 +617,7 @@ class Worker {
   // From coordinates of 16 keys, `stride` apart.
   template <class From>
   void copy_keys(const From* from, int64_t stride, Lane* copy) const {
-    for (int64_t i = 0; i < depth; ++i) {
+    for (int64_t i = 0; i < ceil_div(p.dim, width<Lane>); ++i) {
       const From* line = from + i * width<Lane> * stride;
       const bool is_whole = (i + 1) * width<Lane> <= p.dim;
       read_lines(line, is_whole ? line + stride : nullptr, tile_size, copy + i * tile_size);
@@ -602,7 +714,16 @@ class Worker {
       copy_values(at<T>(p.v, first_row_of_chunk + n, kv_head), p.v.stride[0],
                   std::min(tile_size, size - n), values_copy(n / tile_size));
     }
+    clear_values(size);
     return chunk;
+  }
+
+  // Tiles multiply whole ones of values: after a chunk's last may be those of an earlier chunk.
+  void clear_values(int64_t size) {
+    if constexpr (tiled<Lane>) {
+      const auto end = values.begin() + round_up(size, panel_size) / width<Lane> * padded_dim;
+      std::fill(values.begin() + ceil_div(size, width<Lane>) * padded_dim, end, Lane{});
+    }
   }
 
   Lane* keys_copy(int64_t tile) { return keys.data() + tile * tile_size * depth; }
@@ -645,6 +766,9 @@ void all_pairs(const PrefixAttentionParams& p, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Worker<T, Page, LaneOf<T>> worker(p);
+#if defined(__AMX_BF16__)
+    const TilesInUse tiles;
+#endif
 #pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < p.batch * p.kv_heads; ++pair) {
       worker.run(pair);
