@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "chunks.h"
 #include "tiles.h"
 
 #if defined(__AVX512VNNI__)
@@ -14,10 +15,11 @@
 namespace ragvl {
 namespace {
 
-constexpr int64_t lanes = 16;        // columns whose sums are a vector
-constexpr int64_t panel_size = 32;   // columns whose sums are taken at once
-constexpr int64_t depth = 4;         // neighbours along the sum that are multiplied at once
-constexpr int64_t chunk_size = 192;  // rows that stay in the cache while panels pass
+constexpr int64_t lanes = 16;                // columns whose sums are a vector
+constexpr int64_t panel_size = 32;           // columns whose sums are taken at once
+constexpr int64_t depth = 4;                 // neighbours along the sum that are multiplied at once
+constexpr int64_t cached_bytes = 576 << 10;  // of codes that pass by one panel after the other
+constexpr int64_t least_cached = 192;        // rows
 
 typedef int32_t IntVector __attribute__((vector_size(lanes * sizeof(int32_t))));
 typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
@@ -175,6 +177,9 @@ void multiply_rows(const Int8LinearParams& p, int64_t row, int64_t size, int64_t
 
 template <class T>
 void all_rows(const Int8LinearParams& p, int threads) {
+  const int64_t panels = (p.columns + panel_size - 1) / panel_size;
+  const int64_t chunk_size =
+      rows_of_chunk(p.rows, p.padded_dim, panels, threads, cached_bytes, least_cached, row_step);
   const int64_t chunks = (p.rows + chunk_size - 1) / chunk_size;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -184,7 +189,8 @@ void all_rows(const Int8LinearParams& p, int threads) {
     const TilesInUse tiles;
     TilesInUse::written(p.codes);
 #endif
-#pragma omp for collapse(2) schedule(dynamic)
+    // Neighbouring columns by one thread: two would write to one line of memory
+#pragma omp for collapse(2) schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       for (int64_t column = 0; column < p.columns; column += panel_size) {
         const int64_t first = chunk * chunk_size, end = std::min(p.rows, first + chunk_size);
