@@ -91,6 +91,7 @@ bench: $(VENV)/.dev ## Measure what the README's tables say, into benchmarks/res
 	$(BIN)/python benchmarks/bench_rotary_embedding.py
 	$(BIN)/python benchmarks/bench_dtypes.py
 	$(BIN)/python benchmarks/bench_int8_linear.py
+	$(BIN)/python benchmarks/bench_bfloat16_linear.py
 	$(BIN)/python benchmarks/bench_layers.py
 	$(BIN)/python benchmarks/bench_diffusion_noise.py
 	$(BIN)/python benchmarks/bench_visual_weighted_cross_entropy.py

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import architectures
+import bench_bfloat16_linear
 import bench_diffusion_noise
 import bench_dtypes
 import bench_evaluate
@@ -76,6 +77,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prefix_attention": bench_prefix_attention.table,
     "prefix_write": bench_prefix_write.table,
     "int8_linear": bench_int8_linear.table,
+    "bfloat16_linear": bench_bfloat16_linear.table,
     "residual_rms_norm": bench_residual_rms_norm.table,
     "rotary_embedding": bench_rotary_embedding.table,
     "relevance_head": bench_relevance_head.table,

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bfloat16_linear.h"
 #include "diffusion_noise.h"
 #include "int8_linear.h"
 #include "isa.h"
@@ -125,6 +126,8 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
 
+  bind_cpu<BFloat16LinearParams>(m, "bfloat16_linear_cpu",
+                                 [] { return RAGVL_CPU_KERNEL(bfloat16_linear); });
   bind_cpu<DiffusionNoiseParams>(m, "diffusion_noise_cpu",
                                  [] { return RAGVL_CPU_KERNEL(diffusion_noise); });
   bind_cpu<Int8LinearParams>(m, "int8_linear_cpu", [] { return RAGVL_CPU_KERNEL(int8_linear); });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ragvl.ops.backends import Backend, BackendUnavailableError
+from ragvl.ops.bfloat16_linear import bfloat16_linear, bfloat16_linear_reference
 from ragvl.ops.diffusion_noise import diffusion_noise, diffusion_noise_reference
 from ragvl.ops.int8_linear import Int8Weight, int8_linear, int8_linear_reference
 from ragvl.ops.prefix_attention import PrefixBatch, prefix_attention, prefix_attention_reference
@@ -22,6 +23,8 @@ __all__ = [
     "BackendUnavailableError",
     "Int8Weight",
     "PrefixBatch",
+    "bfloat16_linear",
+    "bfloat16_linear_reference",
     "diffusion_noise",
     "diffusion_noise_reference",
     "int8_linear",

@@ -29,6 +29,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "rotary_embedding": ("reference", "cpu", "triton"),
     "visual_weighted_cross_entropy": ("reference", "cpu", "triton"),
     "int8_linear": ("reference", "cpu"),
+    "bfloat16_linear": ("reference", "cpu"),
 }
 
 # Their "cpu" backend is PyTorch's own products, a part at a time: there is nothing to compile.

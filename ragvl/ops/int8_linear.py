@@ -1,8 +1,8 @@
 """int8_linear: a product with 8-bit weights, whose inputs are rounded to 8 bits row by row.
 
 A CPU with AVX-512 VNNI multiplies 8-bit whole numbers about four times as fast as float32, one with
-AMX faster still. Sums of whole numbers are exact in any order, so that a row's result does not depend
-on the rows beside it.
+AMX faster still. Sums of whole numbers are exact in any order, so that a row's result does not
+depend on the rows beside it.
 """
 
 from __future__ import annotations
