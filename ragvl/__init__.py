@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 # Eager, and light: a module and a function share this name, and the function must win.
 from ragvl.fast_rerank import fast_rerank
+from ragvl.mkl import ask_for_strict_sums
 
 if TYPE_CHECKING:
     from ragvl.client import AsyncClient, Client
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ragvl.prefix_cache import PrefixCache
     from ragvl.reranker import RankedDocument, Reranker
     from ragvl.retriever import Retriever
+
+ask_for_strict_sums()  # before anything is multiplied
 
 __version__ = "0.1.0"
 

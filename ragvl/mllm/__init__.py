@@ -28,6 +28,7 @@ from ragvl.mllm.int8 import resolve_model_dtype
 from ragvl.mllm.loading import check_reader
 from ragvl.mllm.mllm import IMAGE_TOKENS, MLLM
 from ragvl.mllm.processors import merge_settings
+from ragvl.mllm.products import PLAIN_PRODUCTS, warn_of_mixed_rows
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.quantized import company_problem
 from ragvl.mllm.states import LayerState, StateShape
@@ -36,6 +37,7 @@ from ragvl.model_files import UnsupportedModelError
 __all__ = [
     "IMAGE_TOKENS",
     "MLLM",
+    "PLAIN_PRODUCTS",
     "AnswerTokenError",
     "CaptionLimit",
     "ConvolutionalVisionConfig",
@@ -65,4 +67,5 @@ __all__ = [
     "resolve_date",
     "resolve_model_dtype",
     "too_long",
+    "warn_of_mixed_rows",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ragvl.mllm.products import PLAIN_PRODUCTS
 from ragvl.ops import Int8Weight, int8_linear
 from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.runtime import multiplies_bfloat16, resolve_dtype
@@ -130,7 +131,7 @@ def round_products(model: PreTrainedModel) -> None:
     for parent in list(model.modules()):
         for name, product in list(parent.named_children()):
             if (
-                type(product) is nn.Linear
+                type(product) in PLAIN_PRODUCTS
                 and product is not head
                 and not hasattr(parent, "experts")
             ):

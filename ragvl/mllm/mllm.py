@@ -38,6 +38,7 @@ from ragvl.mllm.loading import (
     load_processor,
     naming,
 )
+from ragvl.mllm.products import keep_rows_apart
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.vision import Join, join_features, learn_join
 from ragvl.ops import PrefixBatch
@@ -107,6 +108,7 @@ class MLLM:
             prompting.prepare_images_on(self.device)
         self._source: tuple[str, dict[str, Any]] | None = None
         self._fingerprint: tuple[tuple[object, ...], str] | None = None
+        keep_rows_apart(model)
         self._take_apart()
         self._watch = Watch(model)
         self._form = self._form_now()

@@ -41,6 +41,7 @@ from ragvl.mllm import (
     checked_caption_tokens,
     company_problem,
     merge_settings,
+    warn_of_mixed_rows,
 )
 from ragvl.prefix_cache import PictureSupply, PrefixCache, reuse_problem
 from ragvl.progress import ProgressBar
@@ -166,6 +167,8 @@ class Reranker(CrossEncoderDialect):
                 "a score would depend on what is scored beside it, since the weights are "
                 f"quantised: {problem}. Give deterministic=False if that will do"
             )
+        if deterministic:
+            warn_of_mixed_rows(mllm.model)
         self._deterministic = deterministic
         self._made: tuple[str, Scorer] | None = None
 

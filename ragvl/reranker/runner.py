@@ -21,7 +21,8 @@ from ragvl.reranker.graphs import Graphs
 from ragvl.reranker.heads import Head
 
 # A matrix product gives a row the same bits whatever stands beside it, if it has whole blocks of
-# so many rows; a product with a single row takes another path.
+# so many rows; a product with a single row takes another path. Where a library does not keep to
+# that: `ragvl.mkl`, `ragvl.mllm.products`.
 _BLOCK_ROWS = 32
 # More rows gain nothing on a CPU and leave its caches. On a GPU every chunk has this shape, room
 # for 20 candidates of 32 tokens, or with `deterministic=False` as many blocks as it needs.
