@@ -31,6 +31,7 @@ from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker
 from ragvl.ops import Int8Weight, int8_linear
+from ragvl.ops.backends import compiled
 from ragvl.profiling.timing import compare, time_in_turn
 
 BASELINE = "float32"
@@ -40,6 +41,9 @@ CPU = torch.device("cpu")
 _SUFFIX_TOKENS = 30
 _GOALS = {"bfloat16": 2.2, "int8": 3.0}  # times the speed of float32
 _MATRIX_SIZE = 2048
+_ISAS = ("avx512_vnni", "avx512_bf16", "amx")  # that multiply in 8 bits
+_HEADER = ["", "warm", "cold", "rate, warm", "rate, cold", "of a large product"]
+_HEADER += ["products", "attention", "between", "difference of a score", "weights"]
 
 
 def measure_dtypes(name: str, *, num_documents: int, rounds: int) -> dict[str, Any]:
@@ -141,14 +145,20 @@ def _goals(measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def dtypes_table(results: Results) -> str:
-    """Speed, rates and error in each dtype, and the goals."""
-    header = ["", "warm", "cold", "rate, warm", "rate, cold", "of a large product"]
-    header += ["products", "attention", "between", "difference of a score", "weights"]
-    if (result := results.get("dtypes_cpu")) is None:
-        return unmeasured(header)
+    """Speed, rates and error in each dtype, and the goals, on each kind of CPU there is."""
+    measured = [results[name] for isa in _ISAS if (name := _name(isa)) in results]
+    return "\n\n".join(map(_table_of, measured)) or unmeasured(_HEADER)
+
+
+def _name(isa: str) -> str:
+    return f"dtypes_{isa}"
+
+
+def _table_of(result: Result) -> str:
     rows = [_row(dtype, figures) for dtype, figures in result["dtypes"].items()]
+    machine = f"{result['machine']['device']} ({result['machine']['cpu kernels']})"
     note = (
-        f"{result['machine']['device']}: a {SHAPES[result['model']].family} of "
+        f"{machine}: a {SHAPES[result['model']].family} of "
         f"{result['parameters'] / 1e6:.0f} M random weights, {result['num_documents']} candidates; "
         f"speed over float32, median (lowest to highest) of {result['rounds']} rounds in one run. "
         "Rates are the counted operations of products and attention over the median time, of "
@@ -156,7 +166,7 @@ def dtypes_table(results: Results) -> str:
         "probabilities, and differ from float32's on average and at most so much. All with "
         '`layers="fused"`.'
     )
-    return "\n\n".join([table(header, rows, note), goals([result])])
+    return "\n\n".join([table(_HEADER, rows, note), goals([result])])
 
 
 def _row(dtype: str, figures: Result) -> list[str]:
@@ -182,14 +192,15 @@ def main(
     num_documents: Annotated[int, typer.Option(help="Candidates a question.")] = 20,
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each dtype.")] = 9,
 ) -> None:
-    """Measure on the CPU; print the table and write benchmarks/results/dtypes_cpu.json."""
+    """Measure on the CPU; print the table and write benchmarks/results/dtypes_<isa>.json."""
     transformers_logging.disable_progress_bar()
     result = run(model, num_documents=num_documents, rounds=rounds)
     console = Console(width=200)
-    console.print(dtypes_table({"dtypes_cpu": {**result, "machine": {"device": "this CPU"}}}))
+    isa = compiled().cpu_isa()
+    console.print(_table_of({**result, "machine": {"device": "this CPU", "cpu kernels": isa}}))
     print_goals(result["goals"], console)
     if model == DEFAULT_MODEL:
-        console.print(f"wrote {save('dtypes_cpu', result, CPU)}")
+        console.print(f"wrote {save(_name(isa), result, CPU)}")
 
 
 def run(model: str, *, num_documents: int, rounds: int) -> dict[str, Any]:

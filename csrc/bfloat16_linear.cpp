@@ -3,7 +3,7 @@
 #include "bfloat16_linear.h"
 
 #include <algorithm>
-#include <vector>
+#include <memory>
 
 #include "chunks.h"
 #include "tiles.h"
@@ -18,7 +18,7 @@ constexpr int64_t least_cached = 128;         // rows: fewer do not pay for read
 
 // 32 columns of the weight, and their biases.
 struct Panel {
-  std::vector<uint32_t> weights;
+  std::unique_ptr<uint32_t[]> weights;
   float biases[panel_size];
   int64_t column, size;
 };
@@ -38,6 +38,7 @@ void copy_row(const BFloat16LinearParams& p, int64_t row) {
 
 #if defined(__AMX_BF16__)
 constexpr int64_t max_rows = 2 * row_step;
+constexpr int64_t dims_in_word = 2;                // of a panel's weights
 constexpr int64_t pairs_in_line = tile_bytes / 4;  // of numbers that are neighbours along the sum
 constexpr int64_t dims_in_line = 2 * pairs_in_line;
 
@@ -81,18 +82,19 @@ void read_weights(const BFloat16LinearParams& p, Panel& panel) {
             column < panel.size ? _mm512_maskz_loadu_epi16(mask, from) : _mm512_setzero_si512();
       }
       transpose(lines);
-      uint32_t* to = panel.weights.data() + (half * p.padded_dim + dim) / 2 * 16;
+      uint32_t* to = panel.weights.get() + (half * p.padded_dim + dim) / 2 * 16;
       for (int64_t i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * 16, lines[i]);
     }
   }
 }
 
-// Tiles 0 to 3 hold the sums of 16 rows twice by 16 columns twice.
+// Tiles 0 to 3 hold the sums of 16 rows twice by 16 columns twice. Rows are streamed, so that the
+// panel stays in the nearest cache.
 void multiply(const BFloat16LinearParams& p, const Panel& panel, int64_t row, int64_t size) {
   const bool two = size > row_step;
   const BFloat16* above = rows_from(p, row);
   const BFloat16* below = two ? rows_from(p, row + row_step) : above;
-  const uint32_t* left = panel.weights.data();
+  const uint32_t* left = panel.weights.get();
   const uint32_t* right = left + p.padded_dim / 2 * 16;
   const int64_t stride = p.padded_dim * sizeof(BFloat16);
   alignas(64) float sums[max_rows][panel_size];
@@ -130,6 +132,7 @@ void multiply(const BFloat16LinearParams& p, const Panel& panel, int64_t row, in
 }
 #else
 constexpr int64_t max_rows = 4;
+constexpr int64_t dims_in_word = 1;
 
 // [padded_dim, 32] floats.
 void read_weights(const BFloat16LinearParams& p, Panel& panel) {
@@ -148,7 +151,7 @@ void multiply(const BFloat16LinearParams& p, const Panel& panel, int64_t row, in
   for (auto& sum : sums) std::copy_n(panel.biases, panel_size, sum);
   for (int64_t i = 0; i < p.padded_dim; ++i) {
     float line[panel_size];
-    memcpy(line, panel.weights.data() + i * panel_size, sizeof line);
+    memcpy(line, panel.weights.get() + i * panel_size, sizeof line);
     for (int64_t r = 0; r < max_rows; ++r) {
       const float factor = to_float(rows[r * p.padded_dim + i]);
       for (int64_t j = 0; j < panel_size; ++j) sums[r][j] += factor * line[j];
@@ -184,7 +187,7 @@ void bfloat16_linear(const BFloat16LinearParams& p, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Panel panel;
-    panel.weights.resize(p.padded_dim * panel_size);
+    panel.weights.reset(new uint32_t[p.padded_dim * panel_size / dims_in_word]);
 #pragma omp for
     for (int64_t row = p.first_copied; row < end_of_copied; ++row) copy_row(p, row);
 #if defined(__AMX_BF16__)

@@ -28,7 +28,7 @@ from ragvl.mllm.int8 import resolve_model_dtype
 from ragvl.mllm.loading import check_reader
 from ragvl.mllm.mllm import IMAGE_TOKENS, MLLM
 from ragvl.mllm.processors import merge_settings
-from ragvl.mllm.products import PLAIN_PRODUCTS, warn_of_mixed_rows
+from ragvl.mllm.products import is_plain_product, warn_of_mixed_rows
 from ragvl.mllm.prompting import Prompting
 from ragvl.mllm.quantized import company_problem
 from ragvl.mllm.states import LayerState, StateShape
@@ -37,7 +37,6 @@ from ragvl.model_files import UnsupportedModelError
 __all__ = [
     "IMAGE_TOKENS",
     "MLLM",
-    "PLAIN_PRODUCTS",
     "AnswerTokenError",
     "CaptionLimit",
     "ConvolutionalVisionConfig",
@@ -62,6 +61,7 @@ __all__ = [
     "common_prefix_length",
     "company_problem",
     "encode_picture",
+    "is_plain_product",
     "looking_at_attention",
     "merge_settings",
     "resolve_date",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ragvl.mllm.products import PLAIN_PRODUCTS
+from ragvl.mllm.products import is_plain_product
 from ragvl.ops import Int8Weight, int8_linear
 from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.runtime import multiplies_bfloat16, resolve_dtype
@@ -130,11 +130,7 @@ def round_products(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, product in list(parent.named_children()):
-            if (
-                type(product) in PLAIN_PRODUCTS
-                and product is not head
-                and not hasattr(parent, "experts")
-            ):
+            if is_plain_product(product) and product is not head and not hasattr(parent, "experts"):
                 setattr(parent, name, Int8Linear(product))
                 rounded += product.weight.numel()
     if not rounded:

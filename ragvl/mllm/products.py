@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from ragvl.mllm.structure import decoder_layers
 from ragvl.ops import bfloat16_linear
 from ragvl.ops.bfloat16_linear import is_fast_here
+from ragvl.torch_context import default_torch_context
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ class RowLinear(nn.Linear):
         return bfloat16_linear(x, self.weight, self.bias)
 
 
-PLAIN_PRODUCTS = (nn.Linear, RowLinear)  # what is not of a package that quantises, exactly
+def is_plain_product(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is torch's own product or a `RowLinear`, and none that is quantised."""
+    return type(module) in (nn.Linear, RowLinear)
 
 
 def keep_rows_apart(model: PreTrainedModel) -> None:
@@ -43,6 +47,7 @@ def keep_rows_apart(model: PreTrainedModel) -> None:
             module.__class__ = RowLinear
 
 
+@default_torch_context
 def warn_of_mixed_rows(model: PreTrainedModel) -> None:
     """Says, once a dtype, that a score's last bits may depend on what is scored beside it."""
     if model.device.type != "cpu":
@@ -50,7 +55,7 @@ def warn_of_mixed_rows(model: PreTrainedModel) -> None:
     kinds = {
         (type(module), module.weight.shape): module
         for module in decoder_layers(model)[0].modules()
-        if isinstance(module, nn.Linear) and type(module) in PLAIN_PRODUCTS
+        if is_plain_product(module)
     }
     if any(_mixes_rows(product) for product in kinds.values()):
         _warn_once(model.dtype)

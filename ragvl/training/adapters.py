@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ragvl.messages import quoted
-from ragvl.mllm import MLLM, PLAIN_PRODUCTS
+from ragvl.mllm import MLLM, is_plain_product
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def trainable(mllm: MLLM, lora: LoraSettings, *, freeze_vision: bool) -> Any:
 
 def _adapted(layer: nn.Module, *args: Any, **kwargs: Any) -> _AdaptedLinear | None:
     """None leaves the layer to PEFT: quantized ones are subclasses of `nn.Linear`."""
-    return _AdaptedLinear(layer, *args, **kwargs) if type(layer) in PLAIN_PRODUCTS else None
+    return _AdaptedLinear(layer, *args, **kwargs) if is_plain_product(layer) else None
 
 
 class _AdaptedLinear(peft_lora.Linear):

@@ -22,7 +22,9 @@ def test_each_dtype_is_timed_and_held_against_its_products() -> None:
         assert 0 < figures["flops_per_second"]["warm"] < figures["peak_flops_per_second"]
         assert abs(sum(figures["shares"].values()) - 1) < 1e-9
     assert {goal["of"] for goal in result["goals"]} == set(dtypes)
-    table = bench_dtypes.dtypes_table({"dtypes_cpu": {**result, "machine": {"device": "A CPU"}}})
+    machine = {"device": "A CPU", "cpu kernels": "amx"}
+    table = bench_dtypes.dtypes_table({"dtypes_amx": {**result, "machine": machine}})
+    assert "A CPU (amx): a llava" in table
     assert '| `dtype="int8"` |' in table
     assert "| int8 | speed over float32, warm | at least 3 |" in table
 

@@ -126,7 +126,7 @@ def test_products_that_mix_rows_are_named_once(
         warn_of_mixed_rows(model)
         assert not caplog.records
         layer = next(m for m in model.modules() if type(m).__name__.endswith("DecoderLayer"))
-        monkeypatch.setattr(products, "PLAIN_PRODUCTS", (nn.Linear, _Mixed))
+        monkeypatch.setattr(products, "RowLinear", _Mixed)
         layer.mlp.down_proj.__class__ = _Mixed
         warn_of_mixed_rows(model)
         warn_of_mixed_rows(model)
