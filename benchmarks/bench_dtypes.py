@@ -25,7 +25,7 @@ from models import write_model
 from rich.console import Console
 from roofline import Work, prefix_work, suffix_work
 from shapes import SHAPES
-from tables import Result, Results, goals, table, times, unmeasured
+from tables import Result, Results, goals, name_on_cpu, on_each_cpu, table, times, unmeasured
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
@@ -41,7 +41,6 @@ CPU = torch.device("cpu")
 _SUFFIX_TOKENS = 30
 _GOALS = {"bfloat16": 2.2, "int8": 3.0}  # times the speed of float32
 _MATRIX_SIZE = 2048
-_ISAS = ("avx512_vnni", "avx512_bf16", "amx")  # that multiply in 8 bits
 _HEADER = ["", "warm", "cold", "rate, warm", "rate, cold", "of a large product"]
 _HEADER += ["products", "attention", "between", "difference of a score", "weights"]
 
@@ -146,12 +145,7 @@ def _goals(measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 def dtypes_table(results: Results) -> str:
     """Speed, rates and error in each dtype, and the goals, on each kind of CPU there is."""
-    measured = [results[name] for isa in _ISAS if (name := _name(isa)) in results]
-    return "\n\n".join(map(_table_of, measured)) or unmeasured(_HEADER)
-
-
-def _name(isa: str) -> str:
-    return f"dtypes_{isa}"
+    return "\n\n".join(map(_table_of, on_each_cpu(results, "dtypes"))) or unmeasured(_HEADER)
 
 
 def _table_of(result: Result) -> str:
@@ -200,7 +194,7 @@ def main(
     console.print(_table_of({**result, "machine": {"device": "this CPU", "cpu kernels": isa}}))
     print_goals(result["goals"], console)
     if model == DEFAULT_MODEL:
-        console.print(f"wrote {save(_name(isa), result, CPU)}")
+        console.print(f"wrote {save(name_on_cpu('dtypes', isa), result, CPU)}")
 
 
 def run(model: str, *, num_documents: int, rounds: int) -> dict[str, Any]:

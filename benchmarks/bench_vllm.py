@@ -26,11 +26,12 @@ from models import write_model
 from peers.vllm.scorer import VllmScorer, publish_names
 from rich.console import Console
 from shapes import SHAPES
-from tables import Result, Results, goals, table, times, unmeasured
+from tables import Result, Results, goals, name_on_cpu, on_each_cpu, table, times, unmeasured
 from transformers.utils import logging as transformers_logging
 from workload import fitting_questions, write_documents
 
 from ragvl import Document, Reranker
+from ragvl.ops.backends import compiled
 from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.profiling.timing import compare, time_in_turn
 
@@ -191,9 +192,11 @@ def _calls(case: Result) -> str:
 
 def vllm_table(results: Results) -> str:
     """How many times as fast as vLLM, for each dtype and number of queries in a call."""
-    result = results.get("vllm_cpu")
-    if result is None:
-        return unmeasured(["", "float32", "bfloat16"])
+    measured = on_each_cpu(results, "vllm")
+    return "\n\n".join(map(_table_of, measured)) or unmeasured(["", "float32", "bfloat16"])
+
+
+def _table_of(result: Result) -> str:
     cases = result["cases"]
     rows = [
         [label, *(times(c["against"][ours]) if ours in c["against"] else "" for c in cases)]
@@ -207,9 +210,10 @@ def vllm_table(results: Results) -> str:
             table(
                 ["", *map(_title, cases)],
                 rows,
-                f"{result['machine']['device']}: how many times as fast as vLLM {peer['vllm']}'s "
-                f"CPU build, of pictures that it knows too where ours are known; median (lowest "
-                f"to highest) of {result['rounds']} rounds in one run. LLaVA of "
+                f"{result['machine']['device']} ({result['machine']['cpu kernels']}): how many "
+                f"times as fast as vLLM {peer['vllm']}'s CPU build, of pictures that it knows "
+                f"too where ours are known; median (lowest to highest) of "
+                f"{result['rounds']} rounds in one run. LLaVA of "
                 f"{model['parameters'] / 1e6:,.0f} M parameters, {result['num_documents']} "
                 f"candidates of {model['image_tokens']} image tokens, {tokens[WARM]} tokens after "
                 f"the prefix ({tokens[SHORT]} with `instruction-first`, which vLLM is not given). "
@@ -231,7 +235,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help="Samples of each method.")] = 9,
     num_documents: Annotated[int, typer.Option(min=1, help="Candidates a question.")] = 20,
 ) -> None:
-    """Measure, print the goals and write benchmarks/results/vllm_cpu.json.
+    """Measure, print the goals and write benchmarks/results/vllm_<isa>.json.
 
     Only the default model is written, since that is what the documents' table is about.
     """
@@ -243,7 +247,7 @@ def main(
     print_goals(result["goals"], Console(width=160))
     default = (model, image_tokens, num_documents) == ("mid", 256, 20)
     if default:
-        print(f"wrote {save('vllm_cpu', result, CPU)}")
+        print(f"wrote {save(name_on_cpu('vllm', compiled().cpu_isa()), result, CPU)}")
 
 
 if __name__ == "__main__":

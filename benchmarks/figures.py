@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench_relevance_head import speed_over_eager
 from bench_vllm import SHORT, WARM
-from tables import Result, Results, devices, table
+from tables import Result, Results, devices, on_each_cpu, table
 
 GENERATE = "`generate` for each candidate, as RagVL's release does"
 
@@ -71,10 +71,12 @@ def figures(results: Results) -> str:
             _span(_medians(few_labels, "cpu", "speedup")),
         ],
     ]
-    machines = devices([rerank, cached, evaluation, head, attention, noise, loss])
+    machines = devices(
+        [rerank, cached, evaluation, head, attention, noise, loss, *on_each_cpu(results, "vllm")]
+    )
     note = (
-        f"{machines}; times as fast, medians, lowest to highest case. Each row is from one run in "
-        "which the methods took turns; the methods of the first three rows give scores that agree "
+        f"{machines}; times as fast, medians, lowest to highest case. In a run the methods of a "
+        "row took turns; the methods of the first three rows give scores that agree "
         f"within {max(case['max_score_difference'] for case in cases):.0e}."
     )
     return table(["", "in the place of", "speed"], rows, note)
@@ -82,9 +84,7 @@ def figures(results: Results) -> str:
 
 def _against_vllm(results: Results) -> list[list[str]]:
     """Rows for known pictures, in the same dtype and in int8, if measured."""
-    if "vllm_cpu" not in results:
-        return []
-    cases = results["vllm_cpu"]["cases"]
+    cases = [case for one in on_each_cpu(results, "vllm") for case in one["cases"]]
     same = [case for case in cases if case["dtype"] != "int8"]
     int8 = [case for case in cases if case["dtype"] == "int8"]
     peer = "vLLM's CPU build, which caches prefixes too"

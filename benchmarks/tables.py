@@ -46,6 +46,22 @@ def goals(results: Iterable[Result | None]) -> str:
     return table(header, rows)
 
 
+# What CPUs are told apart by, as `ragvl doctor` names it, slowest first
+_ISAS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+
+
+def name_on_cpu(benchmark: str, isa: str) -> str:
+    """What results are called of a benchmark whose figures differ much from CPU to CPU."""
+    assert isa in _ISAS, isa
+    return f"{benchmark}_{isa}"
+
+
+def on_each_cpu(results: Results, benchmark: str) -> list[Result]:
+    """A benchmark's results on each kind of CPU on which it was measured."""
+    names = (name_on_cpu(benchmark, isa) for isa in _ISAS)
+    return [results[name] for name in names if name in results]
+
+
 def times(spread: Mapping[str, float]) -> str:
     """A ratio's median, lowest and highest."""
     return f"{spread['median']:.2f}x ({spread['min']:.2f} to {spread['max']:.2f})"

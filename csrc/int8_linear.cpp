@@ -179,7 +179,7 @@ template <class T>
 void all_rows(const Int8LinearParams& p, int threads) {
   const int64_t panels = (p.columns + panel_size - 1) / panel_size;
   const int64_t chunk_size =
-      rows_of_chunk(p.rows, p.padded_dim, panels, threads, cached_bytes, least_cached, row_step);
+      rows_of_chunk(p.rows, p.padded_dim, panels, threads, cached_bytes, least_cached, max_rows);
   const int64_t chunks = (p.rows + chunk_size - 1) / chunk_size;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
