@@ -47,6 +47,7 @@ from ragvl.demo.run import NUM_PLACES, WORLD_SEED
 from ragvl.evaluation.metrics import Figure, ranking_figures, selection_figures
 from ragvl.mllm import MLLM, Prefilled, Prompt
 from ragvl.mllm import decoder as decoder_module
+from ragvl.ops.int8_linear import slow_products_problem
 from ragvl.prefix_cache.building import PrefixBuilder
 from ragvl.prefix_cache.image_tokens import kept_tokens
 from ragvl.reranker import cached_prefixes
@@ -427,7 +428,8 @@ def measure(
 
 # --- speed --------------------------------------------------------------------------------------
 
-DTYPES = ("float32", "int8", "bfloat16")  # the model's, of whose last bytes are told
+# The model's; int8 where the CPU multiplies it. Bytes are those of the last.
+DTYPES = ("float32", *([] if slow_products_problem() else ["int8"]), "bfloat16")
 
 
 def measured_speed(model: str, image_tokens: int, *, documents: int, rounds: int) -> dict[str, Any]:
@@ -544,24 +546,25 @@ def image_tokens_table(results: Results) -> str:
 def speed_table(results: Results) -> str:
     """How much smaller and faster fewer tokens and compression make known documents."""
     header = ["tokens", "numbers", "smaller than bfloat16"]
-    header += [f"speed, warm, {dtype}" for dtype in DTYPES]
     result = results.get("image_tokens_speed_cpu")
     if result is None:
-        return unmeasured(header, 2)
+        return unmeasured([*header, "speed, warm"], 2)
+    dtypes = list(result["rows"][0]["speed"])
+    header += [f"speed, warm, {dtype}" for dtype in dtypes]
     rows = [
         [
             _share(row["share"]),
             row["compression"] or "exact",
             f"{row['smaller_than_bfloat16']:.1f}x",
-            *(times(row["speed"][dtype]) for dtype in DTYPES),
+            *(times(row["speed"][dtype]) for dtype in dtypes),
         ]
         for row in result["rows"]
     ]
     note = (
         f"{result['machine']['device']}: a LLaVA of {result['parameters'] / 1e6:.0f} M random "
         f"weights, {result['candidates']} candidates of {result['image_tokens']} image tokens, "
-        f"{result['suffix_tokens']} tokens after the prefix; pages included, those of the last "
-        "dtype's numbers. Speed is over all tokens, exact, in the same dtype: median (lowest to "
+        f"{result['suffix_tokens']} tokens after the prefix. Bytes are of whole pages, the exact "
+        "ones in bfloat16. Speed is over all tokens, exact, in the same dtype: median (lowest to "
         f'highest) of {result["rounds"]} rounds in one run, with `layers="fused"`.'
     )
     return "\n\n".join([markdown(header, rows, note), goals([result])])

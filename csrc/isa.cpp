@@ -11,12 +11,13 @@
 #endif
 
 namespace ragvl {
+#ifdef RAGVL_X86
 namespace {
 
 // Whether this process may use AMX's tiles. Linux has to be asked, since they make what it saves of
 // a thread much larger.
 bool may_use_tiles() {
-#if defined(RAGVL_X86) && defined(__linux__)
+#ifdef __linux__
   constexpr unsigned tile = 1u << 24, int8 = 1u << 25, bf16 = 1u << 22;  // CPUID 7, EDX
   constexpr long ask_for_state = 0x1023, tile_data = 18;                 // ARCH_REQ_XCOMP_PERM
   unsigned a, b, c, d;
@@ -29,6 +30,7 @@ bool may_use_tiles() {
 }
 
 }  // namespace
+#endif
 
 const char* isa_name(Isa isa) {
   switch (isa) {

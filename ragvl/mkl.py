@@ -1,4 +1,4 @@
-"""Has MKL, which torch multiplies with on x86, give a row of a product bits of its own."""
+"""Has MKL, which torch multiplies with on x86, add up alike however many rows a product has."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _VARIABLE, _STRICT = "MKL_CBWR", "AUTO,STRICT"  # conditional numerical reproduc
 def ask_for_strict_sums() -> None:
     """Lets a row's bits not depend on how many other rows there are, on Intel's CPUs.
 
-    There MKL splits sums as suits a product's size, unless it is told not to; it is as fast then.
-    It reads the environment at its first product. On other makers' CPUs it does not do that, and
-    the same setting would choose slower instructions.
+    There MKL splits sums as suits a product's size, unless it is told not to. It reads the
+    environment at its first product, and so do processes that this one starts; a setting that is
+    there stays. On other makers' CPUs it does not split them, and the same setting would choose
+    slower instructions.
 
     Source: Intel's oneMKL developer guide, "Reproducibility Conditions".
     """
@@ -23,9 +24,9 @@ def ask_for_strict_sums() -> None:
 
 def _maker() -> str:
     """Who made this CPU, as Linux names it; empty where that is not known."""
-    facts = Path("/proc/cpuinfo")
-    if not facts.exists():
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            named = next((line for line in lines if line.startswith("vendor_id")), "")
+    except OSError:
         return ""
-    with facts.open() as lines:
-        named = next((line for line in lines if line.startswith("vendor_id")), "")
     return named.partition(":")[2].strip()

@@ -32,7 +32,7 @@ def wrap_experts(layers: Iterable[nn.Module], packed: Callable[[], bool]) -> Non
     """
     for layer in layers:
         for module in layer.modules():
-            if _are_experts(module) and not hasattr(module.forward, _WRAPPED):
+            if are_experts(module) and not hasattr(module.forward, _WRAPPED):
                 setattr(module, "forward", _Experts(module, packed))  # noqa: B010 (a method, to mypy)
 
 
@@ -68,6 +68,7 @@ class _Experts:
         return torch.arange(len(missing)).repeat_interleave(missing)
 
 
-def _are_experts(module: nn.Module) -> bool:
+def are_experts(module: nn.Module) -> bool:
+    """Whether a module is a mixture's experts, of which a router chooses some for each token."""
     parameters = inspect.signature(type(module).forward).parameters
     return all(name in parameters for name in _ARGUMENTS) and hasattr(module, "num_experts")

@@ -34,8 +34,8 @@ def bfloat16_linear(
         x: (..., K) bfloat16, on the CPU.
         weight: (N, K) bfloat16.
         bias: (N,) bfloat16.
-        backend: see `ragvl.ops.backends`. "cpu" is about as fast as torch's products where the CPU
-            has AMX.
+        backend: see `ragvl.ops.backends`. Where the CPU has AMX "cpu" is nearly as fast as torch's
+            products, or faster; elsewhere it is slower.
 
     Returns:
         (..., N) bfloat16.
@@ -53,21 +53,21 @@ def bfloat16_linear(
     """
     _check(x, weight, bias)
     name, _ = choose("bfloat16_linear", backend, x.device, x.dtype)
-    if name == "reference":
+    if name == "reference" or 0 in (*x.shape, *weight.shape):
         return bfloat16_linear_reference(x, weight, bias)
     columns, dim = weight.shape
     rows = x.reshape(-1, dim).contiguous()
     padded_dim = dim + -dim % _TILE_DEPTH
     first_copied = 0 if padded_dim > dim else len(rows) // _TILE_ROWS * _TILE_ROWS
     num_copied = len(rows) + -len(rows) % _TILE_ROWS - first_copied
-    out = torch.empty((len(rows), columns), dtype=x.dtype)
+    out = rows.new_empty((len(rows), columns))
     with record_function("ragvl::bfloat16_linear"):  # no operator of torch, and else in no profile
         run_compiled(
             "bfloat16_linear",
             x.device,
             threads=rows.numel() * columns // _WORK_PER_THREAD,
             x=rows,
-            scratch=torch.empty((num_copied, padded_dim), dtype=x.dtype),
+            scratch=rows.new_empty((num_copied, padded_dim)),
             weight=weight.contiguous(),
             bias=None if bias is None else bias.contiguous(),
             out=out,
@@ -87,7 +87,7 @@ def bfloat16_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = N
 
 
 def is_fast_here() -> bool:
-    """Whether the compiled kernel is as fast as torch's products, whose rows depend on others."""
+    """Whether the CPU has AMX, where torch's products mix rows and the compiled kernel is fast."""
     try:
         return compiled().cpu_isa() == "amx"
     except (BackendUnavailableError, ValueError):  # the latter of RAGVL_CPU_ISA
@@ -105,6 +105,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"x must have shape (..., {k}), got {shape}")
     if bias is not None:
         check_tensor("bias", bias, shape=(n,), dtypes=kind, device=cpu)
+    if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"weight must hold its own values, and {type(weight).__name__} does not")
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise RuntimeError("bfloat16_linear has no gradient: it is for inference")

@@ -153,21 +153,21 @@ def int8_linear(
     """
     _check(x, weight, bias)
     name, _ = choose("int8_linear", backend, x.device, x.dtype)
-    if name == "reference":
+    if name == "reference" or 0 in (*x.shape, *weight.codes.shape):
         return int8_linear_reference(x, weight, bias)
     packed = weight.packed
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = torch.empty((len(rows), len(weight.scales)), dtype=x.dtype)
+    out = rows.new_empty((len(rows), len(weight.scales)))
     with record_function("ragvl::int8_linear"):  # no operator of torch, and else in no profile
         run_compiled(
             "int8_linear",
             x.device,
             threads=rows.numel() * out.shape[1] // _WORK_PER_THREAD,
             x=rows,
-            codes=torch.empty(
+            codes=rows.new_empty(
                 (len(rows) + -len(rows) % _TILE_ROWS, packed.padded_dim), dtype=torch.uint8
             ),
-            scales=torch.empty(len(rows)),
+            scales=rows.new_empty(len(rows), dtype=torch.float32),
             weight=packed.codes,
             weight_scales=packed.scales,
             offsets=packed.offsets,

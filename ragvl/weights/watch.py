@@ -116,8 +116,9 @@ class _Snapshot:
                 self._tables += (module._parameters, module._buffers)
         self._held = _values(self._tables)
         self.structure = [
-            (path, type(module).__module__, type(module).__qualname__, plain_fields(module))
+            (path, kind.__module__, kind.__qualname__, plain_fields(module))
             for path, module in model.named_modules()
+            for kind in [getattr(type(module), "stands_for", type(module))]
         ]
         self._places = [
             (vars(module), name)

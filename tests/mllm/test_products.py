@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,20 @@ def test_a_setting_of_mkls_that_is_there_stays() -> None:
     assert given.stdout.strip() == "COMPATIBLE"
 
 
-def test_products_of_bfloat16_are_replaced_where_torchs_mix_rows(wide: Path) -> None:
-    products_of = [
-        module
-        for module in MLLM.from_pretrained(wide, device="cpu", dtype="bfloat16").model.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    expected = RowLinear if is_fast_here() else nn.Linear
-    assert {type(product) for product in products_of} == {expected}
-    float32 = MLLM.from_pretrained(wide, device="cpu", dtype="float32").model
-    assert not any(isinstance(module, RowLinear) for module in float32.modules())
+def kinds(mllm: MLLM) -> set[type]:
+    return {type(module) for module in mllm.model.modules() if isinstance(module, nn.Linear)}
+
+
+def test_products_are_replaced_where_torchs_mix_rows(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's name is the same on a CPU that needs no replacement."""
+    here = MLLM.from_pretrained(wide, device="cpu", dtype="bfloat16")
+    assert kinds(here) == {RowLinear if is_fast_here() else nn.Linear}
+    monkeypatch.setenv("RAGVL_CPU_ISA", "baseline")
+    elsewhere = MLLM.from_pretrained(wide, device="cpu", dtype="bfloat16")
+    assert kinds(elsewhere) == {nn.Linear}
+    assert elsewhere.fingerprint == here.fingerprint
 
 
 def test_a_replaced_product_computes_and_learns_as_before() -> None:
@@ -108,7 +113,10 @@ def test_a_replaced_product_computes_and_learns_as_before() -> None:
     given.sum().backward()
     assert torch.equal(product.weight.grad, gradient)
     with torch.inference_mode():
-        assert torch.equal(product(x), bfloat16_linear(x, product.weight, product.bias))
+        own = bfloat16_linear(x, product.weight, product.bias)
+        assert torch.equal(product(x), own)
+        compiled = torch.compile(product, backend="eager", fullgraph=True)(x)
+        assert torch.equal(compiled, expected), "compiled it is torch's own"
         assert product.float()(x.float()).dtype == torch.float32
 
 
@@ -136,13 +144,41 @@ def test_products_that_mix_rows_are_named_once(
     products._warn_once.cache_clear()
 
 
-def test_nothing_is_replaced_on_other_devices_and_in_other_dtypes() -> None:
-    product = nn.Linear(4, 4)
+class _Wrapped(torch.Tensor):
+    """A weight without memory of its own, as packages that quantise have them."""
 
+    @staticmethod
+    def __new__(cls, like: torch.Tensor) -> _Wrapped:
+        return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(str(function))
+
+
+def test_a_weight_of_a_package_is_left_to_it() -> None:
     class Model(nn.Module):
-        device, dtype = torch.device("cpu"), torch.float32
+        device, dtype = torch.device("cpu"), torch.bfloat16
 
     model = Model()
-    model.product = product
+    model.plain, model.wrapped = (nn.Linear(4, 4, dtype=torch.bfloat16) for _ in range(2))
+    weight = _Wrapped(model.wrapped.weight.detach())
+    model.wrapped._parameters["weight"] = weight  # as a parameter it would be detached
     keep_rows_apart(model)  # type: ignore[arg-type]
-    assert type(product) is nn.Linear
+    assert type(model.wrapped) is nn.Linear
+    assert type(model.plain) is (RowLinear if is_fast_here() else nn.Linear)
+    with pytest.raises(TypeError, match="weight must hold its own values, and _Wrapped does not"):
+        bfloat16_linear(torch.ones(2, 4, dtype=torch.bfloat16), weight)
+
+
+@pytest.mark.skipif(not is_fast_here(), reason="this CPU has no AMX")
+def test_of_a_mixtures_experts_a_warning_tells(
+    tiny_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MLLM.from_pretrained(tiny_model("qwen3_vl_moe"), device="cpu", dtype="bfloat16").model
+    products._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        warn_of_mixed_rows(model)
+    assert "products in bfloat16 mix rows" in caplog.text
+    assert "MKL_CBWR" not in caplog.text
+    products._warn_once.cache_clear()

@@ -147,6 +147,10 @@ def test_memory_layouts_and_no_rows(backend):
     strided = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(int8_linear(strided, weight, backend=backend), expected)
     assert int8_linear(x[:0], weight, backend=backend).shape == (0, 5, 6)
+    nothing = Int8Weight(weight.codes[:0], weight.scales[:0])
+    assert int8_linear(x, nothing, backend=backend).shape == (4, 5, 0)
+    with torch.device("meta"):  # what a caller makes by default
+        assert torch.equal(int8_linear(x, weight, backend=backend), expected)
 
 
 @settings(deadline=None, max_examples=60)
